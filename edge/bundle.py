@@ -1,0 +1,317 @@
+"""A bundle: a directory of `manifest.json`, parts, `tokenizer.json` and `golden.npz` (manifest.schema.json)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from edge.errors import BundleError, EdgeError, UsageError
+from edge.spec import VLMSpec
+from edge.types import PartFiles, TensorSpec
+
+SCHEMA = 1
+OLDEST_SCHEMA = 1  # a reader accepts its own and the one before; there is none before the first
+MANIFEST = "manifest.json"
+ROLES = ("vision", "projector", "decoder")
+
+
+@dataclass(frozen=True)
+class File:
+    path: str  # relative to the bundle, with forward slashes
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One written artifact that covers one or more adjacent roles.
+
+    `tolerance` bounds the distance to torch on the same stored weights (`max_abs` from above; `cosine` and `tokens`, the
+    share of equal greedy tokens, from below); `error` holds what the export measured, against them and against fp32.
+    """
+
+    covers: tuple[str, ...]
+    format: str
+    scheme: str
+    files: tuple[File, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    tolerance: Mapping[str, float] = field(default_factory=dict)
+    error: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    name: str
+    source: Mapping[str, str]  # name, sha256 of the checkpoint's content; never a path
+    license: str
+    recipe: str
+    spec: VLMSpec
+    golden_prompt: Mapping[str, Any]  # question, segments: token ids around the pictures (None stands for a picture)
+    parts: tuple[Part, ...]
+    tokenizer: File
+    golden: File
+    versions: Mapping[str, str]
+    schema: int = SCHEMA
+
+    def part(self, role: str) -> Part:
+        for part in self.parts:
+            if role in part.covers:
+                return part
+        raise BundleError(f"the bundle has no part for the role {role!r}", hint="export the bundle again")
+
+    def files(self) -> Iterator[File]:
+        for part in self.parts:
+            yield from part.files
+        yield self.tokenizer
+        yield self.golden
+
+    def to_json(self) -> dict[str, Any]:
+        spec = self.spec.to_json()
+        return {
+            "schema": self.schema,
+            "name": self.name,
+            "source": dict(self.source),
+            "license": self.license,
+            "recipe": self.recipe,
+            "image": spec["image"],
+            "prompt": {**spec["prompt"], "golden": dict(self.golden_prompt)},
+            "decoder": spec["decoder"],
+            "parts": [asdict(part) for part in self.parts],
+            "tokenizer": asdict(self.tokenizer),
+            "golden": asdict(self.golden),
+            "versions": dict(self.versions),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Manifest:
+        """Raises BundleError on whatever is not a manifest that this reader knows."""
+        if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
+            raise BundleError("manifest.json carries no schema number", hint="is this a bundle?")
+        if not OLDEST_SCHEMA <= data["schema"] <= SCHEMA:
+            raise BundleError(
+                f"manifest.json has schema {data['schema']}; this edge-vlm reads up to {SCHEMA}",
+                hint="pip install -U edge-vlm" if data["schema"] > SCHEMA else "export the bundle again",
+            )
+        try:
+            return cls(
+                schema=data["schema"],
+                name=str(data["name"]),
+                source=_texts(data["source"]),
+                license=str(data["license"]),
+                recipe=str(data["recipe"]),
+                spec=VLMSpec.from_json(data),
+                golden_prompt=_golden_prompt(data["prompt"]["golden"]),
+                parts=tuple(_part(p) for p in data["parts"]),
+                tokenizer=_file(data["tokenizer"]),
+                golden=_file(data["golden"]),
+                versions=_texts(data["versions"]),
+            )
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise BundleError(f"manifest.json is damaged: {error!r}", hint="export the bundle again") from error
+
+
+def _file(data: Mapping[str, Any]) -> File:
+    path = str(data["path"])
+    posix, windows = PurePosixPath(path), PureWindowsPath(path)
+    # A manifest is untrusted: a file of a bundle lies inside it, whatever system reads it.
+    if not path or posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts + windows.parts:
+        raise BundleError(f"manifest.json names a file outside the bundle: {path!r}", hint="do not use this bundle")
+    return File(path, int(data["bytes"]), str(data["sha256"]))
+
+
+def _texts(data: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in data.items()}
+
+
+def _numbers(data: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in data.items()}
+
+
+def _golden_prompt(data: Mapping[str, Any]) -> dict[str, Any]:
+    segments = [None if ids is None else [int(i) for i in ids] for ids in data["segments"]]
+    return {"question": str(data["question"]), "segments": segments}
+
+
+def _tensor(data: Mapping[str, Any]) -> TensorSpec:
+    shape = tuple(d if isinstance(d, int) else str(d) for d in data["shape"])
+    return TensorSpec(str(data["name"]), str(data["dtype"]), shape)
+
+
+def _part(data: Mapping[str, Any]) -> Part:
+    covers = tuple(data["covers"])
+    if not covers or any(role not in ROLES for role in covers):
+        raise BundleError(f"manifest.json has a part that covers {list(covers)}", hint="roles: " + ", ".join(ROLES))
+    files = tuple(_file(f) for f in data["files"])
+    if not files:
+        raise BundleError(f"manifest.json has a part without files: {'+'.join(covers)}", hint="export the bundle again")
+    return Part(
+        covers=covers,
+        format=str(data["format"]),
+        scheme=str(data["scheme"]),
+        files=files,
+        inputs=tuple(_tensor(t) for t in data["inputs"]),
+        outputs=tuple(_tensor(t) for t in data["outputs"]),
+        tolerance=_numbers(data["tolerance"]),
+        error=_numbers(data["error"]),
+    )
+
+
+@dataclass(frozen=True)
+class Bundle:
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Read and validate the manifest, and see that every file is there with its size. `check` reads them whole."""
+        root = Path(path)
+        file = root / MANIFEST
+        if not file.is_file():
+            what = (
+                "has no manifest.json" if root.is_dir() else "is not a directory" if root.exists() else "does not exist"
+            )
+            raise BundleError(
+                f"no bundle at {str(path)!r}: it {what}", hint="edge export CHECKPOINT -o BUNDLE makes one"
+            )
+        try:
+            data = json.loads(file.read_bytes())
+        except OSError as error:
+            raise BundleError(f"cannot read {file}: {error.strerror}", hint="check who may read it") from error
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{file} is not JSON: {error}", hint="export the bundle again") from error
+        bundle = cls(root, Manifest.from_json(data))
+        for entry in bundle.manifest.files():
+            try:
+                bundle._sized(entry)
+            except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
+                raise BundleError(f"cannot look at {entry.path!r}: {error}", hint="do not use this bundle") from error
+        return bundle
+
+    def file(self, entry: File) -> Path:
+        return self.path / entry.path
+
+    def files(self, part: Part) -> PartFiles:
+        return PartFiles(
+            format=part.format,
+            scheme=part.scheme,
+            covers=part.covers,
+            files=tuple(self.file(f) for f in part.files),
+            inputs=part.inputs,
+            outputs=part.outputs,
+        )
+
+    def check(self) -> None:
+        """Hash every file. Raises BundleError on the first that is not what was exported."""
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            for entry, digest in zip(
+                self.manifest.files(), pool.map(lambda f: sha256(self.file(f)), self.manifest.files()), strict=True
+            ):
+                if digest != entry.sha256:
+                    raise BundleError(
+                        f"{entry.path} is not the file that was exported: "
+                        f"sha256 {digest[:12]}…, expected {entry.sha256[:12]}…",
+                        hint="copy or export the bundle again",
+                    )
+
+    def _sized(self, entry: File) -> None:
+        path = self.file(entry)
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise BundleError(f"{entry.path} links to a place outside the bundle", hint="do not use this bundle")
+        if not path.is_file():
+            raise BundleError(f"the bundle lacks {entry.path}", hint="copy or export the bundle again")
+        if (size := path.stat().st_size) != entry.bytes:
+            raise BundleError(
+                f"{entry.path} has {size} bytes, expected {entry.bytes}", hint="copy or export the bundle again"
+            )
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe(root: Path, path: Path) -> File:
+    """The manifest's entry of a written file."""
+    return File(path.relative_to(root).as_posix(), path.stat().st_size, sha256(path))
+
+
+@contextlib.contextmanager
+def create(destination: str | os.PathLike[str]) -> Iterator[Path]:
+    """A directory to write a bundle into; it becomes `destination` when the block ends well, and vanishes otherwise.
+
+    A bundle that was there is replaced only then. Anything else that was there is left alone: UsageError.
+    """
+    final = Path(destination).resolve()
+    if final.exists() and not (final / MANIFEST).is_file() and not (final.is_dir() and not any(final.iterdir())):
+        raise UsageError(f"{str(destination)!r} exists and is not a bundle", hint="name another place with -o")
+    staging = final.with_name(f".{final.name}.partial-{os.getpid()}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final)
+        staging.mkdir()
+        yield staging
+        if not (staging / MANIFEST).is_file():
+            raise AssertionError("a bundle was created without a manifest")
+        _replace(staging, final)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise EdgeError(
+                f"no space left while writing {str(destination)!r}", hint="free some space and repeat"
+            ) from error
+        raise EdgeError(f"cannot write {str(destination)!r}: {error}", hint="name another place with -o") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_manifest(root: Path, manifest: Manifest) -> None:
+    text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n"
+    (root / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _replace(staging: Path, final: Path) -> None:
+    if not final.exists():
+        staging.rename(final)
+        return
+    old = staging.with_name(f"{staging.name}-old")
+    final.rename(old)
+    try:
+        staging.rename(final)
+    except OSError:
+        old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(final: Path) -> None:
+    """Remove what an export that was killed left beside the destination."""
+    for left in final.parent.glob(f".{glob.escape(final.name)}.partial-*"):
+        pid = left.name.rpartition("partial-")[2].partition("-")[0]
+        if pid.isdigit() and _alive(int(pid)):
+            continue
+        if left.name.endswith("-old") and not final.exists():
+            left.rename(final)  # the kill fell between the two renames
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False  # an earlier process of this number: in a container every run may have the same
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

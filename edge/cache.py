@@ -1,0 +1,129 @@
+"""The keys and values that a lifted decoder remembers: arrays `[1, kv_heads, positions, head_dim]`, read and written by
+the graph where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import numpy as np
+
+from edge.types import Array
+
+STEP = 256  # the first allocation; it doubles as the cache fills, so that memory follows use
+
+
+@dataclass(frozen=True)
+class CacheSlot:
+    """One key or value tensor: what the graph reads it as, and what it writes it as."""
+
+    past: str
+    present: str
+    dtype: str
+    heads: int
+    head_dim: int
+
+    def zeros(self, length: int) -> Array:
+        # Zeros, not empty: what is not yet written is masked, and must not be NaN. The pages come when they are touched.
+        return np.zeros((1, self.heads, length, self.head_dim), self.dtype)
+
+
+Arrays = Mapping[str, Array]
+
+
+class Cache(Protocol):
+    def prepare(self, used: int, total: int) -> tuple[Arrays, Arrays]:
+        """What to feed, and what to have written, to go from `used` positions to `total`. Raises MemoryError, and is
+        then empty."""
+        ...
+
+    def commit(self) -> None:
+        """The graph has run."""
+        ...
+
+    def rewind(self, position: int) -> None: ...
+
+
+class FixedCache:
+    """The graph writes new positions into the array that it reads."""
+
+    def __init__(self, slots: tuple[CacheSlot, ...], limit: int, length: int | None = None) -> None:
+        """`limit`: the most positions it may hold; `length`: the only length that the graph takes, if it names one."""
+        self._slots = slots
+        self._limit = limit
+        self._only = length
+        self._length = 0
+        self._past: dict[str, Array] = {}
+        self._present: dict[str, Array] = {}
+
+    def prepare(self, used: int, total: int) -> tuple[Arrays, Arrays]:
+        if total > self._length:
+            self._grow(used, self._only or _capacity(total, self._limit))
+        return self._past, self._present
+
+    def commit(self) -> None:
+        return
+
+    def rewind(self, position: int) -> None:
+        return  # what lies behind the position is masked, and written over
+
+    def _grow(self, used: int, length: int) -> None:
+        try:
+            for slot in self._slots:  # one at a time: never two whole caches at once
+                grown = slot.zeros(length)
+                if used:
+                    grown[:, :, :used] = self._past[slot.past][:, :, :used]
+                self._past[slot.past] = self._present[slot.present] = grown
+        except MemoryError:
+            self._past, self._present, self._length = {}, {}, 0
+            raise
+        self._length = length
+
+
+class GrowingCache:
+    """The graph gives a longer copy of what it reads. Two sets of buffers take turns: a step allocates nothing."""
+
+    def __init__(self, slots: tuple[CacheSlot, ...], limit: int) -> None:
+        self._slots = slots
+        self._limit = limit
+        self._buffers: tuple[dict[str, Array], dict[str, Array]] = ({}, {})  # flat: read from, written to
+        self._past: dict[str, Array] = {slot.past: slot.zeros(0) for slot in slots}
+        self._present: dict[str, Array] = {}
+
+    def prepare(self, used: int, total: int) -> tuple[Arrays, Arrays]:
+        try:
+            self._present = {slot.present: self._target(slot, total) for slot in self._slots}
+        except MemoryError:
+            self._buffers = ({}, {})
+            self.rewind(0)
+            raise
+        return self._past, self._present
+
+    def commit(self) -> None:
+        self._past = {slot.past: self._present[slot.present] for slot in self._slots}
+        self._buffers = self._buffers[::-1]
+
+    def rewind(self, position: int) -> None:
+        if position == 0:
+            self._past = {slot.past: slot.zeros(0) for slot in self._slots}
+            return
+        self._present = {slot.present: self._target(slot, position) for slot in self._slots}
+        for slot in self._slots:
+            self._present[slot.present][:] = self._past[slot.past][:, :, :position]
+        self.commit()
+
+    def _target(self, slot: CacheSlot, length: int) -> Array:
+        shape = (1, slot.heads, length, slot.head_dim)
+        buffer = self._buffers[1].get(slot.past)
+        if buffer is None or buffer.size < prod(shape):
+            buffer = self._buffers[1][slot.past] = slot.zeros(_capacity(length, self._limit)).reshape(-1)
+        return buffer[: prod(shape)].reshape(shape)
+
+
+def _capacity(total: int, limit: int) -> int:
+    length = STEP
+    while length < total:
+        length *= 2
+    return min(length, limit)

@@ -1,0 +1,39 @@
+"""A folder of calibration data: pictures, and `prompts.jsonl` with one `{"image", "question", "answer"}` a line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Record:
+    picture: Path
+    question: str
+    answer: str  # empty where none is known
+
+
+def read(folder: Path) -> list[Record]:
+    """Raises UsageError that names the line which is off."""
+    file = folder / "prompts.jsonl"
+    hint = 'a line reads {"image": "images/cat.jpg", "question": "What is this?"}'
+    if not file.is_file():
+        raise UsageError(f"no prompts.jsonl in {str(folder)!r}", hint=hint)
+    records = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            record = Record(folder / entry["image"], str(entry["question"]), str(entry.get("answer", "")))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{file.name}, line {number}: {error!r}", hint=hint) from error
+        if not record.picture.is_file():
+            raise UsageError(f"{file.name}, line {number}: no picture {entry['image']!r}", hint=hint)
+        records.append(record)
+    if not records:
+        raise UsageError(f"{file.name} in {str(folder)!r} is empty", hint=hint)
+    return records

@@ -1,0 +1,338 @@
+"""The command line: data to stdout, everything else to stderr; exit 0 fine, 1 failed, 2 the call was off."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge import plugins
+from edge.errors import ContextError, EdgeError, EngineError, ImageError, ParityError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from edge.session import Session
+    from edge.verify import Report
+
+# How a picture's file name ends: what tells a picture that is missing from a question.
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".tga", ".avif", ".heic", ".jp2"}
+EXPORT = "pip install 'edge-vlm[export]'"
+
+app = typer.Typer(name="edge", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory that `edge export` wrote.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")]
+Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Processor threads; 0: this machine's best.")]
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder, or a hub id.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Where the bundle is written.")],
+    format: Annotated[str | None, typer.Option(help="onnx; planned: gguf, executorch, coreml, tflite.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(metavar="S|ROLE=S", help="How numbers are stored.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A named choice of format and scheme for each role.")] = None,
+    device: Annotated[str | None, typer.Option(help="A device of `edge devices`: its recipe.")] = None,
+    calib: Annotated[Path | None, typer.Option(metavar="DIR", help="Pictures and questions to calibrate with.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Positions to export for; the checkpoint's own.")] = None,
+    vision_tower: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the vision tower lies.")] = None,
+    threads: Threads = 0,
+    max_loss: Annotated[float | None, typer.Option(help="Fail when quantising costs more (1 - cosine).")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Turn a checkpoint into a bundle, and prove that it computes the same model."""
+    with _export_side():
+        side = plugins.load("exporters", "export")
+        request = side.ExportRequest(
+            checkpoint=checkpoint,
+            output=output,
+            format=format,
+            schemes=tuple(scheme or ()),
+            recipe=recipe,
+            device=device,
+            calib=calib,
+            context=context,
+            vision_tower=vision_tower,
+            threads=threads,
+            max_loss=max_loss,
+        )
+        with _progress() as progress:
+            done = side.export(request, progress)
+    if as_json:
+        facts = {"path": str(done.path), "bytes": done.bytes, "seconds": round(done.seconds, 3)}
+        _print_json({**facts, "report": done.report.to_json(), "next_command": done.next_command})
+        return
+    from edge import show
+
+    _print(show.parity(done.report))
+    print(f"{done.path}: {show.size(done.bytes)} in {done.seconds:.1f} s; worst error {show.worst(done.report)}")
+    print(f"next: {done.next_command}")
+
+
+@app.command()
+def run(
+    bundle: BundleArgument,
+    inputs: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]... [QUESTION]", show_default=False)] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="The longest answer.")] = 256,
+    temp: Annotated[float, typer.Option(help="Temperature; 0: always the most probable token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Pick among so many tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Pick among the tokens of so much probability.")] = 1.0,
+    repeat_penalty: Annotated[float, typer.Option(help="Above 1: say less of what was said.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
+    threads: Threads = 0,
+    system: Annotated[str | None, typer.Option(help="Instead of the model's own system prompt.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Answer a question about pictures; without a question, chat about them.
+
+    The last argument is the question, unless it ends like a picture's file name or, standing alone, names a file.
+    """
+    pictures, question = split(inputs or [])
+    if as_json and question is None:
+        raise UsageError(
+            "--json answers one question, and there is none", hint='edge run BUNDLE IMAGE "question" --json'
+        )
+    from edge.sampling import Sampling
+    from edge.session import load
+
+    options: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "sampling": Sampling(temp, top_k, top_p, repeat_penalty, seed),
+    }
+    with load(bundle, threads=threads, debug=debug) as session:
+        if question is None:
+            _chat(session, pictures, system, options)
+        elif as_json:
+            session.ask(pictures or None, question, system=system, **options)
+            _print_json(_answer(session))
+        else:
+            from edge import show
+
+            _stream(session.stream(pictures or None, question, system=system, **options))
+            _say(show.answer(session.last))
+
+
+@app.command()
+def verify(
+    bundle: BundleArgument,
+    against: Annotated[
+        str | None, typer.Option(metavar="CHECKPOINT", help="Compare anew with this checkpoint.")
+    ] = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Replay what the export recorded, and compare stage by stage."""
+    from edge import show
+
+    report = _verified(bundle, against, threads)
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        _print(show.parity(report))
+    if not report.ok:
+        stages = ", ".join(row.stage for row in report.rows if not row.ok)
+        raise ParityError(f"{bundle} does not compute the same model: {stages}", hint="export the bundle again")
+    _say(f"{bundle} computes the same model")
+
+
+def _verified(bundle: Path, against: str | None, threads: int) -> Report:
+    from edge.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    if against is None:
+        from edge.verify import verify
+
+        return verify(opened, threads=threads)
+    with _export_side():
+        report: Report = plugins.load("exporters", "against").verify_against(opened, against, threads)
+    return report
+
+
+@app.command()
+def bench(
+    bundle: BundleArgument,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Tokens to generate.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each stage is measured.")] = 5,
+    image: Annotated[str | None, typer.Option(metavar="IMAGE", help="Instead of the bundle's own picture.")] = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure loading, seeing, reading the prompt, generating, and our own overhead."""
+    from edge import show
+    from edge.bench import bench as measure
+
+    found = measure(bundle, picture=image, max_tokens=max_tokens, repeats=repeats, threads=threads)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        _print(show.bench(found))
+
+
+@app.command()
+def inspect(bundle: BundleArgument, as_json: Json = False, debug: Debug = False) -> None:
+    """Print the manifest readably."""
+    from edge import show
+    from edge.bundle import Bundle
+
+    manifest = Bundle.open(bundle).manifest
+    if as_json:
+        _print_json(manifest.to_json())
+    else:
+        _print(show.manifest(manifest))
+
+
+@app.command()
+def devices(debug: Debug = False) -> None:
+    """List the devices that `edge export --device` knows, and this machine."""
+    from edge import show
+    from edge.devices import detect, profiles
+
+    _print(show.devices(profiles(), detect()))
+
+
+@app.command()
+def doctor(as_json: Json = False, debug: Debug = False) -> None:
+    """Say which engines are installed, what the processor can do, and what to install."""
+    from edge import show
+    from edge.doctor import diagnose
+
+    found = diagnose()
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        _print(show.doctor(found))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of a failure; leaves by SystemExit otherwise, as typer does."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in given
+    if debug:
+        logging.basicConfig(level=logging.DEBUG)
+    try:
+        app(args=given, prog_name="edge")
+    except EdgeError as error:
+        if debug:
+            traceback.print_exc()
+        _complain(error)
+        return error.exit_code
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        _say(f"error: {type(error).__name__}: {error}\nhint: this is a bug in edge-vlm; --debug shows where")
+        return 1
+    return 0
+
+
+def split(inputs: Sequence[str]) -> tuple[list[str], str | None]:
+    """Pictures, and the question if there is one. Raises ImageError on a picture that does not exist."""
+    *pictures, last = inputs or [""]
+    # os.path, not Path: a long question is no file name, and no error either.
+    if os.path.splitext(last)[1].lower() in PICTURES or (not pictures and os.path.isfile(last)):
+        pictures, last = [*pictures, last], ""
+    for picture in pictures:
+        if not os.path.exists(picture):
+            raise ImageError(f"no such picture: {picture!r}", hint='edge run BUNDLE IMAGE "question"')
+    return pictures, last or None
+
+
+def _chat(session: Session, pictures: list[str], system: str | None, options: dict[str, Any]) -> None:
+    chat = session.chat(pictures or None, system=system)
+    for question in _questions():
+        try:
+            _stream(chat.stream(question, **options))
+        except ContextError as error:  # the next question may be shorter
+            _complain(error)
+
+
+def _questions() -> Iterator[str]:
+    """The lines of stdin; with a prompt and line editing where somebody types them."""
+    typed = sys.stdin.isatty()
+    if typed:
+        with contextlib.suppress(ImportError):  # Windows has none
+            importlib.import_module("readline")  # input() finds it loaded
+        _say("Ask; Ctrl-D ends.")
+    with contextlib.suppress(EOFError):
+        while True:
+            line = input("> " if typed and sys.stdout.isatty() else "")
+            if line.strip():
+                yield line.strip()
+
+
+def _stream(pieces: Iterable[str]) -> None:
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    finally:  # also when Ctrl-C ends the answer
+        print(flush=True)
+
+
+def _answer(session: Session) -> dict[str, Any]:
+    from edge.bench import peak_rss_mb
+
+    answer = asdict(session.last)
+    return {**answer, "peak_rss_mb": round(peak_rss_mb(), 1), "plan": session.plan.to_json()}
+
+
+@contextlib.contextmanager
+def _export_side() -> Iterator[None]:
+    """What runs inside needs the libraries of the export side."""
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").split(".")[0] in ("edge", "exporters"):
+            raise
+        raise EngineError(f"exporting needs more than is installed: {error}", hint=EXPORT) from error
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """A bar for each stage, on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    bars: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True)) as shown:
+
+        def report(stage: str, fraction: float) -> None:
+            if stage not in bars:
+                bars[stage] = shown.add_task(stage, total=1.0)
+            shown.update(bars[stage], completed=fraction)
+
+        yield report
+
+
+def _print(renderable: RenderableType) -> None:
+    from rich.console import Console
+
+    # No markup: a manifest's words are not ours.
+    Console(markup=False, emoji=False, highlight=False).print(renderable)
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    print(json.dumps(data, indent=1, ensure_ascii=False), flush=True)
+
+
+def _complain(error: EdgeError) -> None:
+    _say(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

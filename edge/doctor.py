@@ -1,0 +1,103 @@
+"""What this machine has: engines and their versions, the processor's features that they use, memory; what to install."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+import edge
+from edge.devices import detect
+from edge.engines import installed_engines
+from edge.plan import EngineInfo
+
+DISTRIBUTION = "edge-vlm"
+ARM = {
+    "neon": "all arithmetic",
+    "dotprod": "8-bit products: w8a8 and w4, 4 at a time",
+    "i8mm": "8-bit matrix products: w8a8 and w4, 8 at a time",
+    "fp16": "half-precision arithmetic",
+    "bf16": "bfloat16 matrix products",
+    "sve": "wide vectors",
+    "sve2": "wide vectors, integers too",
+    "sme": "matrix tiles",
+}
+X86 = {
+    "avx2": "all arithmetic",
+    "avx_vnni": "8-bit products: w8a8 and w4",
+    "avx512": "wide vectors",
+    "avx512_vnni": "8-bit products on wide vectors: w8a8 and w4",
+    "avx512_bf16": "bfloat16 products",
+    "amx": "matrix tiles, 8-bit and bfloat16",
+}
+
+
+@dataclass(frozen=True)
+class Feature:
+    name: str
+    present: bool
+    use: str
+
+
+@dataclass(frozen=True)
+class Engine:
+    name: str
+    formats: tuple[str, ...]
+    version: str | None
+    todo: str | None  # what to do before it can be used
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    version: str
+    python: str
+    system: str
+    processor: str
+    cores: int
+    memory_bytes: int
+    features: tuple[Feature, ...]
+    engines: tuple[Engine, ...]
+    export_lacks: tuple[str, ...]  # the distributions that `edge export` needs and that are not installed
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def diagnose() -> Diagnosis:
+    here = detect()
+    table = ARM if platform.machine().lower() in ("aarch64", "arm64") else X86
+    return Diagnosis(
+        version=edge.__version__,
+        python=platform.python_version(),
+        system=platform.platform(terse=True),
+        processor=here.name,
+        cores=here.threads,
+        memory_bytes=here.memory_bytes,
+        features=tuple(Feature(name, name in here.isa, use) for name, use in table.items()),
+        engines=tuple(_engine(info) for info in installed_engines() if info.formats),
+        export_lacks=tuple(_lacking("export")),
+    )
+
+
+def _engine(info: EngineInfo) -> Engine:
+    todo = None if info.installed else f"pip install '{DISTRIBUTION}[{info.name}]'"
+    return Engine(info.name, info.formats, info.version, todo)
+
+
+def _lacking(extra: str) -> Iterator[str]:
+    """The distributions of an extra that are not here, as the package's own metadata lists them."""
+    for requirement in metadata.requires(DISTRIBUTION) or ():
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        if f'extra == "{extra}"' in requirement and name != DISTRIBUTION and not _installed(name):
+            yield name
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

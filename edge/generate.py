@@ -1,0 +1,200 @@
+"""The token loop: a prompt goes in, text comes out as the decoder goes. What the decoder remembers is used again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import ContextError, UsageError
+from edge.lift import too_long
+from edge.sampling import Sampler, Sampling
+from edge.spec import PromptSpec
+from edge.stop import StopFilter
+from edge.tokenizer import Tokenizer
+from edge.types import Decoder, Embeddings, Segment, Tokens
+
+StopReason = Literal["stop", "length", "context"]
+Held = int | tuple[str, int]  # a token id, or a row of the embeddings of that key
+
+
+@dataclass(frozen=True)
+class Timings:
+    load_ms: float  # opening the bundle, once
+    image_ms: float  # reading the pictures into pixels
+    vision_ms: float  # pixels into embeddings; 0 for pictures seen before
+    prefill_ms: float  # the part of the prompt that was not in the cache
+    ttft_ms: float  # from the call to the first token
+    decode_ms: float  # the tokens after the first, without the time that the caller took between them
+    decode_tok_s: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    token_ids: tuple[int, ...]  # without the id that ended it
+    stop_reason: StopReason
+    prompt_tokens: int  # all positions of the prompt, those of pictures too
+    image_tokens: int
+    cached_tokens: int  # of the prompt, that were in the cache already
+    generated_tokens: int
+    timings: Timings
+
+
+class TextGenerator:
+    """Owns a decoder. One answer at a time: beginning another ends the one before."""
+
+    def __init__(
+        self, decoder: Decoder, spec: PromptSpec, tokenizer: Tokenizer, context: int, ready: Callable[[], None]
+    ) -> None:
+        """`ready` is called before the first text of an answer is let out; it may raise."""
+        self._decoder = decoder
+        self._spec = spec
+        self._tokenizer = tokenizer
+        self._context = context
+        self._ready = ready
+        self._held: list[Held] = []  # what the decoder's cache holds, position by position
+        self._answers = 0
+
+    def release(self) -> Decoder:
+        """The decoder, for a caller who extends and rewinds it: nothing that it remembers is used again."""
+        self._answers += 1
+        self._held = []
+        return self._decoder
+
+    def stream(
+        self, segments: Sequence[Segment], *, max_tokens: int, sampling: Sampling, started: float
+    ) -> Generator[str, None, Answer]:
+        """Yields text and returns the Answer, whose timings know nothing of loading and pictures. `started`: when the
+        call came, by perf_counter. Raises ContextError, before anything is computed, when the prompt does not fit."""
+        if max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}", hint="1 or more")
+        self._answers += 1
+        run = _Run(self._answers, perf_counter())
+        logits, cached = self._prefill(segments)
+        run.prefilled = perf_counter()
+        self._ready()
+        prompt = [i for s in segments if isinstance(s, Tokens) for i in s.ids]
+        images = sum(len(s) for s in segments if isinstance(s, Embeddings))
+        text, stops = self._tokenizer.stream(), StopFilter(self._spec.stop_strings)
+        ids: list[int] = []
+        pieces: list[str] = []
+        for token in self._tokens(run, logits, Sampler(sampling), prompt):
+            ids.append(token)
+            if piece := stops.push(text.push(token)):
+                pieces.append(piece)
+                yield piece
+            if stops.stopped:
+                break
+            if len(ids) == max_tokens:
+                run.reason = "length"
+                break
+        if rest := stops.push(text.finish()) + stops.finish():
+            pieces.append(rest)
+            yield rest
+        return Answer(
+            text="".join(pieces),
+            token_ids=tuple(ids),
+            stop_reason=run.reason,
+            prompt_tokens=len(prompt) + images,
+            image_tokens=images,
+            cached_tokens=cached,
+            generated_tokens=len(ids),
+            timings=run.timings(started),
+        )
+
+    def _tokens(self, run: _Run, logits: NDArray[np.float32], sampler: Sampler, prompt: Sequence[int]) -> Iterator[int]:
+        """Token after token, until the model ends its answer or the context is full. A token goes through the decoder
+        only when the next one is asked for."""
+        history = list(prompt)
+        token = sampler.pick(logits, history)
+        run.first = perf_counter()
+        while token not in self._spec.stop_ids:
+            history.append(token)
+            yield token
+            if self._answers != run.number:
+                raise UsageError(
+                    "another question was asked before this answer ended", hint="read an answer to its end, or close it"
+                )
+            before = perf_counter()
+            try:
+                token = sampler.pick(self._append(token), history)
+            except ContextError:
+                run.reason = "context"
+                return
+            run.decode += perf_counter() - before
+            run.steps += 1
+
+    def _prefill(self, segments: Sequence[Segment]) -> tuple[NDArray[np.float32], int]:
+        wanted = [held for segment in segments for held in _positions(segment)]
+        if not wanted:
+            raise UsageError("the prompt is empty", hint="ask something")
+        if len(wanted) > self._context:
+            raise too_long(len(wanted), self._context)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._held, wanted, strict=False)))
+        # The last position is computed anew in any case: its logits are what is asked for. A decoder that failed may
+        # hold less than it did.
+        same = min(same, len(wanted) - 1, self._decoder.position)
+        self._held = wanted[:same]
+        self._decoder.rewind(same)
+        logits = self._decoder.extend(list(_after(segments, same)))
+        self._held = wanted
+        return logits, same
+
+    def _append(self, token: int) -> NDArray[np.float32]:
+        if len(self._held) >= self._context:
+            raise too_long(len(self._held) + 1, self._context)
+        logits = self._decoder.extend((Tokens((token,)),))
+        self._held.append(token)
+        return logits
+
+
+@dataclass
+class _Run:
+    """One answer on its way; times are of perf_counter, `decode` in seconds."""
+
+    number: int
+    begun: float
+    prefilled: float = 0.0
+    first: float = 0.0
+    decode: float = 0.0
+    steps: int = 0
+    reason: StopReason = "stop"
+
+    def timings(self, started: float) -> Timings:
+        return Timings(
+            load_ms=0.0,
+            image_ms=0.0,
+            vision_ms=0.0,
+            prefill_ms=1e3 * (self.prefilled - self.begun),
+            ttft_ms=1e3 * (self.first - started),
+            decode_ms=1e3 * self.decode,
+            decode_tok_s=self.steps / self.decode if self.decode else 0.0,
+        )
+
+
+def _positions(segment: Segment) -> Iterator[Held]:
+    if isinstance(segment, Tokens):
+        yield from segment.ids
+    else:
+        yield from ((segment.key, row) for row in range(len(segment)))
+
+
+def _after(segments: Sequence[Segment], count: int) -> Iterator[Segment]:
+    """The segments without their first `count` positions."""
+    for segment in segments:
+        if count >= len(segment):
+            count -= len(segment)
+        elif count == 0:
+            yield segment
+        elif isinstance(segment, Tokens):
+            yield Tokens(segment.ids[count:])
+            count = 0
+        else:
+            yield Embeddings(segment.rows[count:], f"{segment.key}[{count}:]")
+            count = 0

@@ -1,0 +1,54 @@
+"""Golden: what the reference saw and said, kept in a bundle as `golden.npz`, so that any machine can prove the parts.
+
+Each array exists as fp32 torch computed it; with `.stored`, as torch computed it on the weights that the parts hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import BundleError
+
+TOKENS = 16  # greedy tokens after the prompt
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one set of weights computes. The decoder is always fed the fp32 `image_embeds`: each part on its own."""
+
+    image_embeds: NDArray[np.float32]  # [1, N, D]
+    logits: NDArray[np.float32]  # [vocab], of the prompt's last position
+    tokens: NDArray[np.int32]  # [TOKENS], greedy, not stopped by an end token
+
+
+@dataclass(frozen=True)
+class Golden:
+    picture: NDArray[np.uint8]  # [H, W, 3], RGB
+    pixel_values: NDArray[np.float32]  # [1, 3, S, S]
+    fp32: Outputs
+    stored: Outputs
+
+    def save(self, path: Path) -> None:
+        arrays: dict[str, Any] = {"picture": self.picture, "pixel_values": self.pixel_values}
+        for suffix, outputs in (("", self.fp32), (".stored", self.stored)):
+            for name in ("image_embeds", "logits", "tokens"):
+                arrays[name + suffix] = getattr(outputs, name)
+        np.savez_compressed(path, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Golden:
+        """Raises BundleError when the file is not a golden one."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                fp32, stored = (
+                    Outputs(*(file[name + suffix] for name in ("image_embeds", "logits", "tokens")))
+                    for suffix in ("", ".stored")
+                )
+                return cls(file["picture"], file["pixel_values"], fp32, stored)
+        except (OSError, KeyError, ValueError, EOFError) as error:
+            raise BundleError(f"{path.name} cannot be read: {error}", hint="copy or export the bundle again") from error

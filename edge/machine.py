@@ -1,0 +1,148 @@
+"""What this machine is: free memory, physical cores, instruction set. Asked of the system, without subprocesses."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable
+from ctypes.util import find_library
+from dataclasses import dataclass
+from pathlib import Path
+
+ISA = {  # our name -> the word in Linux's flags
+    "neon": "asimd",
+    "dotprod": "asimddp",
+    "fp16": "asimdhp",
+    "i8mm": "i8mm",
+    "bf16": "bf16",
+    "sve": "sve",
+    "sve2": "sve2",
+    "sme": "sme",
+    "avx2": "avx2",
+    "avx512": "avx512f",
+    "avx512_vnni": "avx512_vnni",
+    "avx_vnni": "avx_vnni",
+    "avx512_bf16": "avx512_bf16",
+    "amx": "amx_tile",
+}
+_SYSCTL = {
+    "neon": "hw.optional.AdvSIMD",
+    "dotprod": "hw.optional.arm.FEAT_DotProd",
+    "fp16": "hw.optional.arm.FEAT_FP16",
+    "i8mm": "hw.optional.arm.FEAT_I8MM",
+    "bf16": "hw.optional.arm.FEAT_BF16",
+    "sme": "hw.optional.arm.FEAT_SME",
+    "avx2": "hw.optional.avx2_0",
+    "avx512": "hw.optional.avx512f",
+}
+_WINDOWS_FEATURES = {"neon": 19, "dotprod": 43, "avx2": 40, "avx512": 41}  # PF_… of IsProcessorFeaturePresent
+_FALLBACK_MEMORY = 4 << 30
+
+
+@dataclass(frozen=True)
+class Machine:
+    name: str
+    memory_bytes: int
+    cores: int
+    isa: tuple[str, ...]
+
+
+def inspect() -> Machine:
+    name = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        return linux(Path("/"), os.sched_getaffinity(0))
+    if sys.platform == "darwin":
+        return darwin(_sysctl, name)
+    if sys.platform == "win32":
+        return windows(ctypes.WinDLL("kernel32"), name, os.cpu_count() or 1)
+    return Machine(name, _FALLBACK_MEMORY, os.cpu_count() or 1, ())
+
+
+def linux(root: Path, allowed: Iterable[int]) -> Machine:
+    """`root` is the directory that holds proc and sys; `allowed` the processors that this process may run on."""
+    cpuinfo = _fields(root / "proc/cpuinfo")
+    flags = set(f"{cpuinfo.get('flags', '')} {cpuinfo.get('Features', '')}".split())
+    tree = _text(root / "proc/device-tree/model").strip("\0\n ")
+    name = tree or cpuinfo.get("model name", "") or platform.machine()
+    available = _kilobytes(_fields(root / "proc/meminfo").get("MemAvailable", ""))
+    memory, quota = _cgroup(root, available or _FALLBACK_MEMORY)
+    cores = _physical_cores(root / "sys/devices/system/cpu", sorted(allowed))
+    return Machine(name, memory, max(1, min(cores, quota)), tuple(n for n, flag in ISA.items() if flag in flags))
+
+
+def darwin(sysctl: Callable[[str], int], name: str) -> Machine:
+    cores = sysctl("hw.perflevel0.physicalcpu") or sysctl("hw.physicalcpu") or 1
+    isa = tuple(feature for feature, key in _SYSCTL.items() if sysctl(key))
+    return Machine(name, sysctl("hw.memsize") or _FALLBACK_MEMORY, cores, isa)
+
+
+def windows(kernel32: ctypes.CDLL, name: str, processors: int) -> Machine:
+    class Status(ctypes.Structure):
+        _fields_ = (("size", ctypes.c_uint32), ("load", ctypes.c_uint32), ("bytes", ctypes.c_uint64 * 7))
+
+    status = Status(size=ctypes.sizeof(Status))
+    known = kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+    isa = tuple(n for n, feature in _WINDOWS_FEATURES.items() if kernel32.IsProcessorFeaturePresent(feature))
+    return Machine(name, int(status.bytes[1]) if known else _FALLBACK_MEMORY, processors, isa)
+
+
+def _physical_cores(cpus: Path, allowed: list[int]) -> int:
+    """One of each pair of hardware threads, and none of the slow cores beside fast ones: both hurt."""
+    speed = {cpu: _number(cpus / f"cpu{cpu}/cpu_capacity") or 1 for cpu in allowed}
+    fast = [cpu for cpu in allowed if speed[cpu] * 2 >= max(speed.values())]
+    return len({_text(cpus / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in fast})
+
+
+def _cgroup(root: Path, memory: int) -> tuple[int, int]:
+    """What control groups (version 2) leave of the memory, and how many processors' time."""
+    quota = 1 << 16
+    line = next((x for x in _text(root / "proc/self/cgroup").splitlines() if x.startswith("0::")), "0::/")
+    mount = root / "sys/fs/cgroup"
+    group = mount / line[3:].strip("/")
+    while True:
+        if limit := _number(group / "memory.max"):
+            reclaimable = _fields(group / "memory.stat", " ").get("inactive_file", "0")
+            used = (_number(group / "memory.current") or 0) - int(reclaimable)
+            memory = min(memory, max(0, limit - used))
+        allowance, _, period = _text(group / "cpu.max").partition(" ")
+        if allowance.isdigit() and period.strip().isdigit():
+            quota = min(quota, -(-int(allowance) // int(period)))
+        if group == mount or mount not in group.parents:
+            return memory, quota
+        group = group.parent
+
+
+def _sysctl(name: str) -> int:
+    """0 where the system has no such value."""
+    libc = ctypes.CDLL(find_library("c"))
+    value, size = ctypes.c_uint64(0), ctypes.c_size_t(8)
+    failed = libc.sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0)
+    return 0 if failed else value.value
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path)
+    return int(text) if text.isdigit() else None
+
+
+def _fields(path: Path, separator: str = ":") -> dict[str, str]:
+    """The first value of each name."""
+    found: dict[str, str] = {}
+    for line in _text(path).splitlines():
+        name, _, value = line.partition(separator)
+        found.setdefault(name.strip(), value.strip())
+    return found
+
+
+def _kilobytes(text: str) -> int:
+    number = text.removesuffix("kB").strip()
+    return int(number) * 1024 if number.isdigit() else 0

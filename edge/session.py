@@ -1,0 +1,269 @@
+"""A bundle that answers questions about pictures."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from time import perf_counter
+from types import TracebackType
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.bundle import Bundle
+from edge.devices import detect
+from edge.engines import installed_engines, open_part
+from edge.errors import EdgeError, EngineError, UsageError
+from edge.generate import Answer, TextGenerator
+from edge.image import Source, digest, pixels
+from edge.lift import lift
+from edge.plan import Plan, plan
+from edge.prompt import Turn, segments
+from edge.sampling import Sampling
+from edge.tokenizer import Tokenizer
+from edge.types import Array, Decoder, Embeddings, Graph, OpenOptions
+
+Images = Source | Sequence[Source] | None  # no picture, one, or several
+REMEMBERED = 32  # pictures whose embeddings a session keeps
+_GREEDY = Sampling()
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    threads: int = 0,
+    context: int = 0,
+    engine: str | None = None,
+    debug: bool = False,
+) -> Session:
+    """Open a bundle on this machine. `threads` 0: its physical cores; `context` 0: the model's, or what memory allows.
+
+    The files are hashed while the engines open them and after: a damaged one raises BundleError here, or before
+    anything is answered. Raises EngineError when no engine opens a part, and UsageError on a call that asks for what
+    does not exist.
+    """
+    started = perf_counter()
+    bundle = Bundle.open(path)
+    chosen = plan(bundle.manifest, detect(), installed_engines(), engine=engine, threads=threads, context=context)
+    options = OpenOptions(threads=chosen.threads, context=chosen.context, debug=debug)
+    pool = ThreadPoolExecutor(len(chosen.choices) + 1, thread_name_prefix="edge-load")
+    check = pool.submit(bundle.check)
+    opening = [pool.submit(open_part, bundle.files(c.part), c.engine, options) for c in chosen.choices]
+    pool.shutdown(wait=False)
+    try:
+        tokenizer = Tokenizer.open(bundle.file(bundle.manifest.tokenizer))
+        vision, decoder = _parts(bundle, chosen, [future.result() for future in opening])
+    except EdgeError:
+        check.result()  # a damaged file explains more than what an engine says of it
+        raise
+    return Session(bundle, chosen, vision, decoder, tokenizer, check, 1e3 * (perf_counter() - started))
+
+
+def _parts(bundle: Bundle, chosen: Plan, opened: Sequence[Graph | Decoder]) -> tuple[tuple[Graph, ...], Decoder]:
+    vision: list[Graph] = []
+    decoder: Decoder | None = None
+    for choice, part in zip(chosen.choices, opened, strict=True):
+        if "decoder" in choice.part.covers:
+            files = bundle.files(choice.part)
+            spec = bundle.manifest.spec.decoder
+            decoder = part if isinstance(part, Decoder) else lift(part, files, spec, chosen.context)
+        elif isinstance(part, Decoder):
+            raise EngineError(f"{choice.engine} opened the {'+'.join(choice.part.covers)} as a decoder")
+        else:
+            vision.append(part)
+    assert decoder is not None  # a plan covers every role
+    return tuple(vision), decoder
+
+
+@dataclass
+class _Seeing:
+    """What the pictures of one question took, in seconds."""
+
+    image: float = 0.0
+    vision: float = 0.0
+
+
+class Session:
+    """Made by `load`; one thread at a time. After an error, or an answer that was not read to its end, it goes on."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        chosen: Plan,
+        vision: Sequence[Graph],
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        check: Future[None],
+        load_ms: float,
+    ) -> None:
+        self.bundle = bundle
+        self.plan = chosen
+        self.load_ms = load_ms
+        self._spec = bundle.manifest.spec
+        self._vision = tuple(vision)
+        self.tokenizer = tokenizer
+        self._check = check
+        self._text: TextGenerator | None = TextGenerator(
+            decoder, self._spec.prompt, tokenizer, chosen.context, self._check.result
+        )
+        self._seen: OrderedDict[str, Embeddings] = OrderedDict()
+        self._last: Answer | None = None
+
+    @property
+    def last(self) -> Answer:
+        """The answer that ended last. Raises UsageError when there is none."""
+        if self._last is None:
+            raise UsageError("nothing was answered yet", hint="read an answer to its end first")
+        return self._last
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder itself, to extend and rewind: what it remembers is not used for an answer any more."""
+        return self._open().release()
+
+    def encode_image(self, source: Source) -> Embeddings:
+        """What the decoder sees of a picture: f32 [N, hidden]. A picture that was seen before is not computed again.
+        Raises ImageError."""
+        return self.encode_pixels(pixels(source, self._spec.image))
+
+    def encode_pixels(self, values: NDArray[np.float32]) -> Embeddings:
+        """As `encode_image`, from pixels f32 [1, 3, size, size]."""
+        embeddings = self._see(values, _Seeing())
+        self._check.result()
+        return embeddings
+
+    def ask(
+        self,
+        image: Images,
+        question: str,
+        *,
+        max_tokens: int = 256,
+        system: str | None = None,
+        sampling: Sampling = _GREEDY,
+    ) -> str:
+        """The whole answer; `last` tells more about it. See `stream`."""
+        return "".join(self.stream(image, question, max_tokens=max_tokens, system=system, sampling=sampling))
+
+    def stream(
+        self,
+        image: Images,
+        question: str,
+        *,
+        max_tokens: int = 256,
+        system: str | None = None,
+        sampling: Sampling = _GREEDY,
+    ) -> Iterator[str]:
+        """The answer in pieces, as it is made. `image` is None, a picture (path, bytes, Pillow image, uint8 array), or
+        a list of pictures; `system` None takes the model's own sentence. Raises ImageError, ContextError, UsageError."""
+        started, seeing = perf_counter(), _Seeing()
+        turn = Turn(question, self._look(image, seeing))
+        yield from self._answer([turn], system, max_tokens, sampling, started, seeing)
+
+    def chat(self, image: Images = None, *, system: str | None = None) -> Chat:
+        """A conversation about the same picture or pictures."""
+        pictures = self._look(image, _Seeing())
+        self._check.result()
+        return Chat(self, pictures, system)
+
+    def close(self) -> None:
+        """Let the engines and their memory go."""
+        self._vision, self._text = (), None
+        self._seen.clear()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _answer(
+        self,
+        turns: Sequence[Turn],
+        system: str | None,
+        max_tokens: int,
+        sampling: Sampling,
+        started: float,
+        seeing: _Seeing,
+    ) -> Generator[str, None, Answer]:
+        prompt = segments(self._spec.prompt, self.tokenizer, turns, system)
+        answer = yield from self._open().stream(prompt, max_tokens=max_tokens, sampling=sampling, started=started)
+        times = replace(
+            answer.timings, load_ms=self.load_ms, image_ms=1e3 * seeing.image, vision_ms=1e3 * seeing.vision
+        )
+        self._last = replace(answer, timings=times)
+        return self._last
+
+    def _open(self) -> TextGenerator:
+        if self._text is None:
+            raise UsageError("the session is closed", hint="edge.load(path) opens another")
+        return self._text
+
+    def _look(self, images: Images, seeing: _Seeing) -> tuple[Embeddings, ...]:
+        sources: Sequence[Source]
+        if images is None:
+            sources = ()
+        elif isinstance(images, list | tuple):
+            sources = images
+        else:
+            sources = (cast("Source", images),)
+        seen = []
+        for source in sources:
+            started = perf_counter()
+            values = pixels(source, self._spec.image)
+            seeing.image += perf_counter() - started
+            seen.append(self._see(values, seeing))
+        return tuple(seen)
+
+    def _see(self, values: NDArray[np.float32], seeing: _Seeing) -> Embeddings:
+        self._open()
+        started = perf_counter()
+        key = digest(values)
+        if key not in self._seen:
+            for graph in self._vision:
+                values = graph.run({graph.inputs[0].name: values})[graph.outputs[0].name]
+            self._seen[key] = Embeddings(self._rows(values), key)
+            if len(self._seen) > REMEMBERED:
+                self._seen.popitem(last=False)
+            seeing.vision += perf_counter() - started
+        self._seen.move_to_end(key)
+        return self._seen[key]
+
+    def _rows(self, values: Array) -> NDArray[np.float32]:
+        expected = (1, self._spec.prompt.image_tokens, self._spec.decoder.hidden)
+        if values.shape != expected:
+            raise EngineError(
+                f"the vision part gave {list(values.shape)}, expected {list(expected)}",
+                hint=f"edge verify {self.bundle.path}",
+            )
+        return np.ascontiguousarray(values[0], np.float32)
+
+
+class Chat:
+    """Questions about the same pictures; what was said before is still in the decoder's cache."""
+
+    def __init__(self, session: Session, pictures: tuple[Embeddings, ...], system: str | None) -> None:
+        self.turns: list[Turn] = []  # those that were answered to the end
+        self._session = session
+        self._pictures = pictures
+        self._system = system
+
+    def ask(self, question: str, *, max_tokens: int = 256, sampling: Sampling = _GREEDY) -> str:
+        """The whole answer; the session's `last` tells more about it."""
+        return "".join(self.stream(question, max_tokens=max_tokens, sampling=sampling))
+
+    def stream(self, question: str, *, max_tokens: int = 256, sampling: Sampling = _GREEDY) -> Iterator[str]:
+        """The answer in pieces. A question whose answer is not read to its end, or fails, is not kept."""
+        started = perf_counter()
+        turn = Turn(question, () if self.turns else self._pictures)
+        answer = yield from self._session._answer(
+            [*self.turns, turn], self._system, max_tokens, sampling, started, _Seeing()
+        )
+        # As the model wrote it, so that the cache holds it; but not with the stop string that ended it.
+        whole = self._session.tokenizer.decode(answer.token_ids) == answer.text
+        self.turns.append(replace(turn, answer=answer.text, answer_ids=answer.token_ids if whole else None))

@@ -1,0 +1,195 @@
+"""What the command line shows, as rich renderables that read well at 80 columns. Nothing here prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from edge.bench import Bench
+    from edge.bundle import File, Manifest, Part
+    from edge.devices import DeviceProfile
+    from edge.doctor import Diagnosis
+    from edge.session import Answer
+    from edge.spec import VLMSpec
+    from edge.verify import Report, Row
+
+MEASURES = {"max_abs": "Largest error", "cosine": "Cosine", "tokens": "Tokens alike"}
+
+
+def size(count: float) -> str:
+    """Decimal, as disks and downloads are counted."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def parity(report: Report) -> RenderableType:
+    """One line per stage and reference: what was measured, and what is allowed."""
+    table = _table("Stage", "Against", *MEASURES.values(), "")
+    for row in report.rows:
+        verdict = "cost" if not row.tolerance else "ok" if row.ok else "FAILED"
+        style = {"ok": "green", "FAILED": "bold red"}.get(verdict, "")
+        table.add_row(row.stage, row.against, *(_measured(row, m) for m in MEASURES), Text(verdict, style))
+    return table
+
+
+def worst(report: Report) -> str:
+    """The error that comes nearest to what is allowed, and what quantising costs."""
+    bounded = [row for row in report.rows if row.tolerance.get("max_abs")]
+    nearest = max(bounded, key=lambda row: row.error["max_abs"] / row.tolerance["max_abs"])
+    text = (
+        f"{_number(nearest.error['max_abs'])} in {nearest.stage} ({_number(nearest.tolerance['max_abs'])} is allowed)"
+    )
+    costs = [row.error["max_abs"] for row in report.rows if row.against == "fp32" and "max_abs" in row.error]
+    return f"{text}; {_number(max(costs))} from fp32" if costs else text
+
+
+def _measured(row: Row, measure: str) -> str:
+    if measure not in row.error:
+        return ""
+    found, bound = row.error[measure], row.tolerance.get(measure)
+    if measure == "max_abs":
+        return _number(found) if bound is None else f"{_number(found)} ≤ {_number(bound)}"
+    return _share(found) if bound is None else f"{_share(found)} ≥ {_share(bound)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2g}"
+
+
+def _share(value: float) -> str:
+    """Six digits, cut and not rounded: only 1 itself reads as 1."""
+    return f"{int(value * 1e6) / 1e6:.6f}".rstrip("0").rstrip(".") if value == value else "nan"
+
+
+def answer(found: Answer) -> str:
+    """One line about an answer: what went in, when the first word came, how fast the rest."""
+    times = found.timings
+    parts = [
+        f"{found.prompt_tokens} tokens in" + (f", {found.cached_tokens} remembered" if found.cached_tokens else "")
+    ]
+    parts.append(f"first word after {times.ttft_ms / 1000:.2f} s")
+    parts.append(
+        f"{found.generated_tokens} tokens out" + (f", {times.decode_tok_s:.1f}/s" if times.decode_tok_s else "")
+    )
+    ends = {"length": "cut off: -n gives more", "context": "the context is full"}
+    return " · ".join([*parts, *filter(None, [ends.get(found.stop_reason)])])
+
+
+def manifest(found: Manifest) -> RenderableType:
+    facts = {
+        "name": found.name,
+        "made from": f"{found.source.get('name')}, sha256 {found.source.get('sha256', '')[:12]}…",
+        "licence": found.license,
+        "recipe": found.recipe,
+        "size": size(sum(file.bytes for file in found.files())),
+        **_model(found.spec),
+        "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
+    }
+    return Group(_facts(facts), _parts(found.parts), _files(found.files()))
+
+
+def _model(spec: VLMSpec) -> dict[str, str]:
+    image, prompt, decoder = spec.image, spec.prompt, spec.decoder
+    fit = f"padded with RGB {' '.join(map(str, image.background))}" if image.fit == "pad" else "cropped to the centre"
+    start = prompt.system.replace("{text}", prompt.default_system)
+    turn = prompt.user.replace("{text}", prompt.image + "{question}") + prompt.generation
+    stops = [f"id {i}" for i in prompt.stop_ids] + [repr(s) for s in prompt.stop_strings]
+    return {
+        "picture": f"{image.size}×{image.size}, {fit}, {image.resample}; {prompt.image_tokens} rows",
+        "prompt": (start + turn).replace("\n", "\\n"),
+        "stops at": ", ".join(stops),
+        "decoder": f"{decoder.layers} layers, hidden {decoder.hidden}, {decoder.heads} heads of {decoder.head_dim} "
+        f"({decoder.kv_heads} key-value), vocabulary {decoder.vocab}, context {decoder.context}",
+    }
+
+
+def _parts(parts: Iterable[Part]) -> Table:
+    table = _table("Part", "Format", "Scheme", "Size", "Measured", right=("Size",))
+    for part in parts:
+        total = size(sum(file.bytes for file in part.files))
+        table.add_row("+".join(part.covers), part.format, part.scheme, total, "\n".join(_errors(part.error)))
+    return table
+
+
+def _errors(error: Mapping[str, float]) -> list[str]:
+    """`vision.stored.max_abs` and its neighbours as one line a reference."""
+    lines: dict[str, list[str]] = {}
+    for key, value in error.items():
+        where, _, measure = key.rpartition(".")
+        shown = _number(value) if measure == "max_abs" else _share(value)
+        lines.setdefault(where.replace(".", " / "), []).append(f"{measure} {shown}")
+    return [f"{where}: {', '.join(found)}" if where else ", ".join(found) for where, found in lines.items()]
+
+
+def _files(files: Iterable[File]) -> Table:
+    table = _table("File", "Size", "sha256", right=("Size",))
+    for file in files:
+        table.add_row(file.path, size(file.bytes), f"{file.sha256[:12]}…")
+    return table
+
+
+def devices(profiles: Sequence[DeviceProfile], here: DeviceProfile) -> RenderableType:
+    """The profiles, and this machine at the end."""
+    table = _table("Id", "Device", "Memory", "Threads", "Features", "Recipe", right=("Memory", "Threads"))
+    for profile in (*profiles, here):
+        mark = "bold" if profile is here else ""
+        memory = f"{profile.memory_bytes / 2**30:.1f} GiB"
+        name = f"{profile.name} (this machine)" if profile is here else profile.name
+        table.add_row(profile.id, name, memory, str(profile.threads), " ".join(profile.isa), profile.recipe, style=mark)
+    return table
+
+
+def doctor(found: Diagnosis) -> RenderableType:
+    facts = {
+        "edge-vlm": f"{found.version}, Python {found.python}, {found.system}",
+        "processor": f"{found.processor}, {found.cores} cores",
+        "memory": f"{size(found.memory_bytes)} free",
+    }
+    features = _table("Processor", "Here", "What it is for")
+    for feature in found.features:
+        features.add_row(feature.name, "yes" if feature.present else "no", feature.use)
+    engines = _table("Engine", "Opens", "Version", "What to do")
+    for engine in found.engines:
+        state = ("not installed" if engine.todo else "unknown") if engine.version is None else engine.version
+        engines.add_row(engine.name, ", ".join(engine.formats), state, engine.todo or "ready")
+    lacks = ", ".join(found.export_lacks)
+    engines.add_row("edge export", "", "", f"pip install 'edge-vlm[export]' (lacks {lacks})" if lacks else "ready")
+    return Group(_facts(facts), features, engines)
+
+
+def bench(found: Bench) -> RenderableType:
+    table = _table("Stage", "Median", "Min", "Max", "Unit", right=("Median", "Min", "Max"))
+    for stage in found.stages:
+        table.add_row(stage.name, *(f"{v:,.2f}" for v in (stage.median, stage.min, stage.max)), stage.unit)
+    facts = {
+        "prompt": f"{found.prompt_tokens} tokens, {found.image_tokens} of them picture",
+        "answers": f"{found.repeats} of {found.generated_tokens} tokens, after one to warm up",
+        "threads": str(found.threads),
+        "peak memory": size(found.peak_rss_mb * 1e6),
+    }
+    return Group(table, _facts(facts))
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _facts(facts: Mapping[str, str]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    return table

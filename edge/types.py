@@ -1,0 +1,111 @@
+"""The seam between engines: what a prompt is made of, and what a part can do. Protocols, no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A named tensor. A `str` in the shape is a named, dynamic axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Rows that stand where tokens would. Two segments of equal `key` hold the same rows."""
+
+    rows: NDArray[np.float32]  # [N, hidden]
+    key: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+Segment = Tokens | Embeddings
+
+
+class Graph(Protocol):
+    """Arrays in, arrays out, no memory."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    def run(self, feeds: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """Outputs by name. An output named in `into` is written into that array, without a copy; the array may be
+        one of the feeds, where the graph updates a cache in place."""
+        ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """Segments in, logits of the last position out. It remembers, and can rewind."""
+
+    @property
+    def position(self) -> int:
+        """How many positions are remembered."""
+        ...
+
+    def extend(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
+        """Append the segments in one pass; logits `[vocab]` of the last position. Raises ContextError when full."""
+        ...
+
+    def rewind(self, position: int) -> None:
+        """Forget everything from `position` on."""
+        ...
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """What an engine may be told. `threads` 0 leaves the choice to the engine."""
+
+    threads: int = 0
+    context: int = 0
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class PartFiles:
+    """What an engine needs of a part: where it lies, and what it takes and gives."""
+
+    format: str
+    scheme: str
+    covers: tuple[str, ...]
+    files: tuple[Path, ...]  # the first is the one to open
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Runtime(Protocol):
+    """A module of `runtimes/`. `FORMATS` and `PACKAGE` are literals, so that they are read without importing it."""
+
+    FORMATS: tuple[str, ...]  # the formats it opens
+    PACKAGE: str  # the distribution that brings its library
+
+    def version(self) -> str: ...
+
+    def open(self, part: PartFiles, options: OpenOptions) -> Graph | Decoder:
+        """Raises EngineError, from the library's own error."""
+        ...

@@ -1,0 +1,125 @@
+"""Replay a bundle's golden through the engines of this machine, stage by stage. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import image
+from edge.bundle import Bundle
+from edge.golden import TOKENS, Golden, Outputs
+from edge.prompt import Turn, segments
+from edge.session import Session, load
+from edge.spec import ImageSpec
+from edge.types import Decoder, Embeddings, Segment, Tokens
+
+_PICTURE = {"max_abs": 1e-4}  # a resize is exact; what remains is float arithmetic
+_EXACT = {"tokens": 1.0}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage compared with one reference. A row without a tolerance tells what quantising costs; it cannot fail."""
+
+    stage: str  # picture, prompt, vision, prefill, tokens
+    against: str  # golden; stored: torch on the same stored weights; fp32: torch on the source's weights
+    error: Mapping[str, float]
+    tolerance: Mapping[str, float]
+
+    @property
+    def ok(self) -> bool:
+        for name, bound in self.tolerance.items():
+            found = self.error[name]
+            # Written so that NaN fails.
+            if not (found <= bound if name == "max_abs" else found >= bound):
+                return False
+        return True
+
+
+@dataclass(frozen=True)
+class Report:
+    rows: tuple[Row, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(row.ok for row in self.rows)
+
+    def error(self, stage: str, against: str) -> Mapping[str, float]:
+        return next(row.error for row in self.rows if (row.stage, row.against) == (stage, against))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ok": self.ok, "rows": [{**asdict(row), "ok": row.ok} for row in self.rows]}
+
+
+def verify(bundle: Bundle, *, threads: int = 0) -> Report:
+    """Hash the files, then compare each stage with golden. Raises EdgeError when a stage cannot run at all."""
+    golden = Golden.load(bundle.file(bundle.manifest.golden))
+    with load(bundle.path, threads=threads) as session:
+        return compare(session, golden)
+
+
+def compare(session: Session, golden: Golden) -> Report:
+    manifest = session.bundle.manifest
+    vision, decoder = (dict(manifest.part(role).tolerance) for role in ("vision", "decoder"))
+    agreement = {key: decoder.pop(key) for key in ("tokens",) if key in decoder}
+    found = _replay(session, golden)
+    rows = [
+        Row("picture", "golden", _picture_error(golden, manifest.spec.image), _PICTURE),
+        Row("prompt", "golden", {"tokens": _prompt_agreement(session)}, _EXACT),
+        Row("vision", "stored", distance(found.image_embeds, golden.stored.image_embeds), vision),
+        Row("vision", "fp32", distance(found.image_embeds, golden.fp32.image_embeds), {}),
+        Row("prefill", "stored", distance(found.logits, golden.stored.logits), decoder),
+        Row("prefill", "fp32", distance(found.logits, golden.fp32.logits), {}),
+        Row("tokens", "stored", {"tokens": _agreement(found.tokens, golden.stored.tokens)}, agreement),
+        Row("tokens", "fp32", {"tokens": _agreement(found.tokens, golden.fp32.tokens)}, {}),
+    ]
+    return Report(tuple(rows))
+
+
+def distance(found: NDArray[np.float32], reference: NDArray[np.float32]) -> dict[str, float]:
+    """Largest absolute difference, and cosine of the whole arrays."""
+    a, b = found.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return {"max_abs": float(np.abs(a - b).max()), "cosine": float(a @ b) / norms if norms else float("nan")}
+
+
+def _replay(session: Session, golden: Golden) -> Outputs:
+    rows = session.encode_pixels(golden.pixel_values).rows
+    picture = Embeddings(golden.fp32.image_embeds[0], key="golden")
+    prompt: list[Segment] = [
+        picture if ids is None else Tokens(tuple(ids)) for ids in session.bundle.manifest.golden_prompt["segments"]
+    ]
+    decoder = session.decoder
+    decoder.rewind(0)
+    logits = decoder.extend(prompt)
+    return Outputs(rows[None], logits.copy(), _greedy(decoder, logits))
+
+
+def _greedy(decoder: Decoder, logits: NDArray[np.float32]) -> NDArray[np.int32]:
+    tokens: list[int] = []
+    for _ in range(TOKENS):
+        tokens.append(int(logits.argmax()))
+        logits = decoder.extend([Tokens((tokens[-1],))])
+    return np.array(tokens, dtype=np.int32)
+
+
+def _agreement(found: NDArray[np.int32], reference: NDArray[np.int32]) -> float:
+    return float((found == reference).mean())
+
+
+def _picture_error(golden: Golden, spec: ImageSpec) -> dict[str, float]:
+    return distance(image.pixels(golden.picture, spec), golden.pixel_values)
+
+
+def _prompt_agreement(session: Session) -> float:
+    """1.0 when the question is cut and tokenised into the very ids that the export saw."""
+    manifest = session.bundle.manifest
+    rows = np.zeros((manifest.spec.prompt.image_tokens, manifest.spec.decoder.hidden), np.float32)
+    turn = Turn(manifest.golden_prompt["question"], (Embeddings(rows, key="golden"),))
+    cut = segments(manifest.spec.prompt, session.tokenizer, [turn])
+    ids = [list(segment.ids) if isinstance(segment, Tokens) else None for segment in cut]
+    return float(ids == manifest.golden_prompt["segments"])

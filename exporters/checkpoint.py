@@ -1,0 +1,127 @@
+"""A checkpoint: what a user trained or downloaded, understood by one of the dialects in `exporters/checkpoints/`."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edge import plugins
+from edge.errors import CheckpointError
+from edge.spec import VLMSpec
+from exporters import hub, tokenizer
+from exporters.component import Component
+from exporters.weights import Weights, content_hash
+
+DIALECTS = "exporters.checkpoints"
+SMALL = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    name: str
+    license: str
+    spec: VLMSpec
+    components: Mapping[str, Component]  # by role: vision, projector, decoder
+    weights: Weights
+    folder: Path
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the files' bytes; where they lie does not matter. Reads them all, once."""
+        small = (self.folder / name for name in SMALL)
+        return content_hash((*filter(Path.is_file, small), *self.weights.files))
+
+    @property
+    def weights_bytes(self) -> int:
+        """As stored."""
+        return sum(math.prod(self.weights.shape(name)) * self.weights.dtype(name).itemsize for name in self.weights)
+
+    def tokenizer_json(self) -> str:
+        return tokenizer.convert(self.folder)
+
+
+def open_checkpoint(source: str, *, vision_tower: Path | None = None, context: int | None = None) -> Checkpoint:
+    """A folder, or a name on the hub. Names and shapes of all weights are compared; no tensor is read.
+
+    `vision_tower` is a folder with the tower's weights, `context` shortens the decoder's.
+    """
+    folder, name = Path(source), None
+    if not folder.exists():
+        if not hub.is_name(source):
+            raise CheckpointError(f"no such folder: {source!r}", hint="a checkpoint's folder, or a hub id: owner/name")
+        folder, name = hub.fetch(source), source.partition("/")[2]
+    config = read_json(folder / "config.json")
+    known: list[str] = []
+    for dialect in plugins.names(DIALECTS):
+        known += plugins.facts(DIALECTS, dialect)["MODEL_TYPES"]
+        if config.get("model_type") in plugins.facts(DIALECTS, dialect)["MODEL_TYPES"]:
+            module = plugins.load(DIALECTS, dialect)
+            if module.recognise(config):
+                found: Checkpoint = module.read(folder, vision_tower=vision_tower, context=context)
+                return replace(found, name=name) if name else found
+    raise CheckpointError(
+        f"{folder / 'config.json'} describes a {config.get('model_type')!r}, which no dialect reads",
+        hint="known: " + ", ".join(known),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object in a file of a checkpoint. Raises CheckpointError where it is missing or something else."""
+    try:
+        data = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"{str(path.parent)!r} has no {path.name}", hint="is it a checkpoint?") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}", hint="download the checkpoint again") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}", hint="may you read it?") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds no JSON object", hint="download the checkpoint again")
+    return data
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def check(components: Iterable[Component], weights: Weights, ignored: re.Pattern[str]) -> None:
+    """Every weight that a component needs is there in its shape, and no other but what matches `ignored`."""
+    used: set[str] = set()
+    for component in components:
+        component.check(weights)
+        used.update(key for keys in component.keys.values() for key in keys)
+    if surplus := [name for name in weights if name not in used and not ignored.fullmatch(name)]:
+        raise CheckpointError(
+            "the checkpoint has weights that the model of its config.json does not use:\n  " + "\n  ".join(surplus),
+            hint="does config.json belong to it? Leaving them out would make another model",
+        )
+
+
+def license_of(folder: Path, config: Mapping[str, Any]) -> str:
+    """As the model card's front matter says, else config.json, else the first line of LICENSE, else "unknown"."""
+    card = _text(folder / "README.md")
+    front = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
+    if front and (named := re.search(r"^license:[ \t]*['\"]?([\w.+-]+)", front[1], re.MULTILINE)):
+        return named[1]
+    if isinstance(config.get("license"), str):
+        return str(config["license"])
+    first = _text(folder / "LICENSE").strip().partition("\n")[0].strip()
+    return first or "unknown"
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

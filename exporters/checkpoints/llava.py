@@ -1,0 +1,191 @@
+"""The dialect of LLaVA's own code base: MobileVLM V1 and V2, and LLaVA-1.5 (`mm_*` keys in config.json)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from edge.errors import CheckpointError, UsageError
+from edge.spec import DecoderSpec, ImageSpec, PromptSpec, VLMSpec
+from exporters import projectors, tokenizer, tower
+from exporters.checkpoint import Checkpoint, check, license_of, read_json, read_optional_json
+from exporters.component import Component
+from exporters.decoders import llama
+from exporters.projectors import ProjectorConfig
+from exporters.vision.clip import TowerConfig
+from exporters.weights import Weights
+
+MODEL_TYPES = ("mobilevlm", "mobilellama", "llava_llama", "llava")
+PROJECTOR = "model.mm_projector."
+FITS: dict[str | None, Literal["pad", "crop"]] = {"pad": "pad", None: "crop", "square": "crop"}
+RESAMPLE: dict[int, Literal["bicubic", "bilinear"]] = {3: "bicubic", 2: "bilinear"}  # Pillow's numbers
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+def recognise(config: Mapping[str, Any]) -> bool:
+    # transformers writes "llava" too, for a layout of its own that has no mm_* keys.
+    return config.get("model_type") in MODEL_TYPES and ("mm_vision_tower" in config or config["model_type"] != "llava")
+
+
+def read(folder: Path, *, vision_tower: Path | None, context: int | None) -> Checkpoint:
+    """Raises CheckpointError on what is missing or not understood, UsageError on a context that cannot be."""
+    config = read_json(folder / "config.json")
+    _refuse(config)
+    decoder = _decoder(config)
+    seen = tower.find(folder, config, Weights.open(folder), vision_tower)
+    module, projector = _projector(config, seen.config, decoder.hidden)
+    image_tokens: int = module.tokens(projector)
+    decoder = replace(decoder, context=_context(context, decoder.context, image_tokens))
+    components = {
+        "vision": seen.component,
+        "projector": _projector_component(module, projector),
+        "decoder": Component("decoder", partial(llama.Decoder, decoder), llama.keys(decoder)),
+    }
+    tied = r"|lm_head\.weight" if decoder.tied else ""  # some savers store it all the same
+    check(components.values(), seen.weights, re.compile(rf".*\.rotary_emb\.inv_freq|{seen.ignored}{tied}"))
+    spec = VLMSpec(
+        image=_image(config, seen.config.image_size, seen.folder, folder),
+        prompt=_prompt(config, folder, image_tokens, decoder.vocab),
+        decoder=DecoderSpec(
+            layers=decoder.layers,
+            heads=decoder.heads,
+            kv_heads=decoder.kv_heads,
+            head_dim=decoder.head_dim,
+            hidden=decoder.hidden,
+            vocab=decoder.vocab,
+            context=decoder.context,
+            rope_theta=decoder.rope_theta,
+        ),
+    )
+    return Checkpoint(
+        name=folder.resolve().name,
+        license=license_of(folder, config),
+        spec=spec,
+        components=components,
+        weights=seen.weights,
+        folder=folder,
+    )
+
+
+def _refuse(config: Mapping[str, Any]) -> None:
+    """What would make another model if it were passed over."""
+    if config.get("quantization_config"):
+        raise CheckpointError("the checkpoint is quantised already", hint="give the one in float16 or bfloat16")
+    if config.get("mm_use_im_start_end"):
+        raise CheckpointError(
+            "mm_use_im_start_end is true: pictures between special tokens are not supported",
+            hint="the published models have false",
+        )
+    if (fit := config.get("image_aspect_ratio")) not in FITS:
+        raise CheckpointError(f"image_aspect_ratio {fit!r} is not supported", hint="one of: pad, square, or none")
+
+
+def _decoder(config: Mapping[str, Any]) -> llama.DecoderConfig:
+    try:
+        decoder = llama.from_config(config)
+        decoder.rope.inv_freq()  # an unknown scaling stops here
+        whole = decoder.heads % decoder.kv_heads == 0 and decoder.head_dim % 2 == 0 and decoder.layers > 0
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"config.json does not describe a language model: {error!r}", hint="download the checkpoint again"
+        ) from error
+    if not whole:
+        raise CheckpointError(f"the decoder of config.json cannot be built: {decoder}", hint="is config.json complete?")
+    return decoder
+
+
+def _projector(config: Mapping[str, Any], seen: TowerConfig, hidden: int) -> tuple[ModuleType, ProjectorConfig]:
+    module, depth = projectors.find(str(config.get("mm_projector_type", "linear")))  # upstream's default
+    if (width := config.get("mm_hidden_size", seen.hidden)) != seen.hidden:
+        raise CheckpointError(
+            f"mm_hidden_size is {width}, the vision tower is {seen.hidden} wide", hint="is it the right vision tower?"
+        )
+    cls = seen.select_feature == "cls_patch"
+    return module, ProjectorConfig(inputs=seen.hidden, hidden=hidden, grid=seen.grid, cls=cls, depth=depth)
+
+
+def _projector_component(module: ModuleType, config: ProjectorConfig) -> Component:
+    component = Component("projector", partial(module.Projector, config), {})
+    return replace(component, keys={name: (PROJECTOR + name,) for name in component.skeleton().state_dict()})
+
+
+def _context(asked: int | None, trained: int, image_tokens: int) -> int:
+    if asked is not None and not image_tokens < asked <= trained:
+        raise UsageError(
+            f"a context of {asked} positions cannot be had",
+            hint=f"more than {image_tokens} (one picture), at most {trained} (as trained)",
+        )
+    return asked or trained
+
+
+def _image(config: Mapping[str, Any], size: int, tower_folder: Path | None, folder: Path) -> ImageSpec:
+    places = [place / "preprocessor_config.json" for place in (tower_folder, folder) if place]
+    told = next((read_json(place) for place in places if place.is_file()), {})
+    if (resample := told.get("resample", 3)) not in RESAMPLE:
+        raise CheckpointError(f"preprocessor_config.json has resample {resample!r}", hint="2 (bilinear) or 3 (bicubic)")
+    mean, std = _three(told, "image_mean", MEAN), _three(told, "image_std", STD)
+    if min(std) <= 0:
+        raise CheckpointError(f"preprocessor_config.json has image_std {list(std)}", hint="all must be above 0")
+    red, green, blue = (int(part * 255) for part in mean)
+    return ImageSpec(
+        size=size,
+        fit=FITS[config.get("image_aspect_ratio")],
+        background=(red, green, blue),
+        resample=RESAMPLE[resample],
+        mean=mean,
+        std=std,
+    )
+
+
+def _three(told: Mapping[str, Any], name: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    try:
+        red, green, blue = (float(part) for part in told.get(name, default))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"preprocessor_config.json has {name} {told[name]!r}", hint="three numbers") from error
+    return red, green, blue
+
+
+def _prompt(config: Mapping[str, Any], folder: Path, image_tokens: int, vocab: int) -> PromptSpec:
+    """Vicuna's template (`v1` upstream)."""
+    special = tokenizer.special_ids(folder)
+    starts, stops = (_ids(folder, config, kind, getattr(special, kind)) for kind in ("bos", "eos"))
+    if not stops or any(not 0 <= token < vocab for token in stops + starts):
+        raise CheckpointError(
+            f"bos is {list(starts)} and eos {list(stops)}, of {vocab} tokens", hint="config.json needs an eos_token_id"
+        )
+    if not read_optional_json(folder / "tokenizer_config.json").get("add_bos_token", True):
+        starts = ()
+    return PromptSpec(
+        system="{text} ",
+        user="USER: {text} ",
+        assistant="ASSISTANT: {text}",
+        generation="ASSISTANT:",
+        image="<image>\n",
+        default_system=SYSTEM,
+        image_tokens=image_tokens,
+        bos_id=starts[0] if starts else None,
+        end_id=stops[0],
+        stop_ids=stops,
+        stop_strings=("</s>",),
+    )
+
+
+def _ids(folder: Path, config: Mapping[str, Any], kind: str, tokenizers: int | None) -> tuple[int, ...]:
+    """One id or several, from config.json, else generation_config.json, else the tokenizer."""
+    places = (config, read_optional_json(folder / "generation_config.json"))
+    found = next(
+        (place[f"{kind}_token_id"] for place in places if place.get(f"{kind}_token_id") is not None), tokenizers
+    )
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(token) is int for token in ids):
+        raise CheckpointError(f"{kind}_token_id is {found!r}", hint="it must be a number, or a list of numbers")
+    return tuple(ids)

@@ -1,0 +1,26 @@
+"""Tower and projector as one module: what turns pixels into rows that a decoder reads."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from exporters.component import Component
+
+
+class Encoder(nn.Module):
+    """`pixel_values` `[B, 3, H, W]` -> `image_embeds` `[B, N, D]`, float32."""
+
+    def __init__(self, tower: nn.Module, projector: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+        self.projector = projector
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        rows: Tensor = self.projector(self.tower(pixel_values))
+        return rows
+
+
+def fused(tower: Component, projector: Component) -> Component:
+    keys = {f"tower.{name}": key for name, key in tower.keys.items()}
+    keys |= {f"projector.{name}": key for name, key in projector.keys.items()}
+    return Component("vision", lambda: Encoder(tower.build(), projector.build()), keys)

@@ -1,0 +1,33 @@
+"""The picture and the question that golden is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageDraw
+from PIL.Image import new
+
+from edge import calibration, image
+
+QUESTION = "What is in this picture?"
+
+
+def choose(calib: Path | None) -> tuple[NDArray[np.uint8], str]:
+    """The first of the user's own pictures and its question, or a drawing. RGB `[H, W, 3]`."""
+    if calib is None:
+        return drawing(), QUESTION
+    record = calibration.read(calib)[0]
+    return np.asarray(image.open_image(record.picture)), record.question
+
+
+def drawing() -> NDArray[np.uint8]:
+    """Wider than high, so that fitting it to a square is proven too."""
+    picture = new("RGB", (400, 300), (188, 205, 222))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, 210, 400, 300), fill=(96, 140, 84))
+    draw.ellipse((40, 90, 170, 220), fill=(200, 48, 40), outline=(60, 20, 20), width=4)
+    draw.polygon([(220, 230), (300, 70), (370, 230)], fill=(40, 70, 180))
+    draw.line((0, 40, 400, 110), fill=(240, 220, 60), width=9)
+    return np.asarray(picture)

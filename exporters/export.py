@@ -1,0 +1,127 @@
+"""A checkpoint goes in, a proven bundle comes out."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+import edge
+from edge import bundle as bundles
+from edge.bundle import Bundle, Manifest, Part
+from edge.errors import EdgeError, ParityError
+from edge.recipes import Recipe
+from edge.verify import Report, verify
+from exporters import example, targets
+from exporters.build import Built, Progress, build, bytes_needed
+from exporters.checkpoint import Checkpoint, open_checkpoint
+
+TOOLS = ("torch", "onnx-ir", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What `edge export` was asked for; the names are the options'."""
+
+    checkpoint: str
+    output: Path
+    format: str | None = None
+    schemes: tuple[str, ...] = ()
+    recipe: str | None = None
+    device: str | None = None
+    calib: Path | None = None
+    context: int | None = None
+    vision_tower: Path | None = None
+    threads: int = 0
+    max_loss: float | None = None  # of 1 - cosine between a quantised part and fp32
+
+
+@dataclass(frozen=True)
+class Exported:
+    path: Path
+    bytes: int
+    seconds: float
+    report: Report
+    next_command: str
+
+
+def export(request: ExportRequest, progress: Progress) -> Exported:
+    """Raises EdgeError; then nothing new is at `request.output`, and what was there is untouched."""
+    start = time.perf_counter()
+    recipe = targets.resolve(request.format, request.schemes, request.recipe, request.device)
+    picture, question = example.choose(request.calib)
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    progress("read", 0.0)
+    checkpoint = open_checkpoint(request.checkpoint, vision_tower=request.vision_tower, context=request.context)
+    progress("read", 1.0)
+    with bundles.create(request.output) as folder:
+        _require_space(bytes_needed(checkpoint, recipe.targets), folder)
+        built = build(checkpoint, recipe.targets, picture, question, folder, progress)
+        built.golden.save(folder / "golden.npz")
+        manifest = _manifest(checkpoint, recipe, question, built, folder)
+        bundles.write_manifest(folder, manifest)
+        gc.collect()  # the last component, before the engines load their own
+        progress("verify", 0.0)
+        report = verify(Bundle.open(folder), threads=request.threads)
+        progress("verify", 1.0)
+        _require_parity(report, request.max_loss)
+        bundles.write_manifest(folder, _with_errors(manifest, report))
+    size = sum(file.bytes for file in manifest.files())
+    return Exported(
+        request.output, size, time.perf_counter() - start, report, f'edge run {request.output} PICTURE "{question}"'
+    )
+
+
+def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Built, folder: Path) -> Manifest:
+    return Manifest(
+        name=checkpoint.name,
+        source={"name": checkpoint.name, "sha256": checkpoint.sha256},
+        license=checkpoint.license,
+        recipe=recipe.name,
+        spec=checkpoint.spec,
+        golden_prompt={"question": question, "segments": built.prompt},
+        parts=built.parts,
+        tokenizer=bundles.describe(folder, folder / "tokenizer.json"),
+        golden=bundles.describe(folder, folder / "golden.npz"),
+        versions={"edge-vlm": edge.__version__, **{tool: metadata.version(tool) for tool in TOOLS}},
+    )
+
+
+def _require_parity(report: Report, max_loss: float | None) -> None:
+    for row in report.rows:
+        if not row.ok:
+            raise ParityError(
+                f"the exported {row.stage} is not the same model: {dict(row.error)} against {row.against}, "
+                f"tolerance {dict(row.tolerance)}",
+                hint="nothing was written; try another --scheme, and report this",
+            )
+        loss = 1 - row.error.get("cosine", 1.0)
+        if row.against == "fp32" and max_loss is not None and not loss <= max_loss:
+            raise ParityError(
+                f"quantising costs the {row.stage} {loss:.4g} (1 - cosine to fp32), more than {max_loss:.4g}",
+                hint="choose a wider --scheme or a larger --max-loss",
+            )
+
+
+def _with_errors(manifest: Manifest, report: Report) -> Manifest:
+    def measured(part: Part) -> Part:
+        stages = ("vision",) if "vision" in part.covers else ("prefill", "tokens")
+        rows = [row for row in report.rows if row.stage in stages]
+        return replace(part, error={f"{r.stage}.{r.against}.{k}": v for r in rows for k, v in r.error.items()})
+
+    return replace(manifest, parts=tuple(measured(part) for part in manifest.parts))
+
+
+def _require_space(needed: int, folder: Path) -> None:
+    """A disk that is too full is told before the work, not after."""
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise EdgeError(
+            f"the bundle takes about {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free at its place",
+            hint="free some space, or name another place with -o",
+        )

@@ -1,0 +1,18 @@
+"""One file for each format, named after what it writes.
+
+A format has `SCHEMES` (role -> scheme -> tolerance, a literal) and `write(component, module, scheme, folder, progress)`,
+after which the module holds the weights as they were stored, and so computes the reference of what was written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from edge.types import TensorSpec
+
+
+class Written(NamedTuple):
+    files: tuple[Path, ...]  # the first is the one to open
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]

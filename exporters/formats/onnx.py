@@ -1,0 +1,106 @@
+"""ONNX, written for ONNX Runtime's fused kernels (opset 21 and com.microsoft 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from edge.types import TensorSpec
+from exporters import quantize
+from exporters.component import Component
+from exporters.decoders.llama import Decoder
+from exporters.encoder import Encoder
+from exporters.formats import Written
+from exporters.onnx_graph import trace
+from exporters.onnx_graph.lower import Lowering
+
+# How each role can be stored; the tolerance is on the distance to torch on the same stored weights. What stays above
+# zero there is the rounding of activations to int8, which the schemes below fp16 leave to the kernels.
+SCHEMES = {
+    "vision": {
+        "fp32": {"max_abs": 1e-3, "cosine": 0.999999},
+        "fp16": {"max_abs": 1e-3, "cosine": 0.999999},
+        "w8a8": {"cosine": 0.999},
+    },
+    "decoder": {
+        "fp32": {"max_abs": 1e-3, "cosine": 0.999999, "tokens": 1.0},
+        "fp16": {"max_abs": 1e-3, "cosine": 0.999999, "tokens": 1.0},
+        "w8": {"cosine": 0.999},
+        "w4": {"cosine": 0.999},
+    },
+}
+# For the space that a bundle needs: the integers with their scales.
+BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "w8a8": 1.0, "w8": 1.125, "w4": 0.64}
+_INLINE = 1 << 14  # bytes; a smaller initialiser stays in the graph file
+
+
+def write(component: Component, module: nn.Module, scheme: str, folder: Path, progress: Callable[[float], None]) -> Written:
+    """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored."""
+    if isinstance(module, Encoder):
+        return _write_encoder(component, module, scheme, folder, progress)
+    assert isinstance(module, Decoder)
+    return _write_decoder(component, module, scheme, folder, progress)
+
+
+def _write_encoder(
+    component: Component, module: Encoder, scheme: str, folder: Path, progress: Callable[[float], None]
+) -> Written:
+    skeleton = component.skeleton()
+    assert isinstance(skeleton, Encoder)
+    model = trace.encoder(skeleton, module.tower.config.image_size)
+    Lowering(model, module.state_dict(), scheme).run(progress)
+    return Written(_save(model, folder, "vision"), *_tensors(model))
+
+
+def _write_decoder(
+    component: Component, module: Decoder, scheme: str, folder: Path, progress: Callable[[float], None]
+) -> Written:
+    skeleton = component.skeleton()
+    assert isinstance(skeleton, Decoder)
+    config = module.config
+    model = trace.decoder(skeleton, config.context)
+    cos, sin = config.rope.tables(config.context)
+    state = {f"decoder.{name}": tensor for name, tensor in module.state_dict().items()}
+    Lowering(model, {**state, "cos_cache": cos, "sin_cache": sin}, scheme).run(progress)
+    files = _save(model, folder, "decoder") + _write_table(module.embed_tokens.weight, scheme, folder)
+    return Written(files, *_tensors(model))
+
+
+def _write_table(table: torch.Tensor, scheme: str, folder: Path) -> tuple[Path, ...]:
+    """The embedding table lies beside the graph, to be memory-mapped: a prompt touches few of its rows."""
+    rows = folder / "embed_tokens.npy"
+    if scheme in ("fp32", "fp16"):
+        stored = table.half() if scheme == "fp16" else table
+        np.save(rows, stored.numpy())
+        table.copy_(stored)
+        return (rows,)
+    packed = quantize.blockwise(table, bits=8)
+    np.save(rows, packed.values.flatten(1)[:, : packed.columns].numpy())
+    scales = folder / "embed_scales.npy"
+    np.save(scales, packed.scales.numpy())
+    table.copy_(packed.dequantized())
+    return rows, scales
+
+
+def _save(model: ir.Model, folder: Path, name: str) -> tuple[Path, ...]:
+    path, data = folder / f"{name}.onnx", folder / f"{name}.onnx.data"
+    model.producer_name = "edge-vlm"
+    ir.save(model, path, external_data=data.name, size_threshold_bytes=_INLINE)
+    if data.stat().st_size == 0:  # every initialiser was small
+        data.unlink()
+        return (path,)
+    return path, data
+
+
+def _tensors(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    def spec(value: ir.Value) -> TensorSpec:
+        assert value.name is not None and value.dtype is not None and value.shape is not None
+        dims = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+        return TensorSpec(value.name, str(value.dtype.numpy()), dims)
+
+    return tuple(map(spec, model.graph.inputs)), tuple(map(spec, model.graph.outputs))

@@ -1,0 +1,146 @@
+"""Give a traced graph its numbers: every product in the operator of the scheme, every other weight as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from exporters import quantize
+from exporters.onnx_graph.trace import LINEAR
+
+MICROSOFT = "com.microsoft"
+
+
+class Lowering:
+    """Replaces the placeholders of one graph. `state` is the module's own state: where a product is quantised, its
+    weight there becomes what was stored, so that the module computes the reference of the written artifact."""
+
+    def __init__(self, model: ir.Model, state: Mapping[str, Tensor], scheme: str) -> None:
+        self.graph = model.graph
+        self.model = model
+        self.state = state
+        self.write = {"fp32": self._float, "fp16": self._half, "w8a8": self._int8, "w8": self._bits(8), "w4": self._bits(4)}[
+            scheme
+        ]
+        self.quantized_activations: dict[ir.Value, tuple[ir.Value, ...]] = {}
+
+    def run(self, progress: Callable[[float], None]) -> None:
+        placeholders = [node for node in self.graph if (node.domain, node.op_type) == LINEAR]
+        done = 0
+        for node in placeholders:
+            x, weight, bias = (*node.inputs, None)[:3]
+            assert x is not None and weight is not None
+            out = self.write(node, x, weight, bias)
+            self._replace(node, out)
+            done += 1
+            progress(done / len(placeholders))
+        for name, value in list(self.graph.initializers.items()):
+            if not value.uses():
+                del self.graph.initializers[name]
+            elif name in self.state:
+                value.const_value = ir.tensor(self.state[name].contiguous().numpy(), name=name)
+        self.model.opset_imports.pop(LINEAR[0], None)
+        self.model.opset_imports[MICROSOFT] = 1
+
+    # Each takes the placeholder, its input, its weight [N, K] and its bias, and gives the value that replaces it.
+
+    def _float(self, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+        assert weight.name is not None
+        # MatMul wants [K, N]. Lazy, so that a second fp32 copy of the model never exists.
+        tensor = self.state[weight.name]
+        turned = self._lazy(f"{weight.name}.T", lambda: tensor.T.contiguous().numpy(), ir.DataType.FLOAT, tensor.T.shape)
+        return self._add_bias(node, self._node(node, "MatMul", [x, turned]), bias)
+
+    def _half(self, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+        """Stored in half, computed in float: ONNX Runtime's processors have no half kernels, it folds the cast."""
+        assert weight.name is not None
+        half = self.state[weight.name].half()
+        self.state[weight.name].copy_(half)
+        stored = self._initializer(f"{weight.name}.T", half.T.contiguous().numpy())
+        cast = self._node(node, "Cast", [stored], {"to": int(ir.DataType.FLOAT)})
+        return self._add_bias(node, self._node(node, "MatMul", [x, cast]), bias)
+
+    def _int8(self, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+        """int8 weights with a scale for each output, activations to uint8 as they come."""
+        assert weight.name is not None
+        packed = quantize.per_channel(self.state[weight.name])
+        self.state[weight.name].copy_(packed.dequantized())
+        if x not in self.quantized_activations:
+            self.quantized_activations[x] = self._nodes(node, "DynamicQuantizeLinear", [x], outputs=3)
+        a, a_scale, a_zero = self.quantized_activations[x]
+        b = self._initializer(f"{weight.name}.int8", packed.values.T.contiguous().numpy())
+        b_scale = self._initializer(f"{weight.name}.scale", packed.scales.numpy())
+        return self._node(node, "MatMulIntegerToFloat", [a, b, a_scale, b_scale, a_zero, None, bias], domain=MICROSOFT)
+
+    def _bits(self, bits: int) -> Callable[[ir.Node, ir.Value, ir.Value, ir.Value | None], ir.Value]:
+        def write(node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+            """Integers in blocks along the input; accuracy level 4 lets the kernel round activations to int8."""
+            assert weight.name is not None
+            rows, columns = self.state[weight.name].shape
+            packed = quantize.blockwise(self.state[weight.name], bits)
+            self.state[weight.name].copy_(packed.dequantized())
+            data = self._initializer(f"{weight.name}.int{bits}", _stored_bits(packed))
+            scales = self._initializer(f"{weight.name}.scale", packed.scales.numpy())
+            attrs = {"K": columns, "N": rows, "bits": bits, "block_size": quantize.BLOCK, "accuracy_level": 4}
+            inputs = [x, data, scales] if bias is None else [x, data, scales, None, None, bias]
+            return self._node(node, "MatMulNBits", inputs, attrs, domain=MICROSOFT)
+
+        return write
+
+    def _add_bias(self, node: ir.Node, y: ir.Value, bias: ir.Value | None) -> ir.Value:
+        return y if bias is None else self._node(node, "Add", [y, bias])
+
+    def _node(
+        self,
+        before: ir.Node,
+        op: str,
+        inputs: list[ir.Value | None],
+        attrs: Mapping[str, int] | None = None,
+        domain: str = "",
+    ) -> ir.Value:
+        return self._nodes(before, op, inputs, attrs, domain)[0]
+
+    def _nodes(
+        self,
+        before: ir.Node,
+        op: str,
+        inputs: list[ir.Value | None],
+        attrs: Mapping[str, int] | None = None,
+        domain: str = "",
+        outputs: int = 1,
+    ) -> tuple[ir.Value, ...]:
+        attributes = [ir.AttrInt64(key, value) for key, value in (attrs or {}).items()]
+        node = ir.Node(domain, op, inputs, attributes, num_outputs=outputs)
+        self.graph.insert_before(before, node)
+        return tuple(node.outputs)
+
+    def _initializer(self, name: str, array: np.ndarray) -> ir.Value:
+        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
+        self.graph.register_initializer(value)
+        return value
+
+    def _lazy(self, name: str, read: Callable[[], np.ndarray], dtype: ir.DataType, shape: torch.Size) -> ir.Value:
+        tensor = ir.LazyTensor(lambda: ir.tensor(read(), name=name), dtype=dtype, shape=ir.Shape(shape), name=name)
+        value = ir.Value(name=name, const_value=tensor)
+        value.dtype, value.shape = dtype, ir.Shape(shape)
+        self.graph.register_initializer(value)
+        return value
+
+    def _replace(self, node: ir.Node, out: ir.Value) -> None:
+        old = node.outputs[0]
+        out.name, out.shape, out.dtype = old.name, old.shape, old.dtype
+        old.replace_all_uses_with(out, replace_graph_outputs=True)
+        self.graph.remove(node, safe=True)
+
+
+def _stored_bits(packed: quantize.Blockwise) -> np.ndarray:
+    """MatMulNBits' layout: uint8 `[N, blocks, BLOCK * bits / 8]`, zero point in the middle, low nibble first."""
+    if packed.bits == 8:
+        return (packed.values.to(torch.int16) + 128).to(torch.uint8).numpy()
+    nibbles = (packed.values + 8).to(torch.uint8)
+    return (nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)).numpy()

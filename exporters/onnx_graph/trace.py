@@ -1,0 +1,163 @@
+"""Trace a component on the meta device, its operations as symbolic calls to ONNX Runtime's fused operators."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.onnx.ops import symbolic, symbolic_multi_out
+
+from exporters import ops
+from exporters.decoders.llama import Decoder
+
+OPSET = 21
+LINEAR = ("edge", "Linear")  # stands for a product until `lower` writes it in the scheme that was asked for
+
+
+class FusedOps(ops.Ops):
+    """com.microsoft's operators (onnxruntime/docs/ContribOperators.md), each with one kernel on every processor."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        inputs = (x, weight) if bias is None else (x, weight, bias)
+        return _call("::".join(LINEAR), inputs, {}, [*x.shape[:-1], weight.shape[0]])
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return _call("SimplifiedLayerNormalization", (x, weight), {"axis": -1, "epsilon": eps, "stash_type": 1}, x.shape)
+
+    def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return _norm_of_sum("com.microsoft::SkipSimplifiedLayerNormalization", (x, delta, weight), eps)
+
+    def add_layer_norm(
+        self, x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        return _norm_of_sum("com.microsoft::SkipLayerNormalization", (x, delta, weight, bias), eps)
+
+    def quick_gelu(self, x: Tensor) -> Tensor:
+        return _call("com.microsoft::QuickGelu", (x,), {"alpha": 1.702}, x.shape)
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        half = [*gate_up.shape[:-1], gate_up.shape[-1] // 2]
+        split = symbolic_multi_out(
+            "Split", (gate_up,), {"axis": -1, "num_outputs": 2}, dtypes=[gate_up.dtype] * 2, shapes=[half] * 2
+        )
+        # SiLU is QuickGelu with alpha 1, which has a vectorised kernel.
+        return _call("com.microsoft::QuickGelu", (split[0],), {"alpha": 1.0}, half) * split[1]
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        return _call("com.microsoft::MultiHeadAttention", (q, k, v), {"num_heads": heads}, q.shape)
+
+
+def _call(op: str, inputs: Sequence[Tensor | None], attrs: dict[str, Any], shape: Sequence[Any]) -> Tensor:
+    return symbolic(op, inputs, attrs, dtype=torch.float32, shape=shape)
+
+
+def _norm_of_sum(op: str, inputs: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor]:
+    shape = inputs[0].shape
+    out = symbolic_multi_out(op, inputs, {"epsilon": eps}, dtypes=[torch.float32] * 4, shapes=[shape] * 4)
+    return out[0], out[3]
+
+
+class _WithCache(nn.Module):
+    """A decoder whose cache comes and goes as tensors; GroupQueryAttention updates it in place when they are shared."""
+
+    def __init__(self, decoder: Decoder, length: int) -> None:
+        super().__init__()
+        self.decoder = decoder
+        half = (length, decoder.config.head_dim // 2)
+        self.register_buffer("cos_cache", torch.empty(half, device="meta"))
+        self.register_buffer("sin_cache", torch.empty(half, device="meta"))
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, past: list[Tensor]) -> tuple[Tensor, ...]:
+        config = self.decoder.config
+        last = (attention_mask.sum(dim=1) - 1).to(torch.int32)  # [1]
+        total = symbolic("Shape", (attention_mask,), {"start": 1, "end": 2}, dtype=torch.int64, shape=[1])
+        total = total.to(torch.int32)
+        attrs = {
+            "num_heads": config.heads,
+            "kv_num_heads": config.kv_heads,
+            "do_rotary": 1,
+            "rotary_interleaved": 0,
+            "scale": config.head_dim**-0.5,
+        }
+        present: list[Tensor] = []
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            key, value = past[2 * layer : 2 * layer + 2]
+            y, *updated = symbolic_multi_out(
+                "com.microsoft::GroupQueryAttention",
+                (qkv, None, None, key, value, last, total, self.cos_cache, self.sin_cache),
+                attrs,
+                dtypes=[torch.float32] * 3,
+                shapes=[[*qkv.shape[:2], config.heads * config.head_dim], key.shape, value.shape],
+            )
+            present.extend(updated)
+            return y
+
+        return (self.decoder(inputs_embeds, attend), *present)
+
+
+def encoder(skeleton: nn.Module, image_size: int) -> ir.Model:
+    """`pixel_values` -> `image_embeds`; the batch is one picture."""
+    pixels = torch.empty(1, 3, image_size, image_size, device="meta")
+    return _export(skeleton, (pixels,), ["pixel_values"], ["image_embeds"], dynamic=None)
+
+
+def decoder(skeleton: Decoder, context: int) -> ir.Model:
+    """`inputs_embeds`, `attention_mask` and the cache -> `logits` of the last position and the cache."""
+    config = skeleton.config
+    slots = [f"{layer}.{kind}" for layer in range(config.layers) for kind in ("key", "value")]
+    example = (
+        torch.empty(1, 5, config.hidden, device="meta"),
+        torch.empty(1, 9, dtype=torch.int64, device="meta"),
+        [torch.empty(1, config.kv_heads, 32, config.head_dim, device="meta") for _ in slots],
+    )
+    sequence = torch.export.Dim("sequence_length", min=1, max=context)
+    total = torch.export.Dim("total_sequence_length", min=1, max=context)
+    cache = torch.export.Dim("cache_length", min=2, max=context)
+    return _export(
+        _WithCache(skeleton, context),
+        example,
+        ["inputs_embeds", "attention_mask", *(f"past_key_values.{slot}" for slot in slots)],
+        ["logits", *(f"present.{slot}" for slot in slots)],
+        dynamic=({1: sequence}, {1: total}, [{2: cache}] * len(slots)),
+    )
+
+
+def _export(module: nn.Module, example: tuple[Any, ...], inputs: list[str], outputs: list[str], dynamic: Any) -> ir.Model:
+    with _quiet(), ops.using(FusedOps()):
+        program = torch.onnx.export(
+            module,
+            example,
+            input_names=inputs,
+            output_names=outputs,
+            opset_version=OPSET,
+            dynamo=True,
+            dynamic_shapes=dynamic,
+            optimize=False,  # it would fold constants, and there are no numbers yet
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of what does not concern this model (torchvision is missing, dimensions were unified)."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,39 @@
+"""Projectors: one file each, and what they have in common.
+
+A file's `KIND` is its `mm_projector_type`; `{depth}` in it stands for a number.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from types import ModuleType
+
+from edge import plugins
+from edge.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class ProjectorConfig:
+    inputs: int  # width of the tower
+    hidden: int  # width of the decoder
+    grid: int  # patches a side; the tower gives grid * grid rows
+    cls: bool = False  # and the class token's row before them
+    depth: int = 1  # linear layers, where KIND counts them
+
+
+def find(kind: str) -> tuple[ModuleType, int]:
+    """The projector of an `mm_projector_type`, and its depth. Raises CheckpointError that lists the legal ones."""
+    kinds = {name: plugins.facts(__name__, name)["KIND"] for name in plugins.names(__name__)}
+    for name, template in kinds.items():
+        if match := re.fullmatch(re.escape(template).replace(r"\{depth\}", r"(?P<depth>[1-9]\d?)"), kind):
+            return plugins.load(__name__, name), int(match.groupdict().get("depth", 1))
+    raise CheckpointError(f"no projector for mm_projector_type {kind!r}", hint="one of: " + ", ".join(kinds.values()))
+
+
+def need_grid(config: ProjectorConfig, kind: str) -> None:
+    """For projectors that see the rows as a square picture."""
+    if config.cls:
+        raise CheckpointError(
+            f"{kind} cannot place the class token of mm_vision_select_feature 'cls_patch'", hint="it needs 'patch'"
+        )

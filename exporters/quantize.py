@@ -1,0 +1,86 @@
+"""How weights become small integers. Every result knows the float weight that it stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 32
+# Shares of the largest value that are tried as the end of the 4-bit range: clipping it pays where the rest is small.
+_REACH = (1.0, 0.94, 0.88, 0.82, 0.76, 0.70)
+_AT_ONCE = 1 << 18  # elements; a chunk of the search stays in a processor's cache
+
+
+@dataclass(frozen=True)
+class Blockwise:
+    """Symmetric integers with one scale for each block of a row (the last block is padded with zeros)."""
+
+    values: Tensor  # int8 [N, blocks, BLOCK]
+    scales: Tensor  # float32 [N, blocks]
+    columns: int
+    bits: int
+
+    def dequantized(self) -> Tensor:
+        """`[N, columns]` float32."""
+        return (self.values.float() * self.scales[..., None]).flatten(1)[:, : self.columns]
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """Symmetric int8 with one scale for each row."""
+
+    values: Tensor  # int8 [N, K]
+    scales: Tensor  # float32 [N]
+
+    def dequantized(self) -> Tensor:
+        return self.values.float() * self.scales[:, None]
+
+
+def per_channel(weight: Tensor) -> PerChannel:
+    """weight `[N, K]` float32."""
+    scales = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    return PerChannel((weight / scales[:, None]).round().to(torch.int8), scales)
+
+
+def blockwise(weight: Tensor, bits: int) -> Blockwise:
+    """weight `[N, K]` float32; bits 4 or 8."""
+    rows, columns = weight.shape
+    blocks = -(-columns // BLOCK)
+    values = torch.empty(rows, blocks, BLOCK, dtype=torch.int8)
+    scales = torch.empty(rows, blocks)
+    step = max(1, _AT_ONCE // (blocks * BLOCK))
+    quantize = _four_bits if bits == 4 else _eight_bits
+    for start in range(0, rows, step):
+        chunk = weight[start : start + step]
+        padded = torch.nn.functional.pad(chunk, (0, blocks * BLOCK - columns)).view(-1, blocks, BLOCK)
+        values[start : start + step], scales[start : start + step] = quantize(padded)
+    return Blockwise(values, scales, columns, bits)
+
+
+def _eight_bits(x: Tensor) -> tuple[Tensor, Tensor]:
+    scales = (x.abs().amax(dim=-1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    return (x / scales[..., None]).round().to(torch.int8), scales
+
+
+def _four_bits(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The levels are -8..7, so the largest value of a block goes to -8, whatever its sign; then the scale is fitted by
+    least squares, and the best of a few reaches is kept for each block."""
+    peak = x.gather(-1, x.abs().argmax(dim=-1, keepdim=True))[..., 0]
+    best = torch.full_like(peak, torch.inf)
+    values = torch.zeros_like(x, dtype=torch.int8)
+    scales = torch.ones_like(peak)
+    energy = x.square().sum(-1)
+    for reach in _REACH:
+        scale = peak * (reach / -8)
+        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+        levels = (x / scale[..., None]).round_().clamp_(-8, 7)
+        across, along = (x * levels).sum(-1), levels.square().sum(-1)
+        fitted = torch.where(along > 0, across / along.clamp(min=1), scale)
+        error = energy - across * fitted
+        better = error < best
+        best = torch.where(better, error, best)
+        scales = torch.where(better, fitted, scales)
+        values = torch.where(better[..., None], levels.to(torch.int8), values)
+    return values, scales

@@ -1,0 +1,101 @@
+"""Random numbers under the names and in the shapes of a MobileVLM checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from exporters.decoders.llama import DecoderConfig
+from exporters.projectors import ProjectorConfig, find
+from exporters.vision import clip
+from exporters.vision.clip import TowerConfig
+
+EMBEDDING_STD = 0.02
+TOWER = "model.vision_tower.vision_tower.vision_model."
+# Each layer adds these to what it was given: small ones, or deep stacks grow.
+ADDED = ("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight")
+
+
+@dataclass(frozen=True)
+class Shape:
+    tower: TowerConfig
+    decoder: DecoderConfig
+
+
+class RandomWeights:
+    """Names and shapes of all tensors, and each one's numbers when they are asked for, in the order of `shapes`."""
+
+    def __init__(self, shape: Shape, projector: str, dtype: torch.dtype, seed: int) -> None:
+        self.dtype = dtype
+        self.generator = torch.Generator().manual_seed(seed)
+        self.projector = {f"model.mm_projector.{k}": v for k, v in _projector(shape, projector, self.generator).items()}
+        self.shapes = dict(_decoder_shapes(shape.decoder))
+        self.shapes |= {name: tuple(tensor.shape) for name, tensor in self.projector.items()}
+        self.shapes |= dict(_tower_shapes(shape.tower))
+
+    def tensor(self, name: str) -> Tensor:
+        made = self.projector[name] if name in self.projector else _random(name, self.shapes[name], self.generator)
+        return made.to(self.dtype)
+
+
+def _decoder_shapes(c: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield "model.embed_tokens.weight", (c.vocab, c.hidden)
+    for index in range(c.layers):
+        layer = f"model.layers.{index}."
+        yield layer + "self_attn.q_proj.weight", (c.heads * c.head_dim, c.hidden)
+        yield layer + "self_attn.k_proj.weight", (c.kv_heads * c.head_dim, c.hidden)
+        yield layer + "self_attn.v_proj.weight", (c.kv_heads * c.head_dim, c.hidden)
+        yield layer + "self_attn.o_proj.weight", (c.hidden, c.heads * c.head_dim)
+        yield layer + "mlp.gate_proj.weight", (c.ffn, c.hidden)
+        yield layer + "mlp.up_proj.weight", (c.ffn, c.hidden)
+        yield layer + "mlp.down_proj.weight", (c.hidden, c.ffn)
+        yield layer + "input_layernorm.weight", (c.hidden,)
+        yield layer + "post_attention_layernorm.weight", (c.hidden,)
+    yield "model.norm.weight", (c.hidden,)
+    yield "lm_head.weight", (c.vocab, c.hidden)
+
+
+def _tower_shapes(c: TowerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    whole = TowerConfig(c.image_size, c.patch_size, c.hidden, c.layers, c.heads, c.ffn, select_layer=-1)
+    with torch.device("meta"):
+        state = clip.Tower(whole).state_dict()
+    for name, (key,) in clip.keys(whole, TOWER).items():
+        yield key, tuple(state[name].shape)
+    yield TOWER + "post_layernorm.weight", (c.hidden,)
+    yield TOWER + "post_layernorm.bias", (c.hidden,)
+
+
+def _random(name: str, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Numbers that keep activations near unit scale at every width, as in a fresh model."""
+    made = torch.randn(size, generator=generator)
+    if len(size) > 1 and "embed_tokens" not in name and "position_embedding" not in name:
+        calm = 0.2 if name.endswith(ADDED) else 1.0
+        return made.mul_(calm * math.prod(size[1:]) ** -0.5)
+    made.mul_(EMBEDDING_STD)
+    # Gains near one, and neither they nor biases all alike: a misplaced one is to show.
+    return made.add_(1) if len(size) == 1 and name.endswith(".weight") else made
+
+
+@torch.no_grad()
+def _projector(shape: Shape, kind: str, generator: torch.Generator) -> Mapping[str, Tensor]:
+    """Its last weights that set the scale of its rows are chosen so that they are as large as token rows."""
+    module, depth = find(kind)
+    tower = shape.tower
+    built: nn.Module = module.Projector(ProjectorConfig(tower.hidden, shape.decoder.hidden, tower.grid, depth=depth))
+    state = {name: _random(name, tuple(t.shape), generator) for name, t in built.state_dict().items()}
+    built.load_state_dict(state, assign=True)
+    rows = torch.randn(1, tower.grid**2, tower.hidden, generator=generator)
+    for layer in reversed(list(dict.fromkeys(name.rpartition(".")[0] for name in state))):
+        gain = EMBEDDING_STD / float(built(rows).square().mean().sqrt())
+        own = [tensor for name, tensor in state.items() if name.rpartition(".")[0] == layer]
+        for tensor in own:
+            tensor.mul_(gain)
+        if 0.5 < float(built(rows).square().mean().sqrt()) / EMBEDDING_STD < 2:
+            return state
+        for tensor in own:
+            tensor.div_(gain)
+    raise AssertionError(f"no layer of {kind} sets the scale of its rows")

@@ -1,0 +1,38 @@
+"""What torch computes, stage by stage: the truth that every artifact is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edge.golden import TOKENS
+from exporters.attention import GrowingCache
+from exporters.decoders.llama import Decoder
+from exporters.encoder import Encoder
+
+
+@torch.inference_mode()
+def encode(encoder: Encoder, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`[1, 3, S, S]` -> `[1, N, D]`."""
+    rows: NDArray[np.float32] = encoder(torch.from_numpy(pixel_values)).numpy()
+    return rows
+
+
+@torch.inference_mode()
+def answer(
+    decoder: Decoder, segments: Sequence[Sequence[int] | None], image_embeds: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Logits `[vocab]` of the prompt's last position and the first greedy tokens; None in `segments` is the picture."""
+    table = decoder.embed_tokens
+    rows = [torch.from_numpy(image_embeds[0]) if s is None else table(torch.tensor(s)) for s in segments]
+    config = decoder.config
+    cache = GrowingCache(config.heads, config.kv_heads, config.rope)
+    logits = first = decoder(torch.cat(rows)[None], cache)[0, -1]
+    tokens = []
+    for _ in range(TOKENS):
+        tokens.append(int(logits.argmax()))
+        logits = decoder(table(torch.tensor([[tokens[-1]]])), cache)[0, -1]
+    return first.numpy().copy(), np.array(tokens, dtype=np.int32)

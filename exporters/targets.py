@@ -1,0 +1,76 @@
+"""From what a call asks for to one target a role, checked against the formats' tables before a byte is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edge import devices, plugins
+from edge.errors import UsageError
+from edge.recipes import DEFAULT, RECIPES, Recipe, Target
+
+FORMATS = "exporters.formats"
+
+
+def schemes(format: str) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
+    """role -> scheme -> tolerance, read without importing the format's converter."""
+    if format not in plugins.names(FORMATS):
+        raise UsageError(f"no format {format!r}", hint="one of: " + ", ".join(plugins.names(FORMATS)))
+    table: Mapping[str, Any] = plugins.facts(FORMATS, format)["SCHEMES"]
+    return table
+
+
+def resolve(format: str | None, wanted: Sequence[str], recipe: str | None, device: str | None) -> Recipe:
+    """The recipe that a call means. A bare scheme sets each role that the format can write so, and leaves the others;
+    `role=scheme` sets one. Raises UsageError with the legal list."""
+    start = _recipe(recipe or (_device_recipe(device) if device else _format_recipe(format)))
+    targets = {role: Target(format or target.format, target.scheme) for role, target in start.targets.items()}
+    for word in wanted:
+        role, _, scheme = word.rpartition("=")
+        targets |= _set(targets, role, scheme)
+    for role, target in targets.items():
+        _check(role, target)
+    name = start.name if targets == start.targets else "custom"
+    return Recipe(name, targets)
+
+
+def _set(targets: Mapping[str, Target], role: str, scheme: str) -> dict[str, Target]:
+    if role and role not in targets:
+        raise UsageError(f"no role {role!r} in --scheme {role}={scheme}", hint="one of: " + ", ".join(targets))
+    if role:
+        return {role: Target(targets[role].format, scheme)}
+    able = {r: Target(t.format, scheme) for r, t in targets.items() if scheme in schemes(t.format).get(r, {})}
+    if not able:
+        raise UsageError(f"no part can be written as {scheme!r}", hint=_legal({t.format for t in targets.values()}))
+    return able
+
+
+def _check(role: str, target: Target) -> None:
+    if target.scheme not in schemes(target.format).get(role, {}):
+        raise UsageError(f"{target.format} cannot write the {role} as {target.scheme!r}", hint=_legal({target.format}))
+
+
+def _legal(formats: set[str]) -> str:
+    rows = [f"{f}: {r}={'|'.join(table)}" for f in sorted(formats) for r, table in schemes(f).items()]
+    return "legal schemes: " + "; ".join(rows)
+
+
+def _recipe(name: str) -> Recipe:
+    if name not in RECIPES:
+        raise UsageError(f"no recipe {name!r}", hint="one of: " + ", ".join(RECIPES))
+    return RECIPES[name]
+
+
+def _device_recipe(device: str) -> str:
+    known = {profile.id: profile for profile in devices.profiles()}
+    if device not in known:
+        raise UsageError(f"no device {device!r}", hint="one of: " + ", ".join(known))
+    return known[device].recipe
+
+
+def _format_recipe(format: str | None) -> str:
+    """The first recipe that is written wholly in a format; recipes stand in order of preference."""
+    if format is None:
+        return DEFAULT
+    schemes(format)
+    return next(name for name, r in RECIPES.items() if {t.format for t in r.targets.values()} == {format})

@@ -1,0 +1,156 @@
+"""Opens `onnx` parts with ONNX Runtime, on the processor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnxruntime as ort
+
+from edge.errors import EngineError
+from edge.types import Array, OpenOptions, PartFiles, TensorSpec
+
+FORMATS = ("onnx",)
+PACKAGE = "onnxruntime"
+
+_WARNING, _FATAL = 2, 4
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+
+
+def version() -> str:
+    return str(ort.__version__)
+
+
+def open(part: PartFiles, options: OpenOptions) -> OnnxGraph:
+    """The part's first file as a graph. Raises EngineError on a file that ONNX Runtime refuses, or one that does not
+    take and give what the part declares."""
+    path = part.files[0]
+    try:
+        session = ort.InferenceSession(str(path), _session_options(options), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no base class
+        raise EngineError(f"onnxruntime cannot open {path.name}: {_first_line(error)}", hint=_verify(part)) from error
+    graph = OnnxGraph(session)
+    for declared, found in ((part.inputs, graph.inputs), (part.outputs, graph.outputs)):
+        if (wanted := {t.name for t in declared}) != (given := {t.name for t in found}):
+            raise EngineError(
+                f"{path.name} is not the part that the manifest describes: it has {_names(given)}, "
+                f"the manifest says {_names(wanted)}",
+                hint=_verify(part),
+            )
+    return graph
+
+
+class OnnxGraph:
+    """Each array stays bound until another stands in its place, so that a decoding step whose caches did not move costs
+    no binding. The arrays themselves are what the library reads and writes: nothing is copied."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._inputs = {spec.name: spec for spec in map(_spec, session.get_inputs())}
+        self._outputs = {spec.name: spec for spec in map(_spec, session.get_outputs())}
+        self._binding = session.io_binding()
+        for name in self._outputs:
+            self._binding.bind_output(name)  # fixes the order of get_outputs
+        self._bound: dict[str, Array] = {}  # what is bound now; keeps that memory alive
+        self._written: dict[str, Array] = {}
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(self._inputs.values())
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(self._outputs.values())
+
+    def run(self, feeds: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """See Graph. Raises EngineError when an array does not fit the graph, or the library fails."""
+        into = into or {}
+        if feeds.keys() != self._inputs.keys():
+            raise EngineError(f"the graph takes {_names(self._inputs)}, and was fed {_names(feeds)}")
+        if not into.keys() <= self._outputs.keys():
+            raise EngineError(f"the graph gives {_names(self._outputs)}, and was asked for {_names(into)}")
+        try:
+            self._bind(feeds, into)
+            self._session.run_with_iobinding(self._binding)
+            return self._collect(into)
+        except EngineError:
+            raise
+        except Exception as error:  # its errors share no base class
+            raise EngineError(f"onnxruntime failed: {_first_line(error)}") from error
+
+    def _bind(self, feeds: Mapping[str, Array], into: Mapping[str, Array]) -> None:
+        for name, array in feeds.items():
+            if self._bound.get(name) is not array:
+                _fits(self._inputs[name], array)
+                self._binding.bind_cpu_input(name, array)  # refers to the array's memory
+                self._bound[name] = array
+        for name in self._outputs:
+            target = into.get(name)
+            if target is None:
+                # Bound anew each time: a result of the last run would be taken for memory to write into.
+                self._binding.bind_output(name)
+                self._written.pop(name, None)
+            elif self._written.get(name) is not target:
+                _fits(self._outputs[name], target)
+                if not target.flags.writeable:
+                    raise EngineError(f"the array for {name} cannot be written")
+                self._binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(target))
+                self._written[name] = target
+
+    def _collect(self, into: Mapping[str, Array]) -> dict[str, Array]:
+        if len(into) == len(self._outputs):
+            return dict(into)
+        values = self._binding.get_outputs()
+        return {name: into[name] if name in into else values[index].numpy() for index, name in enumerate(self._outputs)}
+
+
+def _session_options(options: OpenOptions) -> Any:
+    # Not session.set_denormal_as_zero: it changes the arithmetic of the calling thread, numpy's too.
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = options.threads  # 0: the physical cores
+    settings.inter_op_num_threads = 1
+    settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    settings.log_severity_level = _WARNING if options.debug else _FATAL
+    # A memory pattern is planned and kept for every combination of shapes, and each decoding step brings a new one.
+    settings.enable_mem_pattern = False
+    return settings
+
+
+def _fits(spec: TensorSpec, array: Array) -> None:
+    """The library is given a bare address: what it reads and writes there must be what it thinks."""
+    same_shape = len(spec.shape) == array.ndim and all(
+        want == have for want, have in zip(spec.shape, array.shape, strict=True) if isinstance(want, int)
+    )
+    if not same_shape or array.dtype != spec.dtype:
+        wanted, given = (f"{x.dtype} [{', '.join(map(str, x.shape))}]" for x in (spec, array))
+        raise EngineError(f"{spec.name} is {wanted} in the graph, and the array is {given}")
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        raise EngineError(f"the array for {spec.name} does not lie in one piece")
+
+
+def _spec(node: Any) -> TensorSpec:
+    shape = tuple(d if isinstance(d, int) else d or f"{node.name}.{axis}" for axis, d in enumerate(node.shape))
+    return TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
+
+
+def _names(names: Any) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" if len(listed) > 6 else "") if listed else "nothing"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _verify(part: PartFiles) -> str:
+    return f"edge verify {part.files[0].parent}"

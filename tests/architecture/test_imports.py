@@ -1,0 +1,203 @@
+"""The import rules of the design, read from the source: what a module imports, prints, and does on import."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from edge import plugins
+
+HEAVY = {"torch", "torchvision", "transformers", "timm", "safetensors", "sentencepiece", "huggingface_hub"}
+CONVERTERS = {"onnx", "onnxscript", "onnx_ir", "gguf", "executorch", "coremltools", "litert_torch", "tensorflow"}
+LIGHT = {"numpy", "PIL", "tokenizers", "typer", "rich"}
+OWN = {"edge", "runtimes", "exporters"}
+MODEL_NAMES = re.compile(
+    r"mobile_?vlm|mobile_?llama|llava|vicuna|siglip|\bldp|(?<![a-z])clip(?![a-z])|llama(?!\.?_?-?cpp)|openai|qwen|gemma",
+    re.IGNORECASE,
+)
+
+
+def sources(*packages: str) -> list[Path]:
+    return sorted(p for package in packages for p in (REPOSITORY / package).rglob("*.py"))
+
+
+def name(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+def each(*packages: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", sources(*packages), ids=name)
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> Iterator[tuple[ast.stmt, str]]:
+    """Every import, wherever it stands, with the full name of what it names."""
+    package = list(path.relative_to(REPOSITORY).parts[:-1])
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            yield from ((node, ".".join([*base, *filter(None, [node.module]), alias.name])) for alias in node.names)
+
+
+def roots(path: Path) -> set[str]:
+    return {module.split(".")[0] for _, module in imports(path)}
+
+
+def outside(path: Path) -> set[str]:
+    """What is neither the standard library nor ours."""
+    return roots(path) - sys.stdlib_module_names - OWN
+
+
+def siblings(path: Path) -> list[str]:
+    """The other modules of its folder of alternatives that a module imports."""
+    folder = path.relative_to(REPOSITORY).parent.parts
+    alternatives = {p.stem for p in path.parent.iterdir()} - {path.stem, "__init__"}
+    parts = [module.split(".") for _, module in imports(path)]
+    inside = [p for p in parts if len(p) > len(folder) and p[: len(folder)] == list(folder)]
+    return [".".join(p) for p in inside if p[len(folder)] in alternatives]
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert {"edge/bundle.py", "runtimes/null.py"} <= {name(p) for p in sources("edge", "runtimes")}
+
+
+@each("edge")
+def test_1_edge_imports_the_light_libraries_only(path: Path) -> None:
+    assert outside(path) <= LIGHT
+    assert not roots(path) & {"runtimes", "exporters"}
+
+
+@each("runtimes")
+def test_2_an_engine_imports_contracts_numpy_and_its_own_library_at_the_top(path: Path) -> None:
+    assert "exporters" not in roots(path)
+    assert len(outside(path) - {"numpy"}) <= 1, "an engine has one library"
+    assert [module for node, module in imports(path) if node.col_offset > 0] == []
+
+
+@each("exporters")
+def test_3_exporters_never_import_engines(path: Path) -> None:
+    assert "runtimes" not in roots(path)
+
+
+@each("runtimes")
+def test_4_engines_never_import_each_other(path: Path) -> None:
+    assert siblings(path) == []
+
+
+@each("exporters/formats")
+def test_4_formats_never_import_each_other(path: Path) -> None:
+    assert siblings(path) == []
+
+
+@each("edge", "runtimes")
+def test_5_the_heavy_libraries_stay_with_the_exporters(path: Path) -> None:
+    exempt = {"torch", "executorch"} if name(path) == "runtimes/executorch.py" else set()
+    exempt |= {"coremltools"} if name(path) == "runtimes/coreml.py" else set()
+    assert not roots(path) & (HEAVY | CONVERTERS) - exempt
+
+
+def prints(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "Console"):
+            found.append(f"{node.lineno}: {node.func.id}(…)")
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "sys":
+            found += [f"{node.lineno}: sys.{node.attr}"] if node.attr in ("stdout", "stderr") else []
+    return found
+
+
+@each("edge", "runtimes", "exporters")
+def test_6_only_the_command_line_prints(path: Path) -> None:
+    assert name(path) == "edge/cli.py" or prints(path) == []
+
+
+QUIET = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+GUARDS = ("TYPE_CHECKING", "__name__ == '__main__'")
+
+
+def acts(node: ast.stmt) -> bool:
+    """Whether a statement at the top of a module does more than to define."""
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) not in GUARDS
+    return not (isinstance(node, QUIET) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)))
+
+
+@each("edge", "runtimes", "exporters")
+def test_7_no_import_has_side_effects(path: Path) -> None:
+    assert [f"{node.lineno}: {ast.unparse(node)}" for node in tree(path).body if acts(node)] == []
+
+
+def test_7_importing_edge_loads_nothing_heavy() -> None:
+    script = "import sys; before = set(sys.modules); import edge; print(*sorted(set(sys.modules) - before), sep='\\n')"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "edge" in loaded
+    assert [m for m in loaded if m.split(".")[0] not in sys.stdlib_module_names | {"edge"}] == []
+
+
+@each("edge", "runtimes")
+def test_no_model_is_named_on_the_run_side(path: Path) -> None:
+    found = []
+    tokens = list(tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline))
+    for before, token in zip([tokens[0], *tokens], tokens, strict=False):
+        method = token.type == tokenize.NAME and before.string == "."  # numpy.clip
+        if not method and (match := MODEL_NAMES.search(token.string)):
+            found.append(f"{token.start[0]}: {match[0]}")
+    assert found == []
+
+
+@pytest.mark.parametrize("engine", plugins.names("runtimes"))
+def test_an_engine_is_what_the_contract_says(engine: str) -> None:
+    facts = plugins.facts("runtimes", engine)
+    assert isinstance(facts["FORMATS"], tuple)
+    assert isinstance(facts["PACKAGE"], str)
+    body = tree(REPOSITORY / "runtimes" / f"{engine}.py").body
+    functions = {node.name: [a.arg for a in node.args.args] for node in body if isinstance(node, ast.FunctionDef)}
+    assert functions["version"] == []
+    assert functions["open"] == ["part", "options"]
+
+
+BLOCKER = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def without(blocked: set[str], code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process that cannot import the libraries."""
+    script = f"BLOCKED = {json.dumps(sorted(blocked))}\n{BLOCKER}\n{code}"
+    return subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+
+
+def test_the_blocker_blocks() -> None:
+    assert "blocked" in without({"numpy"}, "import numpy").stderr
+
+
+def test_every_module_of_the_run_side_imports_without_the_heavy_libraries() -> None:
+    modules = [".".join(p.relative_to(REPOSITORY).with_suffix("").parts) for p in sources("edge")]
+    modules = [m.removesuffix(".__init__") for m in modules] + ["runtimes.null"]
+    code = f"import importlib\nfor m in {modules!r}: importlib.import_module(m)\nprint('fine')"
+    done = without(HEAVY | CONVERTERS | {"exporters", "onnxruntime"}, code)
+    assert (done.stdout, done.stderr) == ("fine\n", "")

@@ -1,0 +1,90 @@
+"""What several groups of tests share: a bundle of invented bytes that the contract accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edge import bundle as bundles
+from edge.bundle import Bundle, Manifest, Part
+from edge.spec import DecoderSpec, ImageSpec, PromptSpec, VLMSpec
+from edge.types import TensorSpec
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+SPEC = VLMSpec(
+    image=ImageSpec(28, "pad", (122, 116, 104), "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)),
+    prompt=PromptSpec(
+        system="{text} ",
+        user="USER: {text} ",
+        assistant="ASSISTANT: {text}",
+        generation="ASSISTANT:",
+        image="<image>\n",
+        default_system="A chat.",
+        image_tokens=4,
+        bos_id=1,
+        end_id=2,
+        stop_ids=(2,),
+        stop_strings=("</s>",),
+    ),
+    decoder=DecoderSpec(2, 4, 2, 8, 32, 100, 64, 10000.0),
+)
+
+FILES = {
+    "vision.onnx": b"vision graph",
+    "decoder.onnx": b"decoder graph",
+    "decoder.onnx.data": bytes(range(256)),
+    "tokenizer.json": b"{}",
+    "golden.npz": b"golden",
+}
+
+
+def write_bundle(destination: Path, *, name: str = "tiny") -> Bundle:
+    """A complete bundle, whose parts hold no model."""
+    with bundles.create(destination) as root:
+        for path, content in FILES.items():
+            (root / path).write_bytes(content)
+        vision = Part(
+            covers=("vision", "projector"),
+            format="onnx",
+            scheme="w8a8",
+            files=(bundles.describe(root, root / "vision.onnx"),),
+            inputs=(TensorSpec("pixel_values", "float32", (1, 3, 28, 28)),),
+            outputs=(TensorSpec("image_embeds", "float32", (1, 4, 32)),),
+            tolerance={"max_abs": 0.02, "cosine": 0.999},
+            error={"vision.stored.max_abs": 0.01, "vision.stored.cosine": 0.9999, "vision.fp32.max_abs": 0.25},
+        )
+        decoder = Part(
+            covers=("decoder",),
+            format="onnx",
+            scheme="w4",
+            files=tuple(bundles.describe(root, root / f) for f in ("decoder.onnx", "decoder.onnx.data")),
+            inputs=(TensorSpec("inputs_embeds", "float32", (1, "sequence_length", 32)),),
+            outputs=(TensorSpec("logits", "float32", (1, 1, 100)),),
+        )
+        manifest = Manifest(
+            name=name,
+            source={"name": "a checkpoint", "sha256": "0" * 64},
+            license="apache-2.0",
+            recipe="balanced",
+            spec=SPEC,
+            golden_prompt={"question": "What is this?", "segments": [[1, 5, 6], None, [7, 8]]},
+            parts=(vision, decoder),
+            tokenizer=bundles.describe(root, root / "tokenizer.json"),
+            golden=bundles.describe(root, root / "golden.npz"),
+            versions={"edge-vlm": "0.1.0"},
+        )
+        bundles.write_manifest(root, manifest)
+    return Bundle.open(destination)
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
+    """`make_bundle(name=…)` writes the bundle of invented bytes at `tmp_path / "bundle"`."""
+
+    def make(where: str = "bundle", **facts: str) -> Bundle:
+        return write_bundle(tmp_path / where, **facts)
+
+    return make
