@@ -135,16 +135,14 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
 
 def peak_rss_mb() -> float:
     """The most memory that this process has held, in MB; 0 where the system does not say."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would count what the parent held before exec
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e6
+    if sys.platform == "linux":  # getrusage would count what the parent held before exec
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
     if sys.platform == "win32":
         return 0.0
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def _stage(name: str, values: Sequence[float]) -> Stage:

@@ -36,8 +36,8 @@ class File:
 class Part:
     """One written artifact that covers one or more adjacent roles.
 
-    `tolerance` bounds the distance to torch on the same stored weights (`max_abs` from above; `cosine` and `tokens`, the
-    share of equal greedy tokens, from below); `error` holds what the export measured, against them and against fp32.
+    `tolerance` bounds the distance to torch on the same stored weights: `max_abs` from above; `cosine` and `tokens`,
+    the share of equal greedy tokens, from below. `error` holds what the export measured, against them and fp32.
     """
 
     covers: tuple[str, ...]

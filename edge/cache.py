@@ -26,7 +26,7 @@ class CacheSlot:
     head_dim: int
 
     def zeros(self, length: int) -> Array:
-        # Zeros, not empty: what is not yet written is masked, and must not be NaN. The pages come when they are touched.
+        # Not empty: what is not yet written is masked, and must not be NaN. The pages come when they are touched.
         return np.zeros((1, self.heads, length, self.head_dim), self.dtype)
 
 
@@ -36,7 +36,7 @@ Arrays = Mapping[str, Array]
 class Cache(Protocol):
     def prepare(self, used: int, total: int) -> tuple[Arrays, Arrays]:
         """What to feed, and what to have written, to go from `used` positions to `total`. Raises MemoryError, and is
-        then empty."""
+        then as it was."""
         ...
 
     def commit(self) -> None:
@@ -70,15 +70,12 @@ class FixedCache:
         return  # what lies behind the position is masked, and written over
 
     def _grow(self, used: int, length: int) -> None:
-        try:
-            for slot in self._slots:  # one at a time: never two whole caches at once
-                grown = slot.zeros(length)
-                if used:
-                    grown[:, :, :used] = self._past[slot.past][:, :, :used]
-                self._past[slot.past] = self._present[slot.present] = grown
-        except MemoryError:
-            self._past, self._present, self._length = {}, {}, 0
-            raise
+        # All before any is let go: an engine holds on to the old ones until it is given the new.
+        grown = [slot.zeros(length) for slot in self._slots]
+        for slot, array in zip(self._slots, grown, strict=True):
+            if used:
+                array[:, :, :used] = self._past[slot.past][:, :, :used]
+            self._past[slot.past] = self._present[slot.present] = array
         self._length = length
 
 
@@ -93,12 +90,7 @@ class GrowingCache:
         self._present: dict[str, Array] = {}
 
     def prepare(self, used: int, total: int) -> tuple[Arrays, Arrays]:
-        try:
-            self._present = {slot.present: self._target(slot, total) for slot in self._slots}
-        except MemoryError:
-            self._buffers = ({}, {})
-            self.rewind(0)
-            raise
+        self._present = {slot.present: self._target(slot, total) for slot in self._slots}
         return self._past, self._present
 
     def commit(self) -> None:
@@ -106,9 +98,6 @@ class GrowingCache:
         self._buffers = self._buffers[::-1]
 
     def rewind(self, position: int) -> None:
-        if position == 0:
-            self._past = {slot.past: slot.zeros(0) for slot in self._slots}
-            return
         self._present = {slot.present: self._target(slot, position) for slot in self._slots}
         for slot in self._slots:
             self._present[slot.present][:] = self._past[slot.past][:, :, :position]

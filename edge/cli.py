@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,6 +54,10 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Turn a checkpoint into a bundle, and prove that it computes the same model."""
+    from rich.console import Console
+
+    from edge import show
+
     with _export_side():
         side = plugins.load("exporters", "export")
         request = side.ExportRequest(
@@ -69,23 +73,22 @@ def export(
             threads=threads,
             max_loss=max_loss,
         )
-        with _progress() as progress:
-            done = side.export(request, progress)
+        with show.Stages(console=Console(stderr=True)) as stages:
+            done = side.export(request, stages.report)
     if as_json:
         facts = {"path": str(done.path), "bytes": done.bytes, "seconds": round(done.seconds, 3)}
         _print_json({**facts, "report": done.report.to_json(), "next_command": done.next_command})
         return
-    from edge import show
-
     _print(show.parity(done.report))
-    print(f"{done.path}: {show.size(done.bytes)} in {done.seconds:.1f} s; worst error {show.worst(done.report)}")
+    print(f"\n{done.path}: {show.size(done.bytes)} in {done.seconds:.1f} s")
+    print(f"worst: {show.worst(done.report)}")
     print(f"next: {done.next_command}")
 
 
 @app.command()
 def run(
     bundle: BundleArgument,
-    inputs: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]... [QUESTION]", show_default=False)] = None,
+    inputs: Annotated[list[str] | None, typer.Argument(metavar="IMAGE|QUESTION", show_default=False)] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="The longest answer.")] = 256,
     temp: Annotated[float, typer.Option(help="Temperature; 0: always the most probable token.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Pick among so many tokens; 0: all.")] = 0,
@@ -299,24 +302,6 @@ def _export_side() -> Iterator[None]:
         if (error.name or "").split(".")[0] in ("edge", "exporters"):
             raise
         raise EngineError(f"exporting needs more than is installed: {error}", hint=EXPORT) from error
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, float], None]]:
-    """A bar for each stage, on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    bars: dict[str, TaskID] = {}
-    with Progress(*columns, console=Console(stderr=True)) as shown:
-
-        def report(stage: str, fraction: float) -> None:
-            if stage not in bars:
-                bars[stage] = shown.add_task(stage, total=1.0)
-            shown.update(bars[stage], completed=fraction)
-
-        yield report
 
 
 def _print(renderable: RenderableType) -> None:

@@ -1,4 +1,4 @@
-"""What this machine has: engines and their versions, the processor's features that they use, memory; what to install."""
+"""What this machine has: engines, the processor's features that they use, memory; and what to install."""
 
 from __future__ import annotations
 
@@ -89,6 +89,9 @@ def _engine(info: EngineInfo) -> Engine:
 
 def _lacking(extra: str) -> Iterator[str]:
     """The distributions of an extra that are not here, as the package's own metadata lists them."""
+    if not _installed(DISTRIBUTION):  # run from its sources: nothing says what belongs to an extra
+        yield DISTRIBUTION
+        return
     for requirement in metadata.requires(DISTRIBUTION) or ():
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         if f'extra == "{extra}"' in requirement and name != DISTRIBUTION and not _installed(name):

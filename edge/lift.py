@@ -88,7 +88,6 @@ class LiftedDecoder:
         try:
             past, present = self._cache.prepare(self._position, total)
         except MemoryError as error:
-            self._position = 0
             raise EngineError(
                 f"no memory for the keys and values of {total} positions", hint="load with a smaller context"
             ) from error

@@ -48,7 +48,8 @@ def segments(spec: PromptSpec, tokenizer: Tokenizer, turns: Sequence[Turn], syst
             found.append(Tokens(tuple(ids)))
         found.append(piece)
         ids = []
-    ids += tokenizer.encode(text)
+    if text:
+        ids += tokenizer.encode(text)
     return [*found, Tokens(tuple(ids))] if ids else found
 
 

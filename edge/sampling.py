@@ -54,10 +54,12 @@ class Sampler:
             )
         if self._sampling.temperature == 0:
             return best
+        ids = self._top(scores)
         with np.errstate(over="ignore"):  # far below the best, at a tiny temperature: -inf, which weighs nothing
-            weights = np.exp((scores.astype(np.float64) - float(scores[best])) / self._sampling.temperature)
-        ids = self._nucleus(self._top(np.arange(len(weights)), weights), weights)
-        mass = np.cumsum(weights[ids])
+            gaps = (scores[ids] - scores[best]) / np.float64(self._sampling.temperature)
+            weights = np.exp(gaps.astype(np.float32))  # single precision is 15 times as fast here
+        ids, weights = self._nucleus(ids, weights)
+        mass = np.cumsum(weights.astype(np.float64))
         return int(ids[np.searchsorted(mass, self._random.random() * mass[-1], side="right")])
 
     def _penalised(self, logits: NDArray[np.float32], history: Sequence[int]) -> NDArray[np.float32]:
@@ -65,30 +67,36 @@ class Sampler:
         if penalty == 1 or not len(history):
             return logits
         scores = logits.copy()
-        seen = np.unique(np.asarray(history, dtype=np.int64))
-        scores[seen] = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
+        ids = np.asarray(history, dtype=np.int64)
+        said = scores[ids]  # read before anything is written: an id that was said twice is penalised once
+        scores[ids] = np.where(said > 0, said / penalty, said * penalty)
         return scores
 
-    def _top(self, ids: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.int64]:
+    def _top(self, scores: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The ids of the top_k best scores; the lower ids of equal ones."""
         k = self._sampling.top_k
-        if not 0 < k < len(ids):
-            return ids
-        least = np.partition(weights, -k)[-k]
-        return _descending(ids[weights >= least], weights)[:k]
+        if not 0 < k < len(scores):
+            return np.arange(len(scores))
+        ids = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
+        return ids[_descending(scores[ids])[:k]]
 
-    def _nucleus(self, ids: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The fewest ids whose mass reaches top_p."""
+    def _nucleus(
+        self, ids: NDArray[np.int64], weights: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The fewest ids whose mass reaches top_p, with their weights."""
         p = self._sampling.top_p
         if p == 1:
-            return ids
+            return ids, weights
+        total = weights.sum(dtype=np.float64)
         # All that are lighter than this weigh less than 1 - p together: only the rest needs sorting.
-        total = weights[ids].sum()
-        ids = _descending(ids[weights[ids] >= (1 - p) * total / len(ids)], weights)
-        return ids[: int(np.searchsorted(np.cumsum(weights[ids]), p * total)) + 1]
+        heavy = np.flatnonzero(weights >= (1 - p) * total / len(weights))
+        heavy = heavy[_descending(weights[heavy])]
+        kept = heavy[: int(np.searchsorted(np.cumsum(weights[heavy].astype(np.float64)), p * total)) + 1]
+        return ids[kept], weights[kept]
 
 
-def _descending(ids: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    return ids[np.argsort(-weights[ids], kind="stable")]
+def _descending(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    return np.argsort(-values, kind="stable")
 
 
 def _require(name: str, value: float | None, ok: bool, rule: str) -> None:

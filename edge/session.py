@@ -158,7 +158,7 @@ class Session:
         sampling: Sampling = _GREEDY,
     ) -> Iterator[str]:
         """The answer in pieces, as it is made. `image` is None, a picture (path, bytes, Pillow image, uint8 array), or
-        a list of pictures; `system` None takes the model's own sentence. Raises ImageError, ContextError, UsageError."""
+        a list of pictures; `system` None takes the model's own. Raises ImageError, ContextError, UsageError."""
         started, seeing = perf_counter(), _Seeing()
         turn = Turn(question, self._look(image, seeing))
         yield from self._answer([turn], system, max_tokens, sampling, started, seeing)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -15,11 +16,28 @@ if TYPE_CHECKING:
     from edge.bundle import File, Manifest, Part
     from edge.devices import DeviceProfile
     from edge.doctor import Diagnosis
-    from edge.session import Answer
+    from edge.generate import Answer
     from edge.spec import VLMSpec
     from edge.verify import Report, Row
 
 MEASURES = {"max_abs": "Largest error", "cosine": "Cosine", "tokens": "Tokens alike"}
+
+
+class Stages(Progress):
+    """A bar for each stage of an export."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(*self.get_default_columns(), console=console)
+        self._bars: dict[str, TaskID] = {}
+
+    @classmethod
+    def get_default_columns(cls) -> tuple[ProgressColumn, ...]:
+        return TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
+
+    def report(self, stage: str, fraction: float) -> None:
+        if stage not in self._bars:
+            self._bars[stage] = self.add_task(stage, total=1.0)
+        self.update(self._bars[stage], completed=fraction)
 
 
 def size(count: float) -> str:
@@ -42,14 +60,19 @@ def parity(report: Report) -> RenderableType:
 
 
 def worst(report: Report) -> str:
-    """The error that comes nearest to what is allowed, and what quantising costs."""
-    bounded = [row for row in report.rows if row.tolerance.get("max_abs")]
-    nearest = max(bounded, key=lambda row: row.error["max_abs"] / row.tolerance["max_abs"])
-    text = (
-        f"{_number(nearest.error['max_abs'])} in {nearest.stage} ({_number(nearest.tolerance['max_abs'])} is allowed)"
-    )
+    """The comparison with the same weights that comes nearest to its bound, and what quantising costs."""
+    bounded = [(row, measure) for row in report.rows for measure in row.tolerance]
+    row, measure = max(bounded, key=lambda pair: _strain(*pair))
+    text = f"{MEASURES[measure].lower()} {_measured(row, measure)} in {row.stage}"
     costs = [row.error["max_abs"] for row in report.rows if row.against == "fp32" and "max_abs" in row.error]
     return f"{text}; {_number(max(costs))} from fp32" if costs else text
+
+
+def _strain(row: Row, measure: str) -> float:
+    """How much of what is allowed was used: above 1 the row failed."""
+    found, bound = row.error[measure], row.tolerance[measure]
+    used, allowed = (found, bound) if measure == "max_abs" else (1 - found, 1 - bound)
+    return used / allowed if allowed > 0 else used
 
 
 def _measured(row: Row, measure: str) -> str:
@@ -66,8 +89,8 @@ def _number(value: float) -> str:
 
 
 def _share(value: float) -> str:
-    """Six digits, cut and not rounded: only 1 itself reads as 1."""
-    return f"{int(value * 1e6) / 1e6:.6f}".rstrip("0").rstrip(".") if value == value else "nan"
+    """Six digits, cut and not rounded: what is not 1 does not read as 1."""
+    return f"{int((value + 1e-9) * 1e6) / 1e6:.6f}".rstrip("0").rstrip(".") if value == value else "nan"
 
 
 def answer(found: Answer) -> str:
@@ -94,7 +117,7 @@ def manifest(found: Manifest) -> RenderableType:
         **_model(found.spec),
         "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
     }
-    return Group(_facts(facts), _parts(found.parts), _files(found.files()))
+    return Group(_facts(facts), "", _parts(found.parts), "", _files(found.files()))
 
 
 def _model(spec: VLMSpec) -> dict[str, str]:
@@ -138,21 +161,24 @@ def _files(files: Iterable[File]) -> Table:
 
 
 def devices(profiles: Sequence[DeviceProfile], here: DeviceProfile) -> RenderableType:
-    """The profiles, and this machine at the end."""
-    table = _table("Id", "Device", "Memory", "Threads", "Features", "Recipe", right=("Memory", "Threads"))
-    for profile in (*profiles, here):
-        mark = "bold" if profile is here else ""
-        memory = f"{profile.memory_bytes / 2**30:.1f} GiB"
-        name = f"{profile.name} (this machine)" if profile is here else profile.name
-        table.add_row(profile.id, name, memory, str(profile.threads), " ".join(profile.isa), profile.recipe, style=mark)
-    return table
+    """The profiles, and below them this machine."""
+    table = _table("Id", "Device", "Memory", "Cores", "Recipe", right=("Memory", "Cores"))
+    for profile in profiles:
+        table.add_row(profile.id, profile.name, _memory(profile), str(profile.threads), profile.recipe)
+    features = f", {' '.join(here.isa)}" if here.isa else ""
+    about = f"{here.name}, {_memory(here)} free, {here.threads} cores{features}; recipe {here.recipe}"
+    return Group(table, "", _facts({"this machine": about}))
+
+
+def _memory(profile: DeviceProfile) -> str:
+    return f"{profile.memory_bytes / 2**30:.1f} GiB"
 
 
 def doctor(found: Diagnosis) -> RenderableType:
     facts = {
         "edge-vlm": f"{found.version}, Python {found.python}, {found.system}",
         "processor": f"{found.processor}, {found.cores} cores",
-        "memory": f"{size(found.memory_bytes)} free",
+        "memory": f"{found.memory_bytes / 2**30:.1f} GiB free",
     }
     features = _table("Processor", "Here", "What it is for")
     for feature in found.features:
@@ -163,7 +189,7 @@ def doctor(found: Diagnosis) -> RenderableType:
         engines.add_row(engine.name, ", ".join(engine.formats), state, engine.todo or "ready")
     lacks = ", ".join(found.export_lacks)
     engines.add_row("edge export", "", "", f"pip install 'edge-vlm[export]' (lacks {lacks})" if lacks else "ready")
-    return Group(_facts(facts), features, engines)
+    return Group(_facts(facts), "", features, "", engines)
 
 
 def bench(found: Bench) -> RenderableType:
@@ -176,11 +202,11 @@ def bench(found: Bench) -> RenderableType:
         "threads": str(found.threads),
         "peak memory": size(found.peak_rss_mb * 1e6),
     }
-    return Group(table, _facts(facts))
+    return Group(table, "", _facts(facts))
 
 
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table

@@ -35,7 +35,8 @@ class EmbeddingTable:
         if SCALES not in by_name:
             raise BundleError(f"{TABLE} is int8 and the decoder's part has no {SCALES}", hint="export the bundle again")
         scales = _map(by_name[SCALES])
-        if scales.ndim != 2 or len(scales) != vocab or hidden % max(scales.shape[1], 1) or scales.dtype != "float32":
+        right = scales.dtype == "float32" and scales.ndim == 2 and len(scales) == vocab
+        if not right or not scales.size or hidden % scales.shape[1]:
             raise _damaged(by_name[SCALES], f"it is {scales.dtype} {scales.shape}, for a table of [{vocab}, {hidden}]")
         return cls(table, scales)
 

@@ -32,8 +32,10 @@ def verify_against(
             hint="give the checkpoint that was exported, or export this one",
         )
     if source.spec != manifest.spec:
-        raise UsageError("this edge-vlm reads the checkpoint in another way than the one that exported it did",
-                         hint="export the bundle again")
+        raise UsageError(
+            "this edge-vlm reads the checkpoint in another way than the one that exported it did",
+            hint="export the bundle again",
+        )
     old = Golden.load(bundle.file(bundle.manifest.golden))
     targets = {role: Target(part.format, part.scheme) for part in manifest.parts for role in part.covers}
     with tempfile.TemporaryDirectory() as folder:

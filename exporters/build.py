@@ -94,7 +94,9 @@ class _Step:
         assert isinstance(module, kind)
         fp32 = ask(module)
         writer = plugins.load(targets.FORMATS, target.format)
-        written = writer.write(component, module, target.scheme, self.folder, lambda done: self.progress(stage, done * 0.95))
+        # The last stretch of a stage is the reference on the stored weights.
+        progress = lambda done: self.progress(stage, done * 0.95)  # noqa: E731
+        written = writer.write(component, module, target.scheme, self.folder, progress)
         stored = ask(module)
         part = Part(
             covers=covers,

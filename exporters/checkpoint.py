@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
+
+
+def check_numbers(config: Any, signed: tuple[str, ...] = ()) -> None:
+    """A dataclass filled from a JSON file holds what its annotations say, sizes above zero. Raises ValueError."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.type == "bool":
+            fits = isinstance(value, bool)
+        elif field.type == "int":
+            fits = type(value) is int and (value > 0 or field.name in signed)
+        else:
+            fits = field.type != "float" or (type(value) in (int, float) and 0 < value < math.inf)
+        if not fits:
+            raise ValueError(f"{field.name} is {value!r}")
 
 
 def check(components: Iterable[Component], weights: Weights, ignored: re.Pattern[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from torch import Tensor, nn
 
 from exporters.component import Component
@@ -14,6 +16,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.tower = tower
         self.projector = projector
+
+    @property
+    def image_size(self) -> int:
+        size: int = cast("Any", self.tower).config.image_size
+        return size
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         rows: Tensor = self.projector(self.tower(pixel_values))

@@ -26,9 +26,10 @@ from exporters.vision.clip import TowerConfig
 log = logging.getLogger(__name__)
 SHARD_BYTES = 1_000_000_000
 TEXT = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-    "and polite answers to the user's questions. USER: \nWhat is in this picture? ASSISTANT: There is a cat on the table. "
-    "USER: How many dogs are there, and where are they? ASSISTANT: 0123456789 dogs; they sit left of the red house!"
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. USER: \n"
+    "What is in this picture? ASSISTANT: There is a cat on the table. USER: How many dogs are there, and where? "
+    "ASSISTANT: 0123456789 dogs; they sit left of the red house!"
 )
 
 
@@ -36,7 +37,7 @@ VIT_L = TowerConfig(image_size=336, patch_size=14, hidden=1024, layers=24, heads
 SHAPES = {
     "tiny": Shape(
         TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=1, ffn=96),
-        DecoderConfig(layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, head_dim=16, vocab=512, context=512),
+        DecoderConfig(layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, head_dim=16, vocab=512, context=1024),
     ),
     "1.7b": Shape(
         VIT_L,

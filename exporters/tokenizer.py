@@ -143,10 +143,7 @@ def _normalizers(spec: Any, user_defined: list[str]) -> Iterator[Any]:
 
 def _add(tokenizer: tokenizers.Tokenizer, checkpoint: Path) -> None:
     """The tokens that were added beside the SentencePiece model, under their ids."""
-    declared: dict[str, dict[str, Any]] = _read(checkpoint / CONFIG).get("added_tokens_decoder", {})
-    added = {int(i): AddedToken(**_flags(entry)) for i, entry in declared.items()}
-    for content, i in _read(checkpoint / ADDED).items():
-        added.setdefault(i, AddedToken(content, normalized=False, special=True))
+    added = _declared(checkpoint)
     size = tokenizer.get_vocab_size()
     for i in sorted(i for i in added if i >= size):
         tokenizer.add_tokens([added[i]])
@@ -155,6 +152,18 @@ def _add(tokenizer: tokenizers.Tokenizer, checkpoint: Path) -> None:
                 f"the added token {added[i].content!r} has the id {i} in {str(checkpoint)!r}, but is number {found}",
                 hint=f"number the added tokens from {size} on, without gaps",
             )
+
+
+def _declared(checkpoint: Path) -> dict[int, AddedToken]:
+    listed, plain = _read(checkpoint / CONFIG).get("added_tokens_decoder", {}), _read(checkpoint / ADDED)
+    try:
+        tokens = {int(i): AddedToken(content, normalized=False, special=True) for content, i in plain.items()}
+        return tokens | {int(i): AddedToken(**_flags(entry)) for i, entry in listed.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the added tokens of {str(checkpoint)!r} are not understood: {error}",
+            hint=f"mend {CONFIG} and {ADDED}, or download them again",
+        ) from error
 
 
 def _flags(entry: dict[str, Any]) -> dict[str, Any]:

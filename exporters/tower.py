@@ -12,7 +12,7 @@ from typing import Any
 from edge import plugins
 from edge.errors import CheckpointError
 from exporters import hub
-from exporters.checkpoint import read_json
+from exporters.checkpoint import check_numbers, read_json
 from exporters.component import Component
 from exporters.vision.clip import TowerConfig
 from exporters.weights import Weights
@@ -59,7 +59,7 @@ def find(folder: Path, config: Mapping[str, Any], weights: Weights, given: Path 
 def _module(config: Mapping[str, Any], name: str) -> Any:
     kinds = {plugins.facts(TOWERS, file)["KIND"]: file for file in plugins.names(TOWERS)}
     kind = config.get("vision_tower_type") or next((kind for kind in kinds if kind in name.lower()), name)
-    if kind not in kinds:
+    if kind not in tuple(kinds):
         raise CheckpointError(f"no vision tower of the type {kind!r}", hint="vision_tower_type: " + ", ".join(kinds))
     return plugins.load(TOWERS, kinds[kind])
 
@@ -132,7 +132,8 @@ def _config(module: Any, sizes: Mapping[str, Any], config: Mapping[str, Any]) ->
     if feature not in ("patch", "cls_patch"):
         raise CheckpointError(f"mm_vision_select_feature is {feature!r}", hint="one of: patch, cls_patch")
     try:
-        tower: TowerConfig = module.from_config(sizes, select_layer=int(layer), select_feature=feature)
+        tower: TowerConfig = module.from_config(sizes, select_layer=layer, select_feature=feature)
+        check_numbers(tower, signed=("select_layer",))
         fits = 0 <= tower.run_layers <= tower.layers
         whole = tower.hidden % tower.heads == 0 and tower.grid > 0
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:

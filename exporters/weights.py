@@ -168,7 +168,7 @@ def _bin(path: Path, *, zipped: bool) -> dict[str, Stored]:
         # Files older than torch 1.6 are no zip archives and cannot be mapped.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # the unpickler of damaged bytes raises anything
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
+        if code := re.search(r"GLOBAL (\w[\w.]*)", str(error)):
             raise CheckpointError(
                 f"{path} would run code: it asks for {code[1]}",
                 hint="do not use it, or have its author save it as safetensors",

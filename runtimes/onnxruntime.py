@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 from edge.errors import EngineError
@@ -55,8 +56,8 @@ class OnnxGraph:
 
     def __init__(self, session: Any) -> None:
         self._session = session
-        self._inputs = {spec.name: spec for spec in map(_spec, session.get_inputs())}
-        self._outputs = {spec.name: spec for spec in map(_spec, session.get_outputs())}
+        self._inputs = {port.spec.name: port for port in map(_Port, session.get_inputs())}
+        self._outputs = {port.spec.name: port for port in map(_Port, session.get_outputs())}
         self._binding = session.io_binding()
         for name in self._outputs:
             self._binding.bind_output(name)  # fixes the order of get_outputs
@@ -65,11 +66,11 @@ class OnnxGraph:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        return tuple(self._inputs.values())
+        return tuple(port.spec for port in self._inputs.values())
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        return tuple(self._outputs.values())
+        return tuple(port.spec for port in self._outputs.values())
 
     def run(self, feeds: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """See Graph. Raises EngineError when an array does not fit the graph, or the library fails."""
@@ -90,7 +91,7 @@ class OnnxGraph:
     def _bind(self, feeds: Mapping[str, Array], into: Mapping[str, Array]) -> None:
         for name, array in feeds.items():
             if self._bound.get(name) is not array:
-                _fits(self._inputs[name], array)
+                self._inputs[name].check(array)
                 self._binding.bind_cpu_input(name, array)  # refers to the array's memory
                 self._bound[name] = array
         for name in self._outputs:
@@ -100,7 +101,7 @@ class OnnxGraph:
                 self._binding.bind_output(name)
                 self._written.pop(name, None)
             elif self._written.get(name) is not target:
-                _fits(self._outputs[name], target)
+                self._outputs[name].check(target)
                 if not target.flags.writeable:
                     raise EngineError(f"the array for {name} cannot be written")
                 self._binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(target))
@@ -126,21 +127,30 @@ def _session_options(options: OpenOptions) -> Any:
     return settings
 
 
-def _fits(spec: TensorSpec, array: Array) -> None:
-    """The library is given a bare address: what it reads and writes there must be what it thinks."""
-    same_shape = len(spec.shape) == array.ndim and all(
-        want == have for want, have in zip(spec.shape, array.shape, strict=True) if isinstance(want, int)
-    )
-    if not same_shape or array.dtype != spec.dtype:
-        wanted, given = (f"{x.dtype} [{', '.join(map(str, x.shape))}]" for x in (spec, array))
-        raise EngineError(f"{spec.name} is {wanted} in the graph, and the array is {given}")
-    if not (array.flags.c_contiguous and array.flags.aligned):
-        raise EngineError(f"the array for {spec.name} does not lie in one piece")
+class _Port:
+    """An input or output, and the check of what is bound to it: prepared, as a step may bind a hundred arrays."""
 
+    def __init__(self, node: Any) -> None:
+        shape = tuple(d if isinstance(d, int) else d or f"{node.name}.{axis}" for axis, d in enumerate(node.shape))
+        self.spec = TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
+        self._dtype = np.dtype(_DTYPES[node.type]) if node.type in _DTYPES else None
+        self._rank = len(shape)
+        self._fixed = tuple((axis, size) for axis, size in enumerate(shape) if isinstance(size, int))
 
-def _spec(node: Any) -> TensorSpec:
-    shape = tuple(d if isinstance(d, int) else d or f"{node.name}.{axis}" for axis, d in enumerate(node.shape))
-    return TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
+    def check(self, array: Array) -> None:
+        """The library is given a bare address: what it reads and writes there must be what it thinks."""
+        shape, flags = array.shape, array.flags
+        if len(shape) != self._rank or array.dtype != self._dtype:
+            raise self._misfit(array)
+        for axis, size in self._fixed:
+            if shape[axis] != size:
+                raise self._misfit(array)
+        if not (flags.c_contiguous and flags.aligned):
+            raise EngineError(f"the array for {self.spec.name} does not lie in one piece")
+
+    def _misfit(self, array: Array) -> EngineError:
+        wanted, given = (f"{x.dtype} [{', '.join(map(str, x.shape))}]" for x in (self.spec, array))
+        return EngineError(f"{self.spec.name} is {wanted} in the graph, and the array is {given}")
 
 
 def _names(names: Any) -> str:

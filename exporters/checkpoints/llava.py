@@ -13,7 +13,7 @@ from typing import Any, Literal
 from edge.errors import CheckpointError, UsageError
 from edge.spec import DecoderSpec, ImageSpec, PromptSpec, VLMSpec
 from exporters import projectors, tokenizer, tower
-from exporters.checkpoint import Checkpoint, check, license_of, read_json, read_optional_json
+from exporters.checkpoint import Checkpoint, check, check_numbers, license_of, read_json, read_optional_json
 from exporters.component import Component
 from exporters.decoders import llama
 from exporters.projectors import ProjectorConfig
@@ -85,16 +85,17 @@ def _refuse(config: Mapping[str, Any]) -> None:
             "mm_use_im_start_end is true: pictures between special tokens are not supported",
             hint="the published models have false",
         )
-    if (fit := config.get("image_aspect_ratio")) not in FITS:
+    if (fit := config.get("image_aspect_ratio")) not in tuple(FITS):
         raise CheckpointError(f"image_aspect_ratio {fit!r} is not supported", hint="one of: pad, square, or none")
 
 
 def _decoder(config: Mapping[str, Any]) -> llama.DecoderConfig:
     try:
         decoder = llama.from_config(config)
-        decoder.rope.inv_freq()  # an unknown scaling stops here
-        whole = decoder.heads % decoder.kv_heads == 0 and decoder.head_dim % 2 == 0 and decoder.layers > 0
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        check_numbers(decoder)
+        waves = decoder.rope.inv_freq()  # an unknown scaling stops here
+        whole = decoder.heads % decoder.kv_heads == 0 and decoder.head_dim % 2 == 0 and bool(waves.isfinite().all())
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"config.json does not describe a language model: {error!r}", hint="download the checkpoint again"
         ) from error
@@ -119,18 +120,19 @@ def _projector_component(module: ModuleType, config: ProjectorConfig) -> Compone
 
 
 def _context(asked: int | None, trained: int, image_tokens: int) -> int:
-    if asked is not None and not image_tokens < asked <= trained:
+    context = trained if asked is None else asked
+    if not image_tokens < context <= trained:
         raise UsageError(
-            f"a context of {asked} positions cannot be had",
-            hint=f"more than {image_tokens} (one picture), at most {trained} (as trained)",
+            f"a context of {context} positions cannot be had",
+            hint=f"--context above {image_tokens} (one picture takes as many), at most {trained} (as trained)",
         )
-    return asked or trained
+    return context
 
 
 def _image(config: Mapping[str, Any], size: int, tower_folder: Path | None, folder: Path) -> ImageSpec:
     places = [place / "preprocessor_config.json" for place in (tower_folder, folder) if place]
     told = next((read_json(place) for place in places if place.is_file()), {})
-    if (resample := told.get("resample", 3)) not in RESAMPLE:
+    if (resample := told.get("resample", 3)) not in tuple(RESAMPLE):
         raise CheckpointError(f"preprocessor_config.json has resample {resample!r}", hint="2 (bilinear) or 3 (bicubic)")
     mean, std = _three(told, "image_mean", MEAN), _three(told, "image_std", STD)
     if min(std) <= 0:

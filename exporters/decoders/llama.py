@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ class Decoder(nn.Module):
     def forward(self, inputs_embeds: Tensor, attend: Attend) -> Tensor:
         x = inputs_embeds
         delta: Tensor | None = None
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(cast("list[Layer]", self.layers)):
             normed, x = (layer.input_layernorm(x), x) if delta is None else layer.input_layernorm.add(x, delta)
             attended = layer.o_proj(attend(index, layer.qkv_proj(normed)))
             normed, x = layer.post_attention_layernorm.add(x, attended)
@@ -126,6 +126,4 @@ def keys(config: DecoderConfig, prefix: str = "model.") -> dict[str, tuple[str, 
 
 def tiny() -> Decoder:
     torch.manual_seed(0)
-    return Decoder(
-        DecoderConfig(layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, head_dim=16, vocab=320, context=512)
-    )
+    return Decoder(DecoderConfig(layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, head_dim=16, vocab=320, context=512))

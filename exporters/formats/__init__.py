@@ -1,15 +1,19 @@
 """One file for each format, named after what it writes.
 
-A format has `SCHEMES` (role -> scheme -> tolerance, a literal) and `write(component, module, scheme, folder, progress)`,
-after which the module holds the weights as they were stored, and so computes the reference of what was written.
+A format has the literals `SCHEMES` (role -> scheme -> tolerance) and `BYTES_PER_WEIGHT` (scheme -> bytes), and
+`write(component, module, scheme, folder, progress)`, after which the module holds the weights as they were stored, and
+so computes the reference of what was written.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from edge.types import TensorSpec
+
+Progress = Callable[[float], None]  # the share that is done
 
 
 class Written(NamedTuple):

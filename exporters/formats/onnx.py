@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,13 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from edge.errors import EdgeError
 from edge.types import TensorSpec
 from exporters import quantize
 from exporters.component import Component
 from exporters.decoders.llama import Decoder
 from exporters.encoder import Encoder
-from exporters.formats import Written
+from exporters.formats import Progress, Written
 from exporters.onnx_graph import trace
 from exporters.onnx_graph.lower import Lowering
 
@@ -39,7 +39,7 @@ BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "w8a8": 1.0, "w8": 1.125, "w4": 0.
 _INLINE = 1 << 14  # bytes; a smaller initialiser stays in the graph file
 
 
-def write(component: Component, module: nn.Module, scheme: str, folder: Path, progress: Callable[[float], None]) -> Written:
+def write(component: Component, module: nn.Module, scheme: str, folder: Path, progress: Progress) -> Written:
     """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored."""
     if isinstance(module, Encoder):
         return _write_encoder(component, module, scheme, folder, progress)
@@ -47,22 +47,23 @@ def write(component: Component, module: nn.Module, scheme: str, folder: Path, pr
     return _write_decoder(component, module, scheme, folder, progress)
 
 
-def _write_encoder(
-    component: Component, module: Encoder, scheme: str, folder: Path, progress: Callable[[float], None]
-) -> Written:
+def _write_encoder(component: Component, module: Encoder, scheme: str, folder: Path, progress: Progress) -> Written:
     skeleton = component.skeleton()
     assert isinstance(skeleton, Encoder)
-    model = trace.encoder(skeleton, module.tower.config.image_size)
+    model = trace.encoder(skeleton, module.image_size)
     Lowering(model, module.state_dict(), scheme).run(progress)
     return Written(_save(model, folder, "vision"), *_tensors(model))
 
 
-def _write_decoder(
-    component: Component, module: Decoder, scheme: str, folder: Path, progress: Callable[[float], None]
-) -> Written:
+def _write_decoder(component: Component, module: Decoder, scheme: str, folder: Path, progress: Progress) -> Written:
     skeleton = component.skeleton()
     assert isinstance(skeleton, Decoder)
     config = module.config
+    if config.head_dim % 16:
+        raise EdgeError(
+            f"ONNX Runtime's GroupQueryAttention takes heads of a multiple of 16; these are {config.head_dim} wide",
+            hint="another --format",
+        )
     model = trace.decoder(skeleton, config.context)
     cos, sin = config.rope.tables(config.context)
     state = {f"decoder.{name}": tensor for name, tensor in module.state_dict().items()}

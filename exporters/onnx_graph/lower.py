@@ -23,20 +23,23 @@ class Lowering:
         self.graph = model.graph
         self.model = model
         self.state = state
-        self.write = {"fp32": self._float, "fp16": self._half, "w8a8": self._int8, "w8": self._bits(8), "w4": self._bits(4)}[
-            scheme
-        ]
+        schemes = {
+            "fp32": self._float,
+            "fp16": self._half,
+            "w8a8": self._int8,
+            "w8": self._bits(8),
+            "w4": self._bits(4),
+        }
+        self.write = schemes[scheme]
         self.quantized_activations: dict[ir.Value, tuple[ir.Value, ...]] = {}
 
     def run(self, progress: Callable[[float], None]) -> None:
         placeholders = [node for node in self.graph if (node.domain, node.op_type) == LINEAR]
-        done = 0
-        for node in placeholders:
+        for done, node in enumerate(placeholders, 1):
             x, weight, bias = (*node.inputs, None)[:3]
             assert x is not None and weight is not None
             out = self.write(node, x, weight, bias)
             self._replace(node, out)
-            done += 1
             progress(done / len(placeholders))
         for name, value in list(self.graph.initializers.items()):
             if not value.uses():
@@ -52,7 +55,7 @@ class Lowering:
         assert weight.name is not None
         # MatMul wants [K, N]. Lazy, so that a second fp32 copy of the model never exists.
         tensor = self.state[weight.name]
-        turned = self._lazy(f"{weight.name}.T", lambda: tensor.T.contiguous().numpy(), ir.DataType.FLOAT, tensor.T.shape)
+        turned = self._lazy(f"{weight.name}.T", lambda: tensor.T.contiguous().numpy(), tensor.T.shape)
         return self._add_bias(node, self._node(node, "MatMul", [x, turned]), bias)
 
     def _half(self, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
@@ -86,7 +89,7 @@ class Lowering:
             data = self._initializer(f"{weight.name}.int{bits}", _stored_bits(packed))
             scales = self._initializer(f"{weight.name}.scale", packed.scales.numpy())
             attrs = {"K": columns, "N": rows, "bits": bits, "block_size": quantize.BLOCK, "accuracy_level": 4}
-            inputs = [x, data, scales] if bias is None else [x, data, scales, None, None, bias]
+            inputs: list[ir.Value | None] = [x, data, scales] if bias is None else [x, data, scales, None, None, bias]
             return self._node(node, "MatMulNBits", inputs, attrs, domain=MICROSOFT)
 
         return write
@@ -124,7 +127,8 @@ class Lowering:
         self.graph.register_initializer(value)
         return value
 
-    def _lazy(self, name: str, read: Callable[[], np.ndarray], dtype: ir.DataType, shape: torch.Size) -> ir.Value:
+    def _lazy(self, name: str, read: Callable[[], np.ndarray], shape: torch.Size) -> ir.Value:
+        dtype = ir.DataType.FLOAT
         tensor = ir.LazyTensor(lambda: ir.tensor(read(), name=name), dtype=dtype, shape=ir.Shape(shape), name=name)
         value = ir.Value(name=name, const_value=tensor)
         value.dtype, value.shape = dtype, ir.Shape(shape)
@@ -133,7 +137,7 @@ class Lowering:
 
     def _replace(self, node: ir.Node, out: ir.Value) -> None:
         old = node.outputs[0]
-        out.name, out.shape, out.dtype = old.name, old.shape, old.dtype
+        out.name, out.shape, out.type = old.name, old.shape, old.type
         old.replace_all_uses_with(out, replace_graph_outputs=True)
         self.graph.remove(node, safe=True)
 

@@ -28,8 +28,12 @@ class FusedOps(ops.Ops):
         inputs = (x, weight) if bias is None else (x, weight, bias)
         return _call("::".join(LINEAR), inputs, {}, [*x.shape[:-1], weight.shape[0]])
 
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return _call("LayerNormalization", (x, weight, bias), {"axis": -1, "epsilon": eps}, x.shape)
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return _call("SimplifiedLayerNormalization", (x, weight), {"axis": -1, "epsilon": eps, "stash_type": 1}, x.shape)
+        attrs = {"axis": -1, "epsilon": eps, "stash_type": 1}
+        return _call("SimplifiedLayerNormalization", (x, weight), attrs, x.shape)
 
     def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return _norm_of_sum("com.microsoft::SkipSimplifiedLayerNormalization", (x, delta, weight), eps)
@@ -71,6 +75,8 @@ class _WithCache(nn.Module):
         super().__init__()
         self.decoder = decoder
         half = (length, decoder.config.head_dim // 2)
+        self.cos_cache: Tensor
+        self.sin_cache: Tensor
         self.register_buffer("cos_cache", torch.empty(half, device="meta"))
         self.register_buffer("sin_cache", torch.empty(half, device="meta"))
 
@@ -130,7 +136,9 @@ def decoder(skeleton: Decoder, context: int) -> ir.Model:
     )
 
 
-def _export(module: nn.Module, example: tuple[Any, ...], inputs: list[str], outputs: list[str], dynamic: Any) -> ir.Model:
+def _export(
+    module: nn.Module, example: tuple[Any, ...], inputs: list[str], outputs: list[str], dynamic: Any
+) -> ir.Model:
     with _quiet(), ops.using(FusedOps()):
         program = torch.onnx.export(
             module,

@@ -1,10 +1,10 @@
-"""CLIP's vision transformer (arXiv 2103.00020), as LLaVA-style models use it: up to a chosen layer, without its head."""
+"""CLIP's vision transformer (arXiv 2103.00020) as LLaVA-style models use it: up to a chosen layer, without its head."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,7 @@ class Tower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.pre_layrnorm(self.embeddings(pixels))
         delta: Tensor | None = None
-        for layer in self.layers:
+        for layer in cast("list[Layer]", self.layers):
             normed, x = (layer.layer_norm1(x), x) if delta is None else layer.layer_norm1.add(x, delta)
             normed, x = layer.layer_norm2.add(x, layer.self_attn(normed))
             delta = layer.mlp(normed)
@@ -129,8 +129,7 @@ def keys(config: TowerConfig, prefix: str) -> dict[str, tuple[str, ...]]:
     """Each parameter's key in a checkpoint whose tower lies under `prefix` (ends with "vision_model.")."""
     with torch.device("meta"):
         names = Tower(config).state_dict()
-    moved = {name: name.replace("layers.", "encoder.layers.", 1) if name.startswith("layers.") else name for name in names}
-    return {name: (prefix + key,) for name, key in moved.items()}
+    return {name: (f"{prefix}encoder.{name}" if name.startswith("layers.") else prefix + name,) for name in names}
 
 
 def tiny() -> Tower:

@@ -157,6 +157,17 @@ def test_what_is_no_manifest_is_refused(make_bundle: MakeBundle, text: str) -> N
         Bundle.open(bundle.path)
 
 
+def test_a_manifest_that_may_not_be_read(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = make_bundle()
+
+    def refuse(self: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(BundleError, match=r"cannot read .*manifest\.json: Permission denied"):
+        Bundle.open(bundle.path)
+
+
 # a manifest is untrusted
 
 
@@ -400,6 +411,18 @@ def test_a_running_export_is_left_alone(make_bundle: MakeBundle, tmp_path: Path)
     running.mkdir()
     make_bundle().check()
     assert running.is_dir()
+
+
+def test_an_export_of_another_user_is_left_alone(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pid: int, signal: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "kill", refuse)
+    (tmp_path / f".bundle.partial-{DEAD}").mkdir()
+    make_bundle().check()
+    assert (tmp_path / f".bundle.partial-{DEAD}").is_dir()
 
 
 def test_a_name_with_wildcards_sweeps_only_its_own(make_bundle: MakeBundle, tmp_path: Path) -> None:

@@ -96,9 +96,16 @@ def _with_exif(picture: Image.Image, exif: Image.Exif) -> Image.Image:
     return Image.open(io.BytesIO(encoded(picture, "PNG", exif=exif)))
 
 
-def test_damaged_exif_does_not_spoil_the_picture():
-    data = encoded(corners(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f" + b"\xff" * 30)
-    assert open_image(data).size == (3, 2)
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"II*\0\xff\xff\xff\x7f" + b"\xff" * 30,  # its table lies nowhere
+        b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0",  # the orientation is a word
+        b"no exif at all",
+    ],
+)
+def test_damaged_exif_does_not_spoil_the_picture(block):
+    assert open_image(encoded(corners(), "JPEG", exif=b"Exif\0\0" + block)).size == (3, 2)
 
 
 def test_transparency_is_white():

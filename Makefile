@@ -1,0 +1,52 @@
+# make demo: install, export the demo checkpoint, ask it three questions.   make test: lint, types, all tests.
+# Both keep their environment in .venv/ and need Python 3.11 or newer: make demo PYTHON=/path/to/python3.12
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint
+
+VENV := .venv
+BIN := $(VENV)/bin
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+CANDIDATES := python3 python3.13 python3.12 python3.11
+PYTHON ?= $(firstword $(foreach p,$(CANDIDATES),$(shell $(p) -c '$(NEW_ENOUGH)' 2>/dev/null && echo $(p))))
+# A plain torch brings gigabytes of CUDA on Linux: its CPU build is taken where the installer's settings list one.
+TORCH := 2.13.0
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL = torch=$(TORCH); \
+	if $(PIP) index versions torch 2>/dev/null | grep -qF '$(TORCH)+cpu'; then torch=$(TORCH)+cpu; fi; \
+	echo "installing torch $$torch and edge-vlm"; $(PIP) install --quiet "torch==$$torch"
+
+CHECKPOINT := exporters/demo/checkpoint
+PICTURES := exporters/demo/pictures
+BUNDLE := demo-bundle
+SOURCES := $(wildcard $(CHECKPOINT)/*) $(shell find edge exporters runtimes -name '*.py' -not -path 'exporters/demo/*')
+
+demo: $(BUNDLE)/manifest.json
+	$(BIN)/edge run $(BUNDLE) $(PICTURES)/shapes.png "What colour is the star?"
+	$(BIN)/edge run $(BUNDLE) $(PICTURES)/sign.png "What does the sign say?"
+	$(BIN)/edge run $(BUNDLE) $(PICTURES)/number.png "How many stars are there?"
+
+test: lint
+	$(BIN)/python -m pytest tests/unit tests/architecture tests/engine tests/export tests/e2e \
+		--cov=edge --cov=runtimes --cov-report=term-missing:skip-covered --cov-fail-under=95
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+$(BUNDLE)/manifest.json: $(SOURCES) | $(VENV)/installed-export
+	$(BIN)/edge export $(CHECKPOINT) -o $(BUNDLE)
+
+$(VENV)/installed-export: pyproject.toml | $(BIN)/pip
+	@$(INSTALL) -e '.[export]'
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/pip
+	@$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/installed-export
+
+$(BIN)/pip:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer; hint: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c '$(NEW_ENOUGH)' || { echo "error: $(PYTHON) is not Python 3.11 or newer" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)

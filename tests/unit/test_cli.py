@@ -1,0 +1,637 @@
+from __future__ import annotations
+
+import builtins
+import io
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY, write_bundle
+
+from edge import cli, plugins
+from edge.bench import Bench, Stage
+from edge.bundle import Bundle
+from edge.errors import ContextError, EngineError, ImageError, UsageError
+from edge.generate import Answer, Timings
+from edge.sampling import Sampling
+from edge.verify import Report, Row
+
+Capture = pytest.CaptureFixture[str]
+ANSWER = Answer(
+    text="A red star.",
+    token_ids=(5, 6, 7),
+    stop_reason="stop",
+    prompt_tokens=190,
+    image_tokens=144,
+    cached_tokens=0,
+    generated_tokens=3,
+    timings=Timings(100.0, 5.0, 50.0, 200.0, 260.0, 40.0, 50.0),
+)
+REPORT = Report(
+    (
+        Row("vision", "stored", {"max_abs": 0.00123, "cosine": 0.9999999}, {"max_abs": 0.01, "cosine": 0.999}),
+        Row("vision", "fp32", {"max_abs": 0.5, "cosine": 0.98}, {}),
+        Row("tokens", "stored", {"tokens": 1.0}, {"tokens": 1.0}),
+    )
+)
+
+
+class FakeSession:
+    """Says its pieces, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str | BaseException] = ["A red", " star", "."]
+        self.calls: list[tuple[Any, ...]] = []
+        self.opened: list[dict[str, Any]] = []
+        self.before_piece: Callable[[int], None] = lambda number: None
+        self.last = ANSWER
+        self.plan = SimpleNamespace(to_json=lambda: {"parts": [], "threads": 2, "context": 64})
+        self.closed = False
+
+    def load(self, path: Path, **options: Any) -> FakeSession:
+        self.opened.append({"path": path, **options})
+        return self
+
+    def stream(self, image: Any, question: str, **options: Any) -> Iterator[str]:
+        self.calls.append(("stream", image, question, options))
+        for number, piece in enumerate(self.pieces):
+            self.before_piece(number)
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+
+    def ask(self, image: Any, question: str, **options: Any) -> str:
+        return "".join(self.stream(image, question, **options))
+
+    def chat(self, image: Any = None, *, system: str | None = None) -> Any:
+        self.calls.append(("chat", image, system))
+        return SimpleNamespace(
+            stream=lambda question, **options: self.stream("same", question, **options),
+            ask=lambda question, **options: self.ask("same", question, **options),
+        )
+
+    def __enter__(self) -> FakeSession:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.closed = True
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "CLICOLOR_FORCE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
+    fake = FakeSession()
+    monkeypatch.setattr("edge.session.load", fake.load)
+    return fake
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "cat.jpg"
+    path.write_bytes(b"a picture")
+    return str(path)
+
+
+def call(*arguments: object) -> int:
+    """The exit code of `edge ARGUMENTS`."""
+    try:
+        return cli.main([str(a) for a in arguments])
+    except SystemExit as left:
+        return int(left.code or 0)
+
+
+def fits(text: str) -> bool:
+    return all(len(line) <= 80 for line in text.splitlines())
+
+
+# pictures and question
+
+
+@pytest.mark.parametrize(
+    ("inputs", "pictures", "question"),
+    [
+        ([], [], None),
+        ([""], [], None),
+        (["How are you?"], [], "How are you?"),
+        (["cat.jpg"], ["cat.jpg"], None),
+        (["CAT.PNG"], ["CAT.PNG"], None),
+        (["plain"], ["plain"], None),
+        (["cat.jpg", "What is this?"], ["cat.jpg"], "What is this?"),
+        (["cat.jpg", "plain"], ["cat.jpg"], "plain"),
+        (["plain", "CAT.PNG", "Which?"], ["plain", "CAT.PNG"], "Which?"),
+        (["cat.jpg", "CAT.PNG"], ["cat.jpg", "CAT.PNG"], None),
+        (["What is in cat.jpg?"], [], "What is in cat.jpg?"),
+        (["why " * 2000], [], "why " * 2000),
+        (["nul \0 byte"], [], "nul \0 byte"),
+    ],
+)
+def test_pictures_and_question_are_told_apart(
+    inputs: list[str], pictures: list[str], question: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cat.jpg", "CAT.PNG", "plain"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert cli.split(inputs) == (pictures, question)
+
+
+@pytest.mark.parametrize("inputs", [["no.jpg"], ["no.jpg", "What?"], ["nothing", "What?"], ["What is in no.png"]])
+def test_a_picture_that_is_not_there_is_named(
+    inputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImageError) as caught:
+        cli.split(inputs)
+    assert caught.value.message == f"no such picture: {inputs[0]!r}"
+
+
+# run
+
+
+def test_an_answer_appears_piece_by_piece(session: FakeSession, picture: str, capsys: Capture) -> None:
+    seen: list[str] = []
+    session.before_piece = lambda number: seen.append(capsys.readouterr().out)
+    assert call("run", "bundle", picture, "What is this?") == 0
+    assert seen == ["", "A red", " star"]
+    rest = capsys.readouterr()
+    assert rest.out == ".\n"
+    assert rest.err == "190 tokens in · first word after 0.26 s · 3 tokens out, 50.0/s\n"
+    assert session.closed
+
+
+@pytest.mark.parametrize(
+    ("changes", "end"),
+    [
+        ({"stop_reason": "length"}, " · cut off: -n gives more\n"),
+        ({"stop_reason": "context"}, " · the context is full\n"),
+        ({"cached_tokens": 180}, "190 tokens in, 180 remembered · first word"),
+        ({"timings": replace(ANSWER.timings, decode_tok_s=0.0)}, " · 3 tokens out\n"),
+    ],
+)
+def test_the_line_below_an_answer(
+    session: FakeSession, picture: str, capsys: Capture, changes: dict[str, Any], end: str
+) -> None:
+    session.last = replace(ANSWER, **changes)
+    assert call("run", "bundle", picture, "What?") == 0
+    assert end in capsys.readouterr().err
+
+
+def test_options_reach_the_session(session: FakeSession, picture: str) -> None:
+    given = "-n 9 --temp 0.5 --top-k 40 --top-p 0.9 --repeat-penalty 1.1 --seed 3 -t 2 --system Short. --debug"
+    assert call("run", "bundle", *given.split(), picture, picture, "Which?") == 0
+    assert session.opened == [{"path": Path("bundle"), "threads": 2, "debug": True}]
+    sampling = Sampling(temperature=0.5, top_k=40, top_p=0.9, repeat_penalty=1.1, seed=3)
+    options = {"max_tokens": 9, "system": "Short.", "sampling": sampling}
+    assert session.calls == [("stream", [picture, picture], "Which?", options)]
+
+
+def test_a_question_without_a_picture(session: FakeSession) -> None:
+    assert call("run", "bundle", "How are you?") == 0
+    assert session.calls[0][1:3] == (None, "How are you?")
+
+
+def test_json_is_one_object_and_nothing_else(session: FakeSession, picture: str, capsys: Capture) -> None:
+    assert call("run", "bundle", picture, "What?", "--json") == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    found = json.loads(shown.out)
+    assert found["peak_rss_mb"] > 1
+    assert {k: v for k, v in found.items() if k != "peak_rss_mb"} == {
+        "text": "A red star.",
+        "token_ids": [5, 6, 7],
+        "stop_reason": "stop",
+        "prompt_tokens": 190,
+        "image_tokens": 144,
+        "cached_tokens": 0,
+        "generated_tokens": 3,
+        "timings": {
+            "load_ms": 100.0,
+            "image_ms": 5.0,
+            "vision_ms": 50.0,
+            "prefill_ms": 200.0,
+            "ttft_ms": 260.0,
+            "decode_ms": 40.0,
+            "decode_tok_s": 50.0,
+        },
+        "plan": {"parts": [], "threads": 2, "context": 64},
+    }
+
+
+def test_json_without_a_question_is_refused_before_loading(session: FakeSession, picture: str, capsys: Capture) -> None:
+    assert call("run", "bundle", picture, "--json") == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: --json answers one question, and there is none\nhint: ")
+    assert session.opened == []
+
+
+def test_ctrl_c_ends_an_answer_cleanly(session: FakeSession, picture: str, capsys: Capture) -> None:
+    session.pieces = ["A red", KeyboardInterrupt()]
+    assert call("run", "bundle", picture, "What?") == 130
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("A red\n", "")
+    assert session.closed
+
+
+# chat
+
+
+def test_chat_reads_lines_when_nobody_types(
+    session: FakeSession, picture: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is this?\n\n  And that? \nlast line"))
+    assert call("run", "bundle", picture, "--system", "Short.", "-n", "4") == 0
+    shown = capsys.readouterr()
+    assert shown.out == "A red star.\n" * 3
+    assert shown.err == ""
+    assert session.calls[0] == ("chat", [picture], "Short.")
+    assert [c[1:3] for c in session.calls[1:]] == [("same", q) for q in ("What is this?", "And that?", "last line")]
+    assert session.calls[1][3] == {"max_tokens": 4, "sampling": Sampling()}
+
+
+def test_chat_asks_who_types(session: FakeSession, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts: list[str] = []
+    lines = iter(["Hello?"])
+
+    def typed(prompt: str) -> str:
+        prompts.append(prompt)
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr(builtins, "input", typed)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    assert call("run", "bundle") == 0
+    assert prompts == ["", ""]  # stdout is not a terminal: only the answer goes there
+    assert capsys.readouterr() == ("A red star.\n", "Ask; Ctrl-D ends.\n")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    lines = iter(["Hello?"])
+    assert call("run", "bundle") == 0
+    assert prompts[2:] == ["> ", "> "]
+
+
+def test_chat_goes_on_after_a_question_that_does_not_fit(
+    session: FakeSession, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def once(number: int) -> None:
+        session.before_piece = lambda number: None
+        raise ContextError("the prompt needs 99 positions", hint="ask something shorter")
+
+    session.before_piece = once
+    monkeypatch.setattr(sys, "stdin", io.StringIO("long\nshort\n"))
+    assert call("run", "bundle") == 0
+    shown = capsys.readouterr()
+    assert shown.out == "\nA red star.\n"
+    assert shown.err == "error: the prompt needs 99 positions\nhint: ask something shorter\n"
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (EngineError("no engine", hint="pip install it"), 1, "error: no engine\nhint: pip install it\n"),
+        (EngineError("no engine"), 1, "error: no engine\n"),
+        (UsageError("bad", hint="good"), 2, "error: bad\nhint: good\n"),
+        (ZeroDivisionError("by 0"), 1, "error: ZeroDivisionError: by 0\nhint: this is a bug in edge-vlm; "),
+    ],
+)
+def test_an_error_is_two_lines_and_a_code(
+    session: FakeSession, capsys: Capture, error: Exception, code: int, text: str
+) -> None:
+    session.pieces = [error]
+    assert call("run", "bundle", "Hello?", "--json") == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(text)
+    assert "Traceback" not in shown.err
+
+
+@pytest.mark.parametrize("error", [EngineError("no engine"), ZeroDivisionError("by 0")])
+def test_debug_shows_the_traceback(session: FakeSession, capsys: Capture, error: Exception) -> None:
+    session.pieces = [error]
+    assert call("run", "bundle", "Hello?", "--debug") == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", ["run", "walk", "inspect b --fast", "run b -n 0", "run b -t -1", "export c", "bench b --repeats 0"]
+)
+def test_a_call_that_is_off_exits_with_2(arguments: str, capsys: Capture) -> None:
+    assert call(*arguments.split()) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "Usage: edge" in shown.err
+
+
+def test_a_sampling_value_that_is_off_exits_with_2(session: FakeSession, capsys: Capture) -> None:
+    assert call("run", "bundle", "Hello?", "--top-p", "3") == 2
+    assert session.opened == []
+    assert "top-p is 3.0" in capsys.readouterr().err
+
+
+def test_the_commands_are_the_ones_of_the_design(capsys: Capture) -> None:
+    assert call("--help") == 0
+    shown = capsys.readouterr().out
+    names = [line.split()[1] for line in shown.partition("Commands")[2].splitlines()[1:] if line[2:3].isalpha()]
+    assert names == ["export", "run", "verify", "bench", "inspect", "devices", "doctor"]
+    assert [c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback] == names
+
+
+# export
+
+
+@pytest.fixture
+def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """An export side that writes nothing; `requests` holds what it was asked for."""
+    fake = SimpleNamespace(requests=[], error=None, ExportRequest=lambda **asked: SimpleNamespace(**asked))
+
+    def verify_against(bundle: Bundle, checkpoint: str, threads: int) -> Report:
+        fake.requests.append((bundle.path, checkpoint, threads))
+        return REPORT
+
+    def export(request: Any, progress: Callable[[str, float], None]) -> Any:
+        fake.requests.append(vars(request))
+        progress("read", 0.0)
+        progress("read", 1.0)
+        progress("write vision", 0.5)
+        if fake.error:
+            raise fake.error
+        return SimpleNamespace(
+            path=request.output, bytes=12_345_678, seconds=61.26, report=REPORT, next_command="edge run out PICTURE"
+        )
+
+    fake.export, fake.verify_against = export, verify_against
+    monkeypatch.setattr(plugins, "load", lambda package, name: fake if package == "exporters" else None)
+    return fake
+
+
+def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
+    given = "--format onnx --scheme w4 --scheme vision=fp16 --recipe r --device rpi5 --calib pics --context 512"
+    more = "--vision-tower tower --threads 3 --max-loss 0.1 -o out"
+    assert call("export", "mtgv/some-model", *given.split(), *more.split()) == 0
+    assert exporter.requests == [
+        {
+            "checkpoint": "mtgv/some-model",
+            "output": Path("out"),
+            "format": "onnx",
+            "schemes": ("w4", "vision=fp16"),
+            "recipe": "r",
+            "device": "rpi5",
+            "calib": Path("pics"),
+            "context": 512,
+            "vision_tower": Path("tower"),
+            "threads": 3,
+            "max_loss": 0.1,
+        }
+    ]
+
+
+def test_export_leaves_open_what_was_not_said(exporter: SimpleNamespace) -> None:
+    assert call("export", "ckpt", "-o", "out") == 0
+    asked = exporter.requests[0]
+    assert (asked.pop("checkpoint"), asked.pop("output"), asked.pop("threads")) == ("ckpt", Path("out"), 0)
+    assert set(asked.values()) == {None, ()}
+
+
+def test_export_ends_with_the_proof_and_what_to_type_next(exporter: SimpleNamespace, capsys: Capture) -> None:
+    assert call("export", "ckpt", "-o", "out") == 0
+    shown = capsys.readouterr()
+    assert fits(shown.out)
+    assert shown.out.splitlines()[2].split()[:2] == ["vision", "stored"]
+    assert shown.out.splitlines()[-3:] == [
+        "out: 12.3 MB in 61.3 s",
+        "worst: largest error 0.0012 ≤ 0.01 in vision; 0.5 from fp32",
+        "next: edge run out PICTURE",
+    ]
+    assert "read" in shown.err
+    assert "write vision" in shown.err
+
+
+def test_export_as_json(exporter: SimpleNamespace, capsys: Capture) -> None:
+    assert call("export", "ckpt", "-o", "out", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["report"] == json.loads(json.dumps(REPORT.to_json()))
+    assert (found["path"], found["bytes"], found["seconds"]) == ("out", 12_345_678, 61.26)
+    assert found["next_command"] == "edge run out PICTURE"
+
+
+@pytest.mark.parametrize("command", [("export", "ckpt", "-o", "out"), ("verify", "{bundle}", "--against", "ckpt")])
+def test_a_missing_library_of_the_export_side_says_what_to_install(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def load(package: str, name: str) -> Any:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(plugins, "load", load)
+    bundle = write_bundle(tmp_path / "bundle").path
+    assert call(*(part.format(bundle=bundle) for part in command)) == 1
+    assert capsys.readouterr().err.endswith(
+        "error: exporting needs more than is installed: No module named 'torch'\nhint: pip install 'edge-vlm[export]'\n"
+    )
+
+
+def test_a_missing_module_of_our_own_is_a_bug(exporter: SimpleNamespace, capsys: Capture) -> None:
+    exporter.error = ModuleNotFoundError("No module named 'exporters.gone'", name="exporters.gone")
+    assert call("export", "ckpt", "-o", "out") == 1
+    assert "this is a bug" in capsys.readouterr().err
+
+
+# verify, inspect, devices, doctor
+
+
+def test_verify_shows_what_was_measured_and_what_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("edge.verify.verify", lambda bundle, threads: REPORT)
+    path = write_bundle(tmp_path / "bundle").path
+    assert call("verify", path) == 0
+    shown = capsys.readouterr()
+    assert fits(shown.out)
+    assert [line.split() for line in shown.out.splitlines()[2:]] == [
+        ["vision", "stored", "0.0012", "≤", "0.01", "0.999999", "≥", "0.999", "ok"],
+        ["vision", "fp32", "0.5", "0.98", "cost"],
+        ["tokens", "stored", "1", "≥", "1", "ok"],
+    ]
+    assert shown.err == f"{path} computes the same model\n"
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_verify_fails_when_a_stage_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, options: tuple[str, ...]
+) -> None:
+    bad = Row("prefill", "stored", {"max_abs": float("nan"), "cosine": float("nan")}, {"max_abs": 0.01})
+    monkeypatch.setattr("edge.verify.verify", lambda bundle, threads: Report((*REPORT.rows, bad)))
+    path = write_bundle(tmp_path / "bundle").path
+    assert call("verify", path, *options) == 1
+    shown = capsys.readouterr()
+    assert shown.err == f"error: {path} does not compute the same model: prefill\nhint: export the bundle again\n"
+    if options:
+        assert json.loads(shown.out)["ok"] is False
+    else:
+        assert shown.out.splitlines()[-1].split() == ["prefill", "stored", "nan", "≤", "0.01", "nan", "FAILED"]
+
+
+def test_verify_against_a_checkpoint_asks_the_export_side(
+    tmp_path: Path, exporter: SimpleNamespace, capsys: Capture
+) -> None:
+    path = write_bundle(tmp_path / "bundle").path
+    assert call("verify", path, "--against", "ckpt", "-t", "2", "--json") == 0
+    assert exporter.requests == [(path, "ckpt", 2)]
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+
+
+def test_inspect_tells_what_a_bundle_is(tmp_path: Path, capsys: Capture) -> None:
+    path = write_bundle(tmp_path / "bundle", name="[red]not markup[/blue] :star:").path
+    assert call("inspect", path) == 0
+    shown = capsys.readouterr().out
+    assert fits(shown)
+    words = " ".join(shown.split())
+    for fact in (
+        "[red]not markup[/blue] :star:",
+        "a checkpoint, sha256 000000000000…",
+        "licence apache-2.0",
+        "28×28, padded with RGB 122 116 104, bicubic; 4 rows",
+        "A chat. USER: <image>\\n{question} ASSISTANT:",
+        "2 layers, hidden 32, 4 heads of 8 (2 key-value), vocabulary 100, context 64",
+        "id 2, '</s>'",
+        "vision+projector onnx w8a8 12 B vision / stored: max_abs 0.01, cosine 0.9999",
+        "decoder.onnx.data 256 B",
+    ):
+        assert fact in words
+
+
+def test_inspect_as_json_is_the_manifest(make_bundle: Callable[..., Bundle], capsys: Capture) -> None:
+    path = make_bundle().path
+    assert call("inspect", path, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((path / "manifest.json").read_text())
+
+
+def test_inspect_of_nothing_says_how_to_make_one(tmp_path: Path, capsys: Capture) -> None:
+    assert call("inspect", tmp_path / "none") == 1
+    assert capsys.readouterr().err.endswith("it does not exist\nhint: edge export CHECKPOINT -o BUNDLE makes one\n")
+
+
+def test_devices_lists_the_profiles_and_this_machine(capsys: Capture) -> None:
+    from edge.devices import detect, profiles
+
+    assert call("devices") == 0
+    shown = capsys.readouterr().out
+    assert fits(shown)
+    table, _, here = shown.partition("this machine")
+    rows = [line.split() for line in table.splitlines()[2:]]
+    assert [p.id for p in profiles()] == [row[0] for row in rows if row]
+    assert detect().name in " ".join(here.split())
+
+
+def test_doctor_shows_engines_and_processor(capsys: Capture) -> None:
+    assert call("doctor") == 0
+    shown = capsys.readouterr().out
+    assert fits(shown)
+    assert "onnxruntime" in shown
+    assert call("doctor", "--json") == 0
+    assert {"version", "engines", "features", "memory_bytes", "cores", "export_lacks"} <= json.loads(
+        capsys.readouterr().out
+    ).keys()
+
+
+def test_bench_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def measure(path: Path, **options: Any) -> Bench:
+        calls.append((path, options))
+        stages = (Stage("load", "ms", 1234.5, 1000.0, 2000.25), Stage("decode", "tokens/s", 11.5, 10.0, 12.0))
+        return Bench(stages, 5, 190, 144, 64, 2, 1234.5)
+
+    monkeypatch.setattr("edge.bench.bench", measure)
+    assert call("bench", "bundle", "-n", "9", "--repeats", "3", "-t", "2", "--image", "cat.jpg") == 0
+    shown = capsys.readouterr().out
+    assert fits(shown)
+    lines = [line.split() for line in shown.splitlines()]
+    assert lines[2:4] == [
+        ["load", "1,234.50", "1,000.00", "2,000.25", "ms"],
+        ["decode", "11.50", "10.00", "12.00", "tokens/s"],
+    ]
+    assert ["peak", "memory", "1.23", "GB"] in lines
+    assert call("bench", "bundle", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["stages"][1]["median"] == 11.5
+    given = {"picture": "cat.jpg", "max_tokens": 9, "repeats": 3, "threads": 2}
+    assert calls == [
+        (Path("bundle"), given),
+        (Path("bundle"), {"picture": None, "max_tokens": 64, "repeats": 5, "threads": 0}),
+    ]
+
+
+# what the documents tell people to type
+
+
+def documented(start: str) -> list[str]:
+    """The lines of the documents' code blocks that begin so, without their comments."""
+    text = "".join((REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md"))
+    lines = [line for block in text.split("```")[1::2] for line in block.splitlines()]
+    return [line.partition("  #")[0].strip() for line in lines if line.startswith(start)]
+
+
+def test_the_documents_show_every_command() -> None:
+    assert {line.split()[1] for line in documented("edge ")} == {
+        c.callback.__name__ for c in cli.app.registered_commands if c.callback
+    }
+
+
+@pytest.mark.parametrize("line", [*documented("edge "), *documented(".venv/bin/edge ")])
+@pytest.mark.usefixtures("session", "exporter")
+def test_a_documented_command_works(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("edge.verify.verify", lambda bundle, threads: REPORT)
+    monkeypatch.setattr("edge.bench.bench", lambda path, **options: Bench((), 5, 190, 144, 64, 2, 1.0))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    write_bundle(tmp_path / "OUT")
+    for name in ("photo.jpg", "before.jpg", "after.jpg"):
+        (tmp_path / name).touch()
+    assert call(*shlex.split(line)[1:]) == 0
+
+
+def test_the_documented_python_works(session: FakeSession, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    (code,) = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("```python")[1:]
+    exec(code.partition("```")[0], {})
+    assert capsys.readouterr().out.count("A red star.") == 4
+    assert [c[:2] for c in session.calls] == [("stream", "photo.jpg")] * 2 + [("chat", "photo.jpg")] + [
+        ("stream", "same")
+    ] * 2
+
+
+# as a process
+
+MAIN = "from edge.cli import main; raise SystemExit(main())"
+
+
+def test_a_reader_that_stops_reading_is_no_error(make_bundle: Callable[..., Bundle]) -> None:
+    command = [sys.executable, "-c", MAIN, "inspect", str(make_bundle().path), "--json"]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as edge:
+        assert edge.stdout is not None
+        assert edge.stderr is not None
+        edge.stdout.close()
+        assert edge.stderr.read() == b""
+
+
+def test_help_needs_neither_the_run_side_nor_the_export_side() -> None:
+    listing = "import atexit, sys; atexit.register(lambda: print(*sys.modules)); sys.argv = ['edge', 'run', '--help']"
+    code = f"{listing}; {MAIN}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "edge.cli" in loaded
+    assert [m for m in ("numpy", "PIL", "tokenizers", "torch", "onnxruntime", "edge.session") if m in loaded] == []

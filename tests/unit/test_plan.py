@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import metadata
+
+import pytest
+from conftest import SPEC
+
+from edge import engines as rooms
+from edge.bundle import File, Manifest, Part
+from edge.devices import DeviceProfile
+from edge.engines import installed_engines, open_part
+from edge.errors import BundleError, EngineError, UsageError
+from edge.plan import Choice, EngineInfo, cache_bytes, plan
+from edge.types import OpenOptions, PartFiles
+
+POSITION = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, width, bytes
+
+
+def part(*covers: str, format: str = "onnx", scheme: str = "w4", size: int = 100) -> Part:
+    return Part(covers, format, scheme, (File(f"{covers[0]}.{format}", size, "0" * 64),), (), ())
+
+
+def manifest(*parts: Part, context: int = 1024) -> Manifest:
+    return Manifest(
+        name="tiny",
+        source={},
+        license="",
+        recipe="",
+        spec=replace(SPEC, decoder=replace(SPEC.decoder, context=context)),
+        golden_prompt={},
+        parts=parts or (part("vision", "projector"), part("decoder")),
+        tokenizer=File("tokenizer.json", 1, ""),
+        golden=File("golden.npz", 1, ""),
+        versions={},
+    )
+
+
+def device(memory: int = 1 << 30, **preferred: tuple[str, ...]) -> DeviceProfile:
+    return DeviceProfile("d", "D", memory, 3, (), preferred, "recipe")
+
+
+def engine(name: str, *formats: str, installed: bool = True, reason: str | None = None) -> EngineInfo:
+    return EngineInfo(name, formats, f"py{name}", installed, "1.0" if installed else None, reason)
+
+
+ORT = engine("onnxruntime", "onnx")
+LLAMA = engine("llamacpp", "gguf")
+OTHER = engine("other", "onnx", "gguf")
+NULL = engine("null")
+
+
+def chosen(*args: object, **options: object) -> list[tuple[tuple[str, ...], str, str]]:
+    made = plan(*args, **options)  # type: ignore[arg-type]
+    return [(c.part.covers, c.part.format, c.engine) for c in made.choices]
+
+
+def test_the_plain_case() -> None:
+    made = plan(manifest(), device(), (NULL, ORT))
+    assert made.choices == (
+        Choice(part("vision", "projector"), "onnxruntime"),
+        Choice(part("decoder"), "onnxruntime"),
+    )
+    assert (made.threads, made.context) == (3, 1024)
+    assert made.to_json() == {
+        "parts": [
+            {"covers": ["vision", "projector"], "format": "onnx", "scheme": "w4", "engine": "onnxruntime"},
+            {"covers": ["decoder"], "format": "onnx", "scheme": "w4", "engine": "onnxruntime"},
+        ],
+        "threads": 3,
+        "context": 1024,
+    }
+
+
+def test_mixed_engines_and_a_projector_of_its_own() -> None:
+    mixed = manifest(part("vision"), part("projector"), part("decoder", format="gguf"))
+    assert chosen(mixed, device(), (LLAMA, NULL, ORT)) == [
+        (("vision",), "onnx", "onnxruntime"),
+        (("projector",), "onnx", "onnxruntime"),
+        (("decoder",), "gguf", "llamacpp"),
+    ]
+
+
+def test_the_device_prefers() -> None:
+    both = manifest(part("vision", "projector"), part("decoder"), part("decoder", format="gguf"))
+    engines = (ORT, LLAMA, OTHER)
+    assert chosen(both, device(decoder=("llamacpp", "onnxruntime")), engines)[1] == (("decoder",), "gguf", "llamacpp")
+    assert chosen(both, device(decoder=("onnxruntime", "llamacpp")), engines)[1] == (
+        ("decoder",),
+        "onnx",
+        "onnxruntime",
+    )
+    assert chosen(both, device(decoder=("other",)), engines)[1] == (("decoder",), "onnx", "other")
+    gone = replace(LLAMA, installed=False)
+    assert chosen(both, device(decoder=("llamacpp", "onnxruntime")), (gone, ORT))[1][2] == "onnxruntime"
+
+
+def test_a_named_engine_goes_before() -> None:
+    mixed = manifest(part("vision", "projector"), part("decoder", format="gguf"))
+    engines = (LLAMA, NULL, ORT, OTHER)
+    assert [c[2] for c in chosen(mixed, device(), engines)] == ["onnxruntime", "llamacpp"]
+    assert [c[2] for c in chosen(mixed, device(), engines, engine="other")] == ["other", "other"]
+    assert [c[2] for c in chosen(mixed, device(), engines, engine="null")] == ["null", "null"]
+    assert [c[2] for c in chosen(mixed, device(), engines, engine="llamacpp")] == ["onnxruntime", "llamacpp"]
+
+
+def test_an_engine_that_does_not_exist() -> None:
+    with pytest.raises(UsageError, match="no engine 'tpu'") as caught:
+        plan(manifest(), device(), (ORT, NULL), engine="tpu")
+    assert caught.value.hint == "one of: onnxruntime, null"
+
+
+def test_a_named_engine_that_opens_nothing() -> None:
+    with pytest.raises(EngineError) as caught:
+        plan(manifest(), device(), (ORT, LLAMA), engine="llamacpp")
+    assert caught.value.message == "llamacpp opens no part of tiny (onnx)\n  llamacpp: opens gguf"
+
+
+def test_a_refusal_names_every_candidate_and_its_reason() -> None:
+    engines = (
+        NULL,
+        replace(ORT, installed=False),
+        engine("coreml", "coreml", "onnx", installed=False, reason="macOS only"),
+        LLAMA,
+    )
+    with pytest.raises(EngineError) as caught:
+        plan(manifest(), device(), engines)
+    assert caught.value.message == (
+        "no engine opens the vision of tiny (onnx)\n"
+        "  onnxruntime: pyonnxruntime is not installed: pip install 'edge-vlm[onnxruntime]'\n"
+        "  coreml: macOS only: pip install 'edge-vlm[coreml]'\n"
+        "  llamacpp: opens gguf"
+    )
+    assert caught.value.hint == "pip install 'edge-vlm[onnxruntime]'"
+
+
+def test_a_refusal_when_nothing_can_be_installed() -> None:
+    with pytest.raises(EngineError, match="no engine opens the decoder of tiny") as caught:
+        plan(manifest(part("vision", "projector"), part("decoder", format="tflite")), device(), (ORT, LLAMA))
+    assert caught.value.hint == "export the bundle again in another --format"
+
+
+def test_a_bundle_without_a_decoder() -> None:
+    with pytest.raises(BundleError, match="'decoder'"):
+        plan(manifest(part("vision", "projector")), device(), (ORT,))
+
+
+# threads, context and memory
+
+
+def test_what_was_asked_for() -> None:
+    made = plan(manifest(), device(), (ORT,), threads=7, context=300)
+    assert (made.threads, made.context) == (7, 300)
+
+
+@pytest.mark.parametrize("options", [{"threads": -1}, {"context": -1}, {"context": 1025}])
+def test_what_cannot_be(options: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        plan(manifest(), device(), (ORT,), **options)  # type: ignore[arg-type]
+
+
+def test_a_cache_position() -> None:
+    assert cache_bytes(SPEC.decoder) == POSITION
+
+
+@pytest.mark.parametrize(
+    ("positions", "asked", "context"),
+    [(1024, 0, 1024), (1023, 0, 768), (256, 0, 256), (300, 300, 300), (1024, 1024, 1024), (2000, 512, 512)],
+)
+def test_the_context_that_fits(positions: int, asked: int, context: int) -> None:
+    made = plan(manifest(), device(200 + positions * POSITION), (ORT,), context=asked)
+    assert made.context == context
+
+
+def test_a_short_context_fits_whole_or_not_at_all() -> None:
+    short = manifest(context=64)
+    assert plan(short, device(200 + 64 * POSITION), (ORT,)).context == 64
+    with pytest.raises(EngineError, match="a context of 64"):
+        plan(short, device(200 + 63 * POSITION), (ORT,))
+
+
+def test_too_little_memory_for_what_was_asked() -> None:
+    large = manifest(part("vision", "projector", size=300_000_000), part("decoder", size=900_000_000), context=1 << 20)
+    with pytest.raises(EngineError) as caught:
+        plan(large, device(1_200_000_000 + 1000 * POSITION), (ORT,), context=1 << 20)
+    assert caught.value.message == (
+        "too little memory: 1,200 MB are free, and the weights take 1,200 MB, a context of 1048576 268 MB more"
+    ).replace("1,200 MB are", f"{(1_200_000_000 + 1000 * POSITION) / 1e6:,.0f} MB are")
+    assert caught.value.hint == "a context of 768 fits"
+
+
+def test_too_little_memory_for_the_weights() -> None:
+    with pytest.raises(EngineError, match=r"too little memory: 0 MB are free") as caught:
+        plan(manifest(), device(150), (ORT,))
+    assert caught.value.hint == "export again with a smaller --scheme"
+
+
+# the engines of this machine
+
+
+def test_the_engines_of_the_listing() -> None:
+    found = {info.name: info for info in installed_engines()}
+    assert found["null"].formats == ()
+    assert found["null"].installed
+    assert found["onnxruntime"].formats == ("onnx",)
+    assert found["onnxruntime"].package == "onnxruntime"
+    assert found["onnxruntime"].install == "pip install 'edge-vlm[onnxruntime]'"
+
+
+def test_an_engine_whose_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "find_spec", lambda name: None)
+    monkeypatch.setattr(metadata, "version", missing)
+    (found,) = (info for info in installed_engines() if info.name == "onnxruntime")
+    assert (found.installed, found.version) == (False, None)
+    assert found.refusal(("onnx",)) == "onnxruntime is not installed: pip install 'edge-vlm[onnxruntime]'"
+
+
+def test_a_library_under_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "find_spec", lambda name: object() if name == "onnxruntime" else None)
+    monkeypatch.setattr(metadata, "version", missing)
+    found = {info.name: info for info in installed_engines()}["onnxruntime"]
+    assert (found.installed, found.version, found.refusal(("onnx",))) == (True, None, None)
+
+
+def missing(name: str) -> str:
+    raise metadata.PackageNotFoundError(name)
+
+
+def test_an_engine_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(package: str, name: str) -> object:
+        raise ImportError("libgomp.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(rooms.plugins, "load", broken)
+    with pytest.raises(EngineError, match="the engine onnxruntime does not load: libgomp") as caught:
+        open_part(PartFiles("onnx", "fp32", ("decoder",), (), (), ()), "onnxruntime", OpenOptions())
+    assert caught.value.hint == "pip install 'edge-vlm[onnxruntime]'"

@@ -1,0 +1,147 @@
+"""The Vicuna template, written out by hand, against segments()."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.errors import UsageError
+from edge.prompt import Turn, segments
+from edge.spec import PromptSpec
+from edge.tokenizer import Tokenizer
+from edge.types import Embeddings, Segment, Tokens
+
+TOKENIZER = Tokenizer.open(Path(__file__).parents[1] / "data" / "tokenizer.json")
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+SPEC = PromptSpec(
+    system="{text} ", user="USER: {text} ", assistant="ASSISTANT: {text}", generation="ASSISTANT:", image="<image>\n",
+    default_system=SYSTEM, image_tokens=2, bos_id=1, end_id=2, stop_ids=(2,), stop_strings=("</s>",),
+)  # fmt: skip
+CAT = Embeddings(np.zeros((2, 4), np.float32), "cat")
+DOG = Embeddings(np.ones((2, 4), np.float32), "dog")
+BOS, EOS = 1, 2
+
+
+def ids(text: str) -> tuple[int, ...]:
+    return TOKENIZER.encode(text)
+
+
+def flat(found: list[Segment]) -> list[tuple[int, ...] | str]:
+    return [part.ids if isinstance(part, Tokens) else part.key for part in found]
+
+
+def test_a_question_about_a_picture():
+    found = segments(SPEC, TOKENIZER, [Turn("What is this?", (CAT,))])
+    assert flat(found) == [(BOS, *ids(SYSTEM + " USER: ")), "cat", ids("\nWhat is this? ASSISTANT:")]
+    assert found[1] is CAT
+
+
+def test_a_question_without_a_picture_is_one_run_of_tokens():
+    found = segments(SPEC, TOKENIZER, [Turn("What is red?")])
+    assert flat(found) == [(BOS, *ids(SYSTEM + " USER: What is red? ASSISTANT:"))]
+
+
+def test_several_pictures_each_with_the_text_around_the_mark():
+    found = segments(SPEC, TOKENIZER, [Turn("Which?", (CAT, DOG, CAT))])
+    assert flat(found) == [
+        (BOS, *ids(SYSTEM + " USER: ")), "cat", ids("\n"), "dog", ids("\n"), "cat", ids("\nWhich? ASSISTANT:"),
+    ]  # fmt: skip
+
+
+def test_pictures_with_no_text_between_stand_side_by_side():
+    spec = replace(SPEC, image="<image>", user="{text}", system="{text}", bos_id=None)
+    found = segments(spec, TOKENIZER, [Turn("Q", (CAT, DOG))], system="")
+    assert flat(found) == ["cat", "dog", ids("QASSISTANT:")]
+
+
+def test_text_before_the_mark_stays_before_the_picture():
+    spec = replace(SPEC, image="Picture: <image>. ")
+    found = segments(spec, TOKENIZER, [Turn("Q", (CAT, DOG))], system="S")
+    assert flat(found) == [
+        (BOS, *ids("S USER: Picture: ")), "cat", ids(". Picture: "), "dog", ids(". Q ASSISTANT:"),
+    ]  # fmt: skip
+
+
+def test_a_conversation_ends_each_answer_and_starts_anew():
+    turns = [Turn("What?", (CAT,), "A cat."), Turn("And this?", (DOG,), "A dog."), Turn("Sure?")]
+    found = segments(SPEC, TOKENIZER, turns)
+    assert flat(found) == [
+        (BOS, *ids(SYSTEM + " USER: ")),
+        "cat",
+        (*ids("\nWhat? ASSISTANT: A cat."), EOS, *ids("USER: ")),
+        "dog",
+        (*ids("\nAnd this? ASSISTANT: A dog."), EOS, *ids("USER: Sure? ASSISTANT:")),
+    ]
+
+
+def test_a_finished_conversation_asks_for_nothing():
+    assert flat(segments(SPEC, TOKENIZER, [Turn("Q", answer="A")], "S")) == [(BOS, *ids("S USER: Q ASSISTANT: A"), EOS)]
+
+
+def test_the_ids_that_the_model_wrote_stand_for_its_answer():
+    """Written as text and read again, they could become others, and what is in the cache would be of no use."""
+    written = (*ids("A"), *ids("ca"), *ids("t"))
+    turns = [Turn("What?", (CAT,), "A ca t", written), Turn("Sure?")]
+    assert flat(segments(SPEC, TOKENIZER, turns, "S"))[2] == (
+        *ids("\nWhat? ASSISTANT:"), *written, EOS, *ids("USER: Sure? ASSISTANT:"),
+    )  # fmt: skip
+
+
+def test_a_conversation_is_a_prefix_of_the_next():
+    """What makes the key-value cache useful: the ids so far do not change when a turn is added."""
+    first = flat(segments(SPEC, TOKENIZER, [Turn("What?", (CAT,), "A cat.")]))
+    second = flat(segments(SPEC, TOKENIZER, [Turn("What?", (CAT,), "A cat."), Turn("Sure?")]))
+    assert second[:2] == first[:2]
+    assert second[2][: len(first[2])] == first[2]
+
+
+@pytest.mark.parametrize(
+    ("system", "text"), [("Be short.", "Be short. USER: Q"), ("", "USER: Q"), (None, SYSTEM + " USER: Q")]
+)
+def test_the_system_sentence(system, text):
+    assert flat(segments(SPEC, TOKENIZER, [Turn("Q")], system)) == [(BOS, *ids(text + " ASSISTANT:"))]
+
+
+def test_bos_is_put_once_or_not_at_all():
+    turns = [Turn("Q", (CAT,), "A"), Turn("Q", (CAT,))]
+    assert sum(part.ids.count(BOS) for part in segments(SPEC, TOKENIZER, turns) if isinstance(part, Tokens)) == 1
+    assert flat(segments(replace(SPEC, bos_id=None), TOKENIZER, [Turn("Q")], "")) == [ids("USER: Q ASSISTANT:")]
+
+
+@pytest.mark.parametrize("typed", ["<image>", "</s>", "<s>", "{text}", "{0}", "USER: ", "a <image>\n</s> b"])
+def test_what_a_user_types_is_text(typed):
+    for turn in (Turn(typed, (CAT,)), Turn("Q", (CAT,), typed)):
+        found = segments(SPEC, TOKENIZER, [turn], system=typed)
+        assert [part for part in found if isinstance(part, Embeddings)] == [CAT]
+        special = [i for part in found if isinstance(part, Tokens) for i in part.ids if i in (0, BOS, EOS)]
+        assert special == ([BOS] if turn.answer is None else [BOS, EOS])
+    assert flat(segments(SPEC, TOKENIZER, [Turn(typed, (CAT,))]))[2] == ids(f"\n{typed} ASSISTANT:")
+    assert flat(segments(SPEC, TOKENIZER, [Turn("Q")], typed)) == [(BOS, *ids(f"{typed} USER: Q ASSISTANT:"))]
+
+
+def test_only_the_last_turn_may_be_open():
+    with pytest.raises(UsageError, match=r"turn 1 of 2 has no answer"):
+        segments(SPEC, TOKENIZER, [Turn("Q"), Turn("Q")])
+
+
+turn = st.builds(
+    Turn, st.text(max_size=20), st.lists(st.sampled_from([CAT, DOG]), max_size=3).map(tuple), st.text(max_size=9)
+)
+
+
+@given(st.lists(turn, max_size=4), st.one_of(st.none(), st.text(max_size=9)))
+def test_tokens_are_merged_and_pictures_keep_their_order(turns, system):
+    found = segments(SPEC, TOKENIZER, turns, system)
+    assert [part for part in found if isinstance(part, Embeddings)] == [p for turn in turns for p in turn.pictures]
+    assert all(len(part) for part in found)
+    assert not any(isinstance(a, Tokens) and isinstance(b, Tokens) for a, b in pairwise(found))
+    assert sum(part.ids.count(EOS) for part in found if isinstance(part, Tokens)) == len(turns)

@@ -1,0 +1,424 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import DECODER, FIXED, GROWING, NumpyGraph, write_model_bundle
+from PIL import Image
+
+import edge
+from edge import session as sessions
+from edge.bundle import Bundle
+from edge.errors import BundleError, ContextError, EdgeError, EngineError, ImageError, UsageError
+from edge.lift import lift
+from edge.prompt import Turn
+from edge.sampling import Sampling
+from edge.session import REMEMBERED, Session
+from edge.types import Array, Graph, OpenOptions, PartFiles
+
+CONTEXT = 400
+
+
+def photo(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 30, 3)).astype(np.uint8))
+
+
+class Eye:
+    """A vision part whose rows depend on the whole picture; it counts."""
+
+    def __init__(self, part: PartFiles) -> None:
+        self.inputs, self.outputs = part.inputs, part.outputs
+        self.shape = tuple(int(d) for d in part.outputs[0].shape)
+        self.looked = 0
+
+    def run(self, feeds: dict[str, Array], into: None = None) -> dict[str, Array]:
+        (pixels,) = feeds.values()
+        self.looked += 1
+        seed = int(np.abs(pixels).sum() * 1e3) % 2**32
+        rows = np.random.default_rng(seed).normal(size=self.shape).astype(np.float32)
+        return {self.outputs[0].name: rows}
+
+
+class Engine:
+    """Opens parts as what this file's fakes are; they stay at hand."""
+
+    def __init__(self, length: tuple[int | str, int | str]) -> None:
+        self.length = length
+        self.eyes: list[Eye] = []
+        self.options: list[OpenOptions] = []
+        self.brain: NumpyGraph | None = None
+
+    def __call__(self, part: PartFiles, engine: str, options: OpenOptions) -> Graph:
+        self.options.append(options)
+        if "decoder" in part.covers:
+            self.brain = NumpyGraph(replace(DECODER, context=CONTEXT), self.length)
+            return self.brain
+        self.eyes.append(Eye(part))
+        return self.eyes[-1]
+
+    @property
+    def computed(self) -> list[int]:
+        assert self.brain is not None
+        return self.brain.lengths
+
+
+@pytest.fixture(params=[FIXED, GROWING], ids=["fixed", "growing"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    made = Engine(request.param)
+    monkeypatch.setattr(sessions, "open_part", made)
+    return made
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return write_model_bundle(tmp_path / "bundle", context=CONTEXT)
+
+
+@pytest.fixture
+def session(engine: Engine, bundle: Bundle) -> Session:
+    return edge.load(bundle.path, engine="null")
+
+
+def test_one_question(session: Session, engine: Engine) -> None:
+    pieces = list(session.stream(photo(1), "What is this?", max_tokens=8))
+    answer = session.last
+    assert "".join(pieces) == answer.text != ""
+    assert answer.generated_tokens == len(answer.token_ids) == 8
+    assert answer.stop_reason == "length"
+    assert answer.image_tokens == 4
+    assert (
+        answer.prompt_tokens == len("A chat. USER: ") + 1 + 4 + len("\nWhat is this? ASSISTANT:") == engine.computed[0]
+    )
+    times = answer.timings
+    assert times.load_ms == session.load_ms > 0
+    assert times.image_ms > 0
+    assert times.vision_ms > 0
+    assert times.ttft_ms >= times.image_ms + times.vision_ms + times.prefill_ms > 0
+    assert times.decode_tok_s == pytest.approx(7e3 / times.decode_ms)
+
+
+def test_ask_is_the_stream_in_one_piece(session: Session) -> None:
+    assert session.ask(photo(1), "Why?", max_tokens=8) == "".join(session.stream(photo(1), "Why?", max_tokens=8))
+
+
+def test_answers_depend_on_picture_and_question(session: Session) -> None:
+    asked = [(photo(1), "Why?"), (photo(2), "Why?"), (photo(1), "How?"), (None, "Why?"), ([photo(1), photo(2)], "Why?")]
+    said = set()
+    for image, question in asked:
+        session.ask(image, question, max_tokens=12)
+        said.add(session.last.token_ids)
+    assert len(said) == len(asked)
+
+
+def test_an_answer_does_not_depend_on_what_was_asked_before(session: Session, engine: Engine, bundle: Bundle) -> None:
+    asked: list[tuple[Any, str]] = [(photo(1), "Why?"), (photo(1), "Why not?"), (None, "Why?"), (photo(1), "Why?")]
+    used = [session.ask(image, question, max_tokens=8) for image, question in asked]
+    anew = [edge.load(bundle.path, engine="null").ask(image, question, max_tokens=8) for image, question in asked]
+    assert used == anew
+
+
+def test_the_same_picture_is_seen_and_read_once(session: Session, engine: Engine) -> None:
+    session.ask(photo(1), "Why?", max_tokens=2)
+    first = session.last
+    session.ask(photo(1), "Whence?", max_tokens=2)
+    assert engine.eyes[0].looked == 1
+    again = session.last
+    assert again.cached_tokens == 1 + len("A chat. USER: ") + 4 + len("\nWh")
+    assert engine.computed == [first.prompt_tokens, 1, again.prompt_tokens - again.cached_tokens, 1]
+    session.ask(photo(2), "Why?", max_tokens=2)
+    assert engine.eyes[0].looked == 2
+    assert session.last.cached_tokens == 1 + len("A chat. USER: ")
+
+
+def test_several_pictures_and_none(session: Session) -> None:
+    session.ask([photo(1), photo(2)], "Which?", max_tokens=1)
+    assert session.last.image_tokens == 8
+    session.ask((photo(1),), "Which?", max_tokens=1)
+    assert session.last.image_tokens == 4
+    session.ask(None, "Which?", max_tokens=1)
+    assert session.last.image_tokens == 0
+    assert session.last.timings.image_ms == session.last.timings.vision_ms == 0
+    assert session.last.prompt_tokens == 1 + len("A chat. USER: Which? ASSISTANT:")
+
+
+def test_a_system_sentence(session: Session) -> None:
+    session.ask(None, "Who?", system="", max_tokens=1)
+    assert session.last.prompt_tokens == 1 + len("USER: Who? ASSISTANT:")
+    session.ask(None, "Who?", system="Be brief.", max_tokens=1)
+    assert session.last.prompt_tokens == 1 + len("Be brief. USER: Who? ASSISTANT:")
+
+
+def test_sampling_is_seeded(session: Session) -> None:
+    def say(seed: int) -> tuple[int, ...]:
+        session.ask(None, "Who?", max_tokens=12, sampling=Sampling(temperature=2.0, seed=seed))
+        return session.last.token_ids
+
+    assert say(1) == say(1)
+    assert say(1) != say(2)
+
+
+# a conversation
+
+
+def test_a_second_turn_computes_only_what_is_new(session: Session, engine: Engine) -> None:
+    chat = session.chat(photo(1))
+    chat.ask("What is this?", max_tokens=5)
+    first, before = session.last, len(engine.computed)
+    chat.ask("And that?", max_tokens=5)
+    answer = session.last
+    # The last token of the first answer was never fed; then comes the end of the turn, and the new question.
+    new = 1 + 1 + len("USER: And that? ASSISTANT:")
+    assert engine.computed[before] == new
+    assert answer.cached_tokens == first.prompt_tokens + 4
+    assert answer.prompt_tokens == answer.cached_tokens + new
+    assert answer.image_tokens == 4
+    assert engine.eyes[0].looked == 1
+    assert [(t.question, len(t.pictures), t.answer) for t in chat.turns] == [
+        ("What is this?", 1, first.text),
+        ("And that?", 0, answer.text),
+    ]
+
+
+def test_a_conversation_is_what_it_would_be_without_a_cache(session: Session, bundle: Bundle) -> None:
+    chat = session.chat(photo(1))
+    said = [chat.ask(question, max_tokens=6) for question in ("What?", "Why?", "How?")]
+    anew = edge.load(bundle.path, engine="null").chat(photo(1))
+    found = []
+    for question in ("What?", "Why?", "How?"):
+        anew._session.decoder.rewind(0)  # forgets
+        found.append(anew.ask(question, max_tokens=6))
+        assert anew._session.last.cached_tokens == 0
+    assert found == said
+
+
+def test_an_answer_cut_at_a_stop_string_is_remembered_as_text(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = session.chat()
+    chat.ask("What?", max_tokens=3)
+    assert chat.turns[0].answer_ids == session.last.token_ids
+    monkeypatch.setattr(session.tokenizer, "decode", lambda ids: "more than the answer")
+    chat.ask("Why?", max_tokens=3)
+    assert (chat.turns[1].answer_ids, chat.turns[1].answer) == (None, session.last.text)
+
+
+def test_an_abandoned_turn_is_not_kept(session: Session, bundle: Bundle) -> None:
+    chat = session.chat(photo(1))
+    chat.ask("What?", max_tokens=4)
+    stream = chat.stream("Never mind.", max_tokens=50)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert [t.question for t in chat.turns] == ["What?"]
+    anew = edge.load(bundle.path, engine="null").chat(photo(1))
+    anew.ask("What?", max_tokens=4)
+    assert chat.ask("Why?", max_tokens=6) == anew.ask("Why?", max_tokens=6)
+
+
+def test_a_chat_without_a_picture_and_with_a_system(session: Session) -> None:
+    chat = session.chat(system="Be brief.")
+    chat.ask("Who?", max_tokens=1)
+    assert session.last.prompt_tokens == 1 + len("Be brief. USER: Who? ASSISTANT:")
+    assert chat.turns[0] == Turn("Who?", (), session.last.text, session.last.token_ids)
+
+
+def test_a_conversation_that_outgrows_the_context(session: Session) -> None:
+    chat = session.chat(photo(1))
+    chat.ask("What?", max_tokens=4)
+    with pytest.raises(ContextError, match=r"positions, and the context holds 400"):
+        chat.ask("x" * 400)
+    assert len(chat.turns) == 1
+    chat.ask("Short?", max_tokens=500)
+    assert session.last.stop_reason == "context"
+    assert session.last.prompt_tokens + session.last.generated_tokens == CONTEXT + 1
+
+
+# pictures
+
+
+def test_encode_image(session: Session, engine: Engine, tmp_path: Path) -> None:
+    photo(1).save(tmp_path / "p.png")
+    found = session.encode_image(tmp_path / "p.png")
+    assert (found.rows.shape, found.rows.dtype) == ((4, 32), np.float32)
+    same = [session.encode_image(s) for s in (photo(1), np.asarray(photo(1)), (tmp_path / "p.png").read_bytes())]
+    assert {s.key for s in same} == {found.key}
+    assert session.encode_image(photo(2)).key != found.key
+    assert engine.eyes[0].looked == 2
+
+
+def test_a_session_remembers_so_many_pictures(session: Session, engine: Engine) -> None:
+    for seed in range(REMEMBERED):
+        session.encode_image(photo(seed))
+    session.encode_image(photo(0))  # is the freshest now
+    session.encode_image(photo(REMEMBERED))  # the oldest, 1, has to go
+    assert engine.eyes[0].looked == REMEMBERED + 1
+    session.encode_image(photo(0))
+    assert engine.eyes[0].looked == REMEMBERED + 1
+    session.encode_image(photo(1))
+    assert engine.eyes[0].looked == REMEMBERED + 2
+
+
+def test_a_projector_of_its_own(engine: Engine, tmp_path: Path) -> None:
+    bundle = write_model_bundle(tmp_path / "split", split=True)
+    session = edge.load(bundle.path, engine="null")
+    assert session.encode_image(photo(1)).rows.shape == (4, 32)
+    assert [eye.looked for eye in engine.eyes] == [1, 1]
+
+
+def test_a_vision_part_of_another_shape(session: Session, engine: Engine) -> None:
+    engine.eyes[0].shape = (1, 5, 32)
+    with pytest.raises(EngineError, match=r"the vision part gave \[1, 5, 32\], expected \[1, 4, 32\]") as caught:
+        session.encode_image(photo(1))
+    assert caught.value.hint == f"edge verify {session.bundle.path}"
+
+
+def test_a_picture_that_is_none(session: Session) -> None:
+    with pytest.raises(ImageError):
+        session.ask("nowhere.png", "What?")
+    with pytest.raises(ImageError):
+        session.chat(b"no picture")
+    assert session.ask(None, "What?", max_tokens=2)
+
+
+# loading
+
+
+def test_what_the_engines_are_told(engine: Engine, bundle: Bundle) -> None:
+    session = edge.load(bundle.path, engine="null", threads=3, context=100, debug=True)
+    assert engine.options == [OpenOptions(3, 100, True)] * 2
+    assert (session.plan.threads, session.plan.context) == (3, 100)
+
+
+def test_threads_are_the_devices(engine: Engine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = replace(sessions.detect(), threads=7)
+    monkeypatch.setattr(sessions, "detect", lambda: here)
+    edge.load(bundle.path, engine="null")
+    assert {o.threads for o in engine.options} == {7}
+
+
+def test_the_null_engine_answers(bundle: Bundle) -> None:
+    with edge.load(bundle.path, engine="null") as session:
+        session.ask(photo(1), "What?", max_tokens=20)
+        assert len(set(session.last.token_ids)) > 3
+        first = session.last.token_ids
+        session.ask(photo(1), "Why, then?", max_tokens=20)
+        session.ask(photo(1), "What?", max_tokens=20)
+        assert session.last.token_ids == first
+
+
+def test_the_null_engine_answers_with_a_growing_cache(tmp_path: Path) -> None:
+    bundle = write_model_bundle(tmp_path / "bundle", GROWING)
+    assert edge.load(bundle.path, engine="null").ask(None, "What?", max_tokens=20)
+
+
+def test_a_missing_engine_is_explained(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = tuple(replace(e, installed=e.name == "null") for e in sessions.installed_engines())
+    monkeypatch.setattr(sessions, "installed_engines", lambda: none)
+    with pytest.raises(EngineError, match="no engine opens the vision of null") as caught:
+        edge.load(bundle.path)
+    assert caught.value.hint == "pip install 'edge-vlm[onnxruntime]'"
+
+
+def test_too_little_memory(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = replace(sessions.detect(), memory_bytes=1000)
+    monkeypatch.setattr(sessions, "detect", lambda: here)
+    with pytest.raises(EngineError, match="too little memory"):
+        edge.load(bundle.path, engine="null")
+
+
+def flip(bundle: Bundle, name: str) -> None:
+    data = bytearray((bundle.path / name).read_bytes())
+    data[-1] ^= 1
+    (bundle.path / name).write_bytes(data)
+
+
+def test_a_flipped_byte_is_found_before_anything_is_answered(engine: Engine, bundle: Bundle) -> None:
+    flip(bundle, "embed_tokens.npy")
+    session = edge.load(bundle.path, engine="null")
+    for call in (lambda: next(session.stream(None, "What?")), lambda: session.encode_image(photo(1)), session.chat):
+        with pytest.raises(BundleError, match=r"embed_tokens.npy is not the file that was exported"):
+            call()
+
+
+def test_hashing_does_not_hold_up_loading(engine: Engine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed, check = threading.Event(), Bundle.check
+
+    def slow(self: Bundle) -> None:
+        assert hashed.wait(30)
+        check(self)
+
+    monkeypatch.setattr(Bundle, "check", slow)
+    session = edge.load(bundle.path, engine="null")  # would wait for ever if it waited for the hashes
+    hashed.set()
+    assert session.ask(None, "What?", max_tokens=2)
+
+
+def test_damage_explains_more_than_the_engine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> Graph:
+        raise EngineError("protobuf parsing failed")
+
+    monkeypatch.setattr(sessions, "open_part", refuse)
+    with pytest.raises(EngineError, match="protobuf"):
+        edge.load(bundle.path, engine="null")
+    flip(bundle, "decoder.onnx")
+    with pytest.raises(BundleError, match=r"decoder.onnx is not the file"):
+        edge.load(bundle.path, engine="null")
+
+
+@pytest.mark.parametrize("role", ["vision", "decoder"])
+def test_engines_that_own_a_decoder(role: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(FIXED)
+
+    def open_part(part: PartFiles, name: str, options: OpenOptions) -> object:
+        opened = engine(part, name, options)
+        if part.covers[0] != role:
+            return opened
+        spec = bundle.manifest.spec.decoder
+        files = bundle.files(bundle.manifest.part("decoder"))
+        return lift(NumpyGraph(spec), files, spec, options.context)
+
+    monkeypatch.setattr(sessions, "open_part", open_part)
+    if role == "decoder":
+        assert edge.load(bundle.path, engine="null").ask(photo(1), "What?", max_tokens=3)
+    else:
+        with pytest.raises(EngineError, match=r"null opened the vision\+projector as a decoder"):
+            edge.load(bundle.path, engine="null")
+
+
+# ends
+
+
+def test_nothing_was_answered(session: Session) -> None:
+    with pytest.raises(UsageError, match="nothing was answered yet"):
+        _ = session.last
+
+
+def test_a_closed_session(session: Session) -> None:
+    with session:
+        session.ask(photo(1), "What?", max_tokens=1)
+    calls: list[Callable[[], object]] = [
+        lambda: session.ask(None, "What?"),
+        lambda: session.encode_image(photo(1)),
+        lambda: session.decoder,
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match="the session is closed"):
+            call()
+    session.close()
+    assert session.last.generated_tokens == 1, "what was answered can still be looked at"
+
+
+def test_a_failure_is_survived(session: Session, engine: Engine) -> None:
+    expected = session.ask(photo(1), "What?", max_tokens=6)
+    assert engine.brain is not None
+    stream = session.stream(photo(1), "What?", max_tokens=6)
+    next(stream)
+    engine.brain.fail = True
+    with pytest.raises(EdgeError, match="the graph failed"):
+        list(stream)
+    engine.brain.fail = False
+    assert session.ask(photo(1), "What?", max_tokens=6) == expected
