@@ -23,6 +23,7 @@ SCHEMA = 1
 OLDEST_SCHEMA = 1  # a reader accepts its own and the one before; there is none before the first
 MANIFEST = "manifest.json"
 ROLES = ("vision", "projector", "decoder")
+MEASURES = ("max_abs", "cosine", "tokens")  # what a tolerance bounds; tokens only where a decoder is
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,16 @@ def _numbers(data: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in data.items()}
 
 
+def _tolerance(data: Mapping[str, Any], covers: tuple[str, ...]) -> dict[str, float]:
+    known = MEASURES if "decoder" in covers else MEASURES[:2]
+    if unknown := [measure for measure in data if measure not in known]:
+        raise BundleError(
+            f"manifest.json bounds the {'+'.join(covers)} by {', '.join(map(repr, unknown))}",
+            hint="pip install -U edge-vlm: this one measures " + ", ".join(known),
+        )
+    return _numbers(data)
+
+
 def _golden_prompt(data: Mapping[str, Any]) -> dict[str, Any]:
     segments = [None if ids is None else [int(i) for i in ids] for ids in data["segments"]]
     return {"question": str(data["question"]), "segments": segments}
@@ -162,7 +173,7 @@ def _part(data: Mapping[str, Any]) -> Part:
         files=files,
         inputs=tuple(_tensor(t) for t in data["inputs"]),
         outputs=tuple(_tensor(t) for t in data["outputs"]),
-        tolerance=_numbers(data["tolerance"]),
+        tolerance=_tolerance(data["tolerance"], covers),
         error=_numbers(data["error"]),
     )
 
@@ -284,11 +295,12 @@ def _replace(staging: Path, final: Path) -> None:
         staging.rename(final)
         return
     old = staging.with_name(f"{staging.name}-old")
-    final.rename(old)
     try:
+        final.rename(old)
         staging.rename(final)
-    except OSError:
-        old.rename(final)
+    except BaseException:  # a signal may fall between the two
+        if old.exists() and not final.exists():
+            old.rename(final)
         raise
     shutil.rmtree(old, ignore_errors=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,17 +24,24 @@ def read(folder: Path) -> list[Record]:
     if not file.is_file():
         raise UsageError(f"no prompts.jsonl in {str(folder)!r}", hint=hint)
     records = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_bytes(file).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
             record = Record(folder / entry["image"], str(entry["question"]), str(entry.get("answer", "")))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UsageError(f"{file.name}, line {number}: {error!r}", hint=hint) from error
-        if not record.picture.is_file():
+        if not os.path.isfile(record.picture):  # Path.is_file raises on a name that is too long
             raise UsageError(f"{file.name}, line {number}: no picture {entry['image']!r}", hint=hint)
         records.append(record)
     if not records:
         raise UsageError(f"{file.name} in {str(folder)!r} is empty", hint=hint)
     return records
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {str(file)!r}: {error.strerror}", hint="check who may read it") from error

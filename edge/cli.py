@@ -7,6 +7,7 @@ import importlib
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -58,7 +59,7 @@ def export(
 
     from edge import show
 
-    with _export_side():
+    with _export_side(), _leaving_tidily():
         side = plugins.load("exporters", "export")
         request = side.ExportRequest(
             checkpoint=checkpoint,
@@ -161,7 +162,7 @@ def _verified(bundle: Path, against: str | None, threads: int) -> Report:
         from edge.verify import verify
 
         return verify(opened, threads=threads)
-    with _export_side():
+    with _export_side(), _leaving_tidily():
         report: Report = plugins.load("exporters", "against").verify_against(opened, against, threads)
     return report
 
@@ -302,6 +303,24 @@ def _export_side() -> Iterator[None]:
         if (error.name or "").split(".")[0] in ("edge", "exporters"):
             raise
         raise EngineError(f"exporting needs more than is installed: {error}", hint=EXPORT) from error
+
+
+@contextlib.contextmanager
+def _leaving_tidily() -> Iterator[None]:
+    """A kill ends what runs inside as an exit does: what is half written is removed."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # nohup stays nohup
+    for number in ours:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _print(renderable: RenderableType) -> None:

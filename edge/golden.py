@@ -5,6 +5,8 @@ Each array exists as fp32 torch computed it; with `.stored`, as torch computed i
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,21 @@ from numpy.typing import NDArray
 from edge.errors import BundleError
 
 TOKENS = 16  # greedy tokens after the prompt
+OUTPUTS = {"image_embeds": (np.float32, 3), "logits": (np.float32, 1), "tokens": (np.int32, 1)}  # dtype, dimensions
+ARRAYS = {"picture": (np.uint8, 3), "pixel_values": (np.float32, 4), **OUTPUTS}
+ARRAYS |= {f"{name}.stored": kind for name, kind in OUTPUTS.items()}
+# What NumPy and zipfile raise on damaged bytes.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,7 @@ class Golden:
     def save(self, path: Path) -> None:
         arrays: dict[str, Any] = {"picture": self.picture, "pixel_values": self.pixel_values}
         for suffix, outputs in (("", self.fp32), (".stored", self.stored)):
-            for name in ("image_embeds", "logits", "tokens"):
+            for name in OUTPUTS:
                 arrays[name + suffix] = getattr(outputs, name)
         np.savez_compressed(path, **arrays)
 
@@ -45,10 +62,16 @@ class Golden:
         """Raises BundleError when the file is not a golden one."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                fp32, stored = (
-                    Outputs(*(file[name + suffix] for name in ("image_embeds", "logits", "tokens")))
-                    for suffix in ("", ".stored")
+                arrays = {name: file[name] for name in ARRAYS}
+        except _DAMAGE as error:
+            raise BundleError(
+                f"{path.name} cannot be read: {error!r}", hint="copy or export the bundle again"
+            ) from error
+        for name, (dtype, dimensions) in ARRAYS.items():
+            if arrays[name].dtype != dtype or arrays[name].ndim != dimensions:
+                raise BundleError(
+                    f"{path.name} has {name} as {arrays[name].dtype} {list(arrays[name].shape)}",
+                    hint="copy or export the bundle again",
                 )
-                return cls(file["picture"], file["pixel_values"], fp32, stored)
-        except (OSError, KeyError, ValueError, EOFError) as error:
-            raise BundleError(f"{path.name} cannot be read: {error}", hint="copy or export the bundle again") from error
+        fp32, stored = (Outputs(*(arrays[name + suffix] for name in OUTPUTS)) for suffix in ("", ".stored"))
+        return cls(arrays["picture"], arrays["pixel_values"], fp32, stored)

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import image
-from edge.bundle import Bundle
+from edge.bundle import Bundle, Part
+from edge.errors import BundleError
 from edge.golden import TOKENS, Golden, Outputs
 from edge.prompt import Turn, segments
 from edge.session import Session, load
@@ -19,6 +20,7 @@ from edge.types import Decoder, Embeddings, Segment, Tokens
 
 _PICTURE = {"max_abs": 1e-4}  # a resize is exact; what remains is float arithmetic
 _EXACT = {"tokens": 1.0}
+_DISTANCES = ("max_abs", "cosine")
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ def verify(bundle: Bundle, *, threads: int = 0) -> Report:
 
 def compare(session: Session, golden: Golden) -> Report:
     manifest = session.bundle.manifest
-    vision, decoder = (dict(manifest.part(role).tolerance) for role in ("vision", "decoder"))
-    agreement = {key: decoder.pop(key) for key in ("tokens",) if key in decoder}
+    vision, decoder = (_bounds(manifest.part(role), _DISTANCES) for role in ("vision", "decoder"))
+    agreement = _bounds(manifest.part("decoder"), tuple(_EXACT))
     found = _replay(session, golden)
     rows = [
         Row("picture", "golden", _picture_error(golden, manifest.spec.image), _PICTURE),
@@ -81,7 +83,8 @@ def compare(session: Session, golden: Golden) -> Report:
 
 
 def distance(found: NDArray[np.float32], reference: NDArray[np.float32]) -> dict[str, float]:
-    """Largest absolute difference, and cosine of the whole arrays."""
+    """Largest absolute difference, and cosine of the whole arrays. Raises BundleError where the shapes differ."""
+    _require_shape(found, reference)
     a, b = found.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     return {"max_abs": float(np.abs(a - b).max()), "cosine": float(a @ b) / norms if norms else float("nan")}
@@ -107,7 +110,20 @@ def _greedy(decoder: Decoder, logits: NDArray[np.float32]) -> NDArray[np.int32]:
     return np.array(tokens, dtype=np.int32)
 
 
+def _bounds(part: Part, measures: tuple[str, ...]) -> dict[str, float]:
+    return {measure: bound for measure, bound in part.tolerance.items() if measure in measures}
+
+
+def _require_shape(found: NDArray[Any], reference: NDArray[Any]) -> None:
+    if found.shape != reference.shape:
+        raise BundleError(
+            f"golden.npz holds {list(reference.shape)} where the bundle gives {list(found.shape)}",
+            hint="export the bundle again",
+        )
+
+
 def _agreement(found: NDArray[np.int32], reference: NDArray[np.int32]) -> float:
+    _require_shape(found, reference)
     return float((found == reference).mean())
 
 

@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from edge import bundle, image, plugins
 from edge.bundle import Part
+from edge.calibration import Record
 from edge.golden import Golden, Outputs
 from edge.prompt import Turn, segments
 from edge.recipes import Target
 from edge.tokenizer import Tokenizer
-from edge.types import Embeddings, Tokens
-from exporters import reference, targets
+from edge.types import Embeddings, Segment, Tokens
+from exporters import importance, reference, targets
 from exporters.checkpoint import Checkpoint
 from exporters.component import Component
 from exporters.decoders.llama import Decoder
@@ -27,8 +30,8 @@ from exporters.encoder import Encoder, fused
 
 Progress = Callable[[str, float], None]
 Ids = list[list[int] | None]
+Rows = NDArray[np.float32]
 M = TypeVar("M", Encoder, Decoder)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,20 +48,38 @@ def build(
     question: str,
     folder: Path,
     progress: Progress,
+    calibration: Sequence[Record] = (),
 ) -> Built:
-    """Write the parts and `tokenizer.json` into `folder`; picture is RGB `[H, W, 3]`."""
+    """Write the parts and `tokenizer.json` into `folder`; picture is RGB `[H, W, 3]`, for golden."""
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer_json(), encoding="utf-8")
-    pixel_values = image.pixels(picture, checkpoint.spec.image)
+    tokenizer = Tokenizer.open(folder / "tokenizer.json")
+    spec = checkpoint.spec
+    pixel_values = image.pixels(picture, spec.image)
     vision, decoder = components(checkpoint)
-    step = _Step(checkpoint, folder, progress)
-    vision_part, fp32_rows, stored_rows = step.run(
-        vision, Encoder, to["vision"], ("vision", "projector"), lambda encoder: reference.encode(encoder, pixel_values)
+    write = _Writer(checkpoint, to, folder, progress)
+
+    encoder = write.load(vision, Encoder)
+    rows = reference.encode(encoder, pixel_values)
+    seen = [reference.encode(encoder, image.pixels(record.picture, spec.image)) for record in calibration]
+    vision_part = write(vision, encoder, ("vision", "projector"))
+    stored_rows = reference.encode(encoder, pixel_values)
+    del encoder
+
+    model = write.load(decoder, Decoder)
+    prompt = [
+        list(segment.ids) if isinstance(segment, Tokens) else None
+        for segment in segments(spec.prompt, tokenizer, [Turn(question, (Embeddings(rows[0], "golden"),))])
+    ]
+    answer = reference.answer(model, prompt, rows)
+    conversations = (
+        segments(spec.prompt, tokenizer, [Turn(record.question, (Embeddings(r[0], "calibration"),), record.answer)])
+        for record, r in zip(calibration, seen, strict=True)
     )
-    prompt = _cut(checkpoint, Tokenizer.open(folder / "tokenizer.json"), question, fp32_rows)
-    decoder_part, fp32_answer, stored_answer = step.run(
-        decoder, Decoder, to["decoder"], ("decoder",), lambda model: reference.answer(model, prompt, fp32_rows)
-    )
-    golden = Golden(picture, pixel_values, Outputs(fp32_rows, *fp32_answer), Outputs(stored_rows, *stored_answer))
+    matters = importance.measure(model, (_merged(model, conversation) for conversation in conversations))
+    decoder_part = write(decoder, model, ("decoder",), matters)
+    stored_answer = reference.answer(model, prompt, rows)
+
+    golden = Golden(picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer))
     return Built((vision_part, decoder_part), golden, prompt)
 
 
@@ -79,26 +100,36 @@ def bytes_needed(checkpoint: Checkpoint, to: Mapping[str, Target]) -> int:
 
 
 @dataclass(frozen=True)
-class _Step:
+class _Writer:
     checkpoint: Checkpoint
+    to: Mapping[str, Target]
     folder: Path
     progress: Progress
 
-    def run(
-        self, component: Component, kind: type[M], target: Target, covers: tuple[str, ...], ask: Callable[[M], T]
-    ) -> tuple[Part, T, T]:
-        """The written part, and what `ask` gets from torch before and after the weights became what is stored."""
-        stage = f"{component.role}: {target}"
-        self.progress(stage, 0.0)
+    def load(self, component: Component, kind: type[M]) -> M:
+        self.progress(self._stage(component), 0.0)
         module = component.load(self.checkpoint.weights)
         assert isinstance(module, kind)
-        fp32 = ask(module)
+        return module
+
+    def __call__(
+        self,
+        component: Component,
+        module: nn.Module,
+        covers: tuple[str, ...],
+        matters: Mapping[str, Tensor] | None = None,
+    ) -> Part:
+        target = self.to[component.role]
         writer = plugins.load(targets.FORMATS, target.format)
-        # The last stretch of a stage is the reference on the stored weights.
-        progress = lambda done: self.progress(stage, done * 0.95)  # noqa: E731
-        written = writer.write(component, module, target.scheme, self.folder, progress)
-        stored = ask(module)
-        part = Part(
+        written = writer.write(
+            component,
+            module,
+            target.scheme,
+            self.folder,
+            lambda done: self.progress(self._stage(component), done),
+            matters,
+        )
+        return Part(
             covers=covers,
             format=target.format,
             scheme=target.scheme,
@@ -107,11 +138,13 @@ class _Step:
             outputs=written.outputs,
             tolerance=targets.schemes(target.format)[component.role][target.scheme],
         )
-        self.progress(stage, 1.0)
-        return part, fp32, stored
+
+    def _stage(self, component: Component) -> str:
+        return f"{component.role}: {self.to[component.role]}"
 
 
-def _cut(checkpoint: Checkpoint, tokenizer: Tokenizer, question: str, rows: NDArray[np.float32]) -> Ids:
-    turn = Turn(question, (Embeddings(rows[0], key="golden"),))
-    cut: Sequence[object] = segments(checkpoint.spec.prompt, tokenizer, [turn])
-    return [list(segment.ids) if isinstance(segment, Tokens) else None for segment in cut]
+def _merged(decoder: Decoder, conversation: Sequence[Segment]) -> Tensor:
+    """The rows that the decoder sees, `[1, S, hidden]`."""
+    table = decoder.embed_tokens.weight
+    rows = [table[list(s.ids)] if isinstance(s, Tokens) else torch.from_numpy(s.rows) for s in conversation]
+    return torch.cat(rows)[None]

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageDraw
 from PIL.Image import new
 
-from edge import calibration, image
+from edge import image
+from edge.calibration import Record
 
 QUESTION = "What is in this picture?"
 
 
-def choose(calib: Path | None) -> tuple[NDArray[np.uint8], str]:
+def choose(calibration: Sequence[Record]) -> tuple[NDArray[np.uint8], str]:
     """The first of the user's own pictures and its question, or a drawing. RGB `[H, W, 3]`."""
-    if calib is None:
+    if not calibration:
         return drawing(), QUESTION
-    record = calibration.read(calib)[0]
-    return np.asarray(image.open_image(record.picture)), record.question
+    return np.asarray(image.open_image(calibration[0].picture)), calibration[0].question
 
 
 def drawing() -> NDArray[np.uint8]:

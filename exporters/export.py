@@ -14,6 +14,7 @@ import torch
 import edge
 from edge import bundle as bundles
 from edge.bundle import Bundle, Manifest, Part
+from edge.calibration import read
 from edge.errors import EdgeError, ParityError
 from edge.recipes import Recipe
 from edge.verify import Report, verify
@@ -21,6 +22,7 @@ from exporters import example, targets
 from exporters.build import Built, Progress, build, bytes_needed
 from exporters.checkpoint import Checkpoint, open_checkpoint
 
+CALIBRATION = 32  # conversations: each costs a prompt through torch, and more hardly change the statistics
 TOOLS = ("torch", "onnx-ir", "onnxruntime")
 
 
@@ -54,7 +56,8 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     """Raises EdgeError; then nothing new is at `request.output`, and what was there is untouched."""
     start = time.perf_counter()
     recipe = targets.resolve(request.format, request.schemes, request.recipe, request.device)
-    picture, question = example.choose(request.calib)
+    calibration = read(request.calib)[:CALIBRATION] if request.calib else []
+    picture, question = example.choose(calibration)
     if request.threads:
         torch.set_num_threads(request.threads)
     progress("read", 0.0)
@@ -62,7 +65,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     progress("read", 1.0)
     with bundles.create(request.output) as folder:
         _require_space(bytes_needed(checkpoint, recipe.targets), folder)
-        built = build(checkpoint, recipe.targets, picture, question, folder, progress)
+        built = build(checkpoint, recipe.targets, picture, question, folder, progress, calibration)
         built.golden.save(folder / "golden.npz")
         manifest = _manifest(checkpoint, recipe, question, built, folder)
         bundles.write_manifest(folder, manifest)

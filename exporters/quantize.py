@@ -44,18 +44,24 @@ def per_channel(weight: Tensor) -> PerChannel:
     return PerChannel((weight / scales[:, None]).round().to(torch.int8), scales)
 
 
-def blockwise(weight: Tensor, bits: int) -> Blockwise:
-    """weight `[N, K]` float32; bits 4 or 8."""
+def blockwise(weight: Tensor, bits: int, importance: Tensor | None = None) -> Blockwise:
+    """weight `[N, K]` float32; bits 4 or 8. `importance` `[K]` weighs the error of each column: the mean square of what
+    it is multiplied with makes it the error of the product."""
     rows, columns = weight.shape
     blocks = -(-columns // BLOCK)
     values = torch.empty(rows, blocks, BLOCK, dtype=torch.int8)
     scales = torch.empty(rows, blocks)
     step = max(1, _AT_ONCE // (blocks * BLOCK))
-    quantize = _four_bits if bits == 4 else _eight_bits
+    if importance is None:
+        importance = torch.ones(columns)
+    # No column is without any weight: what calibration never lit may be lit by another picture.
+    columns_weigh = importance / importance.mean().clamp(min=torch.finfo(torch.float32).tiny) + 0.01
+    weigh = torch.nn.functional.pad(columns_weigh, (0, blocks * BLOCK - columns)).view(blocks, BLOCK)
     for start in range(0, rows, step):
         chunk = weight[start : start + step]
         padded = torch.nn.functional.pad(chunk, (0, blocks * BLOCK - columns)).view(-1, blocks, BLOCK)
-        values[start : start + step], scales[start : start + step] = quantize(padded)
+        found = _four_bits(padded, weigh) if bits == 4 else _eight_bits(padded)
+        values[start : start + step], scales[start : start + step] = found
     return Blockwise(values, scales, columns, bits)
 
 
@@ -64,20 +70,21 @@ def _eight_bits(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scales[..., None]).round().to(torch.int8), scales
 
 
-def _four_bits(x: Tensor) -> tuple[Tensor, Tensor]:
+def _four_bits(x: Tensor, weigh: Tensor) -> tuple[Tensor, Tensor]:
     """The levels are -8..7, so the largest value of a block goes to -8, whatever its sign; then the scale is fitted by
-    least squares, and the best of a few reaches is kept for each block."""
+    weighted least squares, and the best of a few reaches is kept for each block. x `[N, blocks, BLOCK]`."""
     peak = x.gather(-1, x.abs().argmax(dim=-1, keepdim=True))[..., 0]
     best = torch.full_like(peak, torch.inf)
     values = torch.zeros_like(x, dtype=torch.int8)
     scales = torch.ones_like(peak)
-    energy = x.square().sum(-1)
+    weighed = x * weigh
+    energy = (x * weighed).sum(-1)
     for reach in _REACH:
         scale = peak * (reach / -8)
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)
         levels = (x / scale[..., None]).round_().clamp_(-8, 7)
-        across, along = (x * levels).sum(-1), levels.square().sum(-1)
-        fitted = torch.where(along > 0, across / along.clamp(min=1), scale)
+        across, along = (weighed * levels).sum(-1), (levels.square() * weigh).sum(-1)
+        fitted = torch.where(along > 0, across / along.clamp(min=torch.finfo(torch.float32).tiny), scale)
         error = energy - across * fitted
         better = error < best
         best = torch.where(better, error, best)

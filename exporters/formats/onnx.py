@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edge.errors import EdgeError
 from edge.types import TensorSpec
@@ -39,40 +39,48 @@ BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "w8a8": 1.0, "w8": 1.125, "w4": 0.
 _INLINE = 1 << 14  # bytes; a smaller initialiser stays in the graph file
 
 
-def write(component: Component, module: nn.Module, scheme: str, folder: Path, progress: Progress) -> Written:
-    """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored."""
-    if isinstance(module, Encoder):
-        return _write_encoder(component, module, scheme, folder, progress)
-    assert isinstance(module, Decoder)
-    return _write_decoder(component, module, scheme, folder, progress)
+def write(
+    component: Component,
+    module: nn.Module,
+    scheme: str,
+    folder: Path,
+    progress: Progress,
+    importance: Mapping[str, Tensor] | None = None,
+) -> Written:
+    """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored.
 
-
-def _write_encoder(component: Component, module: Encoder, scheme: str, folder: Path, progress: Progress) -> Written:
+    `importance` (`exporters.importance`) guides the rounding of 4-bit weights.
+    """
     skeleton = component.skeleton()
-    assert isinstance(skeleton, Encoder)
-    model = trace.encoder(skeleton, module.image_size)
-    Lowering(model, module.state_dict(), scheme).run(progress)
-    return Written(_save(model, folder, "vision"), *_tensors(model))
+    if isinstance(skeleton, Encoder):
+        assert isinstance(module, Encoder)
+        model, state, name = trace.encoder(skeleton, module.image_size), module.state_dict(), "vision"
+    else:
+        assert isinstance(skeleton, Decoder)
+        assert isinstance(module, Decoder)
+        model, state, name = trace.decoder(skeleton, module.config.context), _decoder_state(module), "decoder"
+    known = {f"{name}.{key}" if name == "decoder" else key: value for key, value in (importance or {}).items()}
+    Lowering(model, state, scheme, known).run(progress)
+    files = _save(model, folder, name)
+    if isinstance(module, Decoder):
+        files += _write_table(module.embed_tokens.weight, scheme, folder)
+    return Written(files, *_tensors(model))
 
 
-def _write_decoder(component: Component, module: Decoder, scheme: str, folder: Path, progress: Progress) -> Written:
-    skeleton = component.skeleton()
-    assert isinstance(skeleton, Decoder)
+def _decoder_state(module: Decoder) -> dict[str, Tensor]:
+    """By the names of the traced graph, in which the decoder is wrapped with its cache."""
     config = module.config
     if config.head_dim % 16:
         raise EdgeError(
             f"ONNX Runtime's GroupQueryAttention takes heads of a multiple of 16; these are {config.head_dim} wide",
             hint="another --format",
         )
-    model = trace.decoder(skeleton, config.context)
     cos, sin = config.rope.tables(config.context)
     state = {f"decoder.{name}": tensor for name, tensor in module.state_dict().items()}
-    Lowering(model, {**state, "cos_cache": cos, "sin_cache": sin}, scheme).run(progress)
-    files = _save(model, folder, "decoder") + _write_table(module.embed_tokens.weight, scheme, folder)
-    return Written(files, *_tensors(model))
+    return {**state, "cos_cache": cos, "sin_cache": sin}
 
 
-def _write_table(table: torch.Tensor, scheme: str, folder: Path) -> tuple[Path, ...]:
+def _write_table(table: Tensor, scheme: str, folder: Path) -> tuple[Path, ...]:
     """The embedding table lies beside the graph, to be memory-mapped: a prompt touches few of its rows."""
     rows = folder / "embed_tokens.npy"
     if scheme in ("fp32", "fp16"):
@@ -80,11 +88,16 @@ def _write_table(table: torch.Tensor, scheme: str, folder: Path) -> tuple[Path, 
         np.save(rows, stored.numpy())
         table.copy_(stored)
         return (rows,)
-    packed = quantize.blockwise(table, bits=8)
-    np.save(rows, packed.values.flatten(1)[:, : packed.columns].numpy())
     scales = folder / "embed_scales.npy"
-    np.save(scales, packed.scales.numpy())
-    table.copy_(packed.dequantized())
+    if table.shape[1] % quantize.BLOCK:
+        row = quantize.per_channel(table)
+        values, shares, stored = row.values, row.scales[:, None], row.dequantized()
+    else:
+        packed = quantize.blockwise(table, bits=8)
+        values, shares, stored = packed.values.flatten(1), packed.scales, packed.dequantized()
+    np.save(rows, values.numpy())
+    np.save(scales, shares.numpy())
+    table.copy_(stored)
     return rows, scales
 
 

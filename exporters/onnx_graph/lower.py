@@ -19,10 +19,13 @@ class Lowering:
     """Replaces the placeholders of one graph. `state` is the module's own state: where a product is quantised, its
     weight there becomes what was stored, so that the module computes the reference of the written artifact."""
 
-    def __init__(self, model: ir.Model, state: Mapping[str, Tensor], scheme: str) -> None:
+    def __init__(
+        self, model: ir.Model, state: Mapping[str, Tensor], scheme: str, importance: Mapping[str, Tensor]
+    ) -> None:
         self.graph = model.graph
         self.model = model
         self.state = state
+        self.importance = importance
         schemes = {
             "fp32": self._float,
             "fp16": self._half,
@@ -84,7 +87,7 @@ class Lowering:
             """Integers in blocks along the input; accuracy level 4 lets the kernel round activations to int8."""
             assert weight.name is not None
             rows, columns = self.state[weight.name].shape
-            packed = quantize.blockwise(self.state[weight.name], bits)
+            packed = quantize.blockwise(self.state[weight.name], bits, self.importance.get(weight.name))
             self.state[weight.name].copy_(packed.dequantized())
             data = self._initializer(f"{weight.name}.int{bits}", _stored_bits(packed))
             scales = self._initializer(f"{weight.name}.scale", packed.scales.numpy())
