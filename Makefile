@@ -36,7 +36,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 $(BUNDLE)/manifest.json: $(SOURCES) | $(VENV)/installed-export
-	$(BIN)/edge export $(CHECKPOINT) -o $(BUNDLE)
+	$(BIN)/edge export $(CHECKPOINT) -o $(BUNDLE) --calib calib_data
 
 $(VENV)/installed-export: pyproject.toml | $(BIN)/pip
 	@$(INSTALL) -e '.[export]'
