@@ -25,13 +25,13 @@ from edge.types import Embeddings, Segment, Tokens
 from exporters import importance, reference, targets
 from exporters.checkpoint import Checkpoint
 from exporters.component import Component
-from exporters.decoders.llama import Decoder
+from exporters.decoders import LanguageModel
 from exporters.encoder import Encoder, fused
 
 Progress = Callable[[str, float], None]
 Ids = list[list[int] | None]
 Rows = NDArray[np.float32]
-M = TypeVar("M", Encoder, Decoder)
+M = TypeVar("M", Encoder, LanguageModel)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def build(
     stored_rows = reference.encode(encoder, pixel_values)
     del encoder
 
-    model = write.load(decoder, Decoder)
+    model = write.load(decoder, LanguageModel)
     prompt = [
         list(segment.ids) if isinstance(segment, Tokens) else None
         for segment in segments(spec.prompt, tokenizer, [Turn(question, (Embeddings(rows[0], "golden"),))])
@@ -143,7 +143,7 @@ class _Writer:
         return f"{component.role}: {self.to[component.role]}"
 
 
-def _merged(decoder: Decoder, conversation: Sequence[Segment]) -> Tensor:
+def _merged(decoder: LanguageModel, conversation: Sequence[Segment]) -> Tensor:
     """The rows that the decoder sees, `[1, S, hidden]`."""
     table = decoder.embed_tokens.weight
     rows = [table[list(s.ids)] if isinstance(s, Tokens) else torch.from_numpy(s.rows) for s in conversation]

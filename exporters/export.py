@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shlex
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -76,9 +77,8 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
         _require_parity(report, request.max_loss)
         bundles.write_manifest(folder, _with_errors(manifest, report))
     size = sum(file.bytes for file in manifest.files())
-    return Exported(
-        request.output, size, time.perf_counter() - start, report, f'edge run {request.output} PICTURE "{question}"'
-    )
+    next_command = shlex.join(["edge", "run", str(request.output), "PICTURE", question])
+    return Exported(request.output, size, time.perf_counter() - start, report, next_command)
 
 
 def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Built, folder: Path) -> Manifest:

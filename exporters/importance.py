@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from exporters.attention import GrowingCache
-from exporters.decoders.llama import Decoder
+from exporters.decoders import LanguageModel
 from exporters.layers import Linear
 
 
 @torch.inference_mode()
-def measure(decoder: Decoder, sequences: Iterable[Tensor]) -> dict[str, Tensor]:
+def measure(decoder: LanguageModel, sequences: Iterable[Tensor]) -> dict[str, Tensor]:
     """Sequences of rows `[1, S, hidden]` -> weight name -> `[columns]` float32."""
     config = decoder.config
     with _watching(decoder) as sums:

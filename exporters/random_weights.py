@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from exporters.decoders.llama import DecoderConfig
+from exporters.decoders import DecoderConfig
 from exporters.projectors import ProjectorConfig, find
 from exporters.vision import clip
 from exporters.vision.clip import TowerConfig

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edge.golden import TOKENS
 from exporters.attention import GrowingCache
-from exporters.decoders.llama import Decoder
+from exporters.decoders import LanguageModel
 from exporters.encoder import Encoder
 
 
@@ -23,7 +23,7 @@ def encode(encoder: Encoder, pixel_values: NDArray[np.float32]) -> NDArray[np.fl
 
 @torch.inference_mode()
 def answer(
-    decoder: Decoder, segments: Sequence[Sequence[int] | None], image_embeds: NDArray[np.float32]
+    decoder: LanguageModel, segments: Sequence[Sequence[int] | None], image_embeds: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Logits `[vocab]` of the prompt's last position and the first greedy tokens; None in `segments` is the picture."""
     table = decoder.embed_tokens

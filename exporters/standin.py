@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from sentencepiece import sentencepiece_model_pb2
 
 from edge.errors import EdgeError, UsageError
-from exporters.decoders.llama import DecoderConfig
+from exporters.decoders import DecoderConfig
 from exporters.random_weights import RandomWeights, Shape
 from exporters.vision.clip import TowerConfig
 

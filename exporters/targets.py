@@ -22,23 +22,26 @@ def schemes(format: str) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
 
 def resolve(format: str | None, wanted: Sequence[str], recipe: str | None, device: str | None) -> Recipe:
     """The recipe that a call means. A bare scheme sets each role that the format can write so, and leaves the others;
-    `role=scheme` sets one. Raises UsageError with the legal list."""
-    start = _recipe(recipe or (_device_recipe(device) if device else _format_recipe(format)))
+    `role=scheme` sets one. A recipe goes before the device's own. Raises UsageError with the legal list."""
+    profile = devices.profile(device) if device else None
+    start = _recipe(recipe or (profile.recipe if profile else _format_recipe(format)))
     targets = {role: Target(format or target.format, target.scheme) for role, target in start.targets.items()}
     for word in wanted:
-        role, _, scheme = word.rpartition("=")
-        targets |= _set(targets, role, scheme)
+        role, named, scheme = word.rpartition("=")
+        targets |= _set_one(targets, role, scheme) if named else _set_able(targets, scheme)
     for role, target in targets.items():
         _check(role, target)
     name = start.name if targets == start.targets else "custom"
     return Recipe(name, targets)
 
 
-def _set(targets: Mapping[str, Target], role: str, scheme: str) -> dict[str, Target]:
-    if role and role not in targets:
+def _set_one(targets: Mapping[str, Target], role: str, scheme: str) -> dict[str, Target]:
+    if role not in targets:
         raise UsageError(f"no role {role!r} in --scheme {role}={scheme}", hint="one of: " + ", ".join(targets))
-    if role:
-        return {role: Target(targets[role].format, scheme)}
+    return {role: Target(targets[role].format, scheme)}
+
+
+def _set_able(targets: Mapping[str, Target], scheme: str) -> dict[str, Target]:
     able = {r: Target(t.format, scheme) for r, t in targets.items() if scheme in schemes(t.format).get(r, {})}
     if not able:
         raise UsageError(f"no part can be written as {scheme!r}", hint=_legal({t.format for t in targets.values()}))
@@ -59,13 +62,6 @@ def _recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise UsageError(f"no recipe {name!r}", hint="one of: " + ", ".join(RECIPES))
     return RECIPES[name]
-
-
-def _device_recipe(device: str) -> str:
-    known = {profile.id: profile for profile in devices.profiles()}
-    if device not in known:
-        raise UsageError(f"no device {device!r}", hint="one of: " + ", ".join(known))
-    return known[device].recipe
 
 
 def _format_recipe(format: str | None) -> str:

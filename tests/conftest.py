@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,6 +12,9 @@ from edge import bundle as bundles
 from edge.bundle import Bundle, Manifest, Part
 from edge.spec import DecoderSpec, ImageSpec, PromptSpec, VLMSpec
 from edge.types import TensorSpec
+
+if TYPE_CHECKING:
+    from exported import Exports
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -88,3 +92,11 @@ def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
         return write_bundle(tmp_path / where, **facts)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """Checkpoints of random numbers, and bundles made from them; for tests that may need torch."""
+    from exported import Exports
+
+    return Exports(tmp_path_factory.mktemp("exports"))

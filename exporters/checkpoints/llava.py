@@ -15,7 +15,7 @@ from edge.spec import DecoderSpec, ImageSpec, PromptSpec, VLMSpec
 from exporters import projectors, tokenizer, tower
 from exporters.checkpoint import Checkpoint, check, check_numbers, license_of, read_json, read_optional_json
 from exporters.component import Component
-from exporters.decoders import llama
+from exporters.decoders import DecoderConfig, llama
 from exporters.projectors import ProjectorConfig
 from exporters.vision.clip import TowerConfig
 from exporters.weights import Weights
@@ -89,7 +89,7 @@ def _refuse(config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"image_aspect_ratio {fit!r} is not supported", hint="one of: pad, square, or none")
 
 
-def _decoder(config: Mapping[str, Any]) -> llama.DecoderConfig:
+def _decoder(config: Mapping[str, Any]) -> DecoderConfig:
     try:
         decoder = llama.from_config(config)
         check_numbers(decoder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,32 +10,11 @@ from torch import Tensor, nn
 
 from edge.errors import CheckpointError
 from exporters import ops
-from exporters.attention import Attend, Rope
+from exporters.attention import Attend
+from exporters.decoders import DecoderConfig, LanguageModel
 from exporters.layers import Linear, RMSNorm
 
 KIND = "llama"
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    context: int
-    eps: float = 1e-6
-    rope_theta: float = 10000.0
-    rope_scaling: Mapping[str, Any] | None = None
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    tied: bool = False  # the head is the embedding table
-
-    @property
-    def rope(self) -> Rope:
-        return Rope(self.head_dim, self.rope_theta, self.rope_scaling)
 
 
 def from_config(config: Mapping[str, Any]) -> DecoderConfig:
@@ -78,13 +56,11 @@ class Layer(nn.Module):
         self.down_proj = Linear(c.ffn, c.hidden, bias=c.mlp_bias)
 
 
-class Decoder(nn.Module):
+class Decoder(LanguageModel):
     """`inputs_embeds` `[B, S, hidden]` -> logits of the last position `[B, 1, vocab]`, float32."""
 
     def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab, config.hidden)
+        super().__init__(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.eps)
         self.lm_head = Linear(config.hidden, config.vocab, bias=False)

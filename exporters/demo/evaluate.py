@@ -1,13 +1,15 @@
 """Ask bundles the questions of the test split: `python -m exporters.demo.evaluate BUNDLE …`. Needs no torch."""
 
 import argparse
-import sys
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import edge
 from exporters.demo.heldout import QUESTIONS, items, score
 from exporters.demo.questions import KINDS
+
+log = logging.getLogger("demo")
 
 
 def measure(bundle: Path, count: int = QUESTIONS, threads: int = 0) -> dict[str, float]:
@@ -32,8 +34,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=QUESTIONS, help="questions to ask")
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     scores = {bundle.name: measure(bundle, args.count, args.threads) for bundle in args.bundles}
-    sys.stdout.write(table(scores) + "\n")
+    log.info(table(scores))
 
 
 if __name__ == "__main__":

@@ -173,11 +173,9 @@ def _products(
     return (weights.to(value.dtype) @ value).transpose(1, 2), None
 
 
-ALL_ATTENTION_FUNCTIONS.register("products", _products)
-
-
 def build_decoder(shape: Shape) -> LlamaForCausalLM:
     """A Llama whose rows have unit scale and whose heads start by comparing rows (equal queries and keys)."""
+    ALL_ATTENTION_FUNCTIONS.register("products", _products)
     decoder = LlamaForCausalLM(shape.decoder())
     size = shape.hidden // shape.heads
     with torch.no_grad():

@@ -13,7 +13,7 @@ from edge.errors import EdgeError
 from edge.types import TensorSpec
 from exporters import quantize
 from exporters.component import Component
-from exporters.decoders.llama import Decoder
+from exporters.decoders import LanguageModel
 from exporters.encoder import Encoder
 from exporters.formats import Progress, Written
 from exporters.onnx_graph import trace
@@ -56,18 +56,18 @@ def write(
         assert isinstance(module, Encoder)
         model, state, name = trace.encoder(skeleton, module.image_size), module.state_dict(), "vision"
     else:
-        assert isinstance(skeleton, Decoder)
-        assert isinstance(module, Decoder)
+        assert isinstance(skeleton, LanguageModel)
+        assert isinstance(module, LanguageModel)
         model, state, name = trace.decoder(skeleton, module.config.context), _decoder_state(module), "decoder"
     known = {f"{name}.{key}" if name == "decoder" else key: value for key, value in (importance or {}).items()}
     Lowering(model, state, scheme, known).run(progress)
     files = _save(model, folder, name)
-    if isinstance(module, Decoder):
+    if isinstance(module, LanguageModel):
         files += _write_table(module.embed_tokens.weight, scheme, folder)
     return Written(files, *_tensors(model))
 
 
-def _decoder_state(module: Decoder) -> dict[str, Tensor]:
+def _decoder_state(module: LanguageModel) -> dict[str, Tensor]:
     """By the names of the traced graph, in which the decoder is wrapped with its cache."""
     config = module.config
     if config.head_dim % 16:

@@ -1,0 +1,102 @@
+"""`verify_against`: a bundle held to the checkpoint that it was made from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from exported import Exports, lying, vouch, weights
+from PIL import Image
+
+from edge.bundle import Bundle
+from edge.errors import CheckpointError, ParityError, UsageError
+from edge.golden import Golden
+from exporters.against import verify_against
+
+
+def against(bundle, checkpoint):
+    return verify_against(Bundle.open(bundle), str(checkpoint), threads=1)
+
+
+def failed(report):
+    return {(row.stage, row.against) for row in report.rows if not row.ok}
+
+
+@pytest.mark.parametrize("schemes", [("fp32",), ()], ids=["fp32", "default"])
+def test_the_checkpoint_that_it_was_made_from(exports: Exports, schemes):
+    done = exports.export(schemes=schemes)
+    report = against(done.path, exports.checkpoint())
+    assert report.ok
+    for row in done.report.rows:  # the same numbers again: nothing in the reference is random
+        assert report.error(row.stage, row.against) == pytest.approx(row.error, abs=1e-4), row
+
+
+def test_a_shorter_context_is_the_bundle_s_own(exports: Exports):
+    done = exports.export(schemes=("fp32",), context=512)
+    assert Bundle.open(done.path).manifest.spec.decoder.context == 512
+    assert against(done.path, exports.checkpoint()).ok
+
+
+def test_pictures_of_the_user_s_own(exports: Exports, tmp_path):
+    """Golden is made anew of the same picture and question, and the weights were rounded as calibration said."""
+    (tmp_path / "calib").mkdir()
+    Image.new("RGB", (60, 90), (20, 200, 90)).save(tmp_path / "calib" / "a.png")
+    line = json.dumps({"image": "a.png", "question": "What colour?", "answer": "Green."})
+    (tmp_path / "calib" / "prompts.jsonl").write_text(line)
+    assert against(exports.bundle(calib=tmp_path / "calib"), exports.checkpoint()).ok
+
+
+def test_another_checkpoint_is_named(exports: Exports):
+    other = exports.checkpoint(seed=1)
+    with pytest.raises(ParityError, match="is not the checkpoint that this bundle was made from") as caught:
+        against(exports.bundle(schemes=("fp32",)), other)
+    assert str(other) in caught.value.message
+
+
+def test_a_checkpoint_with_one_other_bit(exports: Exports, tmp_path):
+    source = shutil.copytree(exports.checkpoint(), tmp_path / "checkpoint")
+    with (source / "model.safetensors").open("r+b") as file:
+        file.seek(-2, 2)
+        last = file.read(1)
+        file.seek(-2, 2)
+        file.write(bytes([last[0] ^ 1]))
+    with pytest.raises(ParityError, match="sha256"):
+        against(exports.bundle(schemes=("fp32",)), source)
+
+
+def test_a_checkpoint_that_was_moved_is_the_same(exports: Exports, tmp_path):
+    moved = shutil.copytree(exports.checkpoint(), tmp_path / "elsewhere")
+    assert against(exports.bundle(schemes=("fp32",)), moved).ok
+
+
+def test_golden_that_was_made_to_fit_does_not_help(exports: Exports, tmp_path):
+    """A wrong graph with a golden that it fulfils: replaying finds nothing, the checkpoint does."""
+    true = exports.bundle(schemes=("fp32",))
+    numbers = weights(true, "decoder")
+    name = "decoder.norm.weight"
+    bundle = lying(true, tmp_path / "lying", "decoder", {name: numbers[name] * np.float32(1.5)})
+    golden = Golden.load(bundle / "golden.npz")
+    for outputs in (golden.fp32, golden.stored):
+        outputs.logits[:] *= 1.5  # a gain before the head is a gain behind it
+    golden.save(bundle / "golden.npz")
+    vouch(bundle)
+    from edge.verify import verify
+
+    assert verify(Bundle.open(bundle), threads=1).ok
+    assert failed(against(bundle, exports.checkpoint())) == {("prefill", "stored")}
+
+
+def test_a_bundle_of_another_reading_is_to_be_exported_again(exports: Exports, tmp_path):
+    bundle = shutil.copytree(exports.bundle(schemes=("fp32",)), tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    manifest["image"]["resample"] = "bilinear"
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match="reads the checkpoint in another way"):
+        against(bundle, exports.checkpoint())
+
+
+def test_a_checkpoint_that_is_not_there(exports: Exports, tmp_path):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        against(exports.bundle(schemes=("fp32",)), tmp_path / "nowhere")

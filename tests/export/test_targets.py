@@ -1,0 +1,109 @@
+"""What a call of `edge export` means, decided from the formats' tables alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+from edge import devices
+from edge.errors import UsageError
+from edge.recipes import DEFAULT, RECIPES, Recipe, Target
+from exporters import targets
+
+
+def schemes(found):
+    assert {target.format for target in found.targets.values()} == {"onnx"}
+    return {role: target.scheme for role, target in found.targets.items()}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ((), {"vision": "w8a8", "decoder": "w4"}),
+        (("fp32",), {"vision": "fp32", "decoder": "fp32"}),
+        (("fp16",), {"vision": "fp16", "decoder": "fp16"}),
+        (("w8",), {"vision": "w8a8", "decoder": "w8"}),  # only a decoder can be written so
+        (("w8a8",), {"vision": "w8a8", "decoder": "w4"}),  # only a tower can
+        (("vision=fp16",), {"vision": "fp16", "decoder": "w4"}),
+        (("decoder=w8",), {"vision": "w8a8", "decoder": "w8"}),
+        (("vision=fp16", "decoder=w8"), {"vision": "fp16", "decoder": "w8"}),
+        (("fp32", "decoder=w4"), {"vision": "fp32", "decoder": "w4"}),
+        (("decoder=w4", "fp32"), {"vision": "fp32", "decoder": "fp32"}),  # the last word counts
+        (("w8", "w8a8", "w4"), {"vision": "w8a8", "decoder": "w4"}),
+        (("decoder=fp32", "decoder=w8"), {"vision": "w8a8", "decoder": "w8"}),
+    ],
+)
+def test_schemes(wanted, found):
+    assert schemes(targets.resolve(None, wanted, None, None)) == found
+    assert schemes(targets.resolve("onnx", wanted, None, None)) == found
+
+
+@pytest.mark.parametrize(
+    ("call", "message", "hint"),
+    [
+        ((None, ("w3",), None, None), "no part can be written as 'w3'", "vision=fp32|fp16|w8a8; onnx: decoder="),
+        ((None, ("",), None, None), "no part can be written as ''", "legal schemes"),
+        ((None, ("vision=w4",), None, None), "onnx cannot write the vision as 'w4'", "vision=fp32|fp16|w8a8"),
+        ((None, ("vision=",), None, None), "onnx cannot write the vision as ''", "legal schemes"),
+        ((None, ("=fp32",), None, None), "no role '' in --scheme =fp32", "vision, decoder"),
+        ((None, ("projector=fp32",), None, None), "no role 'projector'", "one of: vision, decoder"),
+        ((None, ("fp32", "eye=fp32"), None, None), "no role 'eye' in --scheme eye=fp32", "one of: vision, decoder"),
+        ((None, ("vision=fp32=w4",), None, None), "no role 'vision=fp32'", "one of: vision, decoder"),
+        (("oonx", (), None, None), "no format 'oonx'", "one of: onnx"),
+        (("oonx", ("fp32",), None, "rpi5"), "no format 'oonx'", "one of: onnx"),
+        ((None, (), "fast", None), "no recipe 'fast'", "one of: onnx-w8a8-w4, onnx-w8a8-w8, onnx-fp32"),
+        ((None, (), None, "rpi3"), "no device 'rpi3'", "rpi4, rpi5"),
+        ((None, (), "onnx-fp32", "rpi3"), "no device 'rpi3'", "rpi4, rpi5"),
+    ],
+)
+def test_what_is_impossible_says_what_is_legal(call, message, hint):
+    with pytest.raises(UsageError) as caught:
+        targets.resolve(*call)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_a_name_of_a_recipe_stays_as_long_as_its_targets_do():
+    assert targets.resolve(None, (), None, None) == RECIPES[DEFAULT]
+    for name, recipe in RECIPES.items():
+        assert targets.resolve(None, (), name, None) == recipe
+        assert targets.resolve("onnx", (), name, None) == recipe
+    assert targets.resolve(None, ("w8",), "onnx-fp32", None).name == "custom"
+    assert targets.resolve(None, ("fp32",), "onnx-fp32", None).name == "onnx-fp32"
+    # The targets of another recipe, but nobody named it.
+    assert targets.resolve(None, ("fp32",), None, None).name == "custom"
+
+
+@pytest.mark.parametrize("device", [profile.id for profile in devices.profiles()])
+def test_a_device_names_its_recipe(device):
+    assert targets.resolve(None, (), None, device) == RECIPES[devices.profile(device).recipe]
+    assert schemes(targets.resolve(None, ("fp32",), None, device)) == {"vision": "fp32", "decoder": "fp32"}
+
+
+def test_a_recipe_that_was_asked_for_goes_before_the_device_s():
+    assert targets.resolve(None, (), "onnx-fp32", "rpi5") == RECIPES["onnx-fp32"]
+
+
+def test_a_format_is_looked_up_in_the_recipes_and_checked(monkeypatch):
+    """A recipe of another format gives way to --format, and only to what that format can write."""
+    other = Recipe("gguf", {"vision": Target("gguf", "fp16"), "decoder": Target("gguf", "q4_k_m")})
+    monkeypatch.setattr(targets, "RECIPES", {"gguf": other, **RECIPES})
+    assert targets.resolve("onnx", (), None, None) == RECIPES[DEFAULT]
+    assert schemes(targets.resolve("onnx", ("decoder=w8",), "gguf", None)) == {"vision": "fp16", "decoder": "w8"}
+    with pytest.raises(UsageError, match="onnx cannot write the decoder as 'q4_k_m'"):
+        targets.resolve("onnx", (), "gguf", None)
+    with pytest.raises(UsageError, match="no format 'gguf'"):
+        targets.resolve(None, (), "gguf", None)
+
+
+def test_targets_are_resolved_without_a_converter():
+    code = (
+        "from exporters import targets; targets.resolve('onnx', ('w8',), None, 'rpi5'); import sys; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "exporters.targets" in loaded
+    assert [m for m in ("torch", "onnx_ir", "exporters.formats.onnx") if m in loaded] == []
