@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from edge import bundle, image, plugins
 from edge.bundle import Part
 from edge.calibration import Record
-from edge.golden import Golden, Outputs
+from edge.errors import UsageError
+from edge.golden import TOKENS, Golden, Outputs
 from edge.prompt import Turn, segments
 from edge.recipes import Target
 from edge.tokenizer import Tokenizer
@@ -55,6 +56,7 @@ def build(
     tokenizer = Tokenizer.open(folder / "tokenizer.json")
     spec = checkpoint.spec
     pixel_values = image.pixels(picture, spec.image)
+    prompt = _cut(checkpoint, tokenizer, question)
     vision, decoder = components(checkpoint)
     write = _Writer(checkpoint, to, folder, progress)
 
@@ -66,10 +68,6 @@ def build(
     del encoder
 
     model = write.load(decoder, LanguageModel)
-    prompt = [
-        list(segment.ids) if isinstance(segment, Tokens) else None
-        for segment in segments(spec.prompt, tokenizer, [Turn(question, (Embeddings(rows[0], "golden"),))])
-    ]
     answer = reference.answer(model, prompt, rows)
     conversations = (
         segments(spec.prompt, tokenizer, [Turn(record.question, (Embeddings(r[0], "calibration"),), record.answer)])
@@ -81,6 +79,20 @@ def build(
 
     golden = Golden(picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer))
     return Built((vision_part, decoder_part), golden, prompt)
+
+
+def _cut(checkpoint: Checkpoint, tokenizer: Tokenizer, question: str) -> Ids:
+    """Raises UsageError, before any work, when the question and its answer do not fit the context."""
+    spec = checkpoint.spec
+    rows = np.empty((spec.prompt.image_tokens, spec.decoder.hidden), np.float32)
+    cut = segments(spec.prompt, tokenizer, [Turn(question, (Embeddings(rows, "golden"),))])
+    if (needed := sum(map(len, cut)) + TOKENS) > spec.decoder.context:
+        raise UsageError(
+            f"one short question about a picture takes {needed} positions with its answer, the context holds "
+            f"{spec.decoder.context}",
+            hint=f"--context {needed} or more",
+        )
+    return [list(segment.ids) if isinstance(segment, Tokens) else None for segment in cut]
 
 
 def components(checkpoint: Checkpoint) -> tuple[Component, Component]:
