@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import glob
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from edge.errors import BundleError, EdgeError, UsageError
+from edge.errors import BundleError
 from edge.spec import VLMSpec
 from edge.types import PartFiles, TensorSpec
 
@@ -257,73 +253,6 @@ def describe(root: Path, path: Path) -> File:
     return File(path.relative_to(root).as_posix(), path.stat().st_size, sha256(path))
 
 
-@contextlib.contextmanager
-def create(destination: str | os.PathLike[str]) -> Iterator[Path]:
-    """A directory to write a bundle into; it becomes `destination` when the block ends well, and vanishes otherwise.
-
-    A bundle that was there is replaced only then. Anything else that was there is left alone: UsageError.
-    """
-    final = Path(destination).resolve()
-    if final.exists() and not (final / MANIFEST).is_file() and not (final.is_dir() and not any(final.iterdir())):
-        raise UsageError(f"{str(destination)!r} exists and is not a bundle", hint="name another place with -o")
-    staging = final.with_name(f".{final.name}.partial-{os.getpid()}")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(final)
-        staging.mkdir()
-        yield staging
-        if not (staging / MANIFEST).is_file():
-            raise AssertionError("a bundle was created without a manifest")
-        _replace(staging, final)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise EdgeError(
-                f"no space left while writing {str(destination)!r}", hint="free some space and repeat"
-            ) from error
-        raise EdgeError(f"cannot write {str(destination)!r}: {error}", hint="name another place with -o") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
 def write_manifest(root: Path, manifest: Manifest) -> None:
     text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n"
     (root / MANIFEST).write_text(text, encoding="utf-8")
-
-
-def _replace(staging: Path, final: Path) -> None:
-    if not final.exists():
-        staging.rename(final)
-        return
-    old = staging.with_name(f"{staging.name}-old")
-    try:
-        final.rename(old)
-        staging.rename(final)
-    except BaseException:  # a signal may fall between the two
-        if old.exists() and not final.exists():
-            old.rename(final)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sweep(final: Path) -> None:
-    """Remove what an export that was killed left beside the destination."""
-    for left in final.parent.glob(f".{glob.escape(final.name)}.partial-*"):
-        pid = left.name.rpartition("partial-")[2].partition("-")[0]
-        if pid.isdigit() and _alive(int(pid)):
-            continue
-        if left.name.endswith("-old") and not final.exists():
-            left.rename(final)  # the kill fell between the two renames
-        else:
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False  # an earlier process of this number: in a container every run may have the same
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

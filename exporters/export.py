@@ -14,6 +14,7 @@ import torch
 
 import edge
 from edge import bundle as bundles
+from edge import staging
 from edge.bundle import Bundle, Manifest, Part
 from edge.calibration import read
 from edge.errors import EdgeError, ParityError
@@ -64,7 +65,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     progress("read", 0.0)
     checkpoint = open_checkpoint(request.checkpoint, vision_tower=request.vision_tower, context=request.context)
     progress("read", 1.0)
-    with bundles.create(request.output) as folder:
+    with staging.create(request.output) as folder:
         _require_space(bytes_needed(checkpoint, recipe.targets), folder)
         built = build(checkpoint, recipe.targets, picture, question, folder, progress, calibration)
         built.golden.save(folder / "golden.npz")

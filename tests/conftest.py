@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edge import bundle as bundles
+from edge import staging
 from edge.bundle import Bundle, Manifest, Part
 from edge.spec import DecoderSpec, ImageSpec, PromptSpec, VLMSpec
 from edge.types import TensorSpec
@@ -47,7 +48,7 @@ FILES = {
 
 def write_bundle(destination: Path, *, name: str = "tiny") -> Bundle:
     """A complete bundle, whose parts hold no model."""
-    with bundles.create(destination) as root:
+    with staging.create(destination) as root:
         for path, content in FILES.items():
             (root / path).write_bytes(content)
         vision = Part(

@@ -11,6 +11,7 @@ from conftest import SPEC
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from edge import bundle as bundles
+from edge import staging
 from edge.bundle import Bundle, Manifest, Part
 from edge.errors import ContextError, EngineError
 from edge.spec import DecoderSpec, VLMSpec
@@ -186,7 +187,7 @@ def write_model_bundle(
 ) -> Bundle:
     """A bundle that loads with the null engine. `split`: the projector is a part of its own."""
     spec = VLMSpec(SPEC.image, SPEC.prompt, replace(DECODER, context=context))
-    with bundles.create(destination) as root:
+    with staging.create(destination) as root:
         for name in ("vision.onnx", "projector.onnx", "decoder.onnx", "golden.npz"):
             (root / name).write_bytes(name.encode())
         embedding_files(root, spec.decoder)

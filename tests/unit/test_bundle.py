@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge import bundle as bundles
+from edge import staging
 from edge.bundle import Bundle, Manifest
 from edge.errors import BundleError, EdgeError, UsageError
 
@@ -286,7 +287,7 @@ def test_a_bundle_appears_whole_and_alone(make_bundle: MakeBundle, tmp_path: Pat
 
 def test_a_bundle_is_replaced_only_by_a_whole_one(make_bundle: MakeBundle, tmp_path: Path) -> None:
     make_bundle(name="first")
-    with contextlib.suppress(KeyboardInterrupt), bundles.create(tmp_path / "bundle") as root:
+    with contextlib.suppress(KeyboardInterrupt), staging.create(tmp_path / "bundle") as root:
         (root / "vision.onnx").write_bytes(b"half")
         raise KeyboardInterrupt
     old = Bundle.open(tmp_path / "bundle")
@@ -309,7 +310,7 @@ def test_what_is_no_bundle_is_left_alone(tmp_path: Path, content: str) -> None:
     else:
         target.mkdir()
         (target / "chapter1").write_text("years of work")
-    with pytest.raises(UsageError, match="exists and is not a bundle"), bundles.create(target):
+    with pytest.raises(UsageError, match="exists and is not a bundle"), staging.create(target):
         pytest.fail("the block must not run")
     kept = target if content == "file" else target / "chapter1"
     assert kept.read_text() == "years of work"
@@ -332,7 +333,7 @@ def test_a_bundle_behind_a_link_is_replaced_where_it_lies(make_bundle: MakeBundl
     ],
 )
 def test_a_disk_that_refuses_leaves_nothing(tmp_path: Path, code: int, message: str, hint: str) -> None:
-    with pytest.raises(EdgeError) as caught, bundles.create(tmp_path / "bundle"):
+    with pytest.raises(EdgeError) as caught, staging.create(tmp_path / "bundle"):
         raise OSError(code, os.strerror(code))
     assert message in caught.value.message
     assert caught.value.hint == hint
@@ -341,7 +342,7 @@ def test_a_disk_that_refuses_leaves_nothing(tmp_path: Path, code: int, message: 
 
 def test_a_place_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(EdgeError, match="cannot write"), bundles.create(tmp_path / "file" / "bundle"):
+    with pytest.raises(EdgeError, match="cannot write"), staging.create(tmp_path / "file" / "bundle"):
         pytest.fail("the block must not run")
 
 
@@ -363,12 +364,20 @@ def test_a_rename_that_fails_brings_the_old_bundle_back(
     assert neighbours(tmp_path) == ["bundle"]
 
 
+def test_a_full_disk_is_told_though_numpy_does_not_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=4096))
+    with pytest.raises(EdgeError, match="no space left"), staging.create(tmp_path / "bundle"):
+        raise OSError("32768 requested and 15328 written")
+    assert neighbours(tmp_path) == []
+
+
 # what a kill leaves behind
 
 EXPORT = """
 import signal, sys, time
-from edge import bundle
-with bundle.create(sys.argv[1]) as root:
+from edge import staging
+with staging.create(sys.argv[1]) as root:
     (root / "vision.onnx").write_bytes(b"half")
     print("writing", flush=True)
     time.sleep(60)
@@ -392,7 +401,7 @@ def test_a_killed_export_leaves_the_old_bundle_and_the_next_one_tidies_up(
 
 def test_a_kill_between_the_two_renames_loses_no_bundle(make_bundle: MakeBundle, tmp_path: Path) -> None:
     make_bundle(name="first").path.rename(tmp_path / f".bundle.partial-{DEAD}-old")
-    with pytest.raises(RuntimeError), bundles.create(tmp_path / "bundle"):
+    with pytest.raises(RuntimeError), staging.create(tmp_path / "bundle"):
         raise RuntimeError("the next export fails as well")
     assert Bundle.open(tmp_path / "bundle").manifest.name == "first"
     assert neighbours(tmp_path) == ["bundle"]
@@ -433,6 +442,6 @@ def test_a_name_with_wildcards_sweeps_only_its_own(make_bundle: MakeBundle, tmp_
 
 
 def test_a_bundle_without_a_manifest_is_a_bug_of_the_writer(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="without a manifest"), bundles.create(tmp_path / "bundle"):
+    with pytest.raises(AssertionError, match="without a manifest"), staging.create(tmp_path / "bundle"):
         pass
     assert neighbours(tmp_path) == []
