@@ -3,6 +3,7 @@ the graph where they lie."""
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -12,7 +13,7 @@ import numpy as np
 
 from edge.types import Array
 
-STEP = 256  # the first allocation; it doubles as the cache fills, so that memory follows use
+STEP = 256  # the first allocation of a growing cache; it doubles as the cache fills
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,16 @@ class CacheSlot:
     head_dim: int
 
     def zeros(self, length: int) -> Array:
-        # Not empty: what is not yet written is masked, and must not be NaN. The pages come when they are touched.
-        return np.zeros((1, self.heads, length, self.head_dim), self.dtype)
+        # What is not yet written is masked, and must not be NaN. Anonymous pages are zeros that come when they are
+        # touched: memory follows use. NumPy's own would come in huge pages, whole.
+        shape = (1, self.heads, length, self.head_dim)
+        if length == 0:
+            return np.zeros(shape, self.dtype)
+        try:
+            pages = mmap.mmap(-1, prod(shape) * np.dtype(self.dtype).itemsize)
+        except OSError as error:
+            raise MemoryError(str(error)) from error
+        return np.frombuffer(pages, self.dtype).reshape(shape)
 
 
 Arrays = Mapping[str, Array]
@@ -47,20 +56,19 @@ class Cache(Protocol):
 
 
 class FixedCache:
-    """The graph writes new positions into the array that it reads."""
+    """The graph writes new positions into the array that it reads, which never moves: an engine binds it once."""
 
-    def __init__(self, slots: tuple[CacheSlot, ...], limit: int, length: int | None = None) -> None:
-        """`limit`: the most positions it may hold; `length`: the only length that the graph takes, if it names one."""
+    def __init__(self, slots: tuple[CacheSlot, ...], length: int) -> None:
         self._slots = slots
-        self._limit = limit
-        self._only = length
-        self._length = 0
+        self._length = length
         self._past: dict[str, Array] = {}
         self._present: dict[str, Array] = {}
 
     def prepare(self, used: int, total: int) -> tuple[Arrays, Arrays]:
-        if total > self._length:
-            self._grow(used, self._only or _capacity(total, self._limit))
+        if not self._past:
+            arrays = [slot.zeros(self._length) for slot in self._slots]
+            self._past = {slot.past: array for slot, array in zip(self._slots, arrays, strict=True)}
+            self._present = {slot.present: array for slot, array in zip(self._slots, arrays, strict=True)}
         return self._past, self._present
 
     def commit(self) -> None:
@@ -68,15 +76,6 @@ class FixedCache:
 
     def rewind(self, position: int) -> None:
         return  # what lies behind the position is masked, and written over
-
-    def _grow(self, used: int, length: int) -> None:
-        # All before any is let go: an engine holds on to the old ones until it is given the new.
-        grown = [slot.zeros(length) for slot in self._slots]
-        for slot, array in zip(self._slots, grown, strict=True):
-            if used:
-                array[:, :, :used] = self._past[slot.past][:, :, :used]
-            self._past[slot.past] = self._present[slot.present] = array
-        self._length = length
 
 
 class GrowingCache:

@@ -280,16 +280,11 @@ def _questions() -> Iterator[str]:
 
 
 def _stream(pieces: Iterable[str]) -> None:
-    begun = False
     try:
         for piece in pieces:
             print(piece, end="", flush=True)
-            begun = True
-    except BaseException:  # Ctrl-C too: what comes next begins a line
-        if begun:
-            print(flush=True)
-        raise
-    print(flush=True)
+    finally:  # also when Ctrl-C ends the answer
+        print(flush=True)
 
 
 def _answer(session: Session) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def lift(graph: Graph, part: PartFiles, spec: DecoderSpec, context: int) -> Deco
         cache = GrowingCache(slots, context)
     elif isinstance(past, int):
         context = min(context, past)
-        cache = FixedCache(slots, context, past)
+        cache = FixedCache(slots, past)
     else:
         cache = FixedCache(slots, context)
     table = EmbeddingTable.open(part.files, spec.vocab, spec.hidden)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import mmap
+import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -98,9 +101,8 @@ def test_rewind_to_nowhere(decoder: Decoder, position: int) -> None:
         decoder.rewind(position)
 
 
-@pytest.mark.parametrize("length", [FIXED, GROWING], ids=["fixed", "growing"])
-def test_growth_across_steps(length: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = NumpyGraph(DECODER, length)
+def test_a_growing_cache_doubles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = NumpyGraph(DECODER, GROWING)
     wide = greedy(d := fresh(graph, tmp_path), d.extend(PROMPT), 40)
     made: list[int] = []
     zeros = CacheSlot.zeros
@@ -108,18 +110,37 @@ def test_growth_across_steps(length: tuple[str, str], tmp_path: Path, monkeypatc
     monkeypatch.setattr(CacheSlot, "zeros", lambda slot, n: (made.append(n), zeros(slot, n))[1])
     narrow = greedy(d := fresh(graph, tmp_path), d.extend(PROMPT), 40)
     assert narrow == wide
-    assert sorted(set(made) - {0}) == [32, 64], "doubles, up to the context"
+    assert sorted(set(made) - {0}) == [32, 64], "up to the context"
 
 
-def test_memory_follows_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
-    zeros = CacheSlot.zeros
-    monkeypatch.setattr(CacheSlot, "zeros", lambda slot, n: (made.append(n), zeros(slot, n))[1])
-    decoder = lift(NumpyGraph(DECODER), decoder_part(tmp_path, DECODER), DECODER, 2048)
-    decoder.extend(PROMPT)
-    assert set(made) == {256}
-    decoder.extend([words("x" * 240)])
-    assert set(made) == {256, 512}
+def test_a_fixed_cache_never_moves(tmp_path: Path) -> None:
+    graph = NumpyGraph(DECODER)
+    seen: list[int] = []
+    run = graph.run
+
+    def record(feeds: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        seen.append(feeds["past_key_values.0.key"].ctypes.data)
+        return run(feeds, into)
+
+    graph.run = record  # type: ignore[method-assign]
+    decoder = lift(graph, decoder_part(tmp_path, DECODER), DECODER, 2048)
+    for text in ("a", "x" * 240, "y" * 600):
+        decoder.extend([words(text)])
+    assert len(set(seen)) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_follows_use() -> None:
+    slot = CacheSlot("past", "present", "float32", heads=4, head_dim=64)
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    before = resident()
+    array = slot.zeros(100_000)  # 102 MB
+    array[:, :, :1000] = 1
+    assert resident() - before < 20_000_000
+    assert array.sum() == 4 * 64 * 1000
 
 
 def test_a_prompt_that_does_not_fit_leaves_the_state(decoder: Decoder, graph: NumpyGraph) -> None:
@@ -139,6 +160,18 @@ def test_a_graph_that_names_a_length_bounds_the_context(tmp_path: Path) -> None:
     assert decoder.extend([words("x" * 16)]).shape == (DECODER.vocab,)
 
 
+def test_a_system_without_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> mmap.mmap:
+        raise OSError(12, "Cannot allocate memory")
+
+    decoder = fresh(NumpyGraph(DECODER), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(mmap, "mmap", refuse)
+        with pytest.raises(EngineError, match="no memory for the keys and values of 9 positions"):
+            decoder.extend([words("see fives")])
+    assert decoder.extend([words("see fives")]).shape == (DECODER.vocab,)
+
+
 def test_a_failed_run_leaves_the_state(decoder: Decoder, graph: NumpyGraph, tmp_path: Path) -> None:
     decoder.extend(PROMPT)
     graph.fail = True
@@ -150,10 +183,9 @@ def test_a_failed_run_leaves_the_state(decoder: Decoder, graph: NumpyGraph, tmp_
     np.testing.assert_allclose(decoder.extend([words("!")]), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [FIXED, GROWING], ids=["fixed", "growing"])
-def test_no_memory_to_grow(length: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_to_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "STEP", 4)
-    graph = NumpyGraph(DECODER, length)
+    graph = NumpyGraph(DECODER, GROWING)
     decoder = fresh(graph, tmp_path)
     decoder.extend([words("see ")])
     zeros, left = CacheSlot.zeros, [2]
