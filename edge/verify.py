@@ -28,7 +28,9 @@ class Row:
     """One stage compared with one reference. A row without a tolerance tells what quantising costs; it cannot fail."""
 
     stage: str  # picture, prompt, vision, prefill, tokens
-    against: str  # golden; stored: torch on the same stored weights; fp32: torch on the source's weights
+    # golden; stored: torch on the same stored weights; fp32: torch on the source's weights; checkpoint: golden itself
+    # compared with torch anew
+    against: str
     error: Mapping[str, float]
     tolerance: Mapping[str, float]
 

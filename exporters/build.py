@@ -56,7 +56,7 @@ def build(
     tokenizer = Tokenizer.open(folder / "tokenizer.json")
     spec = checkpoint.spec
     pixel_values = image.pixels(picture, spec.image)
-    prompt = _cut(checkpoint, tokenizer, question)
+    prompt = cut(checkpoint, tokenizer, question)
     vision, decoder = components(checkpoint)
     write = _Writer(checkpoint, to, folder, progress)
 
@@ -81,8 +81,8 @@ def build(
     return Built((vision_part, decoder_part), golden, prompt)
 
 
-def _cut(checkpoint: Checkpoint, tokenizer: Tokenizer, question: str) -> Ids:
-    """Raises UsageError, before any work, when the question and its answer do not fit the context."""
+def cut(checkpoint: Checkpoint, tokenizer: Tokenizer, question: str) -> Ids:
+    """The golden question around its picture. Raises UsageError when it and its answer do not fit the context."""
     spec = checkpoint.spec
     rows = np.empty((spec.prompt.image_tokens, spec.decoder.hidden), np.float32)
     cut = segments(spec.prompt, tokenizer, [Turn(question, (Embeddings(rows, "golden"),))])

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from PIL import Image
 
 from edge import bundle as bundles
+from edge.golden import Golden
 from edge.types import Array
+from edge.verify import Report
 from exporters import standin
 from exporters.export import Exported, ExportRequest, export
 
@@ -40,12 +44,24 @@ class Exports:
     def export(self, *, checkpoint: Path | None = None, **request: Any) -> Exported:
         """Of the default checkpoint unless another is given; `request` as ExportRequest takes it."""
         source = checkpoint or self.checkpoint()
-        wanted = (source, *sorted(request.items()))
+        wanted = (source, *sorted((name, value) for name, value in request.items() if value))
         if wanted not in self._exported:
             output = self.folder / f"bundle-{len(self._exported)}"
             asked = ExportRequest(str(source), output, threads=1, **request)
             self._exported[wanted] = export(asked, lambda stage, done: None)
         return self._exported[wanted]
+
+    @cached_property
+    def calibration(self) -> Path:
+        """A folder of two pictures and questions."""
+        folder = self.folder / "calibration"
+        folder.mkdir()
+        lines = []
+        for index, question in enumerate(("What colour is it?", "And this?")):
+            Image.new("RGB", (60 + 40 * index, 50), (200, 30 * index, 10)).save(folder / f"{index}.png")
+            lines.append(json.dumps({"image": f"{index}.png", "question": question, "answer": "Red."}))
+        (folder / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        return folder
 
     def bundle(self, **request: Any) -> Path:
         return self.export(**request).path
@@ -74,8 +90,30 @@ def lying(bundle: Path, to: Path, part: str, numbers: Mapping[str, Array]) -> Pa
 
 def vouch(bundle: Path) -> None:
     """Make the manifest describe the files as they are."""
-    manifest = json.loads((bundle / bundles.MANIFEST).read_bytes())
+    manifest = manifest_of(bundle)
     files = [file for part in manifest["parts"] for file in part["files"]]
     for entry in [*files, manifest["tokenizer"], manifest["golden"]]:
         entry.update(asdict(bundles.describe(bundle, bundle / entry["path"])))
     (bundle / bundles.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def manifest_of(bundle: Path) -> Any:
+    return json.loads((bundle / bundles.MANIFEST).read_bytes())
+
+
+def golden_of(bundle: Path) -> Golden:
+    return Golden.load(bundle / "golden.npz")
+
+
+def failed(report: Report) -> set[tuple[str, str]]:
+    """The stage and the reference of each row that is not ok."""
+    return {(row.stage, row.against) for row in report.rows if not row.ok}
+
+
+def files_of(folder: Path) -> dict[Path, tuple[int, str]]:
+    """Everything below a folder, with its time and its content's hash."""
+    return {
+        path.relative_to(folder): (path.stat().st_mtime_ns, bundles.sha256(path))
+        for path in folder.rglob("*")
+        if path.is_file()
+    }

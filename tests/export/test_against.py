@@ -7,12 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
-from exported import Exports, lying, vouch, weights
-from PIL import Image
+from exported import Exports, failed, golden_of, lying, manifest_of, vouch, weights
 
 from edge.bundle import Bundle
 from edge.errors import CheckpointError, ParityError, UsageError
-from edge.golden import Golden
+from edge.verify import verify
 from exporters.against import verify_against
 
 
@@ -20,15 +19,16 @@ def against(bundle, checkpoint):
     return verify_against(Bundle.open(bundle), str(checkpoint), threads=1)
 
 
-def failed(report):
-    return {(row.stage, row.against) for row in report.rows if not row.ok}
-
-
 @pytest.mark.parametrize("schemes", [("fp32",), ()], ids=["fp32", "default"])
 def test_the_checkpoint_that_it_was_made_from(exports: Exports, schemes):
     done = exports.export(schemes=schemes)
     report = against(done.path, exports.checkpoint())
     assert report.ok
+    anew = [row for row in report.rows if row.against == "checkpoint"]
+    assert [row.stage for row in anew] == ["prompt", "vision", "prefill"]
+    for row in anew:
+        assert row.tolerance
+        assert row.error.get("max_abs", 0.0) < 1e-4
     for row in done.report.rows:  # the same numbers again: nothing in the reference is random
         assert report.error(row.stage, row.against) == pytest.approx(row.error, abs=1e-4), row
 
@@ -39,13 +39,9 @@ def test_a_shorter_context_is_the_bundle_s_own(exports: Exports):
     assert against(done.path, exports.checkpoint()).ok
 
 
-def test_pictures_of_the_user_s_own(exports: Exports, tmp_path):
-    """Golden is made anew of the same picture and question, and the weights were rounded as calibration said."""
-    (tmp_path / "calib").mkdir()
-    Image.new("RGB", (60, 90), (20, 200, 90)).save(tmp_path / "calib" / "a.png")
-    line = json.dumps({"image": "a.png", "question": "What colour?", "answer": "Green."})
-    (tmp_path / "calib" / "prompts.jsonl").write_text(line)
-    assert against(exports.bundle(calib=tmp_path / "calib"), exports.checkpoint()).ok
+def test_pictures_of_the_user_s_own(exports: Exports):
+    """The weights were rounded as calibration said, and nothing of it lies in the bundle."""
+    assert against(exports.bundle(calib=exports.calibration), exports.checkpoint()).ok
 
 
 def test_another_checkpoint_is_named(exports: Exports):
@@ -77,20 +73,27 @@ def test_golden_that_was_made_to_fit_does_not_help(exports: Exports, tmp_path):
     numbers = weights(true, "decoder")
     name = "decoder.norm.weight"
     bundle = lying(true, tmp_path / "lying", "decoder", {name: numbers[name] * np.float32(1.5)})
-    golden = Golden.load(bundle / "golden.npz")
+    golden = golden_of(bundle)
     for outputs in (golden.fp32, golden.stored):
         outputs.logits[:] *= 1.5  # a gain before the head is a gain behind it
     golden.save(bundle / "golden.npz")
     vouch(bundle)
-    from edge.verify import verify
-
     assert verify(Bundle.open(bundle), threads=1).ok
-    assert failed(against(bundle, exports.checkpoint())) == {("prefill", "stored")}
+    assert failed(against(bundle, exports.checkpoint())) == {("prefill", "checkpoint")}
+
+
+def test_a_tokenizer_of_another_cut_is_found(exports: Exports, tmp_path):
+    """The bundle agrees with itself, and not with the checkpoint."""
+    bundle = shutil.copytree(exports.bundle(schemes=("fp32",)), tmp_path / "bundle")
+    manifest = manifest_of(bundle)
+    manifest["prompt"]["golden"]["segments"][-1][-1] += 1
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert ("prompt", "checkpoint") in failed(against(bundle, exports.checkpoint()))
 
 
 def test_a_bundle_of_another_reading_is_to_be_exported_again(exports: Exports, tmp_path):
     bundle = shutil.copytree(exports.bundle(schemes=("fp32",)), tmp_path / "bundle")
-    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    manifest = manifest_of(bundle)
     manifest["image"]["resample"] = "bilinear"
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UsageError, match="reads the checkpoint in another way"):

@@ -372,6 +372,27 @@ def test_a_full_disk_is_told_though_numpy_does_not_say_so(tmp_path: Path, monkey
     assert neighbours(tmp_path) == []
 
 
+@pytest.mark.parametrize("moved", [False, True], ids=["before", "after"])
+def test_a_signal_at_a_rename_loses_no_bundle(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    """It falls on the rename of the old bundle, before or after that is done."""
+    make_bundle(name="first")
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        monkeypatch.undo()
+        if moved:
+            rename(self, target)
+        raise SystemExit(143)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(SystemExit):
+        make_bundle(name="second")
+    assert Bundle.open(tmp_path / "bundle").manifest.name == "first"
+    assert neighbours(tmp_path) == ["bundle"]
+
+
 # what a kill leaves behind
 
 EXPORT = """

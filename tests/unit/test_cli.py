@@ -3,9 +3,12 @@ from __future__ import annotations
 import builtins
 import io
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -451,6 +454,35 @@ def test_a_missing_module_of_our_own_is_a_bug(exporter: SimpleNamespace, capsys:
     assert "this is a bug" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_kill_leaves_as_an_exit_does(exporter: SimpleNamespace, number: signal.Signals) -> None:
+    """So that whatever is written beside the destination is removed on the way out."""
+    left = []
+
+    def killed(request: Any, progress: Any) -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        finally:
+            left.append("tidily")
+
+    exporter.export = killed
+    assert call("export", "ckpt", "-o", "out") == 128 + number
+    assert left == ["tidily"]
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_what_nohup_ignores_stays_ignored(exporter: SimpleNamespace) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        export = exporter.export
+        exporter.export = lambda *given: (os.kill(os.getpid(), signal.SIGHUP), export(*given))[1]
+        assert call("export", "ckpt", "-o", "out") == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 # verify, inspect, devices, doctor
 
 
@@ -602,6 +634,7 @@ def test_a_documented_command_works(line: str, tmp_path: Path, monkeypatch: pyte
     write_bundle(tmp_path / "OUT")
     for name in ("photo.jpg", "before.jpg", "after.jpg"):
         (tmp_path / name).touch()
+    (tmp_path / "exporters").symlink_to(REPOSITORY / "exporters")  # its pictures
     assert call(*shlex.split(line)[1:]) == 0
 
 

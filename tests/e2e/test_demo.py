@@ -1,0 +1,90 @@
+"""The shipped checkpoint sees: held-out pictures are answered right, and quantising costs none of it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from commands import call
+from conftest import REPOSITORY
+from exported import Exports
+
+import edge
+from edge.bundle import Bundle
+from exporters.demo.heldout import Item, items
+from exporters.demo.questions import KINDS
+
+CHECKPOINT = REPOSITORY / "exporters" / "demo" / "checkpoint"
+SHOWN = {"shapes.png": "Yellow.", "sign.png": "OWL.", "number.png": "Two."}
+
+pytestmark = pytest.mark.skipif(
+    not (CHECKPOINT / "model.safetensors").is_file(), reason="the demo checkpoint lies there without its weights"
+)
+
+
+@pytest.fixture(scope="module")
+def bundles(exports: Exports) -> dict[str, Path]:
+    """Exact, and as `make demo` exports it."""
+    return {
+        "fp32": exports.bundle(checkpoint=CHECKPOINT, schemes=("fp32",)),
+        "demo": exports.bundle(checkpoint=CHECKPOINT, calib=REPOSITORY / "calib_data"),
+    }
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[Item]:
+    """Two of each kind."""
+    found = list(islice(items(), 2 * len(KINDS)))
+    assert [item.kind for item in found] == [*KINDS, *KINDS]
+    assert len({item.question for item in found}) > len(KINDS)
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "demo"])
+def test_held_out_questions_are_answered_right(bundles: dict[str, Path], asked: list[Item], scheme: str) -> None:
+    with edge.load(bundles[scheme]) as session:
+        answers = [session.ask(item.picture, item.question) for item in asked]
+    assert answers == [item.answer for item in asked]
+
+
+def test_the_answer_follows_the_picture(bundles: dict[str, Path]) -> None:
+    """The same words about another picture: it does not guess from the question."""
+    question = "How many stars are there?"
+    counts = {}
+    with edge.load(bundles["demo"]) as session:
+        for name in SHOWN:
+            counts[name] = session.ask(REPOSITORY / "exporters" / "demo" / "pictures" / name, question)
+    assert counts == {"shapes.png": "One.", "sign.png": "Zero.", "number.png": "Two."}
+
+
+def test_quantising_costs_little(exports: Exports, bundles: dict[str, Path]) -> None:
+    manifest = Bundle.open(bundles["demo"]).manifest
+    assert [part.scheme for part in manifest.parts] == ["w8a8", "w4"]
+    assert manifest.part("vision").error["vision.fp32.cosine"] > 0.999
+    assert manifest.part("decoder").error["prefill.fp32.cosine"] > 0.99
+    assert manifest.license == "apache-2.0"
+    sizes = [sum(file.bytes for file in Bundle.open(path).manifest.files()) for path in bundles.values()]
+    assert sizes[1] < sizes[0] / 2
+
+
+def test_what_make_demo_types(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    text = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    values = dict(re.findall(r"^(\w+) := (.*)$", text, re.MULTILINE)) | {"BIN": "", "BUNDLE": str(bundles["demo"])}
+    recipe = text.partition("\ndemo:")[2].partition("\n\n")[0]
+    lines = [shlex.split(re.sub(r"\$\((\w+)\)", lambda m: values[m[1]], line)) for line in recipe.splitlines()[1:]]
+    said = {}
+    for line in lines:
+        assert line[:2] == ["/edge", "run"]
+        done = call(*line[1:])
+        assert done.code == 0, done.err
+        said[Path(line[3]).name] = done.out.strip()
+        assert "first word after" in done.err
+    assert said == SHOWN
+
+
+def test_the_checkpoint_is_small() -> None:
+    assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) < 20_000_000

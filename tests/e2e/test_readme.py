@@ -1,0 +1,54 @@
+"""What the README tells people to type on the device, typed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import call
+from conftest import REPOSITORY
+from exported import Exports
+from PIL import Image
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+LINES = [line.partition("  #")[0].strip() for line in README.splitlines() if line.startswith("edge ")]
+HERE = [line for line in LINES if line.split()[1] != "export" and " mobilevlm " not in line]
+
+
+@pytest.fixture(scope="module")
+def place(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds what the lines name."""
+    folder = tmp_path_factory.mktemp("device")
+    os.symlink(exports.bundle(schemes=("fp32",)), folder / "OUT")
+    os.symlink(exports.checkpoint(), folder / "CKPT")
+    for seed, name in enumerate(("photo.jpg", "before.jpg", "after.jpg")):
+        noise = np.random.default_rng(seed).integers(0, 256, (60, 80, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("line", HERE)
+def test_a_line_works(place: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    said = call(*shlex.split(line)[1:], typed="What is this?\n")
+    assert said.code == 0, said.err
+    assert said.out.strip()
+
+
+def test_these_are_all_commands() -> None:
+    assert {line.split()[1] for line in HERE} == {"run", "verify", "bench", "inspect", "devices", "doctor"}
+    assert {line.split()[1] for line in LINES} - {line.split()[1] for line in HERE} == {"export"}
+
+
+def test_the_python_works(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    (code,) = README.split("```python")[1:]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(code.partition("```")[0], {"__name__": "readme"})
+    assert "Timings(" in said.getvalue()
