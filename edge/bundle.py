@@ -220,6 +220,7 @@ class Bundle:
             files=tuple(self.file(f) for f in part.files),
             inputs=part.inputs,
             outputs=part.outputs,
+            decoder=self.manifest.spec.decoder if "decoder" in part.covers else None,
         )
 
     def check(self) -> None:
