@@ -50,11 +50,11 @@ def version() -> str:
     return metadata.version(PACKAGE)
 
 
-def features() -> tuple[str, ...]:
-    """What the library was built to use of a processor, in the words of `edge.machine.ISA`."""
+def features() -> dict[str, bool]:
+    """Whether the library was built to use what a processor may have, in the words of `edge.machine.ISA`."""
     listed = lib.llama_print_system_info().decode().replace("|", ":").split(":")
     present = {name.strip() for name, _, value in (entry.partition("=") for entry in listed) if value.strip() == "1"}
-    return tuple(ours for theirs, ours in _FEATURES.items() if theirs in present)
+    return {ours: theirs in present for theirs, ours in _FEATURES.items()}
 
 
 def open(part: PartFiles, options: OpenOptions) -> LlamaCppDecoder:
@@ -66,8 +66,10 @@ def open(part: PartFiles, options: OpenOptions) -> LlamaCppDecoder:
             f"{path.name} is for other tools: what llama.cpp makes of a picture is not what the model learned to read",
             hint="export again without --gguf-only: another engine then opens the vision part beside it",
         )
-    if surplus := set(features()) - set(machine.inspect().isa):
-        raise EngineError(f"llama.cpp was built for a processor with {', '.join(sorted(surplus))}", hint=BUILD)
+    here = machine.inspect().isa
+    foreign = [name for name, used in features().items() if used and name not in here]
+    if foreign and sys.platform == "linux":  # elsewhere the system does not tell all
+        raise EngineError(f"llama.cpp was built for a processor with {', '.join(foreign)}", hint=BUILD)
     file = gguf.read(path)
     check_decoder(file, spec)
     lib.llama_log_set(_LOG, None)
