@@ -63,6 +63,7 @@ class Manifest:
     tokenizer: File
     golden: File
     versions: Mapping[str, str]
+    companions: tuple[File, ...] = ()  # for other people's tools: no part, and nothing here opens them
     schema: int = SCHEMA
 
     def part(self, role: str) -> Part:
@@ -74,6 +75,7 @@ class Manifest:
     def files(self) -> Iterator[File]:
         for part in self.parts:
             yield from part.files
+        yield from self.companions
         yield self.tokenizer
         yield self.golden
 
@@ -91,6 +93,7 @@ class Manifest:
             "parts": [asdict(part) for part in self.parts],
             "tokenizer": asdict(self.tokenizer),
             "golden": asdict(self.golden),
+            "companions": [asdict(file) for file in self.companions],
             "versions": dict(self.versions),
         }
 
@@ -117,6 +120,7 @@ class Manifest:
                 tokenizer=_file(data["tokenizer"]),
                 golden=_file(data["golden"]),
                 versions=_texts(data["versions"]),
+                companions=tuple(_file(f) for f in data.get("companions", ())),
             )
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise BundleError(f"manifest.json is damaged: {error!r}", hint="export the bundle again") from error

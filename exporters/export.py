@@ -23,7 +23,7 @@ from exporters.build import Built, Progress, build, bytes_needed
 from exporters.checkpoint import Checkpoint, open_checkpoint
 
 CALIBRATION = 32  # conversations: each costs a prompt through torch, and more hardly change the statistics
-TOOLS = ("torch", "onnx-ir", "onnxruntime")
+TOOLS = ("torch", "onnx-ir", "onnxruntime", "gguf")
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Buil
         parts=built.parts,
         tokenizer=bundles.describe(folder, folder / "tokenizer.json"),
         golden=bundles.describe(folder, folder / "golden.npz"),
+        companions=built.companions,
         versions={"edge-vlm": edge.__version__, **{tool: metadata.version(tool) for tool in TOOLS}},
     )
 

@@ -21,10 +21,13 @@ def schemes(format: str) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
 
 
 def resolve(format: str | None, wanted: Sequence[str], recipe: str | None, device: str | None) -> Recipe:
-    """The recipe that a call means. A bare scheme sets each role that the format can write so, and leaves the others;
-    `role=scheme` sets one. Raises UsageError with the legal list."""
-    start = _recipe(recipe or (_device_recipe(device) if device else _format_recipe(format)))
-    targets = {role: Target(format or target.format, target.scheme) for role, target in start.targets.items()}
+    """The recipe that a call means. A format takes each role that it can write, and leaves the others; so does a bare
+    scheme; `role=scheme` sets one. In any letter case. Raises UsageError with the legal list."""
+    wanted = [word.lower() for word in wanted]
+    start = _recipe(recipe or (_device_recipe(device) if device else _format_recipe(format, wanted)))
+    targets = dict(start.targets)
+    if format:
+        targets |= {role: Target(format, target.scheme) for role, target in targets.items() if role in schemes(format)}
     for word in wanted:
         role, _, scheme = word.rpartition("=")
         targets |= _set(targets, role, scheme)
@@ -68,9 +71,12 @@ def _device_recipe(device: str) -> str:
     return known[device].recipe
 
 
-def _format_recipe(format: str | None) -> str:
-    """The first recipe that is written wholly in a format; recipes stand in order of preference."""
+def _format_recipe(format: str | None, wanted: Sequence[str]) -> str:
+    """The first recipe whose decoder is written in a format, and in a wanted scheme if there is such a recipe; they
+    stand in order of preference."""
     if format is None:
         return DEFAULT
     schemes(format)
-    return next(name for name, r in RECIPES.items() if {t.format for t in r.targets.values()} == {format})
+    able = [recipe for recipe in RECIPES.values() if recipe.targets["decoder"].format == format]
+    so = [recipe for recipe in able if recipe.targets["decoder"].scheme in wanted]
+    return (so or able)[0].name
