@@ -35,6 +35,7 @@ RECIPES: Mapping[str, Recipe] = {
         _recipe("onnx-w8a8-w8", Target("onnx", "w8a8"), Target("onnx", "w8")),
         _recipe("onnx-fp32", Target("onnx", "fp32"), Target("onnx", "fp32")),
         _recipe("gguf-q4_0", Target("onnx", "w8a8"), Target("gguf", "q4_0"), Target("gguf", "q8_0")),
+        _recipe("gguf-q4_k_m", Target("onnx", "w8a8"), Target("gguf", "q4_k_m"), Target("gguf", "q8_0")),
         _recipe("gguf-f16", Target("onnx", "fp32"), Target("gguf", "f16"), Target("gguf", "f16")),
         _recipe("gguf-bf16", Target("onnx", "fp32"), Target("gguf", "bf16"), Target("gguf", "f16")),
         _recipe("onnx-w8a8-gguf-q4_0", Target("onnx", "w8a8"), Target("gguf", "q4_0")),

@@ -373,6 +373,44 @@ def test_the_template_stands_in_the_file(checkpoint, tmp_path):
     )
 
 
+TEXTS = (
+    "USER: What is in this picture? ASSISTANT:",
+    " two  spaces   and three",
+    "\nline\n\nbreaks\t",
+    "Füße, 東京, 🙂 – bytes where there is no piece",
+    "<image> and </s> are text",
+    "",
+)
+
+
+def test_llama_cpp_cuts_texts_as_we_do(checkpoint, tmp_path):
+    lib = pytest.importorskip("llama_cpp")
+    (tmp_path / "tokenizer.json").write_text(checkpoint.tokenizer_json(), encoding="utf-8")
+    tokenizer = Tokenizer.open(tmp_path / "tokenizer.json")
+    path = written(checkpoint, tmp_path, "f16")[2]
+    params = lib.llama_model_default_params()
+    params.vocab_only = True
+    with quantizer._listening(lib):
+        model = lib.llama_model_load_from_file(str(path).encode(), params)
+        vocab = lib.llama_model_get_vocab(model)
+
+        def ids(text, special):
+            buffer, raw = (lib.llama_token * 512)(), text.encode()
+            return list(buffer[: lib.llama_tokenize(vocab, raw, len(raw), buffer, 512, special, special)])
+
+        try:
+            for text in TEXTS:
+                assert ids(text, False) == list(tokenizer.encode(text)), text
+            messages, turns, _ = CONVERSATIONS["turns"]
+            pieces = rendered(checkpoint.spec.prompt, messages).split(M)
+            expected = segments(checkpoint.spec.prompt, tokenizer, turns)
+            assert ids(pieces[0], True) == list(expected[0].ids)
+            assert ids(pieces[1], True)[1:] == list(expected[2].ids)
+            assert lib.llama_model_chat_template(model, None).decode() == template.jinja(checkpoint.spec.prompt, "</s>")
+        finally:
+            lib.llama_model_free(model)
+
+
 # mmproj name of a tensor -> ours.
 SAMPLES = {
     "v.class_embd": "tower.embeddings.class_embedding",

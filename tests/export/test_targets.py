@@ -14,6 +14,11 @@ CALLS = {
     "onnx w8": (("onnx", ["w8"], None, None), "onnx-w8a8-w8", {"vision": W8A8, "decoder": "onnx w8"}),
     "onnx fp16": (("onnx", ["fp16"], None, None), "custom", {"vision": "onnx fp16", "decoder": "onnx fp16"}),
     "gguf": (("gguf", [], None, None), "gguf-q4_0", {"vision": W8A8, "decoder": "gguf q4_0", "mmproj": "gguf q8_0"}),
+    "gguf, a recipe of its own": (
+        ("gguf", ["Q4_K_M"], None, None),
+        "gguf-q4_k_m",
+        {"vision": W8A8, "decoder": "gguf q4_k_m", "mmproj": "gguf q8_0"},
+    ),
     "gguf wide": (
         ("gguf", ["F16"], None, None),
         "gguf-f16",
