@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from edge.prompt import MARK, TEXT
 from edge.spec import PromptSpec
@@ -43,4 +44,7 @@ def _around(piece: str) -> tuple[str, str]:
 
 
 def _text(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """A literal, cut after each colon. Without `--jinja` llama.cpp's multimodal CLI renders no template: it looks for
+    words like "USER: " in it, and silently writes the prompt of another model. Of this one it says what it needs."""
+    pieces = [piece for piece in re.split(r"(?<=:)", text) if piece] or [""]
+    return " + ".join(json.dumps(piece, ensure_ascii=False) for piece in pieces)

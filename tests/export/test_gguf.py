@@ -364,6 +364,12 @@ def test_the_template_is_the_prompt(checkpoint, messages, turns, system, tmp_pat
     assert found == expected
 
 
+def test_llama_cpp_takes_the_template_for_none_of_its_own(checkpoint):
+    """It guesses by such words where it is not told to render Jinja, and would write another prompt."""
+    text = template.jinja(checkpoint.spec.prompt, "</s>")
+    assert "USER: " not in text and "ASSISTANT: " not in text
+
+
 def test_the_template_stands_in_the_file(checkpoint, tmp_path):
     fields = fields_of(written(checkpoint, tmp_path, "f16")[1])
     assert fields["tokenizer.chat_template"] == template.jinja(checkpoint.spec.prompt, "</s>")
