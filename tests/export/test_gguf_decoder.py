@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import edge
 from edge.engines import open_part
 from edge.session import load
 from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
@@ -36,17 +35,7 @@ def written(checkpoint, folder, scheme):
     _, component = build.components(checkpoint)
     module = component.load(checkpoint.weights)
     files, *_ = format.write(component, module, scheme, folder, lambda _: None, checkpoint=checkpoint)
-    spec = edge.spec.DecoderSpec(
-        DECODER.layers,
-        DECODER.heads,
-        DECODER.kv_heads,
-        DECODER.head_dim,
-        DECODER.hidden,
-        DECODER.vocab,
-        DECODER.context,
-        DECODER.rope_theta,
-    )
-    part = PartFiles("gguf", scheme, ("decoder",), tuple(files), (), (), spec)
+    part = PartFiles("gguf", scheme, ("decoder",), tuple(files), (), (), checkpoint.spec.decoder)
     return module, open_part(part, "llamacpp", OpenOptions(threads=1))
 
 
@@ -78,16 +67,17 @@ def test_tokens_are_the_rows_of_the_table(checkpoint, tmp_path):
 
 
 def test_a_mixed_bundle(checkpoint, tmp_path):
-    done = export(ExportRequest(str(checkpoint.path), tmp_path / "out", recipe="onnx-w8a8-gguf-q4_0"), lambda *_: None)
+    request = ExportRequest(str(checkpoint.folder), tmp_path / "out", recipe="onnx-w8a8-gguf-q4_0", threads=1)
+    done = export(request, lambda *_: None)
     assert done.report.ok
     picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
-    with load(done.path) as session:
+    with load(done.path, threads=1) as session:
         assert [choice.engine for choice in session.plan.choices] == ["onnxruntime", "llamacpp"]
         session.ask(picture, "What is this?", max_tokens=6)
         first = session.last
         session.ask(picture, "What is this?", max_tokens=6)
         assert session.last.token_ids == first.token_ids
         assert session.last.cached_tokens == first.prompt_tokens - 1
-    with load(done.path, cache="q8_0", context=600) as session:
+    with load(done.path, threads=1, cache="q8_0", context=600) as session:
         session.ask(picture, "What is this?", max_tokens=6)
         assert session.last.prompt_tokens == first.prompt_tokens
