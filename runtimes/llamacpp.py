@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import sys
 import weakref
 from collections.abc import Callable, Sequence
@@ -73,6 +74,7 @@ def open(part: PartFiles, options: OpenOptions) -> LlamaCppDecoder:
     file = gguf.read(path)
     check_decoder(file, spec)
     lib.llama_log_set(_LOG, None)
+    lib.llama_backend_init()
     _complaints.clear()
     return LlamaCppDecoder(_load(file, spec), spec, options)
 
@@ -111,11 +113,12 @@ class LlamaCppDecoder:
             for array in inputs:
                 at += len(array)
                 self._decode(array, at, last=at == total)
-        except EngineError:
-            self._forget(self._position)  # a part of it may have gone in
+            logits = self._logits()
+        except BaseException:  # an interrupt too: a part of it may have gone in
+            self._forget(self._position)
             raise
         self._position = total
-        return self._logits()
+        return logits
 
     def rewind(self, position: int) -> None:
         if not 0 <= position <= self._position:
@@ -222,7 +225,7 @@ def _load(file: GGUF, spec: DecoderSpec) -> _Handle:
     overrides[1].key, overrides[1].tag = f"{file.architecture}.vocab_size".encode(), lib.LLAMA_KV_OVERRIDE_TYPE_INT
     overrides[1].value.val_i64 = spec.vocab
     settings.kv_overrides = overrides
-    pointer = lib.llama_model_load_from_file(str(file.path).encode(), settings)
+    pointer = lib.llama_model_load_from_file(os.fsencode(file.path), settings)
     if not pointer:
         raise _refused(f"llama.cpp cannot open {file.path.name}", hint=f"edge verify {file.path.parent}")
     model = _Handle(pointer, lib.llama_model_free)

@@ -178,20 +178,56 @@ def test_nothing(part: PartFiles) -> None:
         opened(part).extend([Tokens(())])
 
 
-def test_a_failure_inside_leaves_what_was_there(part: PartFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failure", [-3, KeyboardInterrupt])
+def test_a_failure_inside_leaves_what_was_there(
+    part: PartFiles, monkeypatch: pytest.MonkeyPatch, failure: int | type[BaseException]
+) -> None:
     decoder = opened(part)
     decoder.extend([BEFORE])
     decode, calls = llamacpp.lib.llama_decode, []
 
-    def fails_second(context: Any, batch: Any) -> int:
+    def fails_after_the_second(context: Any, batch: Any) -> int:
         calls.append(batch.n_tokens)
-        return -3 if len(calls) == 2 else decode(context, batch)
+        failed = decode(context, batch)
+        if len(calls) == 2 and isinstance(failure, type):
+            raise failure
+        return failure if len(calls) == 2 else failed
 
-    monkeypatch.setattr(llamacpp.lib, "llama_decode", fails_second)
-    with pytest.raises(EngineError, match=r"llama.cpp failed at position 9 \(-3\)"):
+    monkeypatch.setattr(llamacpp.lib, "llama_decode", fails_after_the_second)
+    with pytest.raises((EngineError, KeyboardInterrupt)) as caught:
         decoder.extend([ROWS, AFTER])
+    assert str(caught.value) == ("" if isinstance(failure, type) else "llama.cpp failed at position 9 (-3)")
     assert decoder.position == 5
     close(decoder.extend([ROWS, AFTER]), reference(PROMPT))
+
+
+def test_no_room_to_grow_leaves_what_was_there(part: PartFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = opened(part)
+    decoder.extend([BEFORE, ROWS])
+    with monkeypatch.context() as patch:
+        patch.setattr(llamacpp.lib, "llama_init_from_model", lambda model, settings: None)
+        with pytest.raises(EngineError, match="cannot make room for 1024 positions") as caught:
+            decoder.extend([Tokens((1,) * llamacpp.STEP)])
+    assert caught.value.hint == "load with a smaller context"
+    assert decoder.position == 9
+    close(decoder.extend([AFTER]), reference(PROMPT))
+
+
+def test_memory_is_given_back(part: PartFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[str] = []
+    real = {name: getattr(llamacpp.lib, name) for name in ("llama_free", "llama_model_free")}
+    for name in real:
+
+        def free(pointer: int, name: str = name) -> None:
+            freed.append(name)
+            real[name](pointer)
+
+        monkeypatch.setattr(llamacpp.lib, name, free)
+    decoder = opened(part)
+    decoder.extend([Tokens((1,) * (llamacpp.STEP + 1))])
+    assert freed == ["llama_free"], "the shorter memory"
+    del decoder
+    assert freed == ["llama_free", "llama_free", "llama_model_free"]
 
 
 # beside others
