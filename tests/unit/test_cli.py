@@ -376,7 +376,8 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         )
 
     fake.export, fake.verify_against = export, verify_against
-    monkeypatch.setattr(plugins, "load", lambda package, name: fake if package == "exporters" else None)
+    load = plugins.load
+    monkeypatch.setattr(plugins, "load", lambda package, name: fake if package == "exporters" else load(package, name))
     return fake
 
 
