@@ -280,14 +280,17 @@ def test_four_bit_tables_are_wider_than_the_rest(checkpoint, tmp_path):
     assert kinds["blk.0.attn_norm.weight"] == Kind.F32
 
 
-def test_importance_guides_four_bits(checkpoint, tmp_path):
+@pytest.mark.parametrize("scheme", ["q4_0", "q4_k_s", "iq4_xs"])
+def test_importance_guides_four_bits(checkpoint, scheme, tmp_path):
     """Columns that are said to matter are kept better, at no byte more."""
+    if scheme not in format.PACKED:
+        pytest.importorskip("llama_cpp")
     matter = torch.zeros(256)
     matter[:64:2] = 1.0
     original = component_of(checkpoint, "decoder").load(checkpoint.weights).layers[1].qkv_proj.weight
 
     def error(importance):
-        module, _, path = written(checkpoint, tmp_path, "q4_0", importance=importance)
+        module, _, path = written(checkpoint, tmp_path, scheme, importance=importance)
         difference = (module.layers[1].qkv_proj.weight - original)[:, matter > 0]
         return difference.square().mean().item(), path.stat().st_size
 
