@@ -76,14 +76,16 @@ def open(part: PartFiles, options: OpenOptions) -> LlamaCppDecoder:
     lib.llama_log_set(_LOG, None)
     lib.llama_backend_init()
     _complaints.clear()
-    return LlamaCppDecoder(_load(file, spec), spec, options)
+    return LlamaCppDecoder(_load(file, spec), _Table(file), spec, options)
 
 
 class LlamaCppDecoder:
-    """Tokens are looked up by the library, in the file's own table; embeddings go in as rows."""
+    """Tokens are looked up by the library. Where embeddings stand among them, all go in as rows: it takes only one or
+    the other at a time, and several passes through the weights take longer than one."""
 
-    def __init__(self, model: _Handle, spec: DecoderSpec, options: OpenOptions) -> None:
+    def __init__(self, model: _Handle, table: _Table, spec: DecoderSpec, options: OpenOptions) -> None:
         self._model = model
+        self._table = table
         self._spec = spec
         self._options = options
         self._limit = min(options.context or spec.context, spec.context)
@@ -105,14 +107,11 @@ class LlamaCppDecoder:
             raise EngineError("a decoder was extended by nothing")
         if total > self._limit:
             raise too_long(total, self._limit)
-        inputs = [self._input(segment) for segment in segments if len(segment)]
+        inputs = self._inputs([segment for segment in segments if len(segment)])
         if total > self._length:
             self._grow(total)
-        at = self._position
         try:
-            for array in inputs:
-                at += len(array)
-                self._decode(array, at, last=at == total)
+            self._decode(inputs)
             logits = self._logits()
         except BaseException:  # an interrupt too: a part of it may have gone in
             self._forget(self._position)
@@ -127,37 +126,36 @@ class LlamaCppDecoder:
             self._forget(position)
             self._position = position
 
-    def _input(self, segment: Segment) -> Array:
+    def _inputs(self, segments: Sequence[Segment]) -> Array:
         """Ids i32 [n], or rows f32 [n, hidden]. The library reads whatever lies there."""
-        if isinstance(segment, Tokens):
-            if min(segment.ids) < 0 or max(segment.ids) >= self._spec.vocab:
-                raise EngineError(
-                    f"tokens of {min(segment.ids)} to {max(segment.ids)}, in a vocabulary of {self._spec.vocab}"
-                )
-            return np.array(segment.ids, np.int32)
-        if segment.rows.ndim != 2 or segment.rows.shape[1] != self._spec.hidden:
-            raise EngineError(f"embeddings of {segment.rows.shape}, for a decoder of width {self._spec.hidden}")
-        return np.ascontiguousarray(segment.rows, np.float32)
+        for segment in segments:
+            if isinstance(segment, Tokens):
+                low, high = min(segment.ids), max(segment.ids)
+                if low < 0 or high >= self._spec.vocab:
+                    raise EngineError(f"tokens of {low} to {high}, in a vocabulary of {self._spec.vocab}")
+            elif segment.rows.ndim != 2 or segment.rows.shape[1] != self._spec.hidden:
+                raise EngineError(f"embeddings of {segment.rows.shape}, for a decoder of width {self._spec.hidden}")
+        if all(isinstance(segment, Tokens) for segment in segments):
+            return np.array([i for segment in segments if isinstance(segment, Tokens) for i in segment.ids], np.int32)
+        rows = [self._table.rows(s.ids) if isinstance(s, Tokens) else s.rows for s in segments]
+        return np.ascontiguousarray(np.concatenate(rows), np.float32)
 
-    def _decode(self, array: Array, end: int, *, last: bool) -> None:
-        """Compute positions up to `end`, of which the very last one's logits are wanted if it is the `last`."""
-        count = len(array)
-        if count == 1 and last and array.ndim == 1:
-            self._token.value, self._place.value = array[0], end - 1
+    def _decode(self, inputs: Array) -> None:
+        """Compute the positions that follow; the logits of the last one are kept."""
+        count = len(inputs)
+        if count == 1 and inputs.ndim == 1:
+            self._token.value, self._place.value = inputs[0], self._position
             batch = self._step
         else:
-            wanted = np.zeros(count, np.int8)
-            wanted[-1] = last
             batch = lib.llama_batch(count)
-            if array.ndim == 1:
-                batch.token = array.ctypes.data_as(_INTS)
+            if inputs.ndim == 1:
+                batch.token = inputs.ctypes.data_as(_INTS)
             else:
-                batch.embd = array.ctypes.data_as(_FLOATS)
-            batch.pos = self._places[end - count :].ctypes.data_as(_INTS)
-            batch.logits = wanted.ctypes.data_as(_BYTES)
+                batch.embd = inputs.ctypes.data_as(_FLOATS)
+            batch.pos = self._places[self._position :].ctypes.data_as(_INTS)
         failed = lib.llama_decode(self._native.pointer, batch)
         if failed:
-            raise _refused(f"llama.cpp failed at position {end - count} ({failed})")
+            raise _refused(f"llama.cpp failed at position {self._position} ({failed})")
 
     def _logits(self) -> NDArray[np.float32]:
         found = lib.llama_get_logits_ith(self._native.pointer, -1)
@@ -181,7 +179,7 @@ class LlamaCppDecoder:
         if self._position:
             old = self._native.pointer
             state = np.empty(lib.llama_state_seq_get_size(old, 0), np.uint8)
-            pointer = state.ctypes.data_as(_UNSIGNED)
+            pointer = state.ctypes.data_as(_BYTES)
             copied = lib.llama_state_seq_get_data(old, pointer, state.size, 0)
             if not copied or not lib.llama_state_seq_set_data(context.pointer, pointer, copied, 0):
                 raise _refused(f"llama.cpp cannot move {self._position} positions to a longer memory")
@@ -201,6 +199,31 @@ class LlamaCppDecoder:
         if not pointer:
             raise _refused(f"llama.cpp cannot make room for {length} positions", hint="load with a smaller context")
         return _Handle(pointer, lib.llama_free, self._model)
+
+
+class _Table:
+    """The embedding table in the file, read where it lies."""
+
+    def __init__(self, file: GGUF) -> None:
+        tensor = file.tensors["token_embd.weight"]
+        self._hidden, vocab = tensor.shape
+        self._kind = tensor.kind
+        shape = vocab, tensor.bytes // vocab
+        self._stored = np.memmap(file.path, np.uint8, "r", offset=tensor.offset, shape=shape)
+        if tensor.blocks:
+            library = lib.load_shared_library("ggml-base", lib._base_path)
+            self._unpack = library[f"dequantize_row_{tensor.kind.lower().replace('_k', '_K')}"]
+            self._unpack.argtypes, self._unpack.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
+
+    def rows(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        stored: Array = self._stored[list(ids)]
+        if self._kind == "BF16":
+            return (stored.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        if self._kind in ("F32", "F16"):
+            return stored.view(np.float32 if self._kind == "F32" else np.float16).astype(np.float32)
+        rows = np.empty((len(ids), self._hidden), np.float32)
+        self._unpack(stored.ctypes.data, rows.ctypes.data, rows.size)
+        return rows
 
 
 class _Handle:
@@ -273,6 +296,4 @@ _log = logging.getLogger("edge.llamacpp")
 _complaints: list[str] = []
 _LOG = lib.llama_log_callback(_record)  # kept: the library calls it as long as it lives
 _CACHES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}
-_INTS, _FLOATS, _BYTES, _UNSIGNED = (
-    ctypes.POINTER(kind) for kind in (ctypes.c_int32, ctypes.c_float, ctypes.c_int8, ctypes.c_uint8)
-)
+_INTS, _FLOATS, _BYTES = (ctypes.POINTER(kind) for kind in (ctypes.c_int32, ctypes.c_float, ctypes.c_uint8))

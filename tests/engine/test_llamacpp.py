@@ -61,6 +61,20 @@ def test_tokens_are_their_rows(part: PartFiles) -> None:
     np.testing.assert_allclose(opened(part).extend(PROMPT), by_row, atol=1e-5)
 
 
+def test_a_prompt_is_one_pass(part: PartFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, decode, passes = opened(part), llamacpp.lib.llama_decode, []
+
+    def counts(context: Any, batch: Any) -> int:
+        passes.append(batch.n_tokens)
+        return decode(context, batch)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(llamacpp.lib, "llama_decode", counts)
+    decoder.extend(PROMPT)
+    decoder.extend([AFTER, BEFORE])
+    decoder.extend([Tokens((5,))])
+    assert passes == [12, 8, 1]
+
+
 def test_cached_is_uncached(part: PartFiles) -> None:
     decoder = opened(part)
     logits, told = decoder.extend(PROMPT), []
@@ -186,17 +200,19 @@ def test_a_failure_inside_leaves_what_was_there(
     decoder.extend([BEFORE])
     decode, calls = llamacpp.lib.llama_decode, []
 
-    def fails_after_the_second(context: Any, batch: Any) -> int:
+    def fails_afterwards(context: Any, batch: Any) -> int:
         calls.append(batch.n_tokens)
         failed = decode(context, batch)
-        if len(calls) == 2 and isinstance(failure, type):
+        if len(calls) > 1:
+            return failed
+        if isinstance(failure, type):
             raise failure
-        return failure if len(calls) == 2 else failed
+        return failure
 
-    monkeypatch.setattr(llamacpp.lib, "llama_decode", fails_after_the_second)
+    monkeypatch.setattr(llamacpp.lib, "llama_decode", fails_afterwards)
     with pytest.raises((EngineError, KeyboardInterrupt)) as caught:
         decoder.extend([ROWS, AFTER])
-    assert str(caught.value) == ("" if isinstance(failure, type) else "llama.cpp failed at position 9 (-3)")
+    assert str(caught.value) == ("" if isinstance(failure, type) else "llama.cpp failed at position 5 (-3)")
     assert decoder.position == 5
     close(decoder.extend([ROWS, AFTER]), reference(PROMPT))
 
