@@ -28,11 +28,13 @@ from exporters.component import Component
 from exporters.decoders.llama import Decoder
 from exporters.encoder import Encoder, fused
 from exporters.formats import Written
+from exporters.gguf_file import imatrix
 
 Progress = Callable[[str, float], None]
 Ids = list[list[int] | None]
 Rows = NDArray[np.float32]
 M = TypeVar("M", Encoder, Decoder)
+IMATRIX = "imatrix.gguf"
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,16 @@ def build(
     folder: Path,
     progress: Progress,
     calibration: Sequence[Record] = (),
+    matrix: Path | None = None,
 ) -> Built:
-    """Write the parts and `tokenizer.json` into `folder`; picture is RGB `[H, W, 3]`, for golden."""
+    """Write the parts and `tokenizer.json` into `folder`; picture is RGB `[H, W, 3]`, for golden. The importance of the
+    decoder's columns is read from `matrix`, or else measured on the calibration and kept beside the parts."""
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer_json(), encoding="utf-8")
     tokenizer = Tokenizer.open(folder / "tokenizer.json")
     spec = checkpoint.spec
     pixel_values = image.pixels(picture, spec.image)
     vision, decoder = components(checkpoint)
+    matters = _read(matrix, decoder) if matrix else {}  # a wrong file is told before the work
     write = _Writer(checkpoint, to, folder, progress)
 
     encoder = write.load(vision, Encoder)
@@ -73,21 +78,29 @@ def build(
         for segment in segments(spec.prompt, tokenizer, [Turn(question, (Embeddings(rows[0], "golden"),))])
     ]
     answer = reference.answer(model, prompt, rows)
-    conversations = (
-        segments(spec.prompt, tokenizer, [Turn(record.question, (Embeddings(r[0], "calibration"),), record.answer)])
-        for record, r in zip(calibration, seen, strict=True)
-    )
-    matters = importance.measure(model, (_merged(model, conversation) for conversation in conversations))
+    companions: tuple[File, ...] = ()
+    if calibration and not matters:
+        turns = (
+            Turn(c.question, (Embeddings(r[0], "calibration"),), c.answer)
+            for c, r in zip(calibration, seen, strict=True)
+        )
+        matters = importance.measure(model, (_merged(model, segments(spec.prompt, tokenizer, [t])) for t in turns))
+        imatrix.write(folder / IMATRIX, matters, model.config, len(calibration))
+        companions += (bundle.describe(folder, folder / IMATRIX),)
     decoder_part = write.part(decoder, model, ("decoder",), matters)
     stored_answer = reference.answer(model, prompt, rows)
     del model
 
-    companions: tuple[File, ...] = ()
     for component in beside(checkpoint, to):
         companions += write.files(component, write.load(component, Encoder))[0]
-
     golden = Golden(picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer))
     return Built((vision_part, decoder_part), golden, prompt, companions)
+
+
+def _read(matrix: Path, decoder: Component) -> dict[str, Tensor]:
+    skeleton = decoder.skeleton()
+    assert isinstance(skeleton, Decoder)
+    return imatrix.read(matrix, skeleton.config)
 
 
 def components(checkpoint: Checkpoint) -> tuple[Component, Component]:

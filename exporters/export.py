@@ -37,6 +37,7 @@ class ExportRequest:
     recipe: str | None = None
     device: str | None = None
     calib: Path | None = None
+    imatrix: Path | None = None
     context: int | None = None
     vision_tower: Path | None = None
     threads: int = 0
@@ -65,7 +66,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     progress("read", 1.0)
     with bundles.create(request.output) as folder:
         _require_space(bytes_needed(checkpoint, recipe.targets), folder)
-        built = build(checkpoint, recipe.targets, picture, question, folder, progress, calibration)
+        built = build(checkpoint, recipe.targets, picture, question, folder, progress, calibration, request.imatrix)
         built.golden.save(folder / "golden.npz")
         manifest = _manifest(checkpoint, recipe, question, built, folder)
         bundles.write_manifest(folder, manifest)

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
+from PIL import Image
 from sentencepiece import SentencePieceProcessor
 
 from edge import plugins
 from edge.bundle import sha256
-from edge.errors import CheckpointError, EdgeError
+from edge.calibration import Record
+from edge.errors import CheckpointError, EdgeError, UsageError
 from edge.prompt import Turn, segments
 from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Tokens
@@ -28,7 +30,7 @@ from exporters.decoders import llama
 from exporters.decoders.llama import DecoderConfig
 from exporters.encoder import Encoder
 from exporters.formats import gguf as format
-from exporters.gguf_file import packing, quantizer, template
+from exporters.gguf_file import imatrix, packing, quantizer, template
 from exporters.gguf_file.entries import Entry
 from exporters.projectors import ProjectorConfig
 from exporters.random_weights import Shape
@@ -297,6 +299,69 @@ def test_importance_guides_four_bits(checkpoint, scheme, tmp_path):
     (without, size), (guided, same) = error(None), error({"layers.1.qkv_proj.weight": matter})
     assert guided < 0.9 * without
     assert size == same
+
+
+def matrix_of(config):
+    made = {ours: torch.rand(columns) for ours, _, columns in imatrix._names(config)}
+    assert made.keys() == {name for name in llama.keys(config) if name.endswith("_proj.weight") or "lm_head" in name}
+    return made
+
+
+def test_an_importance_matrix_is_kept(tmp_path):
+    matters = matrix_of(DECODER)
+    imatrix.write(tmp_path / "imatrix.gguf", matters, DECODER, 7)
+    found = imatrix.read(tmp_path / "imatrix.gguf", DECODER)
+    assert found.keys() == matters.keys()
+    assert all(torch.equal(found[name], row) for name, row in matters.items())
+    reader = gguf.GGUFReader(tmp_path / "imatrix.gguf")
+    fields, rows = fields_of(reader), tensors_of(reader)
+    assert (fields["general.type"], fields["imatrix.chunk_count"]) == ("imatrix", 7)
+    np.testing.assert_array_equal(rows["blk.1.attn_v.weight.in_sum2"][0], matters["layers.1.qkv_proj.weight"])
+    np.testing.assert_array_equal(rows["blk.0.ffn_up.weight.in_sum2"][0], matters["layers.0.gate_up_proj.weight"])
+
+
+def test_another_models_importance_matrix_is_refused(tmp_path):
+    path = tmp_path / "imatrix.gguf"
+    imatrix.write(path, matrix_of(DECODER), DECODER, 7)
+    with pytest.raises(UsageError, match=r"another model: .* has 256 columns, not 128"):
+        imatrix.read(path, dataclasses.replace(DECODER, hidden=128))
+    for content in (b"", b"GGUF", b"no importance matrix" * 9, path.read_bytes()[:3000]):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match="no importance matrix"):
+            imatrix.read(path, DECODER)
+    with pytest.raises(UsageError, match="no importance matrix"):
+        imatrix.read(tmp_path / "missing", DECODER)
+
+
+def test_sums_are_shared_among_what_was_counted(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "theirs.gguf", "imatrix")
+    writer.add_tensor("output.weight.in_sum2", np.full((1, 256), 12, np.float32))
+    writer.add_tensor("output.weight.counts", np.full((1, 1), 4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = imatrix.read(tmp_path / "theirs.gguf", DECODER)
+    assert list(found) == ["lm_head.weight"]
+    assert (found["lm_head.weight"] == 3).all()
+
+
+def test_a_kept_matrix_makes_the_same_bundle(checkpoint, tmp_path):
+    to = resolve(None, [], "onnx-w8a8-gguf-q4_0", None).targets
+    picture = np.random.default_rng(9).integers(0, 256, (40, 60, 3), np.uint8)
+    folders = [tmp_path / name for name in ("first", "second", "plain")]
+    for folder in folders:
+        folder.mkdir()
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    records = [Record(tmp_path / "picture.png", "Who?", "Nobody.")]
+    arguments = (checkpoint, to, picture, "Who?")
+    first = build.build(*arguments, folders[0], lambda stage, done: None, records)
+    second = build.build(*arguments, folders[1], lambda stage, done: None, matrix=folders[0] / "imatrix.gguf")
+    plain = build.build(*arguments, folders[2], lambda stage, done: None)
+    assert [file.path for file in first.companions] == ["imatrix.gguf"]
+    assert second.companions == plain.companions == ()
+    assert first.parts[1].files == second.parts[1].files
+    assert first.parts[1].files[0].sha256 != plain.parts[1].files[0].sha256
 
 
 @pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q6_K])
