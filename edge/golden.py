@@ -18,8 +18,8 @@ from edge.errors import BundleError
 
 TOKENS = 16  # greedy tokens after the prompt
 OUTPUTS = {"image_embeds": (np.float32, 3), "logits": (np.float32, 1), "tokens": (np.int32, 1)}  # dtype, dimensions
-ARRAYS = {"picture": (np.uint8, 3), "pixel_values": (np.float32, 4), **OUTPUTS}
-ARRAYS |= {f"{name}.stored": kind for name, kind in OUTPUTS.items()}
+STORED = {f"{name}.stored": kind for name, kind in OUTPUTS.items()}
+ARRAYS = {"picture": (np.uint8, 3), "pixel_values": (np.float32, 4), **OUTPUTS, **STORED}
 # What NumPy and zipfile raise on damaged bytes.
 _DAMAGE = (
     OSError,
