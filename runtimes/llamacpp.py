@@ -211,8 +211,11 @@ class _Table:
         shape = vocab, tensor.bytes // vocab
         self._stored = np.memmap(file.path, np.uint8, "r", offset=tensor.offset, shape=shape)
         if tensor.blocks:
-            library = lib.load_shared_library("ggml-base", lib._base_path)
-            self._unpack = library[f"dequantize_row_{tensor.kind.lower().replace('_k', '_K')}"]
+            name = f"dequantize_row_{tensor.kind.lower().replace('_k', '_K')}"
+            try:
+                self._unpack = lib.load_shared_library("ggml-base", lib._base_path)[name]
+            except (OSError, RuntimeError, AttributeError) as error:
+                raise EngineError(f"this build of llama.cpp cannot read {tensor.kind}: {error}", hint=BUILD) from error
             self._unpack.argtypes, self._unpack.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
 
     def rows(self, ids: Sequence[int]) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ from conftest import REPOSITORY
 from gguf_fakes import SPEC, decoder_bytes, gathered, part_of, reference
 from onnx import TensorProto, helper
 
+from edge import gguf
 from edge.engines import installed_engines, open_part
 from edge.errors import BundleError, ContextError, EngineError
 from edge.machine import ISA, Machine
@@ -300,6 +301,19 @@ def test_a_part_that_sees(part: PartFiles) -> None:
     with pytest.raises(EngineError, match=r"what llama\.cpp makes of a picture") as caught:
         opened(replace(part, covers=("vision", "projector"), decoder=None))
     assert "--gguf-only" in str(caught.value.hint)
+
+
+def test_a_build_without_what_the_table_needs(part: PartFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = gguf.read(part.files[0])
+    table = replace(file.tensors["token_embd.weight"], kind="Q4_K")
+
+    def missing(name: str, folder: Path) -> Any:
+        raise FileNotFoundError(f"no {name}")
+
+    monkeypatch.setattr(llamacpp.lib, "load_shared_library", missing)
+    with pytest.raises(EngineError, match=r"cannot read Q4_K: no ggml-base") as caught:
+        llamacpp._Table(replace(file, tensors={"token_embd.weight": table}))
+    assert caught.value.hint == llamacpp.BUILD
 
 
 @pytest.mark.parametrize(
