@@ -12,6 +12,9 @@ PYTHON ?= $(firstword $(foreach p,$(CANDIDATES),$(shell $(p) -c '$(NEW_ENOUGH)' 
 # A plain torch brings gigabytes of CUDA on Linux: its CPU build is taken where the installer's settings list one.
 TORCH := 2.13.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# llama-cpp-python comes as sources: its wheel is built once, for this machine's processor, and kept outside the tree.
+LLAMACPP := 0.3.36
+WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-vlm/wheels
 INSTALL = torch=$(TORCH); \
 	if $(PIP) index versions torch 2>/dev/null | grep -qF '$(TORCH)+cpu'; then torch=$(TORCH)+cpu; fi; \
 	echo "installing torch $$torch and edge-vlm"; $(PIP) install --quiet "torch==$$torch"
@@ -42,9 +45,14 @@ $(VENV)/installed-export: pyproject.toml | $(BIN)/pip
 	@$(INSTALL) -e '.[export]'
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml | $(BIN)/pip
-	@$(INSTALL) -e '.[dev]'
+$(VENV)/installed-dev: pyproject.toml $(WHEELS)/llama-cpp-python-$(LLAMACPP) | $(BIN)/pip
+	@$(INSTALL) --find-links '$(WHEELS)' --only-binary llama-cpp-python -e '.[dev]'
 	@touch $@ $(VENV)/installed-export
+
+$(WHEELS)/llama-cpp-python-$(LLAMACPP): | $(BIN)/pip
+	@echo "building llama-cpp-python $(LLAMACPP): once, some 5 minutes on two cores"
+	@$(PIP) wheel --quiet --no-deps --no-binary llama-cpp-python --wheel-dir '$(WHEELS)' 'llama-cpp-python==$(LLAMACPP)'
+	@touch '$@'
 
 $(BIN)/pip:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer; hint: make PYTHON=/path/to/python3.11" >&2; exit 1; }

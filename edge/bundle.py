@@ -59,6 +59,7 @@ class Manifest:
     tokenizer: File
     golden: File
     versions: Mapping[str, str]
+    companions: tuple[File, ...] = ()  # for other people's tools: no part, and nothing here opens them
     schema: int = SCHEMA
 
     def part(self, role: str) -> Part:
@@ -70,6 +71,7 @@ class Manifest:
     def files(self) -> Iterator[File]:
         for part in self.parts:
             yield from part.files
+        yield from self.companions
         yield self.tokenizer
         yield self.golden
 
@@ -87,6 +89,7 @@ class Manifest:
             "parts": [asdict(part) for part in self.parts],
             "tokenizer": asdict(self.tokenizer),
             "golden": asdict(self.golden),
+            "companions": [asdict(file) for file in self.companions],
             "versions": dict(self.versions),
         }
 
@@ -113,6 +116,7 @@ class Manifest:
                 tokenizer=_file(data["tokenizer"]),
                 golden=_file(data["golden"]),
                 versions=_texts(data["versions"]),
+                companions=tuple(_file(f) for f in data.get("companions", ())),
             )
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise BundleError(f"manifest.json is damaged: {error!r}", hint="export the bundle again") from error
@@ -216,6 +220,7 @@ class Bundle:
             files=tuple(self.file(f) for f in part.files),
             inputs=part.inputs,
             outputs=part.outputs,
+            decoder=self.manifest.spec.decoder if "decoder" in part.covers else None,
         )
 
     def check(self) -> None:

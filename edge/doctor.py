@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
 import edge
+from edge import plugins
 from edge.devices import detect
+from edge.engines import PACKAGE as ENGINES
 from edge.engines import installed_engines
 from edge.plan import EngineInfo
 
@@ -77,14 +79,26 @@ def diagnose() -> Diagnosis:
         cores=here.threads,
         memory_bytes=here.memory_bytes,
         features=tuple(Feature(name, name in here.isa, use) for name, use in table.items()),
-        engines=tuple(_engine(info) for info in installed_engines() if info.formats),
+        engines=tuple(_engine(info, here.isa) for info in installed_engines() if info.formats),
         export_lacks=tuple(_lacking("export")),
     )
 
 
-def _engine(info: EngineInfo) -> Engine:
-    todo = None if info.installed else f"pip install '{DISTRIBUTION}[{info.name}]'"
+def _engine(info: EngineInfo, isa: Sequence[str]) -> Engine:
+    todo = _rebuild(info.name, isa) if info.installed else f"pip install '{DISTRIBUTION}[{info.name}]'"
     return Engine(info.name, info.formats, info.version, todo)
+
+
+def _rebuild(engine: str, isa: Sequence[str]) -> str | None:
+    """What to do about a library that was built on the user's machine or another, and uses less than this one has."""
+    if "BUILD" not in plugins.facts(ENGINES, engine):
+        return None
+    try:
+        runtime = plugins.load(ENGINES, engine)
+    except ImportError as error:
+        return str(error)
+    unused = [name for name, used in runtime.features().items() if name in isa and not used]
+    return f"{runtime.BUILD} (built without {', '.join(unused)})" if unused else None
 
 
 def _lacking(extra: str) -> Iterator[str]:

@@ -17,14 +17,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Role -> target. The projector goes with the vision tower: they are written as one part."""
+    """Role -> target. The projector goes with the vision tower: they are written as one part. `mmproj` is the same once
+    more, beside the parts, for llama.cpp's own multimodal programs."""
 
     name: str
     targets: Mapping[str, Target]
 
 
-def _recipe(name: str, vision: Target, decoder: Target) -> Recipe:
-    return Recipe(name, {"vision": vision, "decoder": decoder})
+def _recipe(name: str, vision: Target, decoder: Target, mmproj: Target | None = None) -> Recipe:
+    return Recipe(name, {"vision": vision, "decoder": decoder} | ({"mmproj": mmproj} if mmproj else {}))
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -33,6 +34,12 @@ RECIPES: Mapping[str, Recipe] = {
         _recipe("onnx-w8a8-w4", Target("onnx", "w8a8"), Target("onnx", "w4")),
         _recipe("onnx-w8a8-w8", Target("onnx", "w8a8"), Target("onnx", "w8")),
         _recipe("onnx-fp32", Target("onnx", "fp32"), Target("onnx", "fp32")),
+        _recipe("gguf-q4_0", Target("onnx", "w8a8"), Target("gguf", "q4_0"), Target("gguf", "q8_0")),
+        _recipe("gguf-q4_k_m", Target("onnx", "w8a8"), Target("gguf", "q4_k_m"), Target("gguf", "q8_0")),
+        _recipe("gguf-f16", Target("onnx", "fp32"), Target("gguf", "f16"), Target("gguf", "f16")),
+        _recipe("gguf-bf16", Target("onnx", "fp32"), Target("gguf", "bf16"), Target("gguf", "f16")),
+        _recipe("onnx-w8a8-gguf-q4_0", Target("onnx", "w8a8"), Target("gguf", "q4_0")),
+        _recipe("onnx-w8a8-gguf-q4_k_m", Target("onnx", "w8a8"), Target("gguf", "q4_k_m")),
     )
 }
 DEFAULT = "onnx-w8a8-w4"

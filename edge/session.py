@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from time import perf_counter
 from types import TracebackType
-from typing import cast
+from typing import cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from edge.plan import Plan, plan
 from edge.prompt import Turn, segments
 from edge.sampling import Sampling
 from edge.tokenizer import Tokenizer
-from edge.types import Array, Decoder, Embeddings, Graph, OpenOptions
+from edge.types import Array, CacheKind, Decoder, Embeddings, Graph, OpenOptions
 
 Images = Source | Sequence[Source] | None  # no picture, one, or several
 REMEMBERED = 32  # pictures whose embeddings a session keeps
@@ -38,18 +38,22 @@ def load(
     threads: int = 0,
     context: int = 0,
     engine: str | None = None,
+    cache: CacheKind = "f16",
     debug: bool = False,
 ) -> Session:
-    """Open a bundle on this machine. `threads` 0: its physical cores; `context` 0: the model's, or what memory allows.
+    """Open a bundle on this machine. `threads` 0: its physical cores; `context` 0: the model's, or what memory allows;
+    `cache`: how an engine that keeps keys and values itself stores them.
 
     The files are hashed while the engines open them and after: a damaged one raises BundleError here, or before
     anything is answered. Raises EngineError when no engine opens a part, and UsageError on a call that asks for what
     does not exist.
     """
     started = perf_counter()
+    if cache not in get_args(CacheKind):
+        raise UsageError(f"no cache of {cache!r}", hint="one of: " + ", ".join(get_args(CacheKind)))
     bundle = Bundle.open(path)
     chosen = plan(bundle.manifest, detect(), installed_engines(), engine=engine, threads=threads, context=context)
-    options = OpenOptions(threads=chosen.threads, context=chosen.context, debug=debug)
+    options = OpenOptions(threads=chosen.threads, context=chosen.context, debug=debug, cache=cache)
     pool = ThreadPoolExecutor(len(chosen.choices) + 1, thread_name_prefix="edge-load")
     check = pool.submit(bundle.check)
     opening = [pool.submit(open_part, bundle.files(c.part), c.engine, options) for c in chosen.choices]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.spec import DecoderSpec
+
 Array = NDArray[Any]
+CacheKind = Literal["f16", "q8_0"]
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,13 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """What an engine may be told. `threads` 0 leaves the choice to the engine."""
+    """What an engine may be told. `threads` and `context` 0 leave the choice to the engine; `cache` is how one stores
+    keys and values that keeps them itself."""
 
     threads: int = 0
     context: int = 0
     debug: bool = False
+    cache: CacheKind = "f16"
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ class PartFiles:
     files: tuple[Path, ...]  # the first is the one to open
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    decoder: DecoderSpec | None = None  # of the model that a decoder's part belongs to
 
 
 class Runtime(Protocol):

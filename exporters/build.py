@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge import bundle, image, plugins
-from edge.bundle import Part
+from edge.bundle import ROLES, File, Part
 from edge.calibration import Record
 from edge.errors import UsageError
 from edge.golden import TOKENS, Golden, Outputs
@@ -28,11 +28,14 @@ from exporters.checkpoint import Checkpoint
 from exporters.component import Component
 from exporters.decoders import LanguageModel
 from exporters.encoder import Encoder, fused
+from exporters.formats import Written
+from exporters.gguf_file import imatrix
 
 Progress = Callable[[str, float], None]
 Ids = list[list[int] | None]
 Rows = NDArray[np.float32]
 M = TypeVar("M", Encoder, LanguageModel)
+IMATRIX = "imatrix.gguf"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Built:
     parts: tuple[Part, ...]  # without measured errors
     golden: Golden
     prompt: Ids  # token ids around the picture, which None stands for
+    companions: tuple[File, ...]
 
 
 def build(
@@ -50,35 +54,52 @@ def build(
     folder: Path,
     progress: Progress,
     calibration: Sequence[Record] = (),
+    matrix: Path | None = None,
 ) -> Built:
-    """Write the parts and `tokenizer.json` into `folder`; picture is RGB `[H, W, 3]`, for golden."""
+    """Write the parts and `tokenizer.json` into `folder`; picture is RGB `[H, W, 3]`, for golden. The importance of the
+    decoder's columns is read from `matrix`, or else measured on the calibration and kept beside the parts."""
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer_json(), encoding="utf-8")
     tokenizer = Tokenizer.open(folder / "tokenizer.json")
     spec = checkpoint.spec
     pixel_values = image.pixels(picture, spec.image)
     prompt = cut(checkpoint, tokenizer, question)
     vision, decoder = components(checkpoint)
+    matters = _read(matrix, decoder) if matrix else {}  # a wrong file is told before the work
     write = _Writer(checkpoint, to, folder, progress)
 
     encoder = write.load(vision, Encoder)
     rows = reference.encode(encoder, pixel_values)
     seen = [reference.encode(encoder, image.pixels(record.picture, spec.image)) for record in calibration]
-    vision_part = write(vision, encoder, ("vision", "projector"))
+    vision_part = write.part(vision, encoder, ("vision", "projector"))
     stored_rows = reference.encode(encoder, pixel_values)
     del encoder
 
     model = write.load(decoder, LanguageModel)
     answer = reference.answer(model, prompt, rows)
-    conversations = (
-        segments(spec.prompt, tokenizer, [Turn(record.question, (Embeddings(r[0], "calibration"),), record.answer)])
-        for record, r in zip(calibration, seen, strict=True)
-    )
-    matters = importance.measure(model, (_merged(model, conversation) for conversation in conversations))
-    decoder_part = write(decoder, model, ("decoder",), matters)
+    companions: tuple[File, ...] = ()
+    if calibration and not matters:
+        turns = (
+            Turn(c.question, (Embeddings(r[0], "calibration"),), c.answer)
+            for c, r in zip(calibration, seen, strict=True)
+        )
+        matters = importance.measure(model, (_merged(model, segments(spec.prompt, tokenizer, [t])) for t in turns))
+        if to["decoder"].format == "gguf":  # llama.cpp's own tools take it too
+            imatrix.write(folder / IMATRIX, matters, model.config, len(calibration))
+            companions += (bundle.describe(folder, folder / IMATRIX),)
+    decoder_part = write.part(decoder, model, ("decoder",), matters)
     stored_answer = reference.answer(model, prompt, rows)
+    del model
 
+    for component in beside(checkpoint, to):
+        companions += write.files(component, write.load(component, Encoder))[0]
     golden = Golden(picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer))
-    return Built((vision_part, decoder_part), golden, prompt)
+    return Built((vision_part, decoder_part), golden, prompt, companions)
+
+
+def _read(matrix: Path, decoder: Component) -> dict[str, Tensor]:
+    skeleton = decoder.skeleton()
+    assert isinstance(skeleton, LanguageModel)
+    return imatrix.read(matrix, skeleton.config)
 
 
 def cut(checkpoint: Checkpoint, tokenizer: Tokenizer, question: str) -> Ids:
@@ -101,10 +122,15 @@ def components(checkpoint: Checkpoint) -> tuple[Component, Component]:
     return fused(found["vision"], found["projector"]), found["decoder"]
 
 
+def beside(checkpoint: Checkpoint, to: Mapping[str, Target]) -> list[Component]:
+    """What other people's tools want of the encoder, under its role in the targets."""
+    return [replace(components(checkpoint)[0], role=role) for role in to if role not in ROLES]
+
+
 def bytes_needed(checkpoint: Checkpoint, to: Mapping[str, Target]) -> int:
     """What the parts will take, to a few percent."""
     total = 0.0
-    for component in components(checkpoint):
+    for component in (*components(checkpoint), *beside(checkpoint, to)):
         target = to[component.role]
         numbers = sum(math.prod(tensor.shape) for tensor in component.skeleton().state_dict().values())
         total += numbers * plugins.facts(targets.FORMATS, target.format)["BYTES_PER_WEIGHT"][target.scheme]
@@ -124,7 +150,22 @@ class _Writer:
         assert isinstance(module, kind)
         return module
 
-    def __call__(
+    def files(
+        self, component: Component, module: nn.Module, matters: Mapping[str, Tensor] | None = None
+    ) -> tuple[tuple[File, ...], Written]:
+        target = self.to[component.role]
+        written: Written = plugins.load(targets.FORMATS, target.format).write(
+            component,
+            module,
+            target.scheme,
+            self.folder,
+            lambda done: self.progress(self._stage(component), done),
+            matters,
+            checkpoint=self.checkpoint,
+        )
+        return tuple(bundle.describe(self.folder, file) for file in written.files), written
+
+    def part(
         self,
         component: Component,
         module: nn.Module,
@@ -132,20 +173,12 @@ class _Writer:
         matters: Mapping[str, Tensor] | None = None,
     ) -> Part:
         target = self.to[component.role]
-        writer = plugins.load(targets.FORMATS, target.format)
-        written = writer.write(
-            component,
-            module,
-            target.scheme,
-            self.folder,
-            lambda done: self.progress(self._stage(component), done),
-            matters,
-        )
+        files, written = self.files(component, module, matters)
         return Part(
             covers=covers,
             format=target.format,
             scheme=target.scheme,
-            files=tuple(bundle.describe(self.folder, file) for file in written.files),
+            files=files,
             inputs=written.inputs,
             outputs=written.outputs,
             tolerance=targets.schemes(target.format)[component.role][target.scheme],

@@ -25,7 +25,7 @@ from exporters.build import Built, Progress, build, bytes_needed
 from exporters.checkpoint import Checkpoint, open_checkpoint
 
 CALIBRATION = 32  # conversations: each costs a prompt through torch, and more hardly change the statistics
-TOOLS = ("torch", "onnx-ir", "onnxruntime")
+TOOLS = ("torch", "onnx-ir", "onnxruntime", "gguf")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class ExportRequest:
     recipe: str | None = None
     device: str | None = None
     calib: Path | None = None
+    imatrix: Path | None = None
     context: int | None = None
     vision_tower: Path | None = None
     threads: int = 0
@@ -67,7 +68,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     progress("read", 1.0)
     with staging.create(request.output) as folder:
         _require_space(bytes_needed(checkpoint, recipe.targets), folder)
-        built = build(checkpoint, recipe.targets, picture, question, folder, progress, calibration)
+        built = build(checkpoint, recipe.targets, picture, question, folder, progress, calibration, request.imatrix)
         built.golden.save(folder / "golden.npz")
         manifest = _manifest(checkpoint, recipe, question, built, folder)
         bundles.write_manifest(folder, manifest)
@@ -93,6 +94,7 @@ def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Buil
         parts=built.parts,
         tokenizer=bundles.describe(folder, folder / "tokenizer.json"),
         golden=bundles.describe(folder, folder / "golden.npz"),
+        companions=built.companions,
         versions={"edge-vlm": edge.__version__, **{tool: metadata.version(tool) for tool in TOOLS}},
     )
 

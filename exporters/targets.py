@@ -21,11 +21,17 @@ def schemes(format: str) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
 
 
 def resolve(format: str | None, wanted: Sequence[str], recipe: str | None, device: str | None) -> Recipe:
-    """The recipe that a call means. A bare scheme sets each role that the format can write so, and leaves the others;
-    `role=scheme` sets one. A recipe goes before the device's own. Raises UsageError with the legal list."""
+    """The recipe that a call means. A format takes each role that it can write, and leaves the others; so does a bare
+    scheme; `role=scheme` sets one. In any letter case. A recipe goes before the device's own.
+
+    Raises UsageError with the legal list.
+    """
+    wanted = [word.lower() for word in wanted]
     profile = devices.profile(device) if device else None
-    start = _recipe(recipe or (profile.recipe if profile else _format_recipe(format)))
-    targets = {role: Target(format or target.format, target.scheme) for role, target in start.targets.items()}
+    start = _recipe(recipe or (profile.recipe if profile else _format_recipe(format, wanted)))
+    targets = dict(start.targets)
+    if format:
+        targets |= {role: Target(format, target.scheme) for role, target in targets.items() if role in schemes(format)}
     for word in wanted:
         role, named, scheme = word.rpartition("=")
         targets |= _set_one(targets, role, scheme) if named else _set_able(targets, scheme)
@@ -64,9 +70,12 @@ def _recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def _format_recipe(format: str | None) -> str:
-    """The first recipe that is written wholly in a format; recipes stand in order of preference."""
+def _format_recipe(format: str | None, wanted: Sequence[str]) -> str:
+    """The first recipe whose decoder is written in a format, and in a wanted scheme if there is such a recipe; they
+    stand in order of preference."""
     if format is None:
         return DEFAULT
     schemes(format)
-    return next(name for name, r in RECIPES.items() if {t.format for t in r.targets.values()} == {format})
+    able = [recipe for recipe in RECIPES.values() if recipe.targets["decoder"].format == format]
+    so = [recipe for recipe in able if recipe.targets["decoder"].scheme in wanted]
+    return (so or able)[0].name

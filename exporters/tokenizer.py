@@ -42,7 +42,7 @@ def convert(checkpoint: Path) -> str:
     Raises CheckpointError when there is no tokenizer, or one of a kind that is not read.
     """
     if (checkpoint / PIECES).is_file():
-        tokenizer = _from_pieces(_proto(checkpoint))
+        tokenizer = _from_pieces(model(checkpoint))
         _add(tokenizer, checkpoint)
     elif (checkpoint / JSON).is_file():
         tokenizer = _from_json(checkpoint)
@@ -56,7 +56,7 @@ def convert(checkpoint: Path) -> str:
 def special_ids(checkpoint: Path) -> SpecialIds:
     """The ids that begin a text, end one, and stand for the unknown; None for what the tokenizer lacks."""
     if (checkpoint / PIECES).is_file():
-        proto = _proto(checkpoint)
+        proto = model(checkpoint)
         ids = {piece.piece: i for i, piece in enumerate(proto.pieces) if piece.type in (CONTROL, UNKNOWN)}
         spec = proto.trainer_spec
         return SpecialIds(*(ids.get(piece) for piece in (spec.bos_piece, spec.eos_piece, spec.unk_piece)))
@@ -66,7 +66,8 @@ def special_ids(checkpoint: Path) -> SpecialIds:
     return SpecialIds(*(vocab.get(str(t["content"] if isinstance(t, dict) else t)) for t in tokens))
 
 
-def _proto(checkpoint: Path) -> Any:
+def model(checkpoint: Path) -> Any:
+    """Its SentencePiece model, of a kind that is read. Raises CheckpointError on any other."""
     path = checkpoint / PIECES
     proto = model_pb2.ModelProto()  # type: ignore[attr-defined]  # protobuf makes the class when it is imported
     try:
@@ -143,7 +144,7 @@ def _normalizers(spec: Any, user_defined: list[str]) -> Iterator[Any]:
 
 def _add(tokenizer: tokenizers.Tokenizer, checkpoint: Path) -> None:
     """The tokens that were added beside the SentencePiece model, under their ids."""
-    added = _declared(checkpoint)
+    added = added_tokens(checkpoint)
     size = tokenizer.get_vocab_size()
     for i in sorted(i for i in added if i >= size):
         tokenizer.add_tokens([added[i]])
@@ -154,7 +155,8 @@ def _add(tokenizer: tokenizers.Tokenizer, checkpoint: Path) -> None:
             )
 
 
-def _declared(checkpoint: Path) -> dict[int, AddedToken]:
+def added_tokens(checkpoint: Path) -> dict[int, AddedToken]:
+    """The tokens beside the tokenizer's own, by id."""
     listed, plain = _read(checkpoint / CONFIG).get("added_tokens_decoder", {}), _read(checkpoint / ADDED)
     try:
         tokens = {int(i): AddedToken(content, normalized=False, special=True) for content, i in plain.items()}

@@ -1,8 +1,9 @@
 """One file for each format, named after what it writes.
 
 A format has the literals `SCHEMES` (role -> scheme -> tolerance) and `BYTES_PER_WEIGHT` (scheme -> bytes), and
-`write(component, module, scheme, folder, progress)`, after which the module holds the weights as they were stored, and
-so computes the reference of what was written.
+`write(component, module, scheme, folder, progress, importance, checkpoint=…)`, after which the module holds the weights
+as they were stored, and so computes the reference of what was written. A role that is no component's own is written
+beside the parts, for other people's tools.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from edge.errors import EdgeError
 from edge.types import TensorSpec
 from exporters import quantize
+from exporters.checkpoint import Checkpoint
 from exporters.component import Component
 from exporters.decoders import LanguageModel
 from exporters.encoder import Encoder
@@ -46,6 +47,8 @@ def write(
     folder: Path,
     progress: Progress,
     importance: Mapping[str, Tensor] | None = None,
+    *,
+    checkpoint: Checkpoint | None = None,  # nothing of it is written
 ) -> Written:
     """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored.
 

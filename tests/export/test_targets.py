@@ -52,8 +52,8 @@ def test_schemes(wanted, found):
         ((None, ("projector=fp32",), None, None), "no role 'projector'", "one of: vision, decoder"),
         ((None, ("fp32", "eye=fp32"), None, None), "no role 'eye' in --scheme eye=fp32", "one of: vision, decoder"),
         ((None, ("vision=fp32=w4",), None, None), "no role 'vision=fp32'", "one of: vision, decoder"),
-        (("oonx", (), None, None), "no format 'oonx'", "one of: onnx"),
-        (("oonx", ("fp32",), None, "rpi5"), "no format 'oonx'", "one of: onnx"),
+        (("oonx", (), None, None), "no format 'oonx'", "one of: gguf, onnx"),
+        (("oonx", ("fp32",), None, "rpi5"), "no format 'oonx'", "one of: gguf, onnx"),
         ((None, (), "fast", None), "no recipe 'fast'", "one of: onnx-w8a8-w4, onnx-w8a8-w8, onnx-fp32"),
         ((None, (), None, "rpi3"), "no device 'rpi3'", "rpi4, rpi5"),
         ((None, (), "onnx-fp32", "rpi3"), "no device 'rpi3'", "rpi4, rpi5"),
@@ -70,7 +70,8 @@ def test_a_name_of_a_recipe_stays_as_long_as_its_targets_do():
     assert targets.resolve(None, (), None, None) == RECIPES[DEFAULT]
     for name, recipe in RECIPES.items():
         assert targets.resolve(None, (), name, None) == recipe
-        assert targets.resolve("onnx", (), name, None) == recipe
+        if {target.format for target in recipe.targets.values()} == {"onnx"}:
+            assert targets.resolve("onnx", (), name, None) == recipe
     assert targets.resolve(None, ("w8",), "onnx-fp32", None).name == "custom"
     assert targets.resolve(None, ("fp32",), "onnx-fp32", None).name == "onnx-fp32"
     # The targets of another recipe, but nobody named it.
@@ -89,14 +90,14 @@ def test_a_recipe_that_was_asked_for_goes_before_the_device_s():
 
 def test_a_format_is_looked_up_in_the_recipes_and_checked(monkeypatch):
     """A recipe of another format gives way to --format, and only to what that format can write."""
-    other = Recipe("gguf", {"vision": Target("gguf", "fp16"), "decoder": Target("gguf", "q4_k_m")})
-    monkeypatch.setattr(targets, "RECIPES", {"gguf": other, **RECIPES})
+    other = Recipe("other", {"vision": Target("tflite", "fp16"), "decoder": Target("tflite", "w3")})
+    monkeypatch.setattr(targets, "RECIPES", {"other": other, **RECIPES})
     assert targets.resolve("onnx", (), None, None) == RECIPES[DEFAULT]
-    assert schemes(targets.resolve("onnx", ("decoder=w8",), "gguf", None)) == {"vision": "fp16", "decoder": "w8"}
-    with pytest.raises(UsageError, match="onnx cannot write the decoder as 'q4_k_m'"):
-        targets.resolve("onnx", (), "gguf", None)
-    with pytest.raises(UsageError, match="no format 'gguf'"):
-        targets.resolve(None, (), "gguf", None)
+    assert schemes(targets.resolve("onnx", ("decoder=w8",), "other", None)) == {"vision": "fp16", "decoder": "w8"}
+    with pytest.raises(UsageError, match="onnx cannot write the decoder as 'w3'"):
+        targets.resolve("onnx", (), "other", None)
+    with pytest.raises(UsageError, match="no format 'tflite'"):
+        targets.resolve(None, (), "other", None)
 
 
 def test_targets_are_resolved_without_a_converter():

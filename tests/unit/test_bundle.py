@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import errno
 import json
 import os
@@ -49,6 +50,30 @@ def test_the_manifest_survives_being_written(make_bundle: MakeBundle) -> None:
     bundle = make_bundle()
     assert Manifest.from_json(bundle.manifest.to_json()) == bundle.manifest
     assert Bundle.open(str(bundle.path)).manifest == bundle.manifest
+
+
+def test_companions_are_kept_with_the_parts(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle()
+    assert bundle.manifest.companions == ()
+    (bundle.path / "mmproj.gguf").write_bytes(b"for other tools")
+    file = bundles.describe(bundle.path, bundle.path / "mmproj.gguf")
+    rewrite(bundle.path, companions=[dataclasses.asdict(file)])
+    found = Bundle.open(bundle.path)
+    assert found.manifest.companions == (file,)
+    assert file in found.manifest.files()
+    assert Manifest.from_json(found.manifest.to_json()) == found.manifest
+    schema = json.loads((REPOSITORY / "edge" / "manifest.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(found.manifest.to_json())))
+    (bundle.path / "mmproj.gguf").write_bytes(b"for other toolz")
+    with pytest.raises(BundleError, match=r"mmproj\.gguf is not the file"):
+        found.check()
+
+
+def test_a_bundle_from_before_companions_is_read(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle()
+    data = manifest_of(bundle.path)
+    del data["companions"]
+    assert Manifest.from_json(data) == bundle.manifest
 
 
 def test_the_manifest_is_what_the_schema_says(make_bundle: MakeBundle) -> None:

@@ -379,13 +379,14 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         )
 
     fake.export, fake.verify_against = export, verify_against
-    monkeypatch.setattr(plugins, "load", lambda package, name: fake if package == "exporters" else None)
+    load = plugins.load
+    monkeypatch.setattr(plugins, "load", lambda package, name: fake if package == "exporters" else load(package, name))
     return fake
 
 
 def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
-    given = "--format onnx --scheme w4 --scheme vision=fp16 --recipe r --device rpi5 --calib pics --context 512"
-    more = "--vision-tower tower --threads 3 --max-loss 0.1 -o out"
+    given = "--format onnx --scheme w4 --scheme vision=fp16 --recipe r --device rpi5 --calib pics --imatrix m.gguf"
+    more = "--context 512 --vision-tower tower --threads 3 --max-loss 0.1 -o out"
     assert call("export", "mtgv/some-model", *given.split(), *more.split()) == 0
     assert exporter.requests == [
         {
@@ -396,6 +397,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
             "recipe": "r",
             "device": "rpi5",
             "calib": Path("pics"),
+            "imatrix": Path("m.gguf"),
             "context": 512,
             "vision_tower": Path("tower"),
             "threads": 3,

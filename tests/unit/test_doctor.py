@@ -4,6 +4,7 @@ import json
 import platform
 from dataclasses import replace
 from importlib import metadata
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ NULL = EngineInfo("null", (), "numpy", True, "2", None)
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "installed_engines", lambda: (PRESENT, ABSENT, NULL))
+    monkeypatch.setattr(doctor.plugins, "facts", lambda package, name: {})
 
 
 def requirements(monkeypatch: pytest.MonkeyPatch, listed: list[str] | None) -> None:
@@ -47,6 +49,26 @@ def test_engines_and_what_to_do() -> None:
     lines = [line.split() for line in shown(found).splitlines()]
     assert ["fast", "onnx,", "gguf", "1.2", "ready"] in lines
     assert ["slow", "coreml", "not", "installed", "pip", "install", "'edge-vlm[slow]'"] in lines
+
+
+@pytest.mark.usefixtures("engines")
+def test_an_engine_that_was_built_for_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = replace(detect(), isa=("avx2", "avx512_vnni", "amx"))
+    monkeypatch.setattr(doctor, "detect", lambda: here)
+    built = {"avx2": True, "avx512_vnni": False, "sve": False}
+    runtime = SimpleNamespace(BUILD="make it", features=lambda: built)
+    monkeypatch.setattr(doctor.plugins, "facts", lambda package, name: {"BUILD": "make it"})
+    monkeypatch.setattr(doctor.plugins, "load", lambda package, name: runtime)
+    assert diagnose().engines[0].todo == "make it (built without avx512_vnni)"
+    assert "make it (built without" in " ".join(shown(diagnose()).split())
+    built["avx512_vnni"] = True
+    assert diagnose().engines[0].todo is None
+
+    def fails(package: str, name: str) -> Any:
+        raise ImportError("no such symbol")
+
+    monkeypatch.setattr(doctor.plugins, "load", fails)
+    assert diagnose().engines[0].todo == "no such symbol"
 
 
 @pytest.mark.parametrize(("machine", "table"), [("x86_64", X86), ("AMD64", X86), ("aarch64", ARM), ("arm64", ARM)])

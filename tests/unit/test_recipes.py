@@ -14,7 +14,7 @@ FORMATS = "exporters.formats"
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
 def test_a_recipe_is_legal(recipe: Recipe) -> None:
     """Each target stands in the table of its format."""
-    assert set(recipe.targets) == {"vision", "decoder"}
+    assert {"vision", "decoder"} <= set(recipe.targets) <= {"vision", "decoder", "mmproj"}
     for role, target in recipe.targets.items():
         assert target.scheme in plugins.facts(FORMATS, target.format)["SCHEMES"][role]
 
@@ -42,9 +42,10 @@ def test_a_device_names_a_recipe_that_an_engine_of_its_own_opens(device: devices
 @pytest.mark.parametrize("format", plugins.names(FORMATS))
 def test_a_format_has_a_recipe_and_states_its_tolerances(format: str) -> None:
     facts = plugins.facts(FORMATS, format)
-    assert any({t.format for t in recipe.targets.values()} == {format} for recipe in RECIPES.values())
+    assert any(recipe.targets["decoder"].format == format for recipe in RECIPES.values())
     for role, table in facts["SCHEMES"].items():
         for scheme, tolerance in table.items():
-            assert tolerance, f"{role} {scheme}: nothing would be proven"
+            # What lies beside the parts is opened by nothing here.
+            assert bool(tolerance) == (role != "mmproj"), f"{role} {scheme}: nothing would be proven"
             assert set(tolerance) <= set(MEASURES if role == "decoder" else MEASURES[:2])
             assert 0 < facts["BYTES_PER_WEIGHT"][scheme] <= 4

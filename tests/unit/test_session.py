@@ -288,9 +288,15 @@ def test_a_picture_that_is_none(session: Session) -> None:
 
 
 def test_what_the_engines_are_told(engine: Engine, bundle: Bundle) -> None:
-    session = edge.load(bundle.path, engine="null", threads=3, context=100, debug=True)
-    assert engine.options == [OpenOptions(3, 100, True)] * 2
+    session = edge.load(bundle.path, engine="null", threads=3, context=100, debug=True, cache="q8_0")
+    assert engine.options == [OpenOptions(3, 100, True, "q8_0")] * 2
     assert (session.plan.threads, session.plan.context) == (3, 100)
+
+
+def test_a_cache_that_does_not_exist(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="no cache of 'q2'") as caught:
+        edge.load(bundle.path, engine="null", cache="q2")  # type: ignore[arg-type]
+    assert caught.value.hint == "one of: f16, q8_0"
 
 
 def test_threads_are_the_devices(engine: Engine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

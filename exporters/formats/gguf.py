@@ -1,0 +1,130 @@
+"""GGUF, for llama.cpp: the decoder, and beside it the encoder as llama.cpp's multimodal programs read it ("mmproj")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import gguf
+import torch
+from gguf import GGMLQuantizationType as Kind
+from torch import Tensor, nn
+
+from exporters.checkpoint import Checkpoint
+from exporters.component import Component
+from exporters.decoders.llama import Decoder
+from exporters.encoder import Encoder
+from exporters.formats import Progress, Written
+from exporters.gguf_file import decoder, entries, mmproj, quantizer, vocabulary
+from exporters.gguf_file.entries import Entry
+
+# The tolerance is on the distance to torch on the same stored weights: the kernels round activations to the weights'
+# own kind, float16 or int8. No engine of ours opens the mmproj.
+SCHEMES = {
+    "decoder": {
+        "f16": {"cosine": 0.9999},
+        "bf16": {"cosine": 0.9995},
+        "q8_0": {"cosine": 0.999},
+        "q6_k": {"cosine": 0.999},
+        "q5_k_m": {"cosine": 0.999},
+        "q5_k_s": {"cosine": 0.999},
+        "q4_k_m": {"cosine": 0.999},
+        "q4_k_s": {"cosine": 0.999},
+        "q4_0": {"cosine": 0.999},
+        "iq4_nl": {"cosine": 0.999},
+        "iq4_xs": {"cosine": 0.999},
+        "q3_k_m": {"cosine": 0.999},
+    },
+    "mmproj": {"f16": {}, "q8_0": {}},
+}
+BYTES_PER_WEIGHT = {
+    "f16": 2.0,
+    "bf16": 2.0,
+    "q8_0": 1.0625,
+    "q6_k": 0.83,
+    "q5_k_m": 0.72,
+    "q5_k_s": 0.70,
+    "q4_k_m": 0.62,
+    "q4_k_s": 0.59,
+    "q4_0": 0.60,
+    "iq4_nl": 0.59,
+    "iq4_xs": 0.56,
+    "q3_k_m": 0.51,
+}
+# What is packed here. A rounded decoder keeps its tables wider: an error there is in every token.
+PACKED = {
+    "f16": (Kind.F16, Kind.F16),
+    "bf16": (Kind.BF16, Kind.BF16),
+    "q8_0": (Kind.Q8_0, Kind.Q8_0),
+    "q4_0": (Kind.Q4_0, Kind.Q6_K),
+}
+
+
+def write(
+    component: Component,
+    module: nn.Module,
+    scheme: str,
+    folder: Path,
+    progress: Progress,
+    importance: Mapping[str, Tensor] | None = None,
+    *,
+    checkpoint: Checkpoint,
+) -> Written:
+    """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored."""
+    name = "-".join(checkpoint.name.split())
+    if isinstance(module, Encoder):
+        path = folder / f"mmproj-{name}-{scheme.upper()}.gguf"
+        _encoder(module, scheme, path, progress, checkpoint)
+    else:
+        assert isinstance(module, Decoder)
+        path = folder / f"{name}-{scheme.upper()}.gguf"
+        _decoder(module, scheme, path, progress, decoder.entries(module, importance or {}), checkpoint)
+    return Written((path,), (), ())
+
+
+def _encoder(module: Encoder, scheme: str, path: Path, progress: Progress, checkpoint: Checkpoint) -> None:
+    writer = entries.new_file(path, mmproj.ARCHITECTURE, checkpoint, _file_type(scheme))
+    mmproj.describe(writer, module, checkpoint.spec.image, checkpoint.spec.decoder.hidden)
+    found = mmproj.entries(module)
+    kind, _ = PACKED[scheme]
+    # Positions are looked up and added: they are small, and no product averages their error.
+    entries.write(writer, found, lambda entry: Kind.F16 if entry.name == mmproj.POSITIONS else kind, progress)
+    entries.read_back(path, found)
+
+
+def _decoder(
+    module: Decoder,
+    scheme: str,
+    path: Path,
+    progress: Progress,
+    found: Sequence[Entry],
+    checkpoint: Checkpoint,
+) -> None:
+    """One pass for what is packed here; else a file of the checkpoint's own width, for llama.cpp to quantise."""
+    wide = None if scheme in PACKED else path.with_suffix(".wide")
+    kind, tables = PACKED.get(scheme) or (_width(checkpoint),) * 2
+    if wide:
+        quantizer.library()  # what is missing is told before the work
+    writer = entries.new_file(wide or path, decoder.ARCHITECTURE, checkpoint, _file_type(scheme))
+    decoder.describe(writer, module.config)
+    vocabulary.add(writer, checkpoint.folder, checkpoint.spec.prompt, module.config.vocab)
+    entries.write(writer, found, lambda entry: tables if entry.name in decoder.TABLES else kind, progress)
+    if wide:
+        quantizer.quantize(wide, path, _file_type(scheme), found)
+        wide.unlink()
+    entries.read_back(path, found)
+    if module.config.tied:
+        module.lm_head.weight.copy_(module.embed_tokens.weight)
+
+
+def _file_type(scheme: str) -> gguf.LlamaFileType:
+    return gguf.LlamaFileType[f"MOSTLY_{scheme.upper()}"]
+
+
+def _width(checkpoint: Checkpoint) -> Kind:
+    """A file of this type holds the decoder's weights as they are."""
+    keys = (key for keys in checkpoint.components["decoder"].keys.values() for key in keys)
+    dtypes = {checkpoint.weights.dtype(key) for key in keys}
+    if dtypes == {torch.float16}:
+        return Kind.F16
+    return Kind.BF16 if dtypes == {torch.bfloat16} else Kind.F32

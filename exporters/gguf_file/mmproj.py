@@ -1,0 +1,101 @@
+"""Tower and projector under the names that llama.cpp's multimodal library looks for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import cast
+
+import gguf
+from torch import nn
+
+from edge.errors import EdgeError
+from edge.spec import ImageSpec
+from exporters.encoder import Encoder
+from exporters.gguf_file.entries import Entry
+from exporters.projectors import ldpnet, ldpnetv2, mlp
+from exporters.vision.clip import Tower
+
+ARCHITECTURE = "clip"
+POSITIONS = "v.position_embd.weight"
+# (projector, its name there, our names -> theirs)
+KNOWN: tuple[tuple[type[nn.Module], str, tuple[str, str]], ...] = (
+    (ldpnetv2.Projector, "ldpv2", (r"(mlp|peg)\.\1", r"mm.model.\1")),
+    (ldpnet.Projector, "ldp", (r"model", "mm.model")),
+    (mlp.Projector, "mlp", (r"", "mm.")),
+)
+GRID = 24  # the LDP projectors of llama.cpp take no other
+NAMES = (
+    (r"embeddings\.class_embedding", "class_embd"),
+    (r"embeddings\.patch_embedding", "patch_embd"),
+    (r"embeddings\.position_embedding", "position_embd"),
+    (r"pre_layrnorm", "pre_ln"),
+    (r"layers\.(\d+)\.layer_norm([12])", r"blk.\1.ln\2"),
+    (r"layers\.(\d+)\.self_attn\.([qkv])_proj", r"blk.\1.attn_\2"),
+    (r"layers\.(\d+)\.self_attn\.out_proj", r"blk.\1.attn_out"),
+    (r"layers\.(\d+)\.mlp\.fc1", r"blk.\1.ffn_up"),
+    (r"layers\.(\d+)\.mlp\.fc2", r"blk.\1.ffn_down"),
+)
+
+
+def describe(writer: gguf.GGUFWriter, encoder: Encoder, image: ImageSpec, hidden: int) -> None:
+    """`hidden` is the decoder's width. Raises EdgeError for what llama.cpp does not compute."""
+    c = _tower(encoder).config
+    projector = _projector(encoder)[0]
+    if c.select_feature != "patch" or (projector != "mlp" and c.grid != GRID):
+        raise EdgeError(
+            f"llama.cpp does not compute this encoder: {projector} on a grid of {c.grid}, {c.select_feature!r}",
+            hint="--recipe onnx-w8a8-gguf-q4_0 writes no mmproj",
+        )
+    writer.add_type(gguf.GGUFType.MMPROJ)
+    writer.add_clip_has_vision_encoder(True)
+    writer.add_bool("clip.has_llava_projector", True)
+    writer.add_clip_projector_type(projector)
+    writer.add_vision_image_size(c.image_size)
+    writer.add_vision_patch_size(c.patch_size)
+    writer.add_vision_embedding_length(c.hidden)
+    writer.add_vision_feed_forward_length(c.ffn)
+    writer.add_vision_projection_dim(hidden)
+    writer.add_vision_head_count(c.heads)
+    writer.add_vision_attention_layernorm_eps(c.eps)
+    writer.add_vision_block_count(c.run_layers)
+    # Without it the loader leaves the last of these layers out, which it takes for the one beyond the chosen.
+    writer.add_array("clip.vision.feature_layer", [c.run_layers])
+    writer.add_vision_image_mean(image.mean)
+    writer.add_vision_image_std(image.std)
+    writer.add_bool("clip.use_gelu", c.activation == "gelu")
+
+
+def entries(encoder: Encoder) -> list[Entry]:
+    return [*_tower_entries(_tower(encoder)), *_projector_entries(encoder)]
+
+
+def _tower(encoder: Encoder) -> Tower:
+    return cast("Tower", encoder.tower)
+
+
+def _tower_entries(tower: Tower) -> Iterator[Entry]:
+    for name, tensor in tower.state_dict().items():
+        theirs = next(re.sub(pattern, there, name) for pattern, there in NAMES if re.match(rf"{pattern}(\.|$)", name))
+        yield Entry(f"v.{theirs}", tensor)
+
+
+def _projector_entries(encoder: Encoder) -> Iterator[Entry]:
+    _, (pattern, there) = _projector(encoder)
+    for name, tensor in encoder.projector.state_dict().items():
+        if tensor.ndim == 4:  # [C, 1, 3, 3] of a depthwise convolution, [N, K, 1, 1] of a pointwise one
+            tensor = tensor[:, 0] if tensor.shape[1] == 1 else tensor[:, :, 0, 0]
+        yield Entry(re.sub(f"^{pattern}", there, name), tensor)
+
+
+def _projector(encoder: Encoder) -> tuple[str, tuple[str, str]]:
+    found = encoder.projector
+    # The loader knows two layers of an MLP: a third is not computed, and a single one is put through a GELU.
+    for kind, name, names in KNOWN:
+        if isinstance(found, kind) and (not isinstance(found, mlp.Projector) or len(found) == 3):
+            return name, names
+    raise EdgeError(
+        f"llama.cpp does not compute this projector: {type(found).__module__.rpartition('.')[2]}, "
+        f"{sum('weight' in key for key in found.state_dict())} weights",
+        hint="--recipe onnx-w8a8-gguf-q4_0 writes no mmproj",
+    )

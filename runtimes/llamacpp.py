@@ -1,0 +1,302 @@
+"""Opens `gguf` decoders with llama.cpp, through the low-level binding of llama-cpp-python."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import gguf, machine
+from edge.errors import EngineError
+from edge.gguf import GGUF
+from edge.gguf_check import check_decoder
+from edge.lift import too_long
+from edge.spec import DecoderSpec
+from edge.types import Array, OpenOptions, PartFiles, Segment, Tokens
+
+FORMATS = ("gguf",)
+PACKAGE = "llama-cpp-python"
+BUILD = "CMAKE_ARGS=-DGGML_NATIVE=ON pip install --force-reinstall --no-cache-dir --no-binary :all: llama-cpp-python"
+
+STEP = 512  # positions that memory is taken for at first; it doubles as they fill, so that memory follows use
+_BATCH = 512  # positions that are computed at a time
+_ERROR = 4  # of the library's log levels
+_FEATURES = {  # its words -> ours
+    "NEON": "neon",
+    "DOTPROD": "dotprod",
+    "FP16_VA": "fp16",
+    "MATMUL_INT8": "i8mm",
+    "SVE": "sve",
+    "SME": "sme",
+    "AVX2": "avx2",
+    "AVX_VNNI": "avx_vnni",
+    "AVX512": "avx512",
+    "AVX512_VNNI": "avx512_vnni",
+    "AVX512_BF16": "avx512_bf16",
+    "AMX_INT8": "amx",
+}
+
+
+def version() -> str:
+    return metadata.version(PACKAGE)
+
+
+def features() -> dict[str, bool]:
+    """Whether the library was built to use what a processor may have, in the words of `edge.machine.ISA`."""
+    listed = lib.llama_print_system_info().decode().replace("|", ":").split(":")
+    present = {name.strip() for name, _, value in (entry.partition("=") for entry in listed) if value.strip() == "1"}
+    return {ours: theirs in present for theirs, ours in _FEATURES.items()}
+
+
+def open(part: PartFiles, options: OpenOptions) -> LlamaCppDecoder:
+    """The part's first file as a decoder. Raises EngineError when the library refuses it, and BundleError on a file
+    that the library must not see."""
+    path, spec = part.files[0], part.decoder
+    if spec is None:
+        raise EngineError(
+            f"{path.name} is for other tools: what llama.cpp makes of a picture is not what the model learned to read",
+            hint="export again without --gguf-only: another engine then opens the vision part beside it",
+        )
+    here = machine.inspect().isa
+    foreign = [name for name, used in features().items() if used and name not in here]
+    if foreign and sys.platform == "linux":  # elsewhere the system does not tell all
+        raise EngineError(f"llama.cpp was built for a processor with {', '.join(foreign)}", hint=BUILD)
+    file = gguf.read(path)
+    check_decoder(file, spec)
+    lib.llama_log_set(_LOG, None)
+    lib.llama_backend_init()
+    _complaints.clear()
+    return LlamaCppDecoder(_load(file, spec), _Table(file), spec, options)
+
+
+class LlamaCppDecoder:
+    """Tokens are looked up by the library. Where embeddings stand among them, all go in as rows: it takes only one or
+    the other at a time, and several passes through the weights take longer than one."""
+
+    def __init__(self, model: _Handle, table: _Table, spec: DecoderSpec, options: OpenOptions) -> None:
+        self._model = model
+        self._table = table
+        self._spec = spec
+        self._options = options
+        self._limit = min(options.context or spec.context, spec.context)
+        self._position = 0
+        self._places = np.arange(self._limit, dtype=np.int32)
+        # One token at a time is the common case, and its batch is always the same memory.
+        self._token, self._place = ctypes.c_int32(), ctypes.c_int32()
+        self._step = lib.llama_batch(1, ctypes.pointer(self._token), None, ctypes.pointer(self._place))
+        self._length = min(STEP, self._limit)
+        self._native = self._context(self._length)
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    def extend(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
+        total = self._position + sum(map(len, segments))
+        if total == self._position:
+            raise EngineError("a decoder was extended by nothing")
+        if total > self._limit:
+            raise too_long(total, self._limit)
+        inputs = self._inputs([segment for segment in segments if len(segment)])
+        if total > self._length:
+            self._grow(total)
+        try:
+            self._decode(inputs)
+            logits = self._logits()
+        except BaseException:  # an interrupt too: a part of it may have gone in
+            self._forget(self._position)
+            raise
+        self._position = total
+        return logits
+
+    def rewind(self, position: int) -> None:
+        if not 0 <= position <= self._position:
+            raise EngineError(f"cannot rewind to {position} from {self._position}")
+        if position < self._position:
+            self._forget(position)
+            self._position = position
+
+    def _inputs(self, segments: Sequence[Segment]) -> Array:
+        """Ids i32 [n], or rows f32 [n, hidden]. The library reads whatever lies there."""
+        for segment in segments:
+            if isinstance(segment, Tokens):
+                low, high = min(segment.ids), max(segment.ids)
+                if low < 0 or high >= self._spec.vocab:
+                    raise EngineError(f"tokens of {low} to {high}, in a vocabulary of {self._spec.vocab}")
+            elif segment.rows.ndim != 2 or segment.rows.shape[1] != self._spec.hidden:
+                raise EngineError(f"embeddings of {segment.rows.shape}, for a decoder of width {self._spec.hidden}")
+        if all(isinstance(segment, Tokens) for segment in segments):
+            return np.array([i for segment in segments if isinstance(segment, Tokens) for i in segment.ids], np.int32)
+        rows = [self._table.rows(s.ids) if isinstance(s, Tokens) else s.rows for s in segments]
+        return np.ascontiguousarray(np.concatenate(rows), np.float32)
+
+    def _decode(self, inputs: Array) -> None:
+        """Compute the positions that follow; the logits of the last one are kept."""
+        count = len(inputs)
+        if count == 1 and inputs.ndim == 1:
+            self._token.value, self._place.value = inputs[0], self._position
+            batch = self._step
+        else:
+            batch = lib.llama_batch(count)
+            if inputs.ndim == 1:
+                batch.token = inputs.ctypes.data_as(_INTS)
+            else:
+                batch.embd = inputs.ctypes.data_as(_FLOATS)
+            batch.pos = self._places[self._position :].ctypes.data_as(_INTS)
+        failed = lib.llama_decode(self._native.pointer, batch)
+        if failed:
+            raise _refused(f"llama.cpp failed at position {self._position} ({failed})")
+
+    def _logits(self) -> NDArray[np.float32]:
+        found = lib.llama_get_logits_ith(self._native.pointer, -1)
+        if not found:
+            raise _refused("llama.cpp gave no logits")
+        kind = ctypes.c_float * self._spec.vocab
+        row = np.frombuffer(memoryview(kind.from_address(ctypes.addressof(found.contents))), np.float32)
+        return row.copy()  # the library writes the next ones to the same place
+
+    def _forget(self, position: int) -> None:
+        if not lib.llama_memory_seq_rm(lib.llama_get_memory(self._native.pointer), 0, position, -1):
+            raise _refused(f"llama.cpp cannot go back to position {position}")
+
+    def _grow(self, total: int) -> None:
+        """A longer memory, with what the one before holds."""
+        length = self._length
+        while length < total:
+            length *= 2
+        length = min(length, self._limit)
+        context = self._context(length)
+        if self._position:
+            old = self._native.pointer
+            state = np.empty(lib.llama_state_seq_get_size(old, 0), np.uint8)
+            pointer = state.ctypes.data_as(_BYTES)
+            copied = lib.llama_state_seq_get_data(old, pointer, state.size, 0)
+            if not copied or not lib.llama_state_seq_set_data(context.pointer, pointer, copied, 0):
+                raise _refused(f"llama.cpp cannot move {self._position} positions to a longer memory")
+        self._native, self._length = context, length
+
+    def _context(self, length: int) -> _Handle:
+        threads = self._options.threads or machine.inspect().cores
+        settings = lib.llama_context_default_params()
+        settings.n_ctx = length
+        settings.n_batch = length  # a prompt is one call, whatever its length
+        settings.n_ubatch = min(length, _BATCH)
+        settings.n_outputs_max = 1
+        settings.n_threads = settings.n_threads_batch = threads
+        settings.type_k = settings.type_v = _CACHES[self._options.cache]
+        settings.no_perf = True
+        pointer = lib.llama_init_from_model(self._model.pointer, settings)
+        if not pointer:
+            raise _refused(f"llama.cpp cannot make room for {length} positions", hint="load with a smaller context")
+        return _Handle(pointer, lib.llama_free, self._model)
+
+
+class _Table:
+    """The embedding table in the file, read where it lies."""
+
+    def __init__(self, file: GGUF) -> None:
+        tensor = file.tensors["token_embd.weight"]
+        self._hidden, vocab = tensor.shape
+        self._kind = tensor.kind
+        shape = vocab, tensor.bytes // vocab
+        self._stored = np.memmap(file.path, np.uint8, "r", offset=tensor.offset, shape=shape)
+        if tensor.blocks:
+            name = f"dequantize_row_{tensor.kind.lower().replace('_k', '_K')}"
+            try:
+                self._unpack = lib.load_shared_library("ggml-base", lib._base_path)[name]
+            except (OSError, RuntimeError, AttributeError) as error:
+                raise EngineError(f"this build of llama.cpp cannot read {tensor.kind}: {error}", hint=BUILD) from error
+            self._unpack.argtypes, self._unpack.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
+
+    def rows(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        stored: Array = self._stored[list(ids)]
+        if self._kind == "BF16":
+            return (stored.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        if self._kind in ("F32", "F16"):
+            return stored.view(np.float32 if self._kind == "F32" else np.float16).astype(np.float32)
+        rows = np.empty((len(ids), self._hidden), np.float32)
+        self._unpack(stored.ctypes.data, rows.ctypes.data, rows.size)
+        return rows
+
+
+class _Handle:
+    """Something of the library's, given back when nothing refers to it any more. `owner` is given back after it."""
+
+    def __init__(self, pointer: int, free: Callable[[int], None], owner: _Handle | None = None) -> None:
+        self.pointer = pointer
+        self._owner = owner
+        weakref.finalize(self, free, pointer)
+
+
+def _load(file: GGUF, spec: DecoderSpec) -> _Handle:
+    settings = lib.llama_model_default_params()
+    # Blocks are put in another order for the processor: a mapped file would stay in memory beside that copy.
+    blocks = any(tensor.blocks for tensor in file.tensors.values())
+    settings.load_mode = lib.LLAMA_LOAD_MODE_NONE if blocks else lib.LLAMA_LOAD_MODE_MMAP
+    settings.n_gpu_layers = -1 if lib.llama_supports_gpu_offload() else 0
+    # The words of its vocabulary are not needed here, and their settings are the largest part of what could be unsound.
+    overrides = (lib.llama_model_kv_override * 3)()
+    overrides[0].key, overrides[0].tag = b"tokenizer.ggml.model", lib.LLAMA_KV_OVERRIDE_TYPE_STR
+    overrides[0].value.val_str = b"no_vocab"
+    overrides[1].key, overrides[1].tag = f"{file.architecture}.vocab_size".encode(), lib.LLAMA_KV_OVERRIDE_TYPE_INT
+    overrides[1].value.val_i64 = spec.vocab
+    settings.kv_overrides = overrides
+    pointer = lib.llama_model_load_from_file(os.fsencode(file.path), settings)
+    if not pointer:
+        raise _refused(f"llama.cpp cannot open {file.path.name}", hint=f"edge verify {file.path.parent}")
+    model = _Handle(pointer, lib.llama_model_free)
+    if not lib.llama_model_has_decoder(pointer) or lib.llama_model_is_recurrent(pointer):
+        raise EngineError(f"{file.path.name} holds no decoder that can rewind", hint="export the bundle again")
+    return model
+
+
+def _refused(what: str, hint: str | None = None) -> EngineError:
+    why = ": " + _complaints[0] if _complaints else ""
+    _complaints.clear()
+    return EngineError(what + why, hint=hint)
+
+
+def _binding() -> Any:
+    """The module llama_cpp.llama_cpp without the package around it, which takes four times as long to import."""
+    package = "llama_cpp"
+    spec = find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
+        raise ModuleNotFoundError(f"{PACKAGE} is not installed", name=package)
+    bare = ModuleType(package)
+    bare.__path__ = list(spec.submodule_search_locations)
+    before = sys.modules.get(package)
+    sys.modules[package] = bare
+    try:
+        return import_module(f"{package}.{package}")
+    except (OSError, RuntimeError) as error:  # the library itself does not load
+        raise ImportError(f"{error}; {BUILD}") from error
+    finally:
+        if before is None:
+            del sys.modules[package]
+        else:
+            sys.modules[package] = before
+
+
+def _record(level: int, text: bytes | None, _: Any) -> None:
+    line = (text or b"").decode(errors="replace").strip()
+    if level == _ERROR and line and not _complaints:
+        _complaints.append(line)  # the first one tells the cause
+    _log.debug(line)
+
+
+lib: Any = _binding()
+_log = logging.getLogger("edge.llamacpp")
+_complaints: list[str] = []
+_LOG = lib.llama_log_callback(_record)  # kept: the library calls it as long as it lives
+_CACHES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}
+_INTS, _FLOATS, _BYTES = (ctypes.POINTER(kind) for kind in (ctypes.c_int32, ctypes.c_float, ctypes.c_uint8))

@@ -1,0 +1,83 @@
+"""What llama.cpp computes from a written GGUF, against torch on the same stored weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from edge.engines import open_part
+from edge.session import load
+from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
+from edge.verify import distance
+from exporters import build, reference, standin
+from exporters.checkpoint import open_checkpoint
+from exporters.decoders import DecoderConfig
+from exporters.export import ExportRequest, export
+from exporters.formats import gguf as format
+from exporters.random_weights import Shape
+from exporters.vision.clip import TowerConfig
+
+TOWER = TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=1, ffn=96)
+DECODER = DecoderConfig(layers=2, hidden=256, ffn=512, heads=4, kv_heads=2, head_dim=64, vocab=512, context=1024)
+SPLIT = ((1, 5, 30, 17, 400), None, (9, 77, 210))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    standin.write(folder, Shape(TOWER, DECODER))
+    return open_checkpoint(str(folder))
+
+
+def written(checkpoint, folder, scheme):
+    """The module as stored, and the decoder that llama.cpp makes of the file."""
+    _, component = build.components(checkpoint)
+    module = component.load(checkpoint.weights)
+    files, *_ = format.write(component, module, scheme, folder, lambda _: None, checkpoint=checkpoint)
+    part = PartFiles("gguf", scheme, ("decoder",), tuple(files), (), (), checkpoint.spec.decoder)
+    return module, open_part(part, "llamacpp", OpenOptions(threads=1))
+
+
+def prompt(rows):
+    return [Embeddings(rows[0], key="picture") if ids is None else Tokens(ids) for ids in SPLIT]
+
+
+@pytest.mark.parametrize("scheme", format.SCHEMES["decoder"])
+def test_every_scheme_computes_what_torch_does(checkpoint, scheme, tmp_path):
+    module, decoder = written(checkpoint, tmp_path, scheme)
+    rows = np.random.default_rng(0).normal(size=(1, 6, DECODER.hidden)).astype(np.float32) / 50
+    expected, tokens = reference.answer(module, SPLIT, rows)
+    logits = decoder.extend(prompt(rows))
+    assert distance(logits, expected)["cosine"] >= format.SCHEMES["decoder"][scheme]["cosine"]
+    if scheme == "f16":
+        for token in tokens:
+            assert int(logits.argmax()) == token
+            logits = decoder.extend([Tokens((int(token),))])
+
+
+def test_tokens_are_the_rows_of_the_table(checkpoint, tmp_path):
+    module, decoder = written(checkpoint, tmp_path, "f16")
+    ids = (1, 5, 30, 17, 400)
+    by_token = decoder.extend([Tokens(ids)])
+    decoder.rewind(0)
+    with torch.inference_mode():
+        rows = module.embed_tokens(torch.tensor(ids)).numpy()
+    np.testing.assert_allclose(decoder.extend([Embeddings(rows, key="table")]), by_token, atol=1e-5)
+
+
+def test_a_mixed_bundle(checkpoint, tmp_path):
+    request = ExportRequest(str(checkpoint.folder), tmp_path / "out", recipe="onnx-w8a8-gguf-q4_0", threads=1)
+    done = export(request, lambda *_: None)
+    assert done.report.ok
+    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    with load(done.path, threads=1) as session:
+        assert [choice.engine for choice in session.plan.choices] == ["onnxruntime", "llamacpp"]
+        session.ask(picture, "What is this?", max_tokens=6)
+        first = session.last
+        session.ask(picture, "What is this?", max_tokens=6)
+        assert session.last.token_ids == first.token_ids
+        assert session.last.cached_tokens == first.prompt_tokens - 1
+    with load(done.path, threads=1, cache="q8_0", context=600) as session:
+        session.ask(picture, "What is this?", max_tokens=6)
+        assert session.last.prompt_tokens == first.prompt_tokens
