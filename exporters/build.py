@@ -43,7 +43,7 @@ class Built:
     parts: tuple[Part, ...]  # without measured errors
     golden: Golden
     prompt: Ids  # token ids around the picture, which None stands for
-    companions: tuple[File, ...]
+    companions: tuple[File, ...] = ()
 
 
 def build(
