@@ -6,12 +6,13 @@ It is never chosen by a plan; `edge.load(path, engine="null")` asks for it.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge.errors import EngineError
-from edge.types import Array, OpenOptions, PartFiles, TensorSpec
+from edge.types import Array, Decoder, OpenOptions, PartFiles, Segment, TensorSpec
 
 FORMATS: tuple[str, ...] = ()
 PACKAGE = "numpy"
@@ -23,7 +24,10 @@ def version() -> str:
     return np.__version__
 
 
-def open(part: PartFiles, options: OpenOptions) -> NullGraph:
+def open(part: PartFiles, options: OpenOptions) -> NullGraph | Decoder:
+    """A decoder for a part whose file is one by itself, and declares no tensors; else a graph."""
+    if part.decoder is not None and not part.inputs:
+        return NullDecoder(part.decoder.vocab)
     return NullGraph(part.inputs, part.outputs)
 
 
@@ -80,3 +84,22 @@ class NullGraph:
             flat[:] = self._pool[start : start + flat.size]
         else:
             flat[:] = np.resize(np.roll(self._pool, -start), flat.size)
+
+
+class NullDecoder:
+    """Remembers how far it is; the logits follow from that."""
+
+    def __init__(self, vocab: int) -> None:
+        self.position = 0
+        self._pool = np.random.default_rng(0).standard_normal(_POOL + vocab, dtype=np.float32)
+        self._vocab = vocab
+
+    def extend(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
+        self.position += sum(map(len, segments))
+        start = self.position % _POOL
+        return self._pool[start : start + self._vocab]
+
+    def rewind(self, position: int) -> None:
+        if not 0 <= position <= self.position:
+            raise EngineError(f"cannot rewind to {position} from {self.position}")
+        self.position = position

@@ -6,7 +6,7 @@ from fakes import DECODER, FIXED, GROWING, decoder_tensors
 
 from edge.engines import open_part
 from edge.errors import EngineError
-from edge.types import Array, Decoder, Graph, OpenOptions, PartFiles, TensorSpec
+from edge.types import Array, Decoder, Graph, OpenOptions, PartFiles, TensorSpec, Tokens
 from runtimes import null
 
 
@@ -73,3 +73,16 @@ def test_what_it_is_fed() -> None:
     with pytest.raises(EngineError, match="was fed nothing"):
         graph.run({})
     assert null.version() == np.__version__
+
+
+def test_a_part_without_tensors_is_a_decoder_by_itself() -> None:
+    part = PartFiles("any", "q4", ("decoder",), (), (), (), decoder=DECODER)
+    decoder = open_part(part, "null", OpenOptions())
+    assert isinstance(decoder, Decoder)
+    first = decoder.extend([Tokens((1, 2)), Tokens((3,))]).copy()
+    assert (first.shape, first.dtype, decoder.position) == ((DECODER.vocab,), np.dtype("float32"), 3)
+    assert not np.array_equal(decoder.extend([Tokens((4,))]), first)
+    decoder.rewind(2)
+    np.testing.assert_array_equal(decoder.extend([Tokens((9,))]), first)
+    with pytest.raises(EngineError, match="cannot rewind to 4 from 3"):
+        decoder.rewind(4)
