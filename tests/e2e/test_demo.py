@@ -20,10 +20,6 @@ from exporters.demo.questions import KINDS
 CHECKPOINT = REPOSITORY / "exporters" / "demo" / "checkpoint"
 SHOWN = {"shapes.png": "Yellow.", "sign.png": "OWL.", "number.png": "Two."}
 
-pytestmark = pytest.mark.skipif(
-    not (CHECKPOINT / "model.safetensors").is_file(), reason="the demo checkpoint lies there without its weights"
-)
-
 
 @pytest.fixture(scope="module")
 def bundles(exports: Exports) -> dict[str, Path]:

@@ -7,6 +7,7 @@ import sys
 
 import gguf
 import jinja2
+import llama_cpp as lib
 import numpy as np
 import pytest
 import torch
@@ -109,8 +110,6 @@ def by_definition(config, state):
 
 @pytest.mark.parametrize("scheme", format.SCHEMES["decoder"])
 def test_the_module_holds_what_the_file_says(checkpoint, scheme, tmp_path):
-    if scheme not in format.PACKED:
-        pytest.importorskip("llama_cpp")
     before = component_of(checkpoint, "decoder").load(checkpoint.weights).state_dict()
     module, reader, path = written(checkpoint, tmp_path, scheme)
     assert [file.name for file in tmp_path.iterdir()] == [path.name] == [f"Tiny-VLM-{scheme.upper()}.gguf"]
@@ -284,8 +283,6 @@ def test_four_bit_tables_are_wider_than_the_rest(checkpoint, tmp_path):
 @pytest.mark.parametrize("scheme", ["q4_0", "q4_k_s", "iq4_xs"])
 def test_importance_guides_four_bits(checkpoint, scheme, tmp_path):
     """Columns that are said to matter are kept better, at no byte more."""
-    if scheme not in format.PACKED:
-        pytest.importorskip("llama_cpp")
     matter = torch.zeros(256)
     matter[:64:2] = 1.0
     original = component_of(checkpoint, "decoder").load(checkpoint.weights).layers[1].qkv_proj.weight
@@ -457,7 +454,6 @@ TEXTS = (
 
 
 def test_llama_cpp_cuts_texts_as_we_do(checkpoint, tmp_path):
-    lib = pytest.importorskip("llama_cpp")
     (tmp_path / "tokenizer.json").write_text(checkpoint.tokenizer_json(), encoding="utf-8")
     tokenizer = Tokenizer.open(tmp_path / "tokenizer.json")
     path = written(checkpoint, tmp_path, "f16")[2]
@@ -589,7 +585,6 @@ def test_a_missing_quantiser_is_told_before_the_work(checkpoint, tmp_path, monke
 
 
 def test_what_the_quantiser_refuses_is_told(checkpoint, tmp_path, capfd):
-    pytest.importorskip("llama_cpp")
     (tmp_path / "broken").write_bytes(b"GGUF?")
     with pytest.raises(EdgeError, match="MOSTLY_Q4_K_M"):
         quantizer.quantize(tmp_path / "broken", tmp_path / "out", gguf.LlamaFileType.MOSTLY_Q4_K_M, [])
