@@ -60,7 +60,8 @@ class Report:
 
 
 def verify(bundle: Bundle, *, threads: int = 0) -> Report:
-    """Hash the files, then compare each stage with golden. Raises EdgeError when a stage cannot run at all."""
+    """Hash every file, then compare each stage with golden. Raises EdgeError when a stage cannot run at all."""
+    bundle.check()
     golden = Golden.load(bundle.file(bundle.manifest.golden))
     with load(bundle.path, threads=threads) as session:
         return compare(session, golden)

@@ -12,6 +12,7 @@ from fakes import DECODER, FIXED, GROWING, NumpyGraph, write_model_bundle
 from PIL import Image
 
 import edge
+from edge import checked
 from edge import session as sessions
 from edge.bundle import Bundle
 from edge.errors import BundleError, ContextError, EdgeError, EngineError, ImageError, UsageError
@@ -289,6 +290,7 @@ def test_a_picture_that_is_none(session: Session) -> None:
 
 def test_what_the_engines_are_told(engine: Engine, bundle: Bundle) -> None:
     session = edge.load(bundle.path, engine="null", threads=3, context=100, debug=True, cache="q8_0")
+    assert session.decoder.position == 0
     assert engine.options == [OpenOptions(3, 100, True, "q8_0")] * 2
     assert (session.plan.threads, session.plan.context) == (3, 100)
 
@@ -351,16 +353,75 @@ def test_a_flipped_byte_is_found_before_anything_is_answered(engine: Engine, bun
 
 
 def test_hashing_does_not_hold_up_loading(engine: Engine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashed, check = threading.Event(), Bundle.check
+    hashed, check = threading.Event(), checked.check
 
-    def slow(self: Bundle) -> None:
+    def slow(bundle: Bundle) -> None:
         assert hashed.wait(30)
-        check(self)
+        check(bundle)
 
-    monkeypatch.setattr(Bundle, "check", slow)
+    monkeypatch.setattr(checked, "check", slow)
     session = edge.load(bundle.path, engine="null")  # would wait for ever if it waited for the hashes
     hashed.set()
     assert session.ask(None, "What?", max_tokens=2)
+
+
+def opens_late(engine: Engine, opened: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder opens once the event is set."""
+
+    def open_part(part: PartFiles, name: str, options: OpenOptions) -> Graph:
+        if "decoder" in part.covers:
+            assert opened.wait(30)
+        return engine(part, name, options)
+
+    monkeypatch.setattr(sessions, "open_part", open_part)
+
+
+def test_a_picture_is_seen_while_the_decoder_opens(
+    engine: Engine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = threading.Event()
+    opens_late(engine, opened, monkeypatch)
+    session = edge.load(bundle.path, engine="null")
+    assert len(session.encode_image(photo(1))) == 4
+    seen = session.load_ms
+    opened.set()
+    assert session.ask(photo(1), "What?", max_tokens=2)
+    assert engine.eyes[0].looked == 1
+    assert session.last.timings.load_ms == session.load_ms > seen > 0
+
+
+def test_a_session_closes_while_the_decoder_opens(
+    engine: Engine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = threading.Event()
+    opens_late(engine, opened, monkeypatch)
+    with edge.load(bundle.path, engine="null") as session:
+        pass
+    opened.set()
+    with pytest.raises(UsageError, match="the session is closed"):
+        session.ask(None, "What?")
+
+
+def test_a_decoder_that_fails_late_is_told_at_the_first_question(
+    engine: Engine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = threading.Event()
+
+    def open_part(part: PartFiles, name: str, options: OpenOptions) -> Graph:
+        if "decoder" in part.covers:
+            assert opened.wait(30)
+            raise EngineError("no such kernel")
+        return engine(part, name, options)
+
+    monkeypatch.setattr(sessions, "open_part", open_part)
+    session = edge.load(bundle.path, engine="null")
+    opened.set()
+    for _ in range(2):
+        with pytest.raises(EngineError, match="no such kernel"):
+            session.ask(None, "What?")
+    flip(bundle, "decoder.onnx")
+    with pytest.raises(BundleError, match=r"decoder.onnx is not the file"):
+        edge.load(bundle.path, engine="null").ask(None, "What?")
 
 
 def test_damage_explains_more_than_the_engine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
