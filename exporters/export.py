@@ -17,7 +17,8 @@ from edge import bundle as bundles
 from edge import staging
 from edge.bundle import Bundle, Manifest, Part
 from edge.calibration import read
-from edge.errors import EdgeError, ParityError
+from edge.engines import installed_engines
+from edge.errors import EdgeError, EngineError, ParityError
 from edge.recipes import Recipe
 from edge.verify import Report, verify
 from exporters import example, targets
@@ -59,6 +60,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     """Raises EdgeError; then nothing new is at `request.output`, and what was there is untouched."""
     start = time.perf_counter()
     recipe = targets.resolve(request.format, request.schemes, request.recipe, request.device)
+    _require_engines(recipe)
     calibration = read(request.calib)[:CALIBRATION] if request.calib else []
     picture, question = example.choose(calibration)
     if request.threads:
@@ -122,6 +124,20 @@ def _with_errors(manifest: Manifest, report: Report) -> Manifest:
         return replace(part, error={f"{r.stage}.{r.against}.{k}": v for r in rows for k, v in r.error.items()})
 
     return replace(manifest, parts=tuple(measured(part) for part in manifest.parts))
+
+
+def _require_engines(recipe: Recipe) -> None:
+    """The proof opens every part: an engine that is missing is told before the work, not after."""
+    engines = [engine for engine in installed_engines() if engine.formats]
+    for role, target in recipe.targets.items():
+        refusals = {engine: engine.refusal((target.format,)) for engine in engines}
+        if role in bundles.ROLES and all(refusals.values()):
+            able = [engine for engine in engines if target.format in engine.formats]
+            raise EngineError(
+                f"no engine here opens {target.format}, so the {role} could not be proven"
+                + "".join(f"\n  {engine.name}: {refusals[engine]}" for engine in able),
+                hint=able[0].install if able else "choose another --format",
+            )
 
 
 def _require_space(needed: int, folder: Path) -> None:
