@@ -27,6 +27,7 @@ UNITS = {
     "vision": "ms",
     "prefill": "tokens/s",
     "first token": "ms",
+    "second question": "ms",
     "decode": "tokens/s",
     "overhead": "ms/token",
 }
@@ -105,6 +106,7 @@ class _Once:
             self.prompt_tokens = sum(map(len, prompt))
             self.generated = min(self.max_tokens, session.plan.context - self.prompt_tokens)
             self.threads = session.plan.threads
+            second_ms = self._second(session)
             prefill_ms, decode_ms = self._decode(session, prompt)
         return {
             "load": opened_ms + waited_ms,
@@ -112,13 +114,21 @@ class _Once:
             "vision": vision_ms,
             "prefill": 1000 * self.prompt_tokens / prefill_ms,
             "first token": image_ms + vision_ms + prefill_ms,
+            "second question": second_ms,
             "decode": 1000 * self.generated / decode_ms,
         }
+
+    def _second(self, session: Session) -> float:
+        """Milliseconds from another question about the same picture to its first token. Also the decoder's warm-up:
+        first passes pay for pages and buffers."""
+        session.ask(self.source, self.question, max_tokens=1)
+        another = " ".join(reversed(self.question.split()))  # as long, and different from its first word on
+        session.ask(self.source, another, max_tokens=1)
+        return session.last.timings.ttft_ms
 
     def _decode(self, session: Session, prompt: Sequence[Segment]) -> tuple[float, float]:
         """Greedy and never stopped, so that each repeat does the same work."""
         decoder = session.decoder
-        decoder.extend(prompt)
         decoder.rewind(0)
         logits, prefill_ms = timed(lambda: decoder.extend(prompt))
         start = time.perf_counter()
