@@ -282,11 +282,16 @@ def _questions() -> Iterator[str]:
 
 
 def _stream(pieces: Iterable[str]) -> None:
+    begun = False
     try:
         for piece in pieces:
             print(piece, end="", flush=True)
-    finally:  # also when Ctrl-C ends the answer
-        print(flush=True)
+            begun = True
+    except BaseException:
+        if begun:  # Ctrl-C ended the answer, or an error did
+            print(flush=True)
+        raise
+    print(flush=True)
 
 
 def _answer(session: Session) -> dict[str, Any]:

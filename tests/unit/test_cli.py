@@ -248,6 +248,15 @@ def test_ctrl_c_ends_an_answer_cleanly(session: FakeSession, picture: str, capsy
     assert session.closed
 
 
+def test_what_fails_before_the_first_word_says_nothing_on_stdout(
+    session: FakeSession, picture: str, capsys: Capture
+) -> None:
+    session.pieces = [EngineError("no kernel")]
+    assert call("run", "bundle", picture, "What?") == 1
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "error: no kernel\n")
+
+
 # chat
 
 
