@@ -306,7 +306,7 @@ def test_chat_goes_on_after_a_question_that_does_not_fit(
     monkeypatch.setattr(sys, "stdin", io.StringIO("long\nshort\n"))
     assert call("run", "bundle") == 0
     shown = capsys.readouterr()
-    assert shown.out == "\nA red star.\n"
+    assert shown.out == "A red star.\n"
     assert shown.err == "error: the prompt needs 99 positions\nhint: ask something shorter\n"
 
 
