@@ -35,12 +35,13 @@ app = typer.Typer(name="edge", add_completion=False, no_args_is_help=True, prett
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory that `edge export` wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")]
+Mmproj = Annotated[Path | None, typer.Option(metavar="FILE", help="The vision part of a GGUF checkpoint.")]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Processor threads; 0: this machine's best.")]
 
 
 @app.command()
 def export(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder, or a hub id.")],
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, a hub id, or a GGUF file.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Where the bundle is written.")],
     format: Annotated[str | None, typer.Option(help="onnx, gguf; planned: executorch, coreml, tflite.")] = None,
     scheme: Annotated[list[str] | None, typer.Option(metavar="S|ROLE=S", help="How numbers are stored.")] = None,
@@ -50,6 +51,10 @@ def export(
     imatrix: Annotated[Path | None, typer.Option(metavar="FILE", help="An importance matrix: no measuring.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Positions to export for; the checkpoint's own.")] = None,
     vision_tower: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the vision tower lies.")] = None,
+    mmproj: Mmproj = None,
+    gguf_only: Annotated[
+        bool, typer.Option("--gguf-only", help="Without the vision part that `edge run` uses.")
+    ] = False,
     threads: Threads = 0,
     max_loss: Annotated[float | None, typer.Option(help="Fail when quantising costs more (1 - cosine).")] = None,
     as_json: Json = False,
@@ -73,6 +78,8 @@ def export(
             imatrix=imatrix,
             context=context,
             vision_tower=vision_tower,
+            mmproj=mmproj,
+            gguf_only=gguf_only,
             threads=threads,
             max_loss=max_loss,
         )
@@ -138,6 +145,7 @@ def verify(
     against: Annotated[
         str | None, typer.Option(metavar="CHECKPOINT", help="Compare anew with this checkpoint.")
     ] = None,
+    mmproj: Mmproj = None,
     threads: Threads = 0,
     as_json: Json = False,
     debug: Debug = False,
@@ -145,7 +153,7 @@ def verify(
     """Replay what the export recorded, and compare stage by stage."""
     from edge import show
 
-    report = _verified(bundle, against, threads)
+    report = _verified(bundle, against, mmproj, threads)
     if as_json:
         _print_json(report.to_json())
     else:
@@ -156,7 +164,7 @@ def verify(
     _say(f"{bundle} computes the same model")
 
 
-def _verified(bundle: Path, against: str | None, threads: int) -> Report:
+def _verified(bundle: Path, against: str | None, mmproj: Path | None, threads: int) -> Report:
     from edge.bundle import Bundle
 
     opened = Bundle.open(bundle)
@@ -165,7 +173,7 @@ def _verified(bundle: Path, against: str | None, threads: int) -> Report:
 
         return verify(opened, threads=threads)
     with _export_side(), _leaving_tidily():
-        report: Report = plugins.load("exporters", "against").verify_against(opened, against, threads)
+        report: Report = plugins.load("exporters", "against").verify_against(opened, against, mmproj, threads)
     return report
 
 

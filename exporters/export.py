@@ -42,6 +42,8 @@ class ExportRequest:
     imatrix: Path | None = None
     context: int | None = None
     vision_tower: Path | None = None
+    mmproj: Path | None = None
+    gguf_only: bool = False
     threads: int = 0
     max_loss: float | None = None  # of 1 - cosine between a quantised part and fp32
 
@@ -64,7 +66,9 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     if request.threads:
         torch.set_num_threads(request.threads)
     progress("read", 0.0)
-    checkpoint = open_checkpoint(request.checkpoint, vision_tower=request.vision_tower, context=request.context)
+    checkpoint = open_checkpoint(
+        request.checkpoint, vision_tower=request.vision_tower, mmproj=request.mmproj, context=request.context
+    )
     progress("read", 1.0)
     with staging.create(request.output) as folder:
         _require_space(bytes_needed(checkpoint, recipe.targets), folder)
