@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -33,6 +33,7 @@ EXPORT = "pip install 'edge-vlm[export]'"
 app = typer.Typer(name="edge", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory that `edge export` wrote.")]
+Cache = Annotated[str | None, typer.Option(metavar="f16|q8_0", help="How llama.cpp keeps keys and values; f16.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")]
 Mmproj = Annotated[Path | None, typer.Option(metavar="FILE", help="The vision part of a GGUF checkpoint.")]
@@ -106,6 +107,7 @@ def run(
     repeat_penalty: Annotated[float, typer.Option(help="Above 1: say less of what was said.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     threads: Threads = 0,
+    cache: Cache = None,
     system: Annotated[str | None, typer.Option(help="Instead of the model's own system prompt.")] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -126,7 +128,7 @@ def run(
         "max_tokens": max_tokens,
         "sampling": Sampling(temp, top_k, top_p, repeat_penalty, seed),
     }
-    with load(bundle, threads=threads, debug=debug) as session:
+    with load(bundle, threads=threads, cache=cast("Any", cache), debug=debug) as session:
         if question is None:
             _chat(session, pictures, system, options)
         elif as_json:
@@ -184,6 +186,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="How often each stage is measured.")] = 5,
     image: Annotated[str | None, typer.Option(metavar="IMAGE", help="Instead of the bundle's own picture.")] = None,
     threads: Threads = 0,
+    cache: Cache = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -191,7 +194,9 @@ def bench(
     from edge import show
     from edge.bench import bench as measure
 
-    found = measure(bundle, picture=image, max_tokens=max_tokens, repeats=repeats, threads=threads)
+    found = measure(
+        bundle, picture=image, max_tokens=max_tokens, repeats=repeats, threads=threads, cache=cast("Any", cache)
+    )
     if as_json:
         _print_json(found.to_json())
     else:

@@ -38,18 +38,18 @@ def load(
     threads: int = 0,
     context: int = 0,
     engine: str | None = None,
-    cache: CacheKind = "f16",
+    cache: CacheKind | None = None,
     debug: bool = False,
 ) -> Session:
     """Open a bundle on this machine. `threads` 0: its physical cores; `context` 0: the model's, or what memory allows;
-    `cache`: how an engine that keeps keys and values itself stores them.
+    `cache`: how an engine that keeps keys and values itself stores them; None: as it likes.
 
     The files are hashed while the engines open them and after: a damaged one raises BundleError here, or before
     anything is answered. Raises EngineError when no engine opens a part, and UsageError on a call that asks for what
     does not exist.
     """
     started = perf_counter()
-    if cache not in get_args(CacheKind):
+    if cache not in (None, *get_args(CacheKind)):
         raise UsageError(f"no cache of {cache!r}", hint="one of: " + ", ".join(get_args(CacheKind)))
     bundle = Bundle.open(path)
     chosen = plan(bundle.manifest, detect(), installed_engines(), engine=engine, threads=threads, context=context)
@@ -60,18 +60,25 @@ def load(
     pool.shutdown(wait=False)
     try:
         tokenizer = Tokenizer.open(bundle.file(bundle.manifest.tokenizer))
-        vision, decoder = _parts(bundle, chosen, [future.result() for future in opening])
+        vision, decoder = _parts(bundle, chosen, [future.result() for future in opening], cache)
     except EdgeError:
         check.result()  # a damaged file explains more than what an engine says of it
         raise
     return Session(bundle, chosen, vision, decoder, tokenizer, check, 1e3 * (perf_counter() - started))
 
 
-def _parts(bundle: Bundle, chosen: Plan, opened: Sequence[Graph | Decoder]) -> tuple[tuple[Graph, ...], Decoder]:
+def _parts(
+    bundle: Bundle, chosen: Plan, opened: Sequence[Graph | Decoder], cache: CacheKind | None
+) -> tuple[tuple[Graph, ...], Decoder]:
     vision: list[Graph] = []
     decoder: Decoder | None = None
     for choice, part in zip(chosen.choices, opened, strict=True):
         if "decoder" in choice.part.covers:
+            if cache and not isinstance(part, Decoder):
+                raise EngineError(
+                    f"keys and values cannot be kept as {cache}: the graph that {choice.engine} runs fixes their kind",
+                    hint="leave --cache away, or export a decoder that keeps them itself: --recipe onnx-w8a8-gguf-q4_0",
+                )
             files = bundle.files(choice.part)
             spec = bundle.manifest.spec.decoder
             decoder = part if isinstance(part, Decoder) else lift(part, files, spec, chosen.context)
@@ -226,6 +233,8 @@ class Session:
 
     def _see(self, values: NDArray[np.float32], seeing: _Seeing) -> Embeddings:
         self._open()
+        if not self._vision:
+            raise _blind(self.bundle)
         started = perf_counter()
         key = digest(values)
         if key not in self._seen:
@@ -246,6 +255,20 @@ class Session:
                 hint=f"edge verify {self.bundle.path}",
             )
         return np.ascontiguousarray(values[0], np.float32)
+
+
+def _blind(bundle: Bundle) -> EngineError:
+    files = [bundle.manifest.part("decoder").files[0], *bundle.manifest.companions]
+    decoder, mmproj = (
+        next((str(bundle.file(f)) for f in files if f.path.startswith("mmproj") == wanted), "FILE")
+        for wanted in (False, True)
+    )
+    return EngineError(
+        f"{bundle.path} has no vision part: it was exported for llama.cpp's own programs. Builds of those without "
+        "llama.cpp #25844 put the class token last, and from files without feature_layer run one layer too few; with "
+        "both, a picture's rows have a cosine of about 0.91 to the right ones",
+        hint=f"export again without --gguf-only, or: edge export {decoder} --mmproj {mmproj} -o OUT",
+    )
 
 
 class Chat:

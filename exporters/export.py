@@ -60,7 +60,9 @@ class Exported:
 def export(request: ExportRequest, progress: Progress) -> Exported:
     """Raises EdgeError; then nothing new is at `request.output`, and what was there is untouched."""
     start = time.perf_counter()
-    recipe = targets.resolve(request.format, request.schemes, request.recipe, request.device)
+    recipe = targets.resolve(
+        request.format, request.schemes, request.recipe, request.device, gguf_only=request.gguf_only
+    )
     calibration = read(request.calib)[:CALIBRATION] if request.calib else []
     picture, question = example.choose(calibration)
     if request.threads:
@@ -83,7 +85,8 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
         _require_parity(report, request.max_loss)
         bundles.write_manifest(folder, _with_errors(manifest, report))
     size = sum(file.bytes for file in manifest.files())
-    next_command = shlex.join(["edge", "run", str(request.output), "PICTURE", question])
+    picture_of = ["PICTURE"] if manifest.sees else []
+    next_command = shlex.join(["edge", "run", str(request.output), *picture_of, question])
     return Exported(request.output, size, time.perf_counter() - start, report, next_command)
 
 

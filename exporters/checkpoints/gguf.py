@@ -250,6 +250,8 @@ def _image(file: Source, size: int) -> ImageSpec:
 def _three(file: Source, name: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
     try:
         red, green, blue = (decimal(part) for part in file.get(VISION + name, default))
+        if all(part == decimal(known) for part, known in zip((red, green, blue), default, strict=True)):
+            return default  # with the digits that float32 has lost
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file.path.name} has a damaged {VISION}{name}", hint=AGAIN) from error
     return red, green, blue
