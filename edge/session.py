@@ -258,11 +258,9 @@ class Session:
 
 
 def _blind(bundle: Bundle) -> EngineError:
-    files = [bundle.manifest.part("decoder").files[0], *bundle.manifest.companions]
-    decoder, mmproj = (
-        next((str(bundle.file(f)) for f in files if f.path.startswith("mmproj") == wanted), "FILE")
-        for wanted in (False, True)
-    )
+    decoder = bundle.file(bundle.manifest.part("decoder").files[0])
+    beside = (str(bundle.file(file)) for file in bundle.manifest.companions if file.path.startswith("mmproj"))
+    mmproj = next(beside, "FILE")
     return EngineError(
         f"{bundle.path} has no vision part: it was exported for llama.cpp's own programs. Builds of those without "
         "llama.cpp #25844 put the class token last, and from files without feature_layer run one layer too few; with "

@@ -82,8 +82,8 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """What an engine may be told. `threads` and `context` 0 leave the choice to the engine, as does `cache` None: how one
-    stores keys and values that keeps them itself."""
+    """What an engine may be told. `threads` and `context` 0 leave the choice to the engine, and so does `cache` None:
+    how one stores keys and values that keeps them itself."""
 
     threads: int = 0
     context: int = 0

@@ -24,8 +24,8 @@ def resolve(
     format: str | None, wanted: Sequence[str], recipe: str | None, device: str | None, *, gguf_only: bool = False
 ) -> Recipe:
     """The recipe that a call means. A format takes each role that it can write, and leaves the others; so does a bare
-    scheme; `role=scheme` sets one. In any letter case. A recipe goes before the device's own. `gguf_only` leaves all out
-    but the decoder and its mmproj.
+    scheme; `role=scheme` sets one. In any letter case. A recipe goes before the device's own. `gguf_only` leaves
+    out all but the decoder and its mmproj.
 
     Raises UsageError with the legal list.
     """

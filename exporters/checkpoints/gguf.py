@@ -76,9 +76,15 @@ def _require(text: Source, seen: Source) -> None:
             f"{text.path.name} is the mmproj, and {seen.path.name} the decoder",
             hint=f"edge export {seen.path} --mmproj {text.path}",
         )
-    for source, kind, what in zip((text, seen), kinds, (decoders.ARCHITECTURE, mmprojs.ARCHITECTURE), strict=True):
-        if kind != what:
-            raise CheckpointError(f"{source.path.name} is a {kind!r} file, expected {what!r}", hint="another file")
+    if kinds[0] != decoders.ARCHITECTURE:
+        raise CheckpointError(
+            f"{text.path.name} holds a {kinds[0]!r}, which is not read", hint=f"known: {decoders.ARCHITECTURE}"
+        )
+    if kinds[1] != mmprojs.ARCHITECTURE:
+        raise CheckpointError(
+            f"{seen.path.name} holds a {kinds[1]!r}, and no vision tower",
+            hint="--mmproj FILE: its name usually begins with mmproj",
+        )
 
 
 def _decoder(file: Source) -> DecoderConfig:
