@@ -18,7 +18,7 @@ from edge.errors import UsageError
 from edge.golden import Golden
 from edge.prompt import Turn, segments
 from edge.session import Session, load
-from edge.types import Segment, Tokens
+from edge.types import CacheKind, Segment, Tokens
 
 T = TypeVar("T")
 UNITS = {
@@ -59,7 +59,13 @@ class Bench:
 
 
 def bench(
-    path: Path, *, picture: image.Source | None = None, max_tokens: int = 64, repeats: int = 5, threads: int = 0
+    path: Path,
+    *,
+    picture: image.Source | None = None,
+    max_tokens: int = 64,
+    repeats: int = 5,
+    threads: int = 0,
+    cache: CacheKind | None = None,
 ) -> Bench:
     """Ask the golden question about the golden picture, or about `picture`, in a new session each time.
 
@@ -69,7 +75,7 @@ def bench(
         raise UsageError("there is nothing to measure", hint="-n and --repeats are at least 1")
     bundle = Bundle.open(path)
     source = Golden.load(bundle.file(bundle.manifest.golden)).picture if picture is None else picture
-    once = _Once(path, bundle.manifest.golden_prompt["question"], source, max_tokens, threads)
+    once = _Once(path, bundle.manifest.golden_prompt["question"], source, max_tokens, threads, cache)
     found: dict[str, list[float]] = {name: [] for name in UNITS}
     for repeat in range(repeats + 1):
         measured = {**once.stages(), "overhead": once.overhead()}
@@ -88,13 +94,15 @@ def bench(
 
 
 class _Once:
-    def __init__(self, path: Path, question: str, source: image.Source, max_tokens: int, threads: int) -> None:
+    def __init__(
+        self, path: Path, question: str, source: image.Source, max_tokens: int, threads: int, cache: CacheKind | None
+    ) -> None:
         self.path, self.question, self.source = path, question, source
-        self.max_tokens, self.threads = max_tokens, threads
+        self.max_tokens, self.threads, self.cache = max_tokens, threads, cache
         self.prompt_tokens = self.generated = 0
 
     def stages(self) -> dict[str, float]:
-        session, opened_ms = timed(lambda: load(self.path, threads=self.threads))
+        session, opened_ms = timed(lambda: load(self.path, threads=self.threads, cache=self.cache))
         with session:
             _, waited_ms = timed(lambda: session.decoder)
             spec = session.bundle.manifest.spec

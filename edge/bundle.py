@@ -68,6 +68,11 @@ class Manifest:
                 return part
         raise BundleError(f"the bundle has no part for the role {role!r}", hint="export the bundle again")
 
+    @property
+    def sees(self) -> bool:
+        """Whether it has what turns a picture into rows. Without, it answers questions about none."""
+        return any("vision" in part.covers or "projector" in part.covers for part in self.parts)
+
     def used(self) -> tuple[File, ...]:
         """What an answer comes from."""
         return (*(file for part in self.parts for file in part.files), self.tokenizer)

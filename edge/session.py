@@ -39,11 +39,11 @@ def load(
     threads: int = 0,
     context: int = 0,
     engine: str | None = None,
-    cache: CacheKind = "f16",
+    cache: CacheKind | None = None,
     debug: bool = False,
 ) -> Session:
     """Open a bundle on this machine. `threads` 0: its physical cores; `context` 0: the model's, or what memory allows;
-    `cache`: how an engine that keeps keys and values itself stores them.
+    `cache`: how an engine that keeps keys and values itself stores them; None: as it likes.
 
     It is done when pictures can be encoded; the decoder may still be opening beside that. The files are hashed while
     the engines open them and after, unless they were before and have not changed since (`edge.checked`): a damaged one
@@ -51,7 +51,7 @@ def load(
     the first question, and UsageError on a call that asks for what does not exist.
     """
     started = perf_counter()
-    if cache not in get_args(CacheKind):
+    if cache not in (None, *get_args(CacheKind)):
         raise UsageError(f"no cache of {cache!r}", hint="one of: " + ", ".join(get_args(CacheKind)))
     bundle = Bundle.open(path)
     chosen = plan(bundle.manifest, detect(), installed_engines(), engine=engine, threads=threads, context=context)
@@ -90,6 +90,11 @@ def _decoder(bundle: Bundle, choice: Choice, options: OpenOptions, started: floa
     files = bundle.files(choice.part)
     part = open_part(files, choice.engine, options)
     if not isinstance(part, Decoder):
+        if options.cache:
+            raise EngineError(
+                f"keys and values cannot be kept as {options.cache}: the graph that {choice.engine} runs fixes that",
+                hint="leave --cache away, or export a decoder that keeps them itself: --recipe onnx-w8a8-gguf-q4_0",
+            )
         part = lift(part, files, bundle.manifest.spec.decoder, options.context)
     return part, 1e3 * (perf_counter() - started)
 
@@ -251,6 +256,8 @@ class Session:
 
     def _see(self, values: NDArray[np.float32], seeing: _Seeing) -> Embeddings:
         self._decoder()
+        if not self._vision:
+            raise _blind(self.bundle)
         started = perf_counter()
         key = digest(values)
         if key not in self._seen:
@@ -271,6 +278,18 @@ class Session:
                 hint=f"edge verify {self.bundle.path}",
             )
         return np.ascontiguousarray(values[0], np.float32)
+
+
+def _blind(bundle: Bundle) -> EngineError:
+    decoder = bundle.file(bundle.manifest.part("decoder").files[0])
+    beside = (str(bundle.file(file)) for file in bundle.manifest.companions if file.path.startswith("mmproj"))
+    mmproj = next(beside, "FILE")
+    return EngineError(
+        f"{bundle.path} has no vision part: it was exported for llama.cpp's own programs. Builds of those without "
+        "llama.cpp #25844 put the class token last, and from files without feature_layer run one layer too few; with "
+        "both, a picture's rows have a cosine of about 0.91 to the right ones",
+        hint=f"export again without --gguf-only, or: edge export {decoder} --mmproj {mmproj} -o OUT",
+    )
 
 
 class Chat:

@@ -117,6 +117,8 @@ def manifest(found: Manifest) -> RenderableType:
         **_model(found.spec),
         "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
     }
+    if not found.sees:
+        facts["picture"] += "; no part here sees one"
     return Group(_facts(facts), "", _parts(found.parts), "", _files(found.files()))
 
 

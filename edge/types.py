@@ -82,13 +82,13 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """What an engine may be told. `threads` and `context` 0 leave the choice to the engine; `cache` is how one stores
-    keys and values that keeps them itself."""
+    """What an engine may be told. `threads` and `context` 0 leave the choice to the engine, and so does `cache` None:
+    how one stores keys and values that keeps them itself."""
 
     threads: int = 0
     context: int = 0
     debug: bool = False
-    cache: CacheKind = "f16"
+    cache: CacheKind | None = None
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ from exporters.encoder import Encoder
 _SAME = {"max_abs": 1e-3, "cosine": 0.999999}  # torch against torch, maybe of another version
 
 
-def verify_against(bundle: Bundle, checkpoint: str, threads: int) -> Report:
+def verify_against(bundle: Bundle, checkpoint: str, mmproj: Path | None, threads: int) -> Report:
     """Golden's fp32 side is computed anew, compared with the bundle's (rows against "checkpoint"), and replayed.
 
     Its stored side is the bundle's own: how weights were rounded hangs on calibration data that a bundle does not hold.
     Raises ParityError when the bundle was made from another checkpoint.
     """
     manifest = bundle.manifest
-    source = open_checkpoint(checkpoint, context=manifest.spec.decoder.context)
+    source = open_checkpoint(checkpoint, mmproj=mmproj, context=manifest.spec.decoder.context)
     if source.sha256 != manifest.source["sha256"]:
         raise ParityError(
             f"{checkpoint!r} is not the checkpoint that this bundle was made from ({manifest.source['name']}): "

@@ -63,20 +63,25 @@ def build(
     spec = checkpoint.spec
     pixel_values = image.pixels(picture, spec.image)
     prompt = cut(checkpoint, tokenizer, question)
-    vision, decoder = components(checkpoint)
+    decoder = components(checkpoint)[1]
+    vision, *others = encoders(checkpoint, to)
     matters = _read(matrix, decoder) if matrix else {}  # a wrong file is told before the work
     write = _Writer(checkpoint, to, folder, progress)
 
     encoder = write.load(vision, Encoder)
     rows = reference.encode(encoder, pixel_values)
     seen = [reference.encode(encoder, image.pixels(record.picture, spec.image)) for record in calibration]
-    vision_part = write.part(vision, encoder, ("vision", "projector"))
+    parts: tuple[Part, ...] = ()
+    companions: tuple[File, ...] = ()
+    if vision.role in ROLES:
+        parts += (write.part(vision, encoder, ("vision", "projector")),)
+    else:
+        companions += write.files(vision, encoder)[0]
     stored_rows = reference.encode(encoder, pixel_values)
     del encoder
 
     model = write.load(decoder, LanguageModel)
     answer = reference.answer(model, prompt, rows)
-    companions: tuple[File, ...] = ()
     if calibration and not matters:
         turns = (
             Turn(c.question, (Embeddings(r[0], "calibration"),), c.answer)
@@ -86,14 +91,14 @@ def build(
         if to["decoder"].format == "gguf":  # llama.cpp's own tools take it too
             imatrix.write(folder / IMATRIX, matters, model.config, len(calibration))
             companions += (bundle.describe(folder, folder / IMATRIX),)
-    decoder_part = write.part(decoder, model, ("decoder",), matters)
+    parts += (write.part(decoder, model, ("decoder",), matters),)
     stored_answer = reference.answer(model, prompt, rows)
     del model
 
-    for component in beside(checkpoint, to):
+    for component in others:
         companions += write.files(component, write.load(component, Encoder))[0]
     golden = Golden(picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer))
-    return Built((vision_part, decoder_part), golden, prompt, companions)
+    return Built(parts, golden, prompt, companions)
 
 
 def _read(matrix: Path, decoder: Component) -> dict[str, Tensor]:
@@ -122,15 +127,16 @@ def components(checkpoint: Checkpoint) -> tuple[Component, Component]:
     return fused(found["vision"], found["projector"]), found["decoder"]
 
 
-def beside(checkpoint: Checkpoint, to: Mapping[str, Target]) -> list[Component]:
-    """What other people's tools want of the encoder, under its role in the targets."""
-    return [replace(components(checkpoint)[0], role=role) for role in to if role not in ROLES]
+def encoders(checkpoint: Checkpoint, to: Mapping[str, Target]) -> list[Component]:
+    """Tower with projector under each role that the targets give them: the part if there is one, and what other
+    people's tools want."""
+    return [replace(components(checkpoint)[0], role=role) for role in to if role != "decoder"]
 
 
 def bytes_needed(checkpoint: Checkpoint, to: Mapping[str, Target]) -> int:
     """What the parts will take, to a few percent."""
     total = 0.0
-    for component in (*components(checkpoint), *beside(checkpoint, to)):
+    for component in (components(checkpoint)[1], *encoders(checkpoint, to)):
         target = to[component.role]
         numbers = sum(math.prod(tensor.shape) for tensor in component.skeleton().state_dict().values())
         total += numbers * plugins.facts(targets.FORMATS, target.format)["BYTES_PER_WEIGHT"][target.scheme]

@@ -43,6 +43,8 @@ class ExportRequest:
     imatrix: Path | None = None
     context: int | None = None
     vision_tower: Path | None = None
+    mmproj: Path | None = None
+    gguf_only: bool = False
     threads: int = 0
     max_loss: float | None = None  # of 1 - cosine between a quantised part and fp32
 
@@ -59,14 +61,18 @@ class Exported:
 def export(request: ExportRequest, progress: Progress) -> Exported:
     """Raises EdgeError; then nothing new is at `request.output`, and what was there is untouched."""
     start = time.perf_counter()
-    recipe = targets.resolve(request.format, request.schemes, request.recipe, request.device)
+    recipe = targets.resolve(
+        request.format, request.schemes, request.recipe, request.device, gguf_only=request.gguf_only
+    )
     _require_engines(recipe)
     calibration = read(request.calib)[:CALIBRATION] if request.calib else []
     picture, question = example.choose(calibration)
     if request.threads:
         torch.set_num_threads(request.threads)
     progress("read", 0.0)
-    checkpoint = open_checkpoint(request.checkpoint, vision_tower=request.vision_tower, context=request.context)
+    checkpoint = open_checkpoint(
+        request.checkpoint, vision_tower=request.vision_tower, mmproj=request.mmproj, context=request.context
+    )
     progress("read", 1.0)
     with staging.create(request.output) as folder:
         _require_space(bytes_needed(checkpoint, recipe.targets), folder)
@@ -81,7 +87,8 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
         _require_parity(report, request.max_loss)
         bundles.write_manifest(folder, _with_errors(manifest, report))
     size = sum(file.bytes for file in manifest.files())
-    next_command = shlex.join(["edge", "run", str(request.output), "PICTURE", question])
+    picture_of = ["PICTURE"] if manifest.sees else []
+    next_command = shlex.join(["edge", "run", str(request.output), *picture_of, question])
     return Exported(request.output, size, time.perf_counter() - start, report, next_command)
 
 

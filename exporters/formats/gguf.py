@@ -107,7 +107,7 @@ def _decoder(
         quantizer.library()  # what is missing is told before the work
     writer = entries.new_file(wide or path, decoder.ARCHITECTURE, checkpoint, _file_type(scheme))
     decoder.describe(writer, module.config)
-    vocabulary.add(writer, checkpoint.folder, checkpoint.spec.prompt, module.config.vocab)
+    vocabulary.add(writer, checkpoint, module.config.vocab)
     entries.write(writer, found, lambda entry: tables if entry.name in decoder.TABLES else kind, progress)
     if wide:
         quantizer.quantize(wide, path, _file_type(scheme), found)
@@ -122,9 +122,9 @@ def _file_type(scheme: str) -> gguf.LlamaFileType:
 
 
 def _width(checkpoint: Checkpoint) -> Kind:
-    """A file of this type holds the decoder's weights as they are."""
+    """A file of this type holds the decoder's matrices as they are; vectors are float32 in any."""
     keys = (key for keys in checkpoint.components["decoder"].keys.values() for key in keys)
-    dtypes = {checkpoint.weights.dtype(key) for key in keys}
+    dtypes = {checkpoint.weights.dtype(key) for key in keys if len(checkpoint.weights.shape(key)) > 1}
     if dtypes == {torch.float16}:
         return Kind.F16
     return Kind.BF16 if dtypes == {torch.bfloat16} else Kind.F32

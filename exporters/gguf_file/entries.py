@@ -35,9 +35,12 @@ class Entry:
 
     def take(self, stored: Tensor) -> None:
         """Put what was stored back into the module."""
-        if self.heads:
-            stored = stored.unflatten(0, (self.heads, -1, 2)).transpose(1, 2)
-        self.tensor.copy_(stored.reshape(self.tensor.shape))
+        self.tensor.copy_(halved(stored.reshape(self.tensor.shape), self.heads))
+
+
+def halved(stored: Tensor, heads: int) -> Tensor:
+    """Rows of rotary heads as checkpoints have them, from ggml's order."""
+    return stored.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(stored.shape) if heads else stored
 
 
 def new_file(path: Path, architecture: str, checkpoint: Checkpoint, file_type: gguf.LlamaFileType) -> gguf.GGUFWriter:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from types import ModuleType
 from typing import cast
 
 import gguf
-from torch import nn
 
 from edge.errors import EdgeError
 from edge.spec import ImageSpec
@@ -19,11 +19,12 @@ from exporters.vision.clip import Tower
 ARCHITECTURE = "clip"
 POSITIONS = "v.position_embd.weight"
 # (projector, its name there, our names -> theirs)
-KNOWN: tuple[tuple[type[nn.Module], str, tuple[str, str]], ...] = (
-    (ldpnetv2.Projector, "ldpv2", (r"(mlp|peg)\.\1", r"mm.model.\1")),
-    (ldpnet.Projector, "ldp", (r"model", "mm.model")),
-    (mlp.Projector, "mlp", (r"", "mm.")),
+KNOWN: tuple[tuple[ModuleType, str, tuple[str, str]], ...] = (
+    (ldpnetv2, "ldpv2", (r"(mlp|peg)\.\1", r"mm.model.\1")),
+    (ldpnet, "ldp", (r"model", "mm.model")),
+    (mlp, "mlp", (r"", "mm.")),
 )
+DEPTH = 2  # the MLP's layers: the loader does not compute a third, and puts a single one through a GELU
 GRID = 24  # the LDP projectors of llama.cpp take no other
 NAMES = (
     (r"embeddings\.class_embedding", "class_embd"),
@@ -74,25 +75,36 @@ def _tower(encoder: Encoder) -> Tower:
     return cast("Tower", encoder.tower)
 
 
+def tower_name(name: str) -> str:
+    """Of a tower's parameter, in the file."""
+    theirs = (re.sub(pattern, there, name) for pattern, there in NAMES if re.match(rf"{pattern}(\.|$)", name))
+    return f"v.{next(theirs)}"
+
+
+def projector_name(name: str, names: tuple[str, str]) -> str:
+    """Of a projector's parameter, in the file; `names` as KNOWN has them."""
+    return re.sub(f"^{names[0]}", names[1], name)
+
+
 def _tower_entries(tower: Tower) -> Iterator[Entry]:
     for name, tensor in tower.state_dict().items():
-        theirs = next(re.sub(pattern, there, name) for pattern, there in NAMES if re.match(rf"{pattern}(\.|$)", name))
-        yield Entry(f"v.{theirs}", tensor)
+        yield Entry(tower_name(name), tensor)
 
 
 def _projector_entries(encoder: Encoder) -> Iterator[Entry]:
-    _, (pattern, there) = _projector(encoder)
+    _, names = _projector(encoder)
     for name, tensor in encoder.projector.state_dict().items():
         if tensor.ndim == 4:  # [C, 1, 3, 3] of a depthwise convolution, [N, K, 1, 1] of a pointwise one
             tensor = tensor[:, 0] if tensor.shape[1] == 1 else tensor[:, :, 0, 0]
-        yield Entry(re.sub(f"^{pattern}", there, name), tensor)
+        yield Entry(projector_name(name, names), tensor)
 
 
 def _projector(encoder: Encoder) -> tuple[str, tuple[str, str]]:
     found = encoder.projector
-    # The loader knows two layers of an MLP: a third is not computed, and a single one is put through a GELU.
-    for kind, name, names in KNOWN:
-        if isinstance(found, kind) and (not isinstance(found, mlp.Projector) or len(found) == 3):
+    for module, name, names in KNOWN:
+        if isinstance(found, module.Projector) and (
+            module is not mlp or len(cast("mlp.Projector", found)) == 2 * DEPTH - 1
+        ):
             return name, names
     raise EdgeError(
         f"llama.cpp does not compute this projector: {type(found).__module__.rpartition('.')[2]}, "

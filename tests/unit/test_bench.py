@@ -77,7 +77,7 @@ def test_overhead_is_measured_with_the_engine_that_computes_nothing(
     make: Callable[..., Bundle], opened: list[dict[str, Any]]
 ) -> None:
     bench(make().path, max_tokens=2, repeats=1, threads=2)
-    assert opened == [{"threads": 2}, {"threads": 2, "engine": "null"}] * 2
+    assert opened == [{"threads": 2, "cache": None}, {"threads": 2, "engine": "null"}] * 2
 
 
 def test_an_answer_longer_than_the_context_is_cut(make: Callable[..., Bundle], opened: list[dict[str, Any]]) -> None:

@@ -192,9 +192,11 @@ def test_the_line_below_an_answer(
 
 
 def test_options_reach_the_session(session: FakeSession, picture: str) -> None:
-    given = "-n 9 --temp 0.5 --top-k 40 --top-p 0.9 --repeat-penalty 1.1 --seed 3 -t 2 --system Short. --debug"
+    given = (
+        "-n 9 --temp 0.5 --top-k 40 --top-p 0.9 --repeat-penalty 1.1 --seed 3 -t 2 --cache q8_0 --system Short. --debug"
+    )
     assert call("run", "bundle", *given.split(), picture, picture, "Which?") == 0
-    assert session.opened == [{"path": Path("bundle"), "threads": 2, "debug": True}]
+    assert session.opened == [{"path": Path("bundle"), "threads": 2, "cache": "q8_0", "debug": True}]
     sampling = Sampling(temperature=0.5, top_k=40, top_p=0.9, repeat_penalty=1.1, seed=3)
     options = {"max_tokens": 9, "system": "Short.", "sampling": sampling}
     assert session.calls == [("stream", [picture, picture], "Which?", options)]
@@ -372,8 +374,8 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """An export side that writes nothing; `requests` holds what it was asked for."""
     fake = SimpleNamespace(requests=[], error=None, ExportRequest=lambda **asked: SimpleNamespace(**asked))
 
-    def verify_against(bundle: Bundle, checkpoint: str, threads: int) -> Report:
-        fake.requests.append((bundle.path, checkpoint, threads))
+    def verify_against(bundle: Bundle, checkpoint: str, mmproj: Path | None, threads: int) -> Report:
+        fake.requests.append((bundle.path, checkpoint, mmproj, threads))
         return REPORT
 
     def export(request: Any, progress: Callable[[str, float], None]) -> Any:
@@ -395,7 +397,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
     given = "--format onnx --scheme w4 --scheme vision=fp16 --recipe r --device rpi5 --calib pics --imatrix m.gguf"
-    more = "--context 512 --vision-tower tower --threads 3 --max-loss 0.1 -o out"
+    more = "--context 512 --vision-tower tower --mmproj m --gguf-only --threads 3 --max-loss 0.1 -o out"
     assert call("export", "mtgv/some-model", *given.split(), *more.split()) == 0
     assert exporter.requests == [
         {
@@ -409,6 +411,8 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
             "imatrix": Path("m.gguf"),
             "context": 512,
             "vision_tower": Path("tower"),
+            "mmproj": Path("m"),
+            "gguf_only": True,
             "threads": 3,
             "max_loss": 0.1,
         }
@@ -419,6 +423,7 @@ def test_export_leaves_open_what_was_not_said(exporter: SimpleNamespace) -> None
     assert call("export", "ckpt", "-o", "out") == 0
     asked = exporter.requests[0]
     assert (asked.pop("checkpoint"), asked.pop("output"), asked.pop("threads")) == ("ckpt", Path("out"), 0)
+    assert asked.pop("gguf_only") is False
     assert set(asked.values()) == {None, ()}
 
 
@@ -533,8 +538,8 @@ def test_verify_against_a_checkpoint_asks_the_export_side(
     tmp_path: Path, exporter: SimpleNamespace, capsys: Capture
 ) -> None:
     path = write_bundle(tmp_path / "bundle").path
-    assert call("verify", path, "--against", "ckpt", "-t", "2", "--json") == 0
-    assert exporter.requests == [(path, "ckpt", 2)]
+    assert call("verify", path, "--against", "ckpt", "--mmproj", "m", "-t", "2", "--json") == 0
+    assert exporter.requests == [(path, "ckpt", Path("m"), 2)]
     assert json.loads(capsys.readouterr().out)["ok"] is True
 
 
@@ -602,7 +607,7 @@ def test_bench_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch, capsys: 
         return Bench(stages, 5, 190, 144, 64, 2, 1234.5)
 
     monkeypatch.setattr("edge.bench.bench", measure)
-    assert call("bench", "bundle", "-n", "9", "--repeats", "3", "-t", "2", "--image", "cat.jpg") == 0
+    assert call("bench", "bundle", "-n", "9", "--repeats", "3", "-t", "2", "--image", "cat.jpg", "--cache", "f16") == 0
     shown = capsys.readouterr().out
     assert fits(shown)
     lines = [line.split() for line in shown.splitlines()]
@@ -613,10 +618,10 @@ def test_bench_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert ["peak", "memory", "1.23", "GB"] in lines
     assert call("bench", "bundle", "--json") == 0
     assert json.loads(capsys.readouterr().out)["stages"][1]["median"] == 11.5
-    given = {"picture": "cat.jpg", "max_tokens": 9, "repeats": 3, "threads": 2}
+    given = {"picture": "cat.jpg", "max_tokens": 9, "repeats": 3, "threads": 2, "cache": "f16"}
     assert calls == [
         (Path("bundle"), given),
-        (Path("bundle"), {"picture": None, "max_tokens": 64, "repeats": 5, "threads": 0}),
+        (Path("bundle"), {"picture": None, "max_tokens": 64, "repeats": 5, "threads": 0, "cache": None}),
     ]
 
 

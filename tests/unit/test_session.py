@@ -14,7 +14,7 @@ from PIL import Image
 import edge
 from edge import checked
 from edge import session as sessions
-from edge.bundle import Bundle
+from edge.bundle import Bundle, write_manifest
 from edge.errors import BundleError, ContextError, EdgeError, EngineError, ImageError, UsageError
 from edge.lift import lift
 from edge.prompt import Turn
@@ -289,10 +289,39 @@ def test_a_picture_that_is_none(session: Session) -> None:
 
 
 def test_what_the_engines_are_told(engine: Engine, bundle: Bundle) -> None:
-    session = edge.load(bundle.path, engine="null", threads=3, context=100, debug=True, cache="q8_0")
+    session = edge.load(bundle.path, engine="null", threads=3, context=100, debug=True)
     assert session.decoder.position == 0
-    assert engine.options == [OpenOptions(3, 100, True, "q8_0")] * 2
+    assert engine.options == [OpenOptions(3, 100, True, None)] * 2
     assert (session.plan.threads, session.plan.context) == (3, 100)
+
+
+def test_a_graph_keeps_keys_and_values_as_it_was_made_to(engine: Engine, bundle: Bundle) -> None:
+    with pytest.raises(EngineError, match="cannot be kept as q8_0: the graph that null runs fixes") as caught:
+        edge.load(bundle.path, engine="null", cache="q8_0").ask(None, "What?")
+    assert engine.options[0].cache == "q8_0"
+    assert "--cache" in str(caught.value.hint)
+
+
+def test_a_bundle_that_sees_nothing(engine: Engine, bundle: Bundle) -> None:
+    """It answers questions about no picture, and says of one what to do."""
+    companions = (bundle.manifest.tokenizer, replace(bundle.manifest.golden, path="mmproj-x.gguf"))
+    blind = replace(bundle.manifest, parts=bundle.manifest.parts[1:], companions=companions)
+    (bundle.path / "mmproj-x.gguf").write_bytes((bundle.path / "golden.npz").read_bytes())
+    write_manifest(bundle.path, blind)
+    session = edge.load(bundle.path, engine="null")
+    assert [choice.part.covers for choice in session.plan.choices] == [("decoder",)]
+    assert session.ask(None, "What?", max_tokens=2)
+    asked = (
+        lambda: session.ask(photo(1), "What?"),
+        lambda: session.chat(photo(1)),
+        lambda: session.encode_image(photo(1)),
+    )
+    for ask in asked:
+        with pytest.raises(EngineError, match="no vision part") as caught:
+            ask()
+        command = f"edge export {bundle.path / 'decoder.onnx'} --mmproj {bundle.path / 'mmproj-x.gguf'} -o OUT"
+        assert command in str(caught.value.hint)
+    assert session.ask(None, "What?", max_tokens=2)
 
 
 def test_a_cache_that_does_not_exist(bundle: Bundle) -> None:
