@@ -7,6 +7,7 @@ import importlib
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge import plugins
-from edge.errors import ContextError, EdgeError, EngineError, ImageError, ParityError, UsageError
+from edge.errors import BundleError, ContextError, EdgeError, EngineError, ImageError, ParityError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,6 +36,10 @@ app = typer.Typer(name="edge", add_completion=False, no_args_is_help=True, prett
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory that `edge export` wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")]
+PositionWorkaround = Annotated[
+    bool,
+    typer.Option("--mtmd-position-workaround", help="An mmproj for llama.cpp builds without #25844, and only those."),
+]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Processor threads; 0: this machine's best.")]
 
 
@@ -50,6 +55,7 @@ def export(
     imatrix: Annotated[Path | None, typer.Option(metavar="FILE", help="An importance matrix: no measuring.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Positions to export for; the checkpoint's own.")] = None,
     vision_tower: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the vision tower lies.")] = None,
+    mtmd_position_workaround: PositionWorkaround = False,
     threads: Threads = 0,
     max_loss: Annotated[float | None, typer.Option(help="Fail when quantising costs more (1 - cosine).")] = None,
     as_json: Json = False,
@@ -73,6 +79,7 @@ def export(
             imatrix=imatrix,
             context=context,
             vision_tower=vision_tower,
+            mtmd_position_workaround=mtmd_position_workaround,
             threads=threads,
             max_loss=max_loss,
         )
@@ -213,8 +220,22 @@ def devices(debug: Debug = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False, debug: Debug = False) -> None:
-    """Say which engines are installed, what the processor can do, and what to install."""
+def doctor(
+    files: Annotated[list[Path] | None, typer.Argument(metavar="MODEL.gguf MMPROJ.gguf", show_default=False)] = None,
+    repair: Annotated[Path | None, typer.Option(metavar="OUT", help="Write corrected copies of the files.")] = None,
+    mtmd_position_workaround: PositionWorkaround = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say which engines are installed, what the processor can do, and what to install.
+
+    With GGUF files: say what is wrong with them, what it costs, and correct it.
+    """
+    if files:
+        _examine(files, repair, mtmd_position_workaround, as_json)
+        return
+    if repair or mtmd_position_workaround:
+        raise UsageError("there is no file to repair", hint="edge doctor MODEL.gguf MMPROJ.gguf --repair OUT")
     from edge import show
     from edge.doctor import diagnose
 
@@ -223,6 +244,27 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
         _print_json(found.to_json())
     else:
         _print(show.doctor(found))
+
+
+def _examine(files: list[Path], repair: Path | None, position_workaround: bool, as_json: bool) -> None:
+    from edge import show
+
+    if position_workaround and not repair:
+        raise UsageError("--mtmd-position-workaround is written into a copy", hint="add --repair OUT")
+    with _export_side(), _leaving_tidily():
+        side = plugins.load("exporters.gguf_file", "doctor")
+        found = side.repair(files, repair, position_workaround) if repair else side.diagnose(files)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        _print(show.findings(found))
+    if not found.ok:
+        raise BundleError(
+            f"wrong: {', '.join(row.check for row in found.rows if row.status == 'wrong')}",
+            hint=shlex.join(["edge", "doctor", *map(str, files), "--repair", "OUT"]),
+        )
+    if found.written:
+        _say("written: " + ", ".join(found.written))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

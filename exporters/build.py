@@ -55,6 +55,7 @@ def build(
     progress: Progress,
     calibration: Sequence[Record] = (),
     matrix: Path | None = None,
+    position_workaround: bool = False,
 ) -> Built:
     """Write the parts and `tokenizer.json` into `folder`; picture is RGB `[H, W, 3]`, for golden. The importance of the
     decoder's columns is read from `matrix`, or else measured on the calibration and kept beside the parts."""
@@ -91,7 +92,8 @@ def build(
     del model
 
     for component in beside(checkpoint, to):
-        companions += write.files(component, write.load(component, Encoder))[0]
+        module = write.load(component, Encoder)
+        companions += write.files(component, module, position_workaround=position_workaround)[0]
     golden = Golden(picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer))
     return Built((vision_part, decoder_part), golden, prompt, companions)
 
@@ -151,7 +153,7 @@ class _Writer:
         return module
 
     def files(
-        self, component: Component, module: nn.Module, matters: Mapping[str, Tensor] | None = None
+        self, component: Component, module: nn.Module, matters: Mapping[str, Tensor] | None = None, **options: bool
     ) -> tuple[tuple[File, ...], Written]:
         target = self.to[component.role]
         written: Written = plugins.load(targets.FORMATS, target.format).write(
@@ -162,6 +164,7 @@ class _Writer:
             lambda done: self.progress(self._stage(component), done),
             matters,
             checkpoint=self.checkpoint,
+            **options,
         )
         return tuple(bundle.describe(self.folder, file) for file in written.files), written
 

@@ -17,7 +17,7 @@ from edge import bundle as bundles
 from edge import staging
 from edge.bundle import Bundle, Manifest, Part
 from edge.calibration import read
-from edge.errors import EdgeError, ParityError
+from edge.errors import EdgeError, ParityError, UsageError
 from edge.recipes import Recipe
 from edge.verify import Report, verify
 from exporters import example, targets
@@ -42,6 +42,7 @@ class ExportRequest:
     imatrix: Path | None = None
     context: int | None = None
     vision_tower: Path | None = None
+    mtmd_position_workaround: bool = False
     threads: int = 0
     max_loss: float | None = None  # of 1 - cosine between a quantised part and fp32
 
@@ -59,6 +60,8 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     """Raises EdgeError; then nothing new is at `request.output`, and what was there is untouched."""
     start = time.perf_counter()
     recipe = targets.resolve(request.format, request.schemes, request.recipe, request.device)
+    if request.mtmd_position_workaround and "mmproj" not in recipe.targets:
+        raise UsageError("--mtmd-position-workaround is for an mmproj, and none is written", hint="add --format gguf")
     calibration = read(request.calib)[:CALIBRATION] if request.calib else []
     picture, question = example.choose(calibration)
     if request.threads:
@@ -68,7 +71,17 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     progress("read", 1.0)
     with staging.create(request.output) as folder:
         _require_space(bytes_needed(checkpoint, recipe.targets), folder)
-        built = build(checkpoint, recipe.targets, picture, question, folder, progress, calibration, request.imatrix)
+        built = build(
+            checkpoint,
+            recipe.targets,
+            picture,
+            question,
+            folder,
+            progress,
+            calibration,
+            request.imatrix,
+            request.mtmd_position_workaround,
+        )
         built.golden.save(folder / "golden.npz")
         manifest = _manifest(checkpoint, recipe, question, built, folder)
         bundles.write_manifest(folder, manifest)

@@ -17,6 +17,7 @@ from exporters.checkpoint import Checkpoint, check, check_numbers, license_of, r
 from exporters.component import Component
 from exporters.decoders import DecoderConfig, llama
 from exporters.projectors import ProjectorConfig
+from exporters.published import MEAN, STD, prompt
 from exporters.vision.clip import TowerConfig
 from exporters.weights import Weights
 
@@ -24,11 +25,6 @@ MODEL_TYPES = ("mobilevlm", "mobilellama", "llava_llama", "llava")
 PROJECTOR = "model.mm_projector."
 FITS: dict[str | None, Literal["pad", "crop"]] = {"pad": "pad", None: "crop", "square": "crop"}
 RESAMPLE: dict[int, Literal["bicubic", "bilinear"]] = {3: "bicubic", 2: "bilinear"}  # Pillow's numbers
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
-SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
 
 
 def recognise(config: Mapping[str, Any]) -> bool:
@@ -166,19 +162,7 @@ def _prompt(config: Mapping[str, Any], folder: Path, image_tokens: int, vocab: i
         )
     if not read_optional_json(folder / "tokenizer_config.json").get("add_bos_token", True):
         starts = ()
-    return PromptSpec(
-        system="{text} ",
-        user="USER: {text} ",
-        assistant="ASSISTANT: {text}",
-        generation="ASSISTANT:",
-        image="<image>\n",
-        default_system=SYSTEM,
-        image_tokens=image_tokens,
-        bos_id=starts[0] if starts else None,
-        end_id=stops[0],
-        stop_ids=stops,
-        stop_strings=("</s>",),
-    )
+    return prompt(image_tokens, starts[0] if starts else None, stops)
 
 
 def _ids(folder: Path, config: Mapping[str, Any], kind: str, tokenizers: int | None) -> tuple[int, ...]:

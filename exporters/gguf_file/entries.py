@@ -26,9 +26,12 @@ class Entry:
     tensor: Tensor
     heads: int = 0  # above 0: the rows are those of so many rotary heads
     importance: Tensor | None = None  # of each column
+    first: int = 0  # the row that is stored first; those before it come last
 
     def stored(self) -> Tensor:
         """As ggml's Llama wants it, which rotates neighbours where checkpoints rotate halves of a head."""
+        if self.first:
+            return self.tensor.roll(-self.first, 0)
         if not self.heads:
             return self.tensor
         return self.tensor.unflatten(0, (self.heads, 2, -1)).transpose(1, 2).reshape(self.tensor.shape)
@@ -37,7 +40,7 @@ class Entry:
         """Put what was stored back into the module."""
         if self.heads:
             stored = stored.unflatten(0, (self.heads, -1, 2)).transpose(1, 2)
-        self.tensor.copy_(stored.reshape(self.tensor.shape))
+        self.tensor.copy_(stored.reshape(self.tensor.shape).roll(self.first, 0))
 
 
 def new_file(path: Path, architecture: str, checkpoint: Checkpoint, file_type: gguf.LlamaFileType) -> gguf.GGUFWriter:
