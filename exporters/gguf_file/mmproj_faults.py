@@ -207,8 +207,9 @@ def _storage(rows: Rows, file: GGUF) -> None:
     wide = [tensor for name, tensor in file.tensors.items() if _wide(tensor) and name != POSITIONS]
     total = sum(tensor.bytes for tensor in file.tensors.values())
     saved = sum(tensor.bytes - _Q8_0 * prod(tensor.shape) for tensor in wide)
-    kinds = "/".join(sorted({tensor.kind for tensor in file.tensors.values() if len(tensor.shape) == 2}))
-    if saved > total / 4:
+    matrices = [tensor for tensor in file.tensors.values() if len(tensor.shape) == 2]
+    kinds = "/".join(sorted({tensor.kind for tensor in matrices}))
+    if saved * 4 > sum(tensor.bytes for tensor in matrices):
         cost = f"{(total - saved) / 1e6:.1f} MB as q8_0; made anew by {_RIGHT} --format gguf"
         rows.warning("storage", f"{kinds}, {total / 1e6:.1f} MB", cost)
     else:
