@@ -197,8 +197,8 @@ def _class_token(rows: Rows, file: GGUF) -> None:
     else:
         found = "builds of llama.cpp without #25844 put it last"
         cost = (
-            "there every patch gets its neighbour's position, and the class token stands for the last one: worse answers, "
-            f"whatever the file; right everywhere: {_RIGHT}, then edge run"
+            "there every patch gets its neighbour's position, and the class token stands for the last one: worse "
+            f"answers, whatever the file; right everywhere: {_RIGHT}, then edge run"
         )
     rows.warning("class token", found, cost)
 

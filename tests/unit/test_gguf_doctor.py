@@ -106,7 +106,7 @@ def all_of(*changes: Change) -> Change:
 
 def unordered(head: dict[str, Any], tensors: Tensors) -> None:
     """Two of three layers, whose feed-forward is stored in no known way."""
-    shape, kind, content = tensors["v.blk.1.ffn_up.weight"]
+    _, kind, content = tensors["v.blk.1.ffn_up.weight"]
     tensors["v.blk.1.ffn_up.weight"] = (32, 64), kind, content[: 32 * 2 * 34]
 
 
@@ -154,7 +154,7 @@ DECODER: dict[str, tuple[Change, str, str, bool, str]] = {
         True,
         "says '<__media__>W",
     ),
-    "no break": (sets(TEMPLATE, THEIRS.replace("\n", "")), "template", "wrong", True, "What is thi' for"),
+    "no break": (sets(TEMPLATE, THEIRS.replace("\n", "")), "template", "wrong", True, "<__media__>What is this' for"),
     "no template at all": (sets(TEMPLATE, "{% if %}"), "template", "wrong", True, "TemplateSyntaxError"),
     "another's words": (sets(TEMPLATE, THEIRS), "template", "warning", True, "without --jinja"),
     "no tokens": (sets(f"{T}tokens", None), "vocabulary", "wrong", False, "0 tokens"),
@@ -271,7 +271,7 @@ def test_a_pair_of_two_models(tmp_path: Path) -> None:
         (1024, 24, None, True),
         (1024, 23, 23, True),
         (1024, 24, 24, False),
-        (64, 24, None, False),
+        (64, 9, None, False),
     ],
 )
 def test_how_many_layers_a_tower_should_run(
@@ -313,7 +313,7 @@ def test_a_template_is_judged_by_what_it_renders() -> None:
     assert rendering.difference(THEIRS, SPECIFIED, "<s>", "</s>") is None
     late = THEIRS.replace("eos_token", "' '")
     assert "A pilot. USE" in str(rendering.difference(late, SPECIFIED, "<s>", "</s>"))
-    assert rendering.difference(OURS + "!", SPECIFIED, "<s>", "</s>") == "says 'T:!' for 'T:'" or True
+    assert rendering.difference(OURS + "!", SPECIFIED, "<s>", "</s>") == "says ' ASSISTANT:!' for ' ASSISTANT:'"
 
 
 @pytest.mark.parametrize(
@@ -355,8 +355,8 @@ def test_foreign_and_damaged_files(tmp_path: Path) -> None:
         doctor.diagnose([decoder, cut])
     with pytest.raises(BundleError, match="holds 'whisper'"):
         doctor.diagnose(write(tmp_path, sets("general.architecture", "whisper")))
+    strange = all_of(drops("mm.model.peg.0.weight"), sets("clip.projector_type", "resampler"))
     with pytest.raises(BundleError, match="no MobileVLM or LLaVA mmproj: 'resampler'"):
-        strange = all_of(drops("mm.model.peg.0.weight"), sets("clip.projector_type", "resampler"))
         doctor.diagnose(write(tmp_path, mmproj=strange))
     with pytest.raises(BundleError, match="one of several files"):
         doctor.diagnose(write(tmp_path, sets("split.count", 2)))
@@ -428,23 +428,20 @@ def test_any_head_is_judged_or_refused(tmp_path: Path, data: st.DataObject) -> N
     json.dumps(found.to_json())
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_any_setting_is_judged(tmp_path: Path, data: st.DataObject) -> None:
-    made = pair_decoder(), pair_mmproj()
-    made[0][0][TEMPLATE] = OURS
-    value = st.sampled_from([True, False, 0, 1, 2**32 - 1, 0.0, float("nan"), "", "x", [0], [2**31 - 1], [0.5], ["a"]])
+PAIR = pair_decoder(), pair_mmproj()
+PAIR[0][0][TEMPLATE] = OURS
+OTHERS = sorted({key for head, _ in PAIR for key in head} - {"general.architecture", TEMPLATE})
+VALUES = (True, False, 0, 1, 2**32 - 1, 0.0, float("nan"), "", "x", [0], [2**31 - 1], [0.5], ["a"])
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(OTHERS), st.sampled_from(VALUES), min_size=1, max_size=4))
+def test_any_setting_is_judged(tmp_path: Path, changed: dict[str, Any]) -> None:
     paths = tmp_path / "a.gguf", tmp_path / "mmproj.gguf"
-    for path, (head, tensors) in zip(paths, made, strict=True):
-        for key in data.draw(
-            st.lists(st.sampled_from([k for k in head if k not in (TEMPLATE, ARCHITECTURE)]), max_size=3)
-        ):
-            head[key] = data.draw(value)
-        path.write_bytes(gguf_bytes(head, tensors))
+    for path, (head, tensors) in zip(paths, PAIR, strict=True):
+        own = {key: value for key, value in changed.items() if key in head}
+        path.write_bytes(gguf_bytes(head | own, tensors))
     json.dumps(doctor.diagnose(paths).to_json())
-
-
-ARCHITECTURE = "general.architecture"
 
 
 # the command
