@@ -18,6 +18,7 @@ from exporters.gguf_file.fault import Change, Row, Rows
 from exporters.gguf_file.names import DECODER, MMPROJ, WORKAROUND
 from exporters.gguf_file.rewrite import rewrite
 
+LISTS = (*decoder_faults.LISTS, *mmproj_faults.LISTS)  # the settings that are read whole
 _ROLES = {DECODER: "decoder", MMPROJ: "mmproj"}
 _EXAMPLE = "edge doctor MODEL.gguf MMPROJ.gguf"
 
@@ -62,7 +63,7 @@ def _open(paths: Sequence[Path]) -> Mapping[str, GGUF]:
     """By role: the decoder, the mmproj, or both in this order."""
     files: dict[str, GGUF] = {}
     for path in paths:
-        file = gguf.read(path, (*decoder_faults.LISTS, *mmproj_faults.LISTS))
+        file = gguf.read(path, LISTS)
         if file.architecture not in _ROLES:
             raise BundleError(
                 f"{path.name} holds {file.architecture!r}: neither the decoder nor the mmproj of a MobileVLM or LLaVA",

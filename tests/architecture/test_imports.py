@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from gguf_fakes import gguf_bytes, pair_decoder, pair_mmproj
 
 from edge import plugins
 
@@ -201,3 +202,14 @@ def test_every_module_of_the_run_side_imports_without_the_heavy_libraries() -> N
     code = f"import importlib\nfor m in {modules!r}: importlib.import_module(m)\nprint('fine')"
     done = without(HEAVY | CONVERTERS | {"exporters", "onnxruntime"}, code)
     assert (done.stdout, done.stderr) == ("fine\n", "")
+
+
+def test_the_doctor_of_files_needs_neither_torch_nor_converters(tmp_path: Path) -> None:
+    for name, (settings, tensors) in (("a.gguf", pair_decoder()), ("mmproj.gguf", pair_mmproj())):
+        (tmp_path / name).write_bytes(gguf_bytes(settings, tensors))
+    call = f"call(['doctor', {str(tmp_path / 'a.gguf')!r}, {str(tmp_path / 'mmproj.gguf')!r}"
+    code = "from edge.cli import main\ndef call(arguments):\n    try: return main(arguments)\n    except SystemExit as e: return e.code\n"
+    done = without(HEAVY | CONVERTERS | {"jinja2", "llama_cpp", "onnxruntime"}, f"{code}print({call}]))")
+    assert done.stdout.endswith("\n1\n") and "wrong: template" in done.stderr
+    done = without(HEAVY | CONVERTERS | {"llama_cpp"}, f"{code}print({call}, '--repair', {str(tmp_path / 'out')!r}]))")
+    assert done.stdout.splitlines()[-1] in ("0", "None") and (tmp_path / "out" / "a.gguf").is_file()

@@ -12,13 +12,16 @@ import pytest
 import torch
 from llama_cpp import mtmd_cpp as mtmd
 
+from edge.gguf import read
 from exporters import build
 from exporters.checkpoint import open_checkpoint
 from exporters.component import Component
 from exporters.encoder import Encoder
 from exporters.formats import gguf as format
-from exporters.gguf_file import quantizer
-from exporters.gguf_file.names import POSITIONS, WORKAROUND
+from exporters.gguf_file import doctor, quantizer
+from exporters.gguf_file.fault import Change
+from exporters.gguf_file.names import FEATURE_LAYER, POSITIONS, WORKAROUND
+from exporters.gguf_file.rewrite import rewrite
 from exporters.projectors import ProjectorConfig, find
 from exporters.vision import clip
 from exporters.vision.clip import TowerConfig
@@ -214,6 +217,27 @@ def test_a_layer_too_few_without_the_setting(checkpoint, encoders, model, pictur
     whole = [projected(encoder, tower(state, chw, last=last)) for last in (False, True)]
     assert max(cosine(found, rows) for rows in fewer) > EXACT
     assert max(cosine(found, rows) for rows in whole) < FAR
+
+
+def test_a_repaired_file_gives_the_same_rows(checkpoint, encoders, model, picture, tmp_path):
+    """Swapped tensors are turned back by the library itself; a layer too few is not."""
+    sound = written(checkpoint, encoders["ldpnetv2"], tmp_path, False)
+    names = {}
+    for layer in range(TOWER.run_layers):
+        for end in ("weight", "bias"):
+            up, down = (f"v.blk.{layer}.ffn_{way}.{end}" for way in ("up", "down"))
+            names |= {up: down, down: up}
+    rewrite(read(sound), tmp_path / "swapped.gguf", Change(names=names))
+    rewrite(read(tmp_path / "swapped.gguf"), tmp_path / "mmproj.gguf", Change({FEATURE_LAYER: (1,)}))
+    doctor.repair([tmp_path / "mmproj.gguf"], tmp_path / "out", False)
+    rows = encoded(model, sound, picture)
+    np.testing.assert_array_equal(encoded(model, tmp_path / "swapped.gguf", picture), rows)
+    assert cosine(encoded(model, tmp_path / "mmproj.gguf", picture), rows) < FAR
+    np.testing.assert_array_equal(encoded(model, tmp_path / "out" / "mmproj.gguf", picture), rows)
+    doctor.repair([tmp_path / "mmproj.gguf"], tmp_path / "rolled", True)
+    by_export = written(checkpoint, encoders["ldpnetv2"], tmp_path / "out", True)
+    rolled = encoded(model, tmp_path / "rolled" / "mmproj.gguf", picture)
+    np.testing.assert_array_equal(rolled, encoded(model, by_export, picture))
 
 
 def test_the_file_says_so_and_the_module_does_not_change(checkpoint, encoders, tmp_path):

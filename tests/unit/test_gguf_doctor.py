@@ -21,6 +21,7 @@ from edge.errors import BundleError, UsageError
 from edge.findings import Findings
 from edge.gguf import GGUFArray
 from exporters.gguf_file import doctor, rendering, template
+from exporters.gguf_file.doctor import LISTS
 from exporters.gguf_file.names import FEATURE_LAYER, TEMPLATE, WORKAROUND
 from exporters.published import SYSTEM, prompt
 
@@ -230,9 +231,6 @@ def test_all_faults_that_can_be_repaired_at_once(tmp_path: Path) -> None:
         assert contents(repaired) == contents(expected)
 
 
-LISTS = (*doctor.decoder_faults.LISTS, *doctor.mmproj_faults.LISTS)
-
-
 def contents(file: gguf.GGUF) -> dict[str, tuple[Any, ...]]:
     data = file.path.read_bytes()
     return {name: (t.shape, t.kind, data[t.offset : t.offset + t.bytes]) for name, t in file.tensors.items()}
@@ -313,7 +311,7 @@ def test_a_template_is_judged_by_what_it_renders() -> None:
     assert rendering.difference(THEIRS, SPECIFIED, "<s>", "</s>") is None
     late = THEIRS.replace("eos_token", "' '")
     assert "A pilot. USE" in str(rendering.difference(late, SPECIFIED, "<s>", "</s>"))
-    assert rendering.difference(OURS + "!", SPECIFIED, "<s>", "</s>") == "says ' ASSISTANT:!' for ' ASSISTANT:'"
+    assert rendering.difference(OURS + "!", SPECIFIED, "<s>", "</s>") == "says '? ASSISTANT:!' for '? ASSISTANT:'"
 
 
 @pytest.mark.parametrize(
