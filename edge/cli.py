@@ -221,7 +221,7 @@ def devices(debug: Debug = False) -> None:
 
 @app.command()
 def doctor(
-    files: Annotated[list[Path] | None, typer.Argument(metavar="MODEL.gguf MMPROJ.gguf", show_default=False)] = None,
+    files: Annotated[list[Path] | None, typer.Argument(metavar="FILE.gguf", show_default=False)] = None,
     repair: Annotated[Path | None, typer.Option(metavar="OUT", help="Write corrected copies of the files.")] = None,
     mtmd_position_workaround: PositionWorkaround = False,
     as_json: Json = False,
@@ -229,7 +229,7 @@ def doctor(
 ) -> None:
     """Say which engines are installed, what the processor can do, and what to install.
 
-    With GGUF files: say what is wrong with them, what it costs, and correct it.
+    With a GGUF decoder, an mmproj or both: say what is wrong with them, what it costs, and correct it.
     """
     if files:
         _examine(files, repair, mtmd_position_workaround, as_json)

@@ -29,9 +29,8 @@ def warnings(found):
 
 
 def greedy(path, spec, count=16):
-    decoder = open_part(
-        PartFiles("gguf", "f16", ("decoder",), (path,), (), (), spec), "llamacpp", OpenOptions(threads=1)
-    )
+    part = PartFiles("gguf", "f16", ("decoder",), (path,), (), (), spec)
+    decoder = open_part(part, "llamacpp", OpenOptions(threads=1))
     logits, ids = decoder.extend([Tokens(PROMPT)]), []
     for _ in range(count):
         ids.append(int(logits.argmax()))

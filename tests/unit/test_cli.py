@@ -386,7 +386,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
     given = "--format onnx --scheme w4 --scheme vision=fp16 --recipe r --device rpi5 --calib pics --imatrix m.gguf"
-    more = "--context 512 --vision-tower tower --threads 3 --max-loss 0.1 -o out"
+    more = "--context 512 --vision-tower tower --threads 3 --max-loss 0.1 --mtmd-position-workaround -o out"
     assert call("export", "mtgv/some-model", *given.split(), *more.split()) == 0
     assert exporter.requests == [
         {
@@ -400,6 +400,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
             "imatrix": Path("m.gguf"),
             "context": 512,
             "vision_tower": Path("tower"),
+            "mtmd_position_workaround": True,
             "threads": 3,
             "max_loss": 0.1,
         }
@@ -410,6 +411,7 @@ def test_export_leaves_open_what_was_not_said(exporter: SimpleNamespace) -> None
     assert call("export", "ckpt", "-o", "out") == 0
     asked = exporter.requests[0]
     assert (asked.pop("checkpoint"), asked.pop("output"), asked.pop("threads")) == ("ckpt", Path("out"), 0)
+    assert asked.pop("mtmd_position_workaround") is False
     assert set(asked.values()) == {None, ()}
 
 
