@@ -258,11 +258,10 @@ def _examine(files: list[Path], repair: Path | None, position_workaround: bool, 
         _print_json(found.to_json())
     else:
         _print(show.findings(found))
-    if not found.ok:
-        raise BundleError(
-            f"wrong: {', '.join(row.check for row in found.rows if row.status == 'wrong')}",
-            hint=shlex.join(["edge", "doctor", *map(str, files), "--repair", "OUT"]),
-        )
+    if wrong := [row for row in found.rows if row.status == "wrong"]:
+        lost = [row.cost for row in wrong if not row.repairable]
+        command = shlex.join(["edge", "doctor", *map(str, files), "--repair", "OUT"])
+        raise BundleError(f"wrong: {', '.join(row.check for row in wrong)}", hint=lost[0] if lost else command)
     if found.written:
         _say("written: " + ", ".join(found.written))
 

@@ -75,7 +75,12 @@ def _vocabulary(rows: Rows, file: GGUF) -> None:
     ]
     missing = [key.removeprefix(_TOKENIZER) for key, v in lists.items() if v is None]
     short = [key.removeprefix(_TOKENIZER) for key in LISTS if lists[key] and len(values(file, key)) < count]
-    if kind != "llama" or off or short or "tokens" in missing or not count:
+    if isinstance(kind, str) and kind != "llama":
+        said = f"a tokenizer of the kind {kind!r}"
+        rows.wrong(
+            "vocabulary", said, "it is the decoder of no MobileVLM or LLaVA-1.5: other rows may mean nothing"
+        )
+    elif kind is None or off or short or "tokens" in missing or not count:
         said = f"tokenizer {kind!r}, {count} tokens" + "".join(f", {name} too short" for name in short)
         rows.wrong("vocabulary", said, f"llama.cpp refuses the file; {_ANEW}")
     elif missing or len(set(values(file, _SCORES))) < 2:

@@ -124,7 +124,8 @@ def _needed(kind: str, blocks: int) -> list[str]:
 def _layers(rows: Rows, file: GGUF, blocks: int) -> None:
     """LLaVA and MobileVLM read the state before the tower's last layer, which converters leave out of the file."""
     count = whole(file, f"{_VISION}block_count")
-    depth = _DEPTHS.get(whole(file, f"{_VISION}embedding_length"), 0)
+    # Our own exports hold just what is to run, whatever the checkpoint chose.
+    depth = 0 if OURS in file.settings else _DEPTHS.get(whole(file, f"{_VISION}embedding_length"), 0)
     wanted = depth - 1 if depth and blocks in (depth - 1, depth) else blocks
     stored = file.settings.get(FEATURE_LAYER)
     chosen = values(file, FEATURE_LAYER)

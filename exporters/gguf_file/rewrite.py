@@ -35,10 +35,11 @@ def rewrite(file: GGUF, target: Path, change: Change) -> None:
 def _head(file: GGUF, data: mmap.mmap, change: Change) -> bytes:
     settings = {key: data[place] for key, place in file.places.items()}
     settings |= {key: _text(key) + _value(value) for key, value in change.settings.items()}
-    head = MAGIC + struct.pack("<IQQ", file.version, len(file.tensors), len(settings)) + b"".join(settings.values())
+    pieces = [MAGIC, struct.pack("<IQQ", file.version, len(file.tensors), len(settings)), *settings.values()]
     for name, tensor in file.tensors.items():
         axes, place = len(tensor.shape), (_CODES[tensor.kind], tensor.offset - file.data)
-        head += _text(change.names.get(name, name)) + struct.pack(f"<I{axes}QIQ", axes, *tensor.shape, *place)
+        pieces += _text(change.names.get(name, name)), struct.pack(f"<I{axes}QIQ", axes, *tensor.shape, *place)
+    head = b"".join(pieces)
     return head + bytes(-len(head) % int(file.settings.get("general.alignment", 32)))
 
 

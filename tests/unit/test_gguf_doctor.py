@@ -162,6 +162,7 @@ DECODER: dict[str, tuple[Change, str, str, bool, str]] = {
     "tokens of numbers": (sets(f"{T}tokens", [1.0] * SPEC.vocab), "vocabulary", "wrong", False, "tokenizer 'llama'"),
     "no scores": (sets(f"{T}scores", None), "vocabulary", "wrong", False, "no scores"),
     "scores alike": (sets(f"{T}scores", [0.0] * SPEC.vocab), "vocabulary", "wrong", False, "all scores are alike"),
+    "no tokenizer": (sets(f"{T}model", None), "vocabulary", "wrong", False, "tokenizer None"),
     "few scores": (sets(f"{T}scores", [0.0, 1.0]), "vocabulary", "wrong", False, "scores too short"),
     "no types": (sets(f"{T}token_type", None), "vocabulary", "wrong", False, "no token_type"),
     "another tokenizer": (sets(f"{T}model", "gpt2"), "vocabulary", "wrong", False, "'gpt2'"),
@@ -283,6 +284,8 @@ def test_how_many_layers_a_tower_should_run(
     path.write_bytes(gguf_bytes(head, tensors))
     (row,) = (row for row in doctor.diagnose([path]).rows if row.check == "layers")
     assert (row.status == "ok") == ok
+    path.write_bytes(gguf_bytes(head | {"edge_vlm.version": "1", FEATURE_LAYER: [stored]}, tensors))
+    assert [own.status for own in doctor.diagnose([path]).rows if own.check == "layers"] == ["ok"]
     assert row.found.endswith("23 run") or f"of {stored if width == 64 else 23} run" in row.found
 
 
