@@ -77,9 +77,7 @@ def _vocabulary(rows: Rows, file: GGUF) -> None:
     short = [key.removeprefix(_TOKENIZER) for key in LISTS if lists[key] and len(values(file, key)) < count]
     if isinstance(kind, str) and kind != "llama":
         said = f"a tokenizer of the kind {kind!r}"
-        rows.wrong(
-            "vocabulary", said, "it is the decoder of no MobileVLM or LLaVA-1.5: other rows may mean nothing"
-        )
+        rows.wrong("vocabulary", said, "it is the decoder of no MobileVLM or LLaVA-1.5: other rows may mean nothing")
     elif kind is None or off or short or "tokens" in missing or not count:
         said = f"tokenizer {kind!r}, {count} tokens" + "".join(f", {name} too short" for name in short)
         rows.wrong("vocabulary", said, f"llama.cpp refuses the file; {_ANEW}")
