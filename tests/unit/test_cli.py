@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY, write_bundle
+from gguf_fakes import gguf_bytes, pair_decoder, pair_mmproj
 
 from edge import cli, plugins
 from edge.bench import Bench, Stage
@@ -25,6 +26,8 @@ from edge.errors import ContextError, EngineError, ImageError, UsageError
 from edge.generate import Answer, Timings
 from edge.sampling import Sampling
 from edge.verify import Report, Row
+from exporters.gguf_file.template import jinja
+from exporters.published import prompt
 
 Capture = pytest.CaptureFixture[str]
 ANSWER = Answer(
@@ -638,6 +641,10 @@ def test_a_documented_command_works(line: str, tmp_path: Path, monkeypatch: pyte
     write_bundle(tmp_path / "OUT")
     for name in ("photo.jpg", "before.jpg", "after.jpg"):
         (tmp_path / name).touch()
+    decoder, mmproj = pair_decoder(), pair_mmproj()
+    decoder[0]["tokenizer.chat_template"] = jinja(prompt(144, 1, (2,)), "</s>")
+    (tmp_path / "MODEL.gguf").write_bytes(gguf_bytes(*decoder))
+    (tmp_path / "MMPROJ.gguf").write_bytes(gguf_bytes(*mmproj))
     (tmp_path / "exporters").symlink_to(REPOSITORY / "exporters")  # its pictures
     assert call(*shlex.split(line)[1:]) == 0
 
