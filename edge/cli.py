@@ -7,6 +7,7 @@ import importlib
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from edge import plugins
-from edge.errors import ContextError, EdgeError, EngineError, ImageError, ParityError, UsageError
+from edge.errors import BundleError, ContextError, EdgeError, EngineError, ImageError, ParityError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,6 +38,10 @@ Cache = Annotated[str | None, typer.Option(metavar="f16|q8_0", help="How llama.c
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")]
 Mmproj = Annotated[Path | None, typer.Option(metavar="FILE", help="The vision part of a GGUF checkpoint.")]
+PositionWorkaround = Annotated[
+    bool,
+    typer.Option("--mtmd-position-workaround", help="An mmproj for llama.cpp builds without #25844, and only those."),
+]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Processor threads; 0: this machine's best.")]
 
 
@@ -56,6 +61,7 @@ def export(
     gguf_only: Annotated[
         bool, typer.Option("--gguf-only", help="Without the vision part that `edge run` uses.")
     ] = False,
+    mtmd_position_workaround: PositionWorkaround = False,
     threads: Threads = 0,
     max_loss: Annotated[float | None, typer.Option(help="Fail when quantising costs more (1 - cosine).")] = None,
     as_json: Json = False,
@@ -81,6 +87,7 @@ def export(
             vision_tower=vision_tower,
             mmproj=mmproj,
             gguf_only=gguf_only,
+            mtmd_position_workaround=mtmd_position_workaround,
             threads=threads,
             max_loss=max_loss,
         )
@@ -226,8 +233,22 @@ def devices(debug: Debug = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False, debug: Debug = False) -> None:
-    """Say which engines are installed, what the processor can do, and what to install."""
+def doctor(
+    files: Annotated[list[Path] | None, typer.Argument(metavar="FILE.gguf", show_default=False)] = None,
+    repair: Annotated[Path | None, typer.Option(metavar="OUT", help="Write corrected copies of the files.")] = None,
+    mtmd_position_workaround: PositionWorkaround = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say which engines are installed, what the processor can do, and what to install.
+
+    With a GGUF decoder, an mmproj or both: say what is wrong with them, what it costs, and correct it.
+    """
+    if files:
+        _examine(files, repair, mtmd_position_workaround, as_json)
+        return
+    if repair or mtmd_position_workaround:
+        raise UsageError("there is no file to repair", hint="edge doctor MODEL.gguf MMPROJ.gguf --repair OUT")
     from edge import show
     from edge.doctor import diagnose
 
@@ -236,6 +257,26 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
         _print_json(found.to_json())
     else:
         _print(show.doctor(found))
+
+
+def _examine(files: list[Path], repair: Path | None, position_workaround: bool, as_json: bool) -> None:
+    from edge import show
+
+    if position_workaround and not repair:
+        raise UsageError("--mtmd-position-workaround is written into a copy", hint="add --repair OUT")
+    with _export_side(), _leaving_tidily():
+        side = plugins.load("exporters.gguf_file", "doctor")
+        found = side.repair(files, repair, position_workaround) if repair else side.diagnose(files)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        _print(show.findings(found))
+    if wrong := [row for row in found.rows if row.status == "wrong"]:
+        lost = [row.cost for row in wrong if not row.repairable]
+        command = shlex.join(["edge", "doctor", *map(str, files), "--repair", "OUT"])
+        raise BundleError(f"wrong: {', '.join(row.check for row in wrong)}", hint=lost[0] if lost else command)
+    if found.written:
+        _say("written: " + ", ".join(found.written))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

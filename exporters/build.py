@@ -55,6 +55,7 @@ def build(
     progress: Progress,
     calibration: Sequence[Record] = (),
     matrix: Path | None = None,
+    position_workaround: bool = False,
 ) -> Built:
     """Write the parts and `tokenizer.json` into `folder`; picture is RGB `[H, W, 3]`, for golden. The importance of the
     decoder's columns is read from `matrix`, or else measured on the calibration and kept beside the parts."""
@@ -76,7 +77,7 @@ def build(
     if vision.role in ROLES:
         parts += (write.part(vision, encoder, ("vision", "projector")),)
     else:
-        companions += write.files(vision, encoder)[0]
+        companions += write.files(vision, encoder, position_workaround=position_workaround)[0]
     stored_rows = reference.encode(encoder, pixel_values)
     del encoder
 
@@ -96,7 +97,8 @@ def build(
     del model
 
     for component in others:
-        companions += write.files(component, write.load(component, Encoder))[0]
+        module = write.load(component, Encoder)
+        companions += write.files(component, module, position_workaround=position_workaround)[0]
     golden = Golden(picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer))
     return Built(parts, golden, prompt, companions)
 
@@ -157,7 +159,7 @@ class _Writer:
         return module
 
     def files(
-        self, component: Component, module: nn.Module, matters: Mapping[str, Tensor] | None = None
+        self, component: Component, module: nn.Module, matters: Mapping[str, Tensor] | None = None, **options: bool
     ) -> tuple[tuple[File, ...], Written]:
         target = self.to[component.role]
         written: Written = plugins.load(targets.FORMATS, target.format).write(
@@ -168,6 +170,7 @@ class _Writer:
             lambda done: self.progress(self._stage(component), done),
             matters,
             checkpoint=self.checkpoint,
+            **options,
         )
         return tuple(bundle.describe(self.folder, file) for file in written.files), written
 

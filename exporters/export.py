@@ -18,7 +18,7 @@ from edge import staging
 from edge.bundle import Bundle, Manifest, Part
 from edge.calibration import read
 from edge.engines import installed_engines
-from edge.errors import EdgeError, EngineError, ParityError
+from edge.errors import EdgeError, EngineError, ParityError, UsageError
 from edge.recipes import Recipe
 from edge.verify import Report, verify
 from exporters import example, targets
@@ -45,6 +45,7 @@ class ExportRequest:
     vision_tower: Path | None = None
     mmproj: Path | None = None
     gguf_only: bool = False
+    mtmd_position_workaround: bool = False
     threads: int = 0
     max_loss: float | None = None  # of 1 - cosine between a quantised part and fp32
 
@@ -64,6 +65,8 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     recipe = targets.resolve(
         request.format, request.schemes, request.recipe, request.device, gguf_only=request.gguf_only
     )
+    if request.mtmd_position_workaround and "mmproj" not in recipe.targets:
+        raise UsageError("--mtmd-position-workaround is for an mmproj, and none is written", hint="add --format gguf")
     _require_engines(recipe)
     calibration = read(request.calib)[:CALIBRATION] if request.calib else []
     picture, question = example.choose(calibration)
@@ -76,7 +79,17 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     progress("read", 1.0)
     with staging.create(request.output) as folder:
         _require_space(bytes_needed(checkpoint, recipe.targets), folder)
-        built = build(checkpoint, recipe.targets, picture, question, folder, progress, calibration, request.imatrix)
+        built = build(
+            checkpoint,
+            recipe.targets,
+            picture,
+            question,
+            folder,
+            progress,
+            calibration,
+            request.imatrix,
+            request.mtmd_position_workaround,
+        )
         built.golden.save(folder / "golden.npz")
         manifest = _manifest(checkpoint, recipe, question, built, folder)
         bundles.write_manifest(folder, manifest)

@@ -10,14 +10,8 @@ import math
 from typing import Literal
 
 from edge.errors import CheckpointError, UsageError
-from edge.spec import DecoderSpec, ImageSpec, PromptSpec
+from edge.spec import DecoderSpec, ImageSpec
 from exporters.decoders import DecoderConfig
-
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
-SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
 
 
 def buildable(config: DecoderConfig) -> bool:
@@ -64,20 +58,3 @@ def image_spec(
         )
     red, green, blue = (int(part * 255) for part in mean)
     return ImageSpec(size=size, fit=fit, background=(red, green, blue), resample=resample, mean=mean, std=std)
-
-
-def vicuna(image_tokens: int, bos: int | None, stops: tuple[int, ...]) -> PromptSpec:
-    """Vicuna's template (`v1` upstream); the first of `stops` ends an answer."""
-    return PromptSpec(
-        system="{text} ",
-        user="USER: {text} ",
-        assistant="ASSISTANT: {text}",
-        generation="ASSISTANT:",
-        image="<image>\n",
-        default_system=SYSTEM,
-        image_tokens=image_tokens,
-        bos_id=bos,
-        end_id=stops[0],
-        stop_ids=stops,
-        stop_strings=("</s>",),
-    )

@@ -16,14 +16,16 @@ from typing import Any
 from edge.errors import CheckpointError, UsageError
 from edge.spec import ImageSpec, PromptSpec, VLMSpec
 from exporters.checkpoint import Checkpoint, check, check_numbers
-from exporters.checkpoints import MEAN, STD, buildable, decoder_spec, image_spec, shortened, vicuna
+from exporters.checkpoints import buildable, decoder_spec, image_spec, shortened
 from exporters.component import Component
 from exporters.decoders import DecoderConfig, llama
 from exporters.gguf_file import decoder as decoders
 from exporters.gguf_file import mmproj as mmprojs
 from exporters.gguf_file import vocabulary
+from exporters.gguf_file.names import DECODER, MMPROJ, POSITIONS, WORKAROUND
 from exporters.gguf_file.reading import AGAIN, Source, decimal
 from exporters.projectors import ProjectorConfig
+from exporters.published import MEAN, STD, prompt
 from exporters.vision import clip
 from exporters.vision.clip import TowerConfig
 from exporters.weights import Stored, Weights
@@ -71,16 +73,14 @@ def read(path: Path, *, vision_tower: Path | None, mmproj: Path | None, context:
 def _require(text: Source, seen: Source) -> None:
     """The right two files. Raises CheckpointError."""
     kinds = text.head.architecture, seen.head.architecture
-    if kinds == (mmprojs.ARCHITECTURE, decoders.ARCHITECTURE):
+    if kinds == (MMPROJ, DECODER):
         raise CheckpointError(
             f"{text.path.name} is the mmproj, and {seen.path.name} the decoder",
             hint=f"edge export {seen.path} --mmproj {text.path}",
         )
-    if kinds[0] != decoders.ARCHITECTURE:
-        raise CheckpointError(
-            f"{text.path.name} holds a {kinds[0]!r}, which is not read", hint=f"known: {decoders.ARCHITECTURE}"
-        )
-    if kinds[1] != mmprojs.ARCHITECTURE:
+    if kinds[0] != DECODER:
+        raise CheckpointError(f"{text.path.name} holds a {kinds[0]!r}, which is not read", hint=f"known: {DECODER}")
+    if kinds[1] != MMPROJ:
         raise CheckpointError(
             f"{seen.path.name} holds a {kinds[1]!r}, and no vision tower",
             hint="--mmproj FILE: its name usually begins with mmproj",
@@ -88,7 +88,7 @@ def _require(text: Source, seen: Source) -> None:
 
 
 def _decoder(file: Source) -> DecoderConfig:
-    own = partial(_setting, file, f"{decoders.ARCHITECTURE}.")
+    own = partial(_setting, file, f"{DECODER}.")
     try:
         hidden, heads, table = own("embedding_length"), own("attention.head_count"), file.shape("token_embd.weight")
         config = DecoderConfig(
@@ -244,7 +244,8 @@ def _encoder_weights(file: Source, tower: TowerConfig, components: Iterable[Comp
             right = layer[1] + {"up": "down", "down": "up"}[layer[2]] + layer[3]
         else:
             right = name
-        found[right] = file.stored(name, shapes.get(right))
+        rolled = name == POSITIONS and file.get(WORKAROUND) is True
+        found[right] = file.stored(name, shapes.get(right), rolled=rolled)
     return found
 
 
@@ -270,7 +271,7 @@ def _prompt(file: Source, image_tokens: int, vocab: int) -> PromptSpec:
     bos = ids.bos if file.get("tokenizer.ggml.add_bos_token", True) else None
     if not stops or not all(type(token) is int and 0 <= token < vocab for token in (*stops, bos or 0)):
         raise CheckpointError(f"{file.path.name}: bos is {bos} and eos {list(stops)}, of {vocab} tokens", hint=AGAIN)
-    return vicuna(image_tokens, bos, stops)
+    return prompt(image_tokens, bos, stops)
 
 
 def _name(file: Source) -> str:

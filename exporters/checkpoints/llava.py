@@ -14,10 +14,11 @@ from edge.errors import CheckpointError, UsageError
 from edge.spec import ImageSpec, PromptSpec, VLMSpec
 from exporters import projectors, tokenizer, tower
 from exporters.checkpoint import Checkpoint, check, check_numbers, license_of, read_json, read_optional_json
-from exporters.checkpoints import MEAN, STD, buildable, decoder_spec, image_spec, shortened, vicuna
+from exporters.checkpoints import buildable, decoder_spec, image_spec, shortened
 from exporters.component import Component
 from exporters.decoders import DecoderConfig, llama
 from exporters.projectors import ProjectorConfig
+from exporters.published import MEAN, STD, prompt
 from exporters.vision.clip import TowerConfig
 from exporters.weights import Weights
 
@@ -144,7 +145,7 @@ def _prompt(config: Mapping[str, Any], folder: Path, image_tokens: int, vocab: i
         )
     if not read_optional_json(folder / "tokenizer_config.json").get("add_bos_token", True):
         starts = ()
-    return vicuna(image_tokens, starts[0] if starts else None, stops)
+    return prompt(image_tokens, starts[0] if starts else None, stops)
 
 
 def _ids(folder: Path, config: Mapping[str, Any], kind: str, tokenizers: int | None) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 A format has the literals `SCHEMES` (role -> scheme -> tolerance) and `BYTES_PER_WEIGHT` (scheme -> bytes), and
 `write(component, module, scheme, folder, progress, importance, checkpoint=…)`, after which the module holds the weights
 as they were stored, and so computes the reference of what was written. A role that is no component's own is written
-beside the parts, for other people's tools.
+beside the parts, for other people's tools, and may take options of its own.
 """
 
 from __future__ import annotations

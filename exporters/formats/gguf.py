@@ -15,7 +15,7 @@ from exporters.component import Component
 from exporters.decoders.llama import Decoder
 from exporters.encoder import Encoder
 from exporters.formats import Progress, Written
-from exporters.gguf_file import decoder, entries, mmproj, quantizer, vocabulary
+from exporters.gguf_file import decoder, entries, mmproj, names, quantizer, vocabulary
 from exporters.gguf_file.entries import Entry
 
 # The tolerance is on the distance to torch on the same stored weights: the kernels round activations to the weights'
@@ -69,12 +69,16 @@ def write(
     importance: Mapping[str, Tensor] | None = None,
     *,
     checkpoint: Checkpoint,
+    position_workaround: bool = False,
 ) -> Written:
-    """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored."""
+    """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored.
+
+    `position_workaround` is the encoder's: for builds of llama.cpp that put the class token last, and only those.
+    """
     name = "-".join(checkpoint.name.split())
     if isinstance(module, Encoder):
         path = folder / f"mmproj-{name}-{scheme.upper()}.gguf"
-        _encoder(module, scheme, path, progress, checkpoint)
+        _encoder(module, scheme, path, progress, checkpoint, position_workaround)
     else:
         assert isinstance(module, Decoder)
         path = folder / f"{name}-{scheme.upper()}.gguf"
@@ -82,13 +86,15 @@ def write(
     return Written((path,), (), ())
 
 
-def _encoder(module: Encoder, scheme: str, path: Path, progress: Progress, checkpoint: Checkpoint) -> None:
-    writer = entries.new_file(path, mmproj.ARCHITECTURE, checkpoint, _file_type(scheme))
-    mmproj.describe(writer, module, checkpoint.spec.image, checkpoint.spec.decoder.hidden)
-    found = mmproj.entries(module)
+def _encoder(
+    module: Encoder, scheme: str, path: Path, progress: Progress, checkpoint: Checkpoint, position_workaround: bool
+) -> None:
+    writer = entries.new_file(path, names.MMPROJ, checkpoint, _file_type(scheme))
+    mmproj.describe(writer, module, checkpoint.spec.image, checkpoint.spec.decoder.hidden, position_workaround)
+    found = mmproj.entries(module, position_workaround)
     kind, _ = PACKED[scheme]
     # Positions are looked up and added: they are small, and no product averages their error.
-    entries.write(writer, found, lambda entry: Kind.F16 if entry.name == mmproj.POSITIONS else kind, progress)
+    entries.write(writer, found, lambda entry: Kind.F16 if entry.name == names.POSITIONS else kind, progress)
     entries.read_back(path, found)
 
 
@@ -105,7 +111,7 @@ def _decoder(
     kind, tables = PACKED.get(scheme) or (_width(checkpoint),) * 2
     if wide:
         quantizer.library()  # what is missing is told before the work
-    writer = entries.new_file(wide or path, decoder.ARCHITECTURE, checkpoint, _file_type(scheme))
+    writer = entries.new_file(wide or path, names.DECODER, checkpoint, _file_type(scheme))
     decoder.describe(writer, module.config)
     vocabulary.add(writer, checkpoint, module.config.vocab)
     entries.write(writer, found, lambda entry: tables if entry.name in decoder.TABLES else kind, progress)

@@ -13,7 +13,6 @@ from exporters.decoders import DecoderConfig
 from exporters.decoders.llama import Decoder
 from exporters.gguf_file.entries import Entry
 
-ARCHITECTURE = "llama"
 FACTORS = "rope_freqs.weight"
 TABLES = ("token_embd.weight", "output.weight")  # where an error is in every token
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from types import ModuleType
 from typing import cast
 
@@ -13,11 +14,10 @@ from edge.errors import EdgeError
 from edge.spec import ImageSpec
 from exporters.encoder import Encoder
 from exporters.gguf_file.entries import Entry
+from exporters.gguf_file.names import FEATURE_LAYER, GRID, POSITIONS, WORKAROUND
 from exporters.projectors import ldpnet, ldpnetv2, mlp
 from exporters.vision.clip import Tower
 
-ARCHITECTURE = "clip"
-POSITIONS = "v.position_embd.weight"
 # (projector, its name there, our names -> theirs)
 KNOWN: tuple[tuple[ModuleType, str, tuple[str, str]], ...] = (
     (ldpnetv2, "ldpv2", (r"(mlp|peg)\.\1", r"mm.model.\1")),
@@ -25,7 +25,6 @@ KNOWN: tuple[tuple[ModuleType, str, tuple[str, str]], ...] = (
     (mlp, "mlp", (r"", "mm.")),
 )
 DEPTH = 2  # the MLP's layers: the loader does not compute a third, and puts a single one through a GELU
-GRID = 24  # the LDP projectors of llama.cpp take no other
 NAMES = (
     (r"embeddings\.class_embedding", "class_embd"),
     (r"embeddings\.patch_embedding", "patch_embd"),
@@ -39,7 +38,9 @@ NAMES = (
 )
 
 
-def describe(writer: gguf.GGUFWriter, encoder: Encoder, image: ImageSpec, hidden: int) -> None:
+def describe(
+    writer: gguf.GGUFWriter, encoder: Encoder, image: ImageSpec, hidden: int, position_workaround: bool
+) -> None:
     """`hidden` is the decoder's width. Raises EdgeError for what llama.cpp does not compute."""
     c = _tower(encoder).config
     projector = _projector(encoder)[0]
@@ -61,14 +62,19 @@ def describe(writer: gguf.GGUFWriter, encoder: Encoder, image: ImageSpec, hidden
     writer.add_vision_attention_layernorm_eps(c.eps)
     writer.add_vision_block_count(c.run_layers)
     # Without it the loader leaves the last of these layers out, which it takes for the one beyond the chosen.
-    writer.add_array("clip.vision.feature_layer", [c.run_layers])
+    writer.add_array(FEATURE_LAYER, [c.run_layers])
     writer.add_vision_image_mean(image.mean)
     writer.add_vision_image_std(image.std)
     writer.add_bool("clip.use_gelu", c.activation == "gelu")
+    if position_workaround:
+        writer.add_bool(WORKAROUND, True)
 
 
-def entries(encoder: Encoder) -> list[Entry]:
-    return [*_tower_entries(_tower(encoder)), *_projector_entries(encoder)]
+def entries(encoder: Encoder, position_workaround: bool) -> list[Entry]:
+    """With the workaround each position lies one row earlier, the class token's last: where the builds look for it that
+    put the class token last (llama.cpp #25817)."""
+    found = [*_tower_entries(_tower(encoder)), *_projector_entries(encoder)]
+    return [replace(e, first=int(position_workaround and e.name == POSITIONS)) for e in found]
 
 
 def _tower(encoder: Encoder) -> Tower:

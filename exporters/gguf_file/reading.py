@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,10 +34,7 @@ class Source:
         """Raises CheckpointError on a file that is missing, no GGUF, cut, or counts what cannot be."""
         if not path.is_file():
             raise CheckpointError(f"no such file: {str(path)!r}", hint="is it spelled right?")
-        try:
-            found = head.read(path)
-        except BundleError as error:
-            raise CheckpointError(error.message, hint=AGAIN) from error
+        found = _head(path)
         if found.settings.get("split.count", 1) not in (0, 1):
             raise CheckpointError(
                 f"{path.name} is one of several files", hint="llama-gguf-split --merge FIRST.gguf WHOLE.gguf"
@@ -56,24 +54,32 @@ class Source:
 
     @cached_property
     def _lists(self) -> dict[str, list[Any]]:
-        try:
-            fields = gguf.GGUFReader(self.path).fields
-            return {k: fields[k].contents() for k, v in self.head.settings.items() if isinstance(v, GGUFArray)}
-        except (OSError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError) as error:
-            raise CheckpointError(f"the settings of {self.path.name} are damaged: {error}", hint=AGAIN) from error
+        wanted = [key for key, value in self.head.settings.items() if isinstance(value, GGUFArray)]
+        found = _head(self.path, wanted).settings
+        return {key: list(found[key].values) for key in wanted}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """As torch counts, the innermost axis last; () for what there is not."""
         return self.head.tensors[name].shape[::-1] if name in self.head.tensors else ()
 
-    def stored(self, name: str, shape: tuple[int, ...] | None = None, heads: int = 0) -> Stored:
+    def stored(self, name: str, shape: tuple[int, ...] | None = None, heads: int = 0, rolled: bool = False) -> Stored:
         """A tensor where it lies, in the `shape` wanted if it is that but for axes of length 1. What is stored in
-        blocks is read as float32; `heads` above 0: its rows are those of so many rotary heads."""
+        blocks is read as float32; `heads` above 0: its rows are those of so many rotary heads; `rolled`: its first
+        row is stored last."""
         tensor, own = self.head.tensors[name], self.shape(name)
         wanted = shape if shape is not None and _plain(shape) == _plain(own) else own
         return Stored(
-            wanted, _PLAIN.get(tensor.kind, torch.float32), partial(_read, self.path, name, tensor, wanted, heads)
+            wanted,
+            _PLAIN.get(tensor.kind, torch.float32),
+            partial(_read, self.path, name, tensor, wanted, heads, rolled),
         )
+
+
+def _head(path: Path, lists: Collection[str] = ()) -> GGUF:
+    try:
+        return head.read(path, lists)
+    except BundleError as error:
+        raise CheckpointError(error.message, hint=AGAIN) from error
 
 
 def decimal(value: float) -> float:
@@ -85,7 +91,7 @@ def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-def _read(path: Path, name: str, tensor: GGUFTensor, shape: tuple[int, ...], heads: int) -> Tensor:
+def _read(path: Path, name: str, tensor: GGUFTensor, shape: tuple[int, ...], heads: int, rolled: bool) -> Tensor:
     try:
         data = np.fromfile(path, np.uint8, tensor.bytes, offset=tensor.offset)
         if tensor.kind in _PLAIN:
@@ -93,6 +99,6 @@ def _read(path: Path, name: str, tensor: GGUFTensor, shape: tuple[int, ...], hea
         else:
             rows = data.reshape(math.prod(tensor.shape[1:]), -1)
             found = torch.from_numpy(gguf.dequantize(rows, Kind[tensor.kind]))
-        return halved(found.reshape(shape), heads)
+        return halved(found.reshape(shape), heads).roll(int(rolled), 0)
     except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"{path.name}: {name} ({tensor.kind}) cannot be read: {error}", hint=AGAIN) from error

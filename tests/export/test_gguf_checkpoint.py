@@ -38,14 +38,16 @@ def made(folder, projector="ldpnetv2", **kind):
     return open_checkpoint(str(folder))
 
 
-def write_pair(checkpoint, folder, scheme="f16", mmproj="f16"):
+def write_pair(checkpoint, folder, scheme="f16", mmproj="f16", **options):
     """The two files, and the modules as they say."""
     folder.mkdir(exist_ok=True)
     vision, decoder = build.components(checkpoint)
     modules, files = [], []
     for component, kind in ((decoder, scheme), (dataclasses.replace(vision, role="mmproj"), mmproj)):
         modules.append(component.load(checkpoint.weights))
-        written = format.write(component, modules[-1], kind, folder, lambda done: None, checkpoint=checkpoint)
+        written = format.write(
+            component, modules[-1], kind, folder, lambda done: None, checkpoint=checkpoint, **options
+        )
         files.append(written.files[0])
     return files, modules
 
@@ -148,6 +150,16 @@ def test_a_pair_is_the_checkpoint_that_it_was_made_from(projector, kind, tmp_pat
     assert found.license == ("unknown" if kind == "legacy" else checkpoint.license)
     assert found.tokenizer_json() == checkpoint.tokenizer_json()
     assert found.components["decoder"].skeleton().config == checkpoint.components["decoder"].skeleton().config
+
+
+def test_positions_that_were_moved_for_faulty_builds_are_put_back(original, tmp_path):
+    files, _ = write_pair(original, tmp_path / "moved", position_workaround=True)
+    plain, _ = write_pair(original, tmp_path / "plain")
+    found = reopen(files)
+    assert_same(states(found), states(original))
+    stored = (gguf.GGUFReader(pair[1]).tensors for pair in (files, plain))
+    moved, kept = (next(t.data for t in tensors if t.name == "v.position_embd.weight") for tensors in stored)
+    np.testing.assert_array_equal(moved, np.roll(kept, -1, 0))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

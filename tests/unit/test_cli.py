@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY, write_bundle
+from gguf_fakes import gguf_bytes, pair_decoder, pair_mmproj
 
 from edge import cli, plugins
 from edge.bench import Bench, Stage
@@ -25,6 +26,8 @@ from edge.errors import ContextError, EngineError, ImageError, UsageError
 from edge.generate import Answer, Timings
 from edge.sampling import Sampling
 from edge.verify import Report, Row
+from exporters.gguf_file.template import jinja
+from exporters.published import prompt
 
 Capture = pytest.CaptureFixture[str]
 ANSWER = Answer(
@@ -397,7 +400,8 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
     given = "--format onnx --scheme w4 --scheme vision=fp16 --recipe r --device rpi5 --calib pics --imatrix m.gguf"
-    more = "--context 512 --vision-tower tower --mmproj m --gguf-only --threads 3 --max-loss 0.1 -o out"
+    more = "--context 512 --vision-tower tower --mmproj m --gguf-only --threads 3 --max-loss 0.1"
+    more += " --mtmd-position-workaround -o out"
     assert call("export", "mtgv/some-model", *given.split(), *more.split()) == 0
     assert exporter.requests == [
         {
@@ -413,6 +417,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
             "vision_tower": Path("tower"),
             "mmproj": Path("m"),
             "gguf_only": True,
+            "mtmd_position_workaround": True,
             "threads": 3,
             "max_loss": 0.1,
         }
@@ -424,6 +429,7 @@ def test_export_leaves_open_what_was_not_said(exporter: SimpleNamespace) -> None
     asked = exporter.requests[0]
     assert (asked.pop("checkpoint"), asked.pop("output"), asked.pop("threads")) == ("ckpt", Path("out"), 0)
     assert asked.pop("gguf_only") is False
+    assert asked.pop("mtmd_position_workaround") is False
     assert set(asked.values()) == {None, ()}
 
 
@@ -651,6 +657,10 @@ def test_a_documented_command_works(line: str, tmp_path: Path, monkeypatch: pyte
     write_bundle(tmp_path / "OUT")
     for name in ("photo.jpg", "before.jpg", "after.jpg"):
         (tmp_path / name).touch()
+    decoder, mmproj = pair_decoder(), pair_mmproj()
+    decoder[0]["tokenizer.chat_template"] = jinja(prompt(144, 1, (2,)), "</s>")
+    (tmp_path / "MODEL.gguf").write_bytes(gguf_bytes(*decoder))
+    (tmp_path / "MMPROJ.gguf").write_bytes(gguf_bytes(*mmproj))
     (tmp_path / "exporters").symlink_to(REPOSITORY / "exporters")  # its pictures
     assert call(*shlex.split(line)[1:]) == 0
 
