@@ -4,6 +4,7 @@ again with the weights as stored, and let go before the next."""
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,6 +101,14 @@ def _read(matrix: Path, decoder: Component) -> dict[str, Tensor]:
     skeleton = decoder.skeleton()
     assert isinstance(skeleton, LanguageModel)
     return imatrix.read(matrix, skeleton.config)
+
+
+def own_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The checkpoint's, without a bundle."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "tokenizer.json")
+        file.write_text(checkpoint.tokenizer_json(), encoding="utf-8")
+        return Tokenizer.open(file)
 
 
 def cut(checkpoint: Checkpoint, tokenizer: Tokenizer, question: str) -> Ids:
