@@ -74,7 +74,7 @@ $(MTMD): | $(BIN)/pip
 	@$(PIP) download --quiet --no-deps --no-binary llama-cpp-python --dest '$(MTMD_BUILD)' 'llama-cpp-python==$(LLAMACPP)'
 	@tar -xzf '$(MTMD_BUILD)'/llama_cpp_python-*.tar.gz -C '$(MTMD_BUILD)' --strip-components 1
 	@cmake=cmake; command -v cmake >/dev/null || { $(PIP) install --quiet cmake; cmake=$(BIN)/cmake; }; \
-		$$cmake -S '$(MTMD_BUILD)/vendor/llama.cpp' -B '$(MTMD_BUILD)/made' $(MTMD_OPTIONS) >'$(MTMD_BUILD)/log' && \
+		$$cmake -S '$(MTMD_BUILD)/vendor/llama.cpp' -B '$(MTMD_BUILD)/made' $(MTMD_OPTIONS) >'$(MTMD_BUILD)/log' 2>&1 && \
 		$$cmake --build '$(MTMD_BUILD)/made' --target llama-mtmd-cli --parallel $(CORES) >>'$(MTMD_BUILD)/log' 2>&1 || \
 		{ tail -n 30 '$(MTMD_BUILD)/log' >&2; exit 1; }
 	@cp '$(MTMD_BUILD)/made/bin/llama-mtmd-cli' '$@' && rm -rf '$(MTMD_BUILD)'

@@ -83,7 +83,7 @@ def build(
             Turn(c.question, (Embeddings(r[0], "calibration"),), c.answer)
             for c, r in zip(calibration, seen, strict=True)
         )
-        matters = importance.measure(model, (_merged(model, segments(spec.prompt, tokenizer, [t])) for t in turns))
+        matters = importance.measure(model, (merged(model, segments(spec.prompt, tokenizer, [t])) for t in turns))
         if to["decoder"].format == "gguf":  # llama.cpp's own tools take it too
             imatrix.write(folder / IMATRIX, matters, model.config, len(calibration))
             companions += (bundle.describe(folder, folder / IMATRIX),)
@@ -197,7 +197,7 @@ class _Writer:
         return f"{component.role}: {self.to[component.role]}"
 
 
-def _merged(decoder: LanguageModel, conversation: Sequence[Segment]) -> Tensor:
+def merged(decoder: LanguageModel, conversation: Sequence[Segment]) -> Tensor:
     """The rows that the decoder sees, `[1, S, hidden]`."""
     table = decoder.embed_tokens.weight
     rows = [table[list(s.ids)] if isinstance(s, Tokens) else torch.from_numpy(s.rows) for s in conversation]

@@ -28,8 +28,8 @@ def answer(
     image_embeds: NDArray[np.float32],
     count: int = TOKENS,
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Logits `[vocab]` of the prompt's last position and the first `count` greedy tokens, not stopped by an end token; None
-    in `segments` is the picture."""
+    """Logits `[vocab]` of the prompt's last position and the first `count` greedy tokens, not stopped by an end token;
+    None in `segments` is the picture."""
     table = decoder.embed_tokens
     rows = [torch.from_numpy(image_embeds[0]) if s is None else table(torch.tensor(s)) for s in segments]
     config = decoder.config

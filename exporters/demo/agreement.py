@@ -1,7 +1,7 @@
 """Hold bundles to torch on the test split: `python -m exporters.demo.agreement BUNDLE …`.
 
-Torch computes the checkpoint's own weights in fp32. Pictures: the cosine between a bundle's embeddings and torch's. Tokens:
-both sides get torch's embeddings; greedy decoding goes on for 64 tokens, whether the answer has ended or not.
+Torch computes the checkpoint's own weights in fp32. Pictures: the cosine between a bundle's embeddings and torch's.
+Tokens: both sides get torch's embeddings; greedy decoding goes on for 64 tokens, whether the answer has ended or not.
 """
 
 from __future__ import annotations

@@ -24,7 +24,12 @@ from exporters.encoder import Encoder
 
 pytestmark = pytest.mark.mtmd
 DEMO = REPOSITORY / "exporters" / "demo"
-QUESTIONS = ("What does the sign say?", "How many stars are there?", "Describe the picture.", "What colour is the star?")
+QUESTIONS = (
+    "What does the sign say?",
+    "How many stars are there?",
+    "Describe the picture.",
+    "What colour is the star?",
+)
 LENGTH = 40  # tokens of an answer, at most
 MARK = "@@@"
 PAIRS = {
@@ -38,7 +43,9 @@ PAIRS = {
 def program() -> Path:
     path = Path(os.environ.get("LLAMA_MTMD_CLI", ""))
     if not path.is_file():
-        pytest.fail(f"LLAMA_MTMD_CLI names no file: {str(path)!r}; `make test-llamacpp` builds llama-mtmd-cli and sets it")
+        pytest.fail(
+            f"LLAMA_MTMD_CLI names no file: {str(path)!r}; `make test-llamacpp` builds llama-mtmd-cli and sets it"
+        )
     return path
 
 
@@ -86,7 +93,7 @@ def test_it_answers_without_a_picture_as_we_do(program: Path, pair: tuple[Path, 
 def test_it_answers_about_a_picture_what_its_own_computation_makes_of_it(
     program: Path, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """This version puts the class token last (llama.cpp #25844), so its answers are not the model's. They must be the ones
+    """This version puts the class token last (llama.cpp #25844), so its answers are not the model's. They must be those
     that follow from that: then every tensor of the mmproj is where it belongs."""
     picture = DEMO / "pictures" / "sign.png"
     told = []
