@@ -84,6 +84,7 @@ def test_comparisons_hold_the_questions_against_each_other(found):
     assert study.ratio(one, one, 0) == "1.00 (1.00 – 1.00)"
     twice = study.Score(one.bytes, one.nll, 2 * one.kl, one.positions, one.exact)
     assert study.ratio(twice, one, 1) == "2.00 (2.00 – 2.00)"
+    assert (study.nearer(one, twice), study.nearer(twice, one), study.nearer(one, one)) == ("100 %", "0 %", "0 %")
     told = study.tables(found)
     assert "| q4_0 | image + text | 1796864 | " in told
     assert "| q4_0 | / text | " in told
