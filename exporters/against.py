@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,9 @@ from edge.bundle import Bundle
 from edge.errors import ParityError, UsageError
 from edge.golden import Golden, Outputs
 from edge.session import load
-from edge.tokenizer import Tokenizer
 from edge.verify import Report, Row, compare, distance
 from exporters import reference
-from exporters.build import Ids, components, cut
+from exporters.build import Ids, components, cut, own_tokenizer
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.decoders import LanguageModel
 from exporters.encoder import Encoder
@@ -68,7 +66,4 @@ def _outputs(source: Checkpoint, golden: Golden, prompt: Sequence[Sequence[int] 
 
 def _prompt(source: Checkpoint, question: str) -> Ids:
     """As the checkpoint's own tokenizer cuts it."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "tokenizer.json")
-        file.write_text(source.tokenizer_json(), encoding="utf-8")
-        return cut(source, Tokenizer.open(file), question)
+    return cut(source, own_tokenizer(source), question)

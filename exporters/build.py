@@ -4,6 +4,7 @@ again with the weights as stored, and let go before the next."""
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,7 +89,7 @@ def build(
             Turn(c.question, (Embeddings(r[0], "calibration"),), c.answer)
             for c, r in zip(calibration, seen, strict=True)
         )
-        matters = importance.measure(model, (_merged(model, segments(spec.prompt, tokenizer, [t])) for t in turns))
+        matters = importance.measure(model, (merged(model, segments(spec.prompt, tokenizer, [t])) for t in turns))
         if to["decoder"].format == "gguf":  # llama.cpp's own tools take it too
             imatrix.write(folder / IMATRIX, matters, model.config, len(calibration))
             companions += (bundle.describe(folder, folder / IMATRIX),)
@@ -107,6 +108,14 @@ def _read(matrix: Path, decoder: Component) -> dict[str, Tensor]:
     skeleton = decoder.skeleton()
     assert isinstance(skeleton, LanguageModel)
     return imatrix.read(matrix, skeleton.config)
+
+
+def own_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The checkpoint's, without a bundle."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "tokenizer.json")
+        file.write_text(checkpoint.tokenizer_json(), encoding="utf-8")
+        return Tokenizer.open(file)
 
 
 def cut(checkpoint: Checkpoint, tokenizer: Tokenizer, question: str) -> Ids:
@@ -197,7 +206,7 @@ class _Writer:
         return f"{component.role}: {self.to[component.role]}"
 
 
-def _merged(decoder: LanguageModel, conversation: Sequence[Segment]) -> Tensor:
+def merged(decoder: LanguageModel, conversation: Sequence[Segment]) -> Tensor:
     """The rows that the decoder sees, `[1, S, hidden]`."""
     table = decoder.embed_tokens.weight
     rows = [table[list(s.ids)] if isinstance(s, Tokens) else torch.from_numpy(s.rows) for s in conversation]
