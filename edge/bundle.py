@@ -35,6 +35,7 @@ class Part:
 
     `tolerance` bounds the distance to torch on the same stored weights: `max_abs` from above; `cosine` and `tokens`,
     the share of equal greedy tokens, from below. `error` holds what the export measured, against them and fp32.
+    `tensor_types` says which tensors are not as the scheme has them: PATTERN=KIND, the first that matches.
     """
 
     covers: tuple[str, ...]
@@ -45,6 +46,7 @@ class Part:
     outputs: tuple[TensorSpec, ...]
     tolerance: Mapping[str, float] = field(default_factory=dict)
     error: Mapping[str, float] = field(default_factory=dict)
+    tensor_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ def _part(data: Mapping[str, Any]) -> Part:
         outputs=tuple(_tensor(t) for t in data["outputs"]),
         tolerance=_tolerance(data["tolerance"], covers),
         error=_numbers(data["error"]),
+        tensor_types=tuple(str(word) for word in data.get("tensor_types", ())),
     )
 
 

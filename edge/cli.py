@@ -62,6 +62,9 @@ def export(
         bool, typer.Option("--gguf-only", help="Without the vision part that `edge run` uses.")
     ] = False,
     mtmd_position_workaround: PositionWorkaround = False,
+    tensor_type: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN=KIND", help="A kind for tensors of the decoder's GGUF file.")
+    ] = None,
     threads: Threads = 0,
     max_loss: Annotated[float | None, typer.Option(help="Fail when quantising costs more (1 - cosine).")] = None,
     as_json: Json = False,
@@ -88,6 +91,7 @@ def export(
             mmproj=mmproj,
             gguf_only=gguf_only,
             mtmd_position_workaround=mtmd_position_workaround,
+            tensor_type=tuple(tensor_type or ()),
             threads=threads,
             max_loss=max_loss,
         )

@@ -8,10 +8,12 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import gguf
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -28,8 +30,10 @@ from exporters import importance, reference, targets
 from exporters.checkpoint import Checkpoint
 from exporters.component import Component
 from exporters.decoders import LanguageModel
+from exporters.decoders.llama import Decoder
 from exporters.encoder import Encoder, fused
 from exporters.formats import Written
+from exporters.gguf_file import decoder as gguf_decoder
 from exporters.gguf_file import imatrix
 
 Progress = Callable[[str, float], None]
@@ -68,6 +72,7 @@ def build(
     decoder = components(checkpoint)[1]
     vision, *others = encoders(checkpoint, to)
     matters = _read(matrix, decoder) if matrix else {}  # a wrong file is told before the work
+    _other_kinds(decoder, to["decoder"])  # as is a pattern for no tensor
     write = _Writer(checkpoint, to, folder, progress)
 
     encoder = write.load(vision, Encoder)
@@ -93,7 +98,8 @@ def build(
         if to["decoder"].format == "gguf":  # llama.cpp's own tools take it too
             imatrix.write(folder / IMATRIX, matters, model.config, len(calibration))
             companions += (bundle.describe(folder, folder / IMATRIX),)
-    parts += (write.part(decoder, model, ("decoder",), matters),)
+    chosen = {"tensor_types": types} if (types := to["decoder"].tensor_types) else {}
+    parts += (write.part(decoder, model, ("decoder",), matters, **chosen),)
     stored_answer = reference.answer(model, prompt, rows)
     del model
 
@@ -108,6 +114,17 @@ def _read(matrix: Path, decoder: Component) -> dict[str, Tensor]:
     skeleton = decoder.skeleton()
     assert isinstance(skeleton, LanguageModel)
     return imatrix.read(matrix, skeleton.config)
+
+
+def _other_kinds(decoder: Component, target: Target) -> dict[str, tuple[Kind, int]]:
+    """What the target's `tensor_types` say, and how many numbers each of those tensors has."""
+    if not target.tensor_types:
+        return {}
+    skeleton = decoder.skeleton()
+    assert isinstance(skeleton, Decoder)
+    numbers = {entry.name: entry.tensor.numel() for entry in gguf_decoder.entries(skeleton, {})}
+    kinds = gguf_decoder.other_kinds(skeleton, target.tensor_types)
+    return {name: (kind, numbers[name]) for name, kind in kinds.items()}
 
 
 def own_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -150,7 +167,11 @@ def bytes_needed(checkpoint: Checkpoint, to: Mapping[str, Target]) -> int:
     for component in (components(checkpoint)[1], *encoders(checkpoint, to)):
         target = to[component.role]
         numbers = sum(math.prod(tensor.shape) for tensor in component.skeleton().state_dict().values())
-        total += numbers * plugins.facts(targets.FORMATS, target.format)["BYTES_PER_WEIGHT"][target.scheme]
+        usual = plugins.facts(targets.FORMATS, target.format)["BYTES_PER_WEIGHT"][target.scheme]
+        total += numbers * usual
+        for kind, share in _other_kinds(component, target).values():
+            block, size = gguf.GGML_QUANT_SIZES[kind]
+            total += share * (size / block - usual)
     return int(total)
 
 
@@ -168,7 +189,7 @@ class _Writer:
         return module
 
     def files(
-        self, component: Component, module: nn.Module, matters: Mapping[str, Tensor] | None = None, **options: bool
+        self, component: Component, module: nn.Module, matters: Mapping[str, Tensor] | None = None, **options: Any
     ) -> tuple[tuple[File, ...], Written]:
         target = self.to[component.role]
         written: Written = plugins.load(targets.FORMATS, target.format).write(
@@ -189,9 +210,10 @@ class _Writer:
         module: nn.Module,
         covers: tuple[str, ...],
         matters: Mapping[str, Tensor] | None = None,
+        **options: Any,
     ) -> Part:
         target = self.to[component.role]
-        files, written = self.files(component, module, matters)
+        files, written = self.files(component, module, matters, **options)
         return Part(
             covers=covers,
             format=target.format,
@@ -200,6 +222,7 @@ class _Writer:
             inputs=written.inputs,
             outputs=written.outputs,
             tolerance=targets.schemes(target.format)[component.role][target.scheme],
+            tensor_types=target.tensor_types,
         )
 
     def _stage(self, component: Component) -> str:

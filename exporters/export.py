@@ -47,6 +47,7 @@ class ExportRequest:
     gguf_only: bool = False
     mtmd_position_workaround: bool = False
     threads: int = 0
+    tensor_type: tuple[str, ...] = ()  # PATTERN=KIND, of the decoder's GGUF file
     max_loss: float | None = None  # of 1 - cosine between a quantised part and fp32
 
 
@@ -63,7 +64,12 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     """Raises EdgeError; then nothing new is at `request.output`, and what was there is untouched."""
     start = time.perf_counter()
     recipe = targets.resolve(
-        request.format, request.schemes, request.recipe, request.device, gguf_only=request.gguf_only
+        request.format,
+        request.schemes,
+        request.recipe,
+        request.device,
+        gguf_only=request.gguf_only,
+        types=request.tensor_type,
     )
     if request.mtmd_position_workaround and "mmproj" not in recipe.targets:
         raise UsageError("--mtmd-position-workaround is for an mmproj, and none is written", hint="add --format gguf")
