@@ -75,12 +75,12 @@ class Manifest:
         """Whether it has what turns a picture into rows. Without, it answers questions about none."""
         return any("vision" in part.covers or "projector" in part.covers for part in self.parts)
 
-    def used(self) -> tuple[File, ...]:
-        """What an answer comes from."""
-        return (*(file for part in self.parts for file in part.files), self.tokenizer)
+    def own(self) -> tuple[File, ...]:
+        """All but what is there for other people's tools."""
+        return (*(file for part in self.parts for file in part.files), self.tokenizer, self.golden)
 
     def files(self) -> tuple[File, ...]:
-        return (*self.used(), *self.companions, self.golden)
+        return (*self.own(), *self.companions)
 
     def to_json(self) -> dict[str, Any]:
         spec = self.spec.to_json()
