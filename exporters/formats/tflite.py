@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from edge.types import TensorSpec
+from edge.steps import ROTATIONS
+from edge.types import Array, TensorSpec
 from exporters import quantize
 from exporters.checkpoint import Checkpoint
 from exporters.component import Component
-from exporters.decoders import LanguageModel
+from exporters.decoders import DecoderConfig, LanguageModel
 from exporters.encoder import Encoder
 from exporters.formats import Progress, Written
 from exporters.tflite_graph import lower
@@ -74,7 +76,9 @@ def write(
         lower.run(Graph(model, name), weights, names, step.inputs(), outputs, step)
         progress(0.9 * done / len(steps))
     model.save(path, lambda done: progress(0.9 + 0.1 * done))
-    return Written((path, *_write_table(module.embed_tokens.weight, scheme, folder)), (), ())
+    rotations = folder / ROTATIONS
+    np.save(rotations, _rotations(module.config))
+    return Written((path, *_write_table(module.embed_tokens.weight, scheme, folder), rotations), (), ())
 
 
 def _steps(context: int) -> Iterator[tuple[str, int, int]]:
@@ -88,6 +92,12 @@ def _steps(context: int) -> Iterator[tuple[str, int, int]]:
             if length <= cache:
                 yield f"prefill_{length}_{cache}", length, cache
         yield f"decode_{cache}", 1, cache
+
+
+def _rotations(config: DecoderConfig) -> Array:
+    """cos and sin of every position, over the whole width of a head: see Step."""
+    cos, sin = config.rope.tables(config.context)
+    return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)]).numpy()
 
 
 def _specs(shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:

@@ -1,0 +1,71 @@
+"""Where XNNPACK keeps weights in the order in which its kernels read them: files of the user's cache.
+
+Such a file is mapped, so that the weights lie in memory once for all signatures, and a second start packs nothing. Each
+belongs to one file of weights as it is, to one version of the library, and to one processor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from edge import machine
+
+MOST = 8 << 30  # bytes that are kept; those that were not used for longest go first
+FOLDER = "edge-vlm/packed"
+
+
+def folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / FOLDER
+
+
+@contextlib.contextmanager
+def weights(path: Path, library: str) -> Iterator[Path | None]:
+    """The file to give to the library: a finished one, or one that becomes so when the block ends without an error.
+    None where nothing can be written: it then packs into memory."""
+    stat = path.stat()
+    # A file that was changed has another ctime, whatever its name and size.
+    known = [path.resolve(), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    here = machine.inspect()
+    key = hashlib.sha256(repr([*map(str, known), library, here.name, here.isa]).encode()).hexdigest()[:32]
+    place = folder()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        finished = next(iter(place.glob(f"{key}-*.bin")), None)
+        # Its name tells its size: one that was cut is made again.
+        if finished and finished.name == _name(key, finished.stat().st_size):
+            os.utime(finished)
+            yield finished
+            return
+        handle, name = tempfile.mkstemp(dir=place, suffix=".part")
+        os.close(handle)
+        os.unlink(name)  # the library makes it; an empty one is no cache to it
+    except OSError:
+        yield None
+        return
+    part = Path(name)
+    try:
+        yield part
+        with contextlib.suppress(OSError):  # the library has its mapping already; the next start packs again
+            if part.is_file() and (size := part.stat().st_size):
+                part.replace(place / _name(key, size))
+                _trim(place, place / _name(key, size))
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _name(key: str, size: int) -> str:
+    return f"{key}-{size}.bin"
+
+
+def _trim(place: Path, newest: Path) -> None:
+    files = sorted(((p.stat().st_mtime_ns, p.stat().st_size, p) for p in place.glob("*.bin")), reverse=True)
+    total = 0
+    for _, size, path in files:
+        total += size
+        if total > MOST and path != newest:
+            path.unlink(missing_ok=True)
