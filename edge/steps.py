@@ -8,7 +8,7 @@ asked for, is a real one; the mask hides the padding, and what of the cache is n
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +17,16 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge import tflite
 from edge.errors import BundleError, EngineError
 from edge.lift import too_long
 from edge.spec import DecoderSpec
 from edge.table import EmbeddingTable
-from edge.tflite import Signature
-from edge.types import Array, PartFiles, Segment, TensorSpec, Tokens
+from edge.tflite import Signature, TFLite
+from edge.types import Array, OpenOptions, PartFiles, Segment, TensorSpec, Tokens
 
 ROTATIONS = "rope.npy"  # f32 [2, context, head_dim]: cos, and sin with its first half negated
+PAST = "past_key_values."  # what the names of the cache's tensors begin with
 HIDDEN = np.float32(-1e9)  # added to the score of what must not be seen
 # What a piece costs beside its positions, in positions: all weights are read once more. Measured: BENCHMARKS.md.
 PIECE = 12
@@ -41,11 +43,11 @@ class Program(Protocol):
         ...
 
     def bind(self, name: str) -> Arrays:
-        """Inputs to fill and outputs to read of one signature, but for the cache's; valid until the next `bind`."""
+        """Inputs to fill and outputs to read of one signature, but for the cache's; good until another one is bound."""
         ...
 
-    def run(self, name: str, cache: Arrays, used: int) -> None:
-        """Raises EngineError. `used` positions of the cache are filled."""
+    def run(self, name: str, cache: Arrays) -> None:
+        """Raises EngineError. `cache` is what was given last; a signature without one does not read it."""
         ...
 
 
@@ -56,14 +58,61 @@ class Piece:
     cache: int  # positions that it remembers; 0: it begins
 
 
+def opened(part: PartFiles, options: OpenOptions, program: Callable[[TFLite], Program]) -> FixedGraph | StepDecoder:
+    """The part's first file, read and bounded before `program` gives it to native code."""
+    file = tflite.read(part.files[0])
+    if part.decoder is None:
+        return FixedGraph(program(file), file, part)
+    pieces = Pieces.of(file.signatures, part.decoder, part)
+    return StepDecoder(program(file), pieces, part, part.decoder, options.context)
+
+
+class FixedGraph:
+    """The one signature of a file as a Graph; arrays are copied to and from where the program has them."""
+
+    def __init__(self, program: Program, file: TFLite, part: PartFiles) -> None:
+        self._program = program
+        signature = next(iter(file.signatures.values()), None)
+        if signature is None or len(file.signatures) > 1 or (signature.inputs, signature.outputs) != _declared(part):
+            raise BundleError(
+                f"{file.path.name} is not the part that the manifest describes: its signatures are "
+                f"{', '.join(file.signatures) or 'none'}",
+                hint=f"edge verify {file.path.parent}",
+            )
+        self._signature = signature
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._signature.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._signature.outputs
+
+    def run(self, feeds: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """See Graph. Raises EngineError when an array does not fit the graph, or the library fails."""
+        into, own = into or {}, self._program.bind(self._signature.name)
+        if feeds.keys() != {spec.name for spec in self.inputs}:
+            names = ", ".join(spec.name for spec in self.inputs)
+            raise EngineError(f"the graph takes {names}, and was fed {', '.join(sorted(feeds)) or 'nothing'}")
+        for name, array in (*feeds.items(), *into.items()):
+            if name not in own or array.shape != own[name].shape or array.dtype != own[name].dtype:
+                raise EngineError(f"{name} is {array.dtype} {list(array.shape)}, and not so in the graph")
+        for name, array in feeds.items():
+            own[name][:] = array
+        self._program.run(self._signature.name, {})
+        found = {spec.name: into.get(spec.name, np.empty_like(own[spec.name])) for spec in self.outputs}
+        for name, array in found.items():
+            array[:] = own[name]
+        return found
+
+
 class StepDecoder:
     """Keys `[1, KV, T, D]` and values `[1, KV, D, T]` lie where the program reads them; new ones are written there."""
 
-    def __init__(
-        self, program: Program, signatures: Mapping[str, Signature], part: PartFiles, spec: DecoderSpec, context: int
-    ) -> None:
+    def __init__(self, program: Program, pieces: Pieces, part: PartFiles, spec: DecoderSpec, context: int) -> None:
         self._program = program
-        self._pieces = Pieces.of(signatures, spec, part)
+        self._pieces = pieces
         self._table = EmbeddingTable.open(part.files, spec.vocab, spec.hidden)
         self._rotations = _rotations(part.files, spec)
         self._context = min(context or spec.context, self._pieces.caches[-1])
@@ -86,12 +135,11 @@ class StepDecoder:
             raise too_long(total, self._context)
         self._reserve(total)
         rows = self._rows(segments, count)
-        position, logits = self._position, rows[:0]
+        position, logits = self._position, rows[0]
         for piece in self._pieces.cut(count, position, self._length):
-            taken = min(piece.length, count)
-            # What is left over for the last piece; those before it are full.
-            logits = self._run(piece, rows[len(rows) - count :][:taken], position)
-            position, count = position + taken, count - taken
+            taken = rows[position - self._position :][: piece.length]  # all but the last piece are full
+            logits = self._run(piece, taken, position)
+            position += len(taken)
         self._position = total
         return logits
 
@@ -109,12 +157,12 @@ class StepDecoder:
             arrays[name][0, :padding, 0] = 0
             arrays[name][0, padding:, 0] = table[position : position + count]
         self._hide(arrays["mask"][0, 0], piece, padding, position)
-        self._program.run(piece.name, self._cache, position)
+        self._program.run(piece.name, self._cache)
         for layer in range(self._layers):
             key, value = f"{layer}.key", f"{layer}.value"
             places = slice(position, position + count)
-            self._cache[f"past_key_values.{key}"][:, :, places] = arrays[f"present.{key}"][:, :, padding:]
-            self._cache[f"past_key_values.{value}"][..., places] = arrays[f"present.{value}"][..., padding:]
+            self._cache[PAST + key][:, :, places] = arrays[f"present.{key}"][:, :, padding:]
+            self._cache[PAST + value][..., places] = arrays[f"present.{value}"][..., padding:]
         return arrays["logits"][0, -1].copy()
 
     def _hide(self, mask: NDArray[np.float32], piece: Piece, padding: int, position: int) -> None:
@@ -174,7 +222,9 @@ class Pieces:
         wrong = [p.name for p in found.pieces if not _fits(signatures[p.name], p, spec)]
         missing = [f"decode_{cache}" for cache in found.caches if not found.some(1, cache)]
         if wrong or missing or not found.caches or not found.some(0, 0):
-            problem = f"wrong: {', '.join(wrong)}" if wrong else f"missing: {', '.join(missing) or 'prefill_N, decode_T'}"
+            problem = (
+                f"wrong: {', '.join(wrong)}" if wrong else f"missing: {', '.join(missing) or 'prefill_N, decode_T'}"
+            )
             raise BundleError(
                 f"{part.files[0].name} is not the decoder that the manifest describes; signatures {problem}",
                 hint="export the bundle again",
@@ -197,14 +247,9 @@ class Pieces:
         best: list[tuple[int, list[Piece]]] = [(0, [])]  # for so many positions at the end
         for left in range(1, count + 1):
             able = first if left == count else later
-            if left == count and position == 0:
-                able = first
-            options = [
-                (piece.length + PIECE + rest[0], [piece, *rest[1]])
-                for piece in able
-                for rest in [best[max(0, left - piece.length)]]
-            ]
-            best.append(min(options, key=lambda option: option[0]))
+            options = [(piece.length + PIECE + best[max(0, left - piece.length)][0], piece) for piece in able]
+            cost, piece = min(options, key=lambda option: option[0])
+            best.append((cost, [piece, *best[max(0, left - piece.length)][1]]))
         return best[count][1]
 
 
@@ -229,13 +274,17 @@ def _fits(signature: Signature, piece: Piece, spec: DecoderSpec) -> bool:
     for layer in range(spec.layers):
         outputs |= {f"present.{layer}.key": (1, kv, s, d), f"present.{layer}.value": (1, kv, d, s)}
         if t:
-            inputs[f"past_key_values.{layer}.key"] = (1, kv, t, d)
-            inputs[f"past_key_values.{layer}.value"] = (1, kv, d, t)
+            inputs[f"{PAST}{layer}.key"] = (1, kv, t, d)
+            inputs[f"{PAST}{layer}.value"] = (1, kv, d, t)
     return _shapes(signature.inputs) == inputs and _shapes(signature.outputs) == outputs
 
 
 def _shapes(tensors: Sequence[TensorSpec]) -> dict[str, tuple[int | str, ...]]:
     return {t.name: t.shape for t in tensors if t.dtype == "float32"}
+
+
+def _declared(part: PartFiles) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    return part.inputs, part.outputs
 
 
 def _rotations(files: Sequence[Path], spec: DecoderSpec) -> NDArray[np.float32]:

@@ -50,9 +50,7 @@ def per_tensor(weight: Tensor) -> PerChannel:
     return PerChannel((weight / scale).round().to(torch.int8), scale[None])
 
 
-def blockwise(
-    weight: Tensor, bits: int, importance: Tensor | None = None, *, positive: bool = False
-) -> Blockwise:
+def blockwise(weight: Tensor, bits: int, importance: Tensor | None = None, *, positive: bool = False) -> Blockwise:
     """weight `[N, K]` float32; bits 4 or 8. `importance` `[K]` weighs the error of each column: the mean square of what
     it is multiplied with makes it the error of the product. `positive`: 4-bit scales are positive, and have no more
     digits than both bfloat16 and float16 (as XNNPACK takes them)."""

@@ -11,7 +11,7 @@ import mmap
 import os
 import re
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from math import prod
@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from edge import machine, packed, tflite
+from edge import machine, packed, steps
 from edge.errors import EngineError
-from edge.steps import Arrays, StepDecoder
+from edge.steps import PAST, Arrays, FixedGraph, StepDecoder
 from edge.tflite import Signature, TFLite
 from edge.types import Array, OpenOptions, PartFiles, TensorSpec
 
@@ -43,15 +43,10 @@ def version() -> str:
     return metadata.version(PACKAGE)
 
 
-def open(part: PartFiles, options: OpenOptions) -> LiteRtGraph | StepDecoder:
-    """The part's first file. Raises BundleError on a file that is not sound, and EngineError when the library refuses
-    it."""
-    file = tflite.read(part.files[0])
-    if part.decoder is not None:
-        decoder = part.decoder
-        program = LiteRtProgram(_Model(file, options), file)
-        return StepDecoder(program, file.signatures, part, decoder, options.context)
-    return LiteRtGraph(_Model(file, options), file)
+def open(part: PartFiles, options: OpenOptions) -> FixedGraph | StepDecoder:
+    """The part's first file. Raises BundleError on a file that is not sound or not what the manifest describes, and
+    EngineError when the library refuses it."""
+    return steps.opened(part, options, lambda file: LiteRtProgram(file, options))
 
 
 class _Any(ctypes.Structure):
@@ -83,19 +78,28 @@ class _Handle:
 
 
 class _Memory:
-    """Zeros for several arrays, in pages that come when they are touched."""
+    """Zeros, in pages that come when they are touched; all sets of arrays laid in it lie in the same bytes."""
 
-    def __init__(self, specs: Sequence[TensorSpec]) -> None:
-        sizes = [prod(_shape(spec)) * np.dtype(spec.dtype).itemsize for spec in specs]
-        places = np.concatenate([[0], np.cumsum([-(-size // _ALIGNMENT) * _ALIGNMENT + _SLACK for size in sizes])])
+    def __init__(self, *sets: Sequence[TensorSpec]) -> None:
         try:
-            pages = mmap.mmap(-1, int(places[-1]) or 1)
+            self._pages = mmap.mmap(-1, max(_places(specs)[-1] for specs in sets))
         except OSError as error:
             raise MemoryError(str(error)) from error
-        self.arrays: dict[str, Array] = {
-            spec.name: np.frombuffer(pages, spec.dtype, prod(_shape(spec)), int(place)).reshape(_shape(spec))
-            for spec, place in zip(specs, places[:-1], strict=True)
+
+    def arrays(self, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+        return {
+            spec.name: np.frombuffer(self._pages, spec.dtype, prod(_shape(spec)), place).reshape(_shape(spec))
+            for spec, place in zip(specs, _places(specs), strict=False)
         }
+
+
+def _places(specs: Sequence[TensorSpec]) -> list[int]:
+    """Where each array begins, and where the last one ends."""
+    places = [0]
+    for spec in specs:
+        size = prod(_shape(spec)) * np.dtype(spec.dtype).itemsize
+        places.append(-(-(places[-1] + size + _SLACK) // _ALIGNMENT) * _ALIGNMENT)
+    return places
 
 
 class _Model:
@@ -104,7 +108,9 @@ class _Model:
     def __init__(self, file: TFLite, options: OpenOptions) -> None:
         self._library = _load()
         environment = self._environment(options)
-        model = self._make("LiteRtCreateModelFromFile", "LiteRtDestroyModel", environment.pointer, os.fsencode(file.path))
+        model = self._make(
+            "LiteRtCreateModelFromFile", "LiteRtDestroyModel", environment.pointer, os.fsencode(file.path)
+        )
         with packed.weights(file.path, f"{PACKAGE}-{version()}") as cache:
             self._handle = self._compile(environment, model, options, cache)
         self._environment_handle = environment
@@ -113,7 +119,9 @@ class _Model:
         """An array's own memory, as the library is given it."""
         kind = _TensorType(_ELEMENTS[str(array.dtype)], array.ndim, array.shape + (0,) * (8 - array.ndim))
         arguments = ctypes.byref(kind), ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), None
-        return self._make("LiteRtCreateTensorBufferFromHostMemory", "LiteRtDestroyTensorBuffer", *arguments, owners=(array,))
+        return self._make(
+            "LiteRtCreateTensorBufferFromHostMemory", "LiteRtDestroyTensorBuffer", *arguments, owners=(array,)
+        )
 
     def run(self, signature: int, inputs: Any, outputs: Any) -> None:
         """Raises EngineError."""
@@ -172,36 +180,34 @@ class _Model:
 class LiteRtProgram:
     """The signatures of a decoder. Inputs and outputs of all lie in one memory: one runs at a time."""
 
-    def __init__(self, model: _Model, file: TFLite) -> None:
-        self._model = model
-        self._numbers = {name: number for number, name in enumerate(file.signatures)}
+    def __init__(self, file: TFLite, options: OpenOptions) -> None:
+        self._model = _Model(file, options)
         self._signatures = file.signatures
-        self._name = ""
-        self._memory: dict[str, Arrays] = {}
+        self._numbers = {name: number for number, name in enumerate(file.signatures)}
+        self._memory = _Memory(*map(_own, file.signatures.values()))
+        self._arrays: dict[str, Arrays] = {}
         self._buffers: dict[int, _Handle] = {}
-        self._calls: dict[str, tuple[Any, Any]] = {}
+        self._calls: dict[str, Sequence[Any]] = {}
 
     def cache(self, length: int) -> Arrays:
         signature = self._signatures[f"decode_{length}"]
-        specs = [spec for spec in signature.inputs if spec.name.startswith("past_key_values.")]
+        specs = [spec for spec in signature.inputs if spec.name.startswith(PAST)]
         self._calls.clear()
         self._buffers.clear()
-        return _Memory(specs).arrays
+        return _Memory(specs).arrays(specs)
 
     def bind(self, name: str) -> Arrays:
-        if name not in self._memory:
-            signature = self._signatures[name]
-            specs = [s for s in (*signature.inputs, *signature.outputs) if not s.name.startswith("past_key_values.")]
-            self._memory[name] = _Memory(specs).arrays
-        return self._memory[name]
+        if name not in self._arrays:
+            self._arrays[name] = self._memory.arrays(_own(self._signatures[name]))
+        return self._arrays[name]
 
-    def run(self, name: str, cache: Arrays, used: int) -> None:
+    def run(self, name: str, cache: Arrays) -> None:
         if name not in self._calls:
-            signature, arrays = self._signatures[name], {**cache, **self._memory[name]}
-            self._calls[name] = tuple(
-                (ctypes.c_void_p * len(specs))(*(self._buffer(arrays[s.name]) for s in specs))
+            signature, arrays = self._signatures[name], {**cache, **self.bind(name)}
+            self._calls[name] = [
+                (ctypes.c_void_p * len(specs))(*(self._buffer(arrays[spec.name]) for spec in specs))
                 for specs in (signature.inputs, signature.outputs)
-            )
+            ]
         self._model.run(self._numbers[name], *self._calls[name])
 
     def _buffer(self, array: Array) -> Any:
@@ -210,44 +216,9 @@ class LiteRtProgram:
         return self._buffers[id(array)].pointer
 
 
-class LiteRtGraph:
-    def __init__(self, model: _Model, file: TFLite) -> None:
-        if len(file.signatures) != 1:
-            raise EngineError(f"{file.path.name} has {len(file.signatures)} signatures, expected 1")
-        self._model = model
-        (self._signature,) = file.signatures.values()
-        self._arrays = _Memory((*self._signature.inputs, *self._signature.outputs)).arrays
-        self._buffers = {name: model.buffer(array) for name, array in self._arrays.items()}
-        self._call = tuple(
-            (ctypes.c_void_p * len(specs))(*(self._buffers[s.name].pointer for s in specs))
-            for specs in (self._signature.inputs, self._signature.outputs)
-        )
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._signature.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._signature.outputs
-
-    def run(self, feeds: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
-        """See Graph. Raises EngineError when an array does not fit the graph, or the library fails."""
-        names = [spec.name for spec in self.inputs]
-        if sorted(feeds) != sorted(names):
-            raise EngineError(f"the graph takes {', '.join(names)}, and was fed {', '.join(sorted(feeds)) or 'nothing'}")
-        for name, array in feeds.items():
-            own = self._arrays[name]
-            if array.shape != own.shape or array.dtype != own.dtype:
-                raise EngineError(f"{name} is {own.dtype} {list(own.shape)}, and the array {array.dtype} {list(array.shape)}")
-            own[:] = array
-        self._model.run(0, *self._call)
-        found = {}
-        for spec in self.outputs:
-            target = (into or {}).get(spec.name)
-            found[spec.name] = np.empty(_shape(spec), spec.dtype) if target is None else target
-            found[spec.name][:] = self._arrays[spec.name]
-        return found
+def _own(signature: Signature) -> list[TensorSpec]:
+    """The tensors of a signature that are not the cache."""
+    return [spec for spec in (*signature.inputs, *signature.outputs) if not spec.name.startswith(PAST)]
 
 
 def _shape(spec: TensorSpec) -> tuple[int, ...]:
@@ -264,7 +235,12 @@ def _load() -> Any:
         )
     spec = find_spec("ai_edge_litert")
     folders = [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or ()]
-    paths = [path for folder in folders for path in sorted(folder.glob("*LiteRt.*")) if path.suffix in (".so", ".dylib", ".dll")]
+    paths = [
+        path
+        for folder in folders
+        for path in sorted(folder.glob("*LiteRt.*"))
+        if path.suffix in (".so", ".dylib", ".dll")
+    ]
     if not paths:
         raise EngineError(f"{PACKAGE} has no library of its own", hint=f"pip install --force-reinstall {PACKAGE}")
     return ctypes.CDLL(str(paths[0]))

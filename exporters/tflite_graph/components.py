@@ -57,10 +57,16 @@ class Step(nn.Module):
             "cos": (1, s, 1, c.head_dim),
             "sin": (1, s, 1, c.head_dim),
             "mask": (1, 1, c.heads // c.kv_heads * s, self.past + s),
-            **({f"past_key_values.{slot}": shape for slot, shape in zip(slots(c), cache, strict=True)} if self.past else {}),
+            **(
+                {f"past_key_values.{slot}": shape for slot, shape in zip(slots(c), cache, strict=True)}
+                if self.past
+                else {}
+            ),
         }
 
-    def forward(self, inputs_embeds: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, inputs_embeds: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, *cache: Tensor
+    ) -> tuple[Tensor, ...]:
         """`inputs_embeds` `[1, S, hidden]`; cache: keys `[1, KV, past, D]` and values `[1, KV, D, past]` of each layer.
         The new ones are of the same form, with S for `past`."""
         c, s = self.decoder.config, self.sequence

@@ -54,7 +54,9 @@ class Lowering(TorchFunctionMode):
         if id(tensor) not in self._found:
             if id(tensor) in self._turned:
                 source, axes = self._turned[id(tensor)]
-                made = self._one("TRANSPOSE", [self[source], self.graph.constant(axes)], tensor, table="TransposeOptions")
+                made = self._one(
+                    "TRANSPOSE", [self[source], self.graph.constant(axes)], tensor, table="TransposeOptions"
+                )
                 self._found[id(tensor)] = made
             else:
                 self._found[id(tensor)] = self.weights.plain(self.graph, self._names[id(tensor)])
