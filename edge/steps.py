@@ -1,8 +1,8 @@
 """A decoder from a program whose shapes are fixed: each signature computes so many positions after so many remembered.
 
 `prefill_N` computes the first N positions of a prompt, `prefill_N_T` N more after a cache of T, `decode_T` one more. A
-prompt is cut into such pieces. What is too short for its piece is padded in front, so that the last row, whose logits are
-asked for, is a real one; the mask hides the padding, and what of the cache is not filled.
+prompt is cut into such pieces. What is too short for its piece is padded in front, so that the last row, whose logits
+are asked for, is a real one; the mask hides the padding, and what of the cache is not filled.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class FixedGraph:
     def __init__(self, program: Program, file: TFLite, part: PartFiles) -> None:
         self._program = program
         signature = next(iter(file.signatures.values()), None)
-        if signature is None or len(file.signatures) > 1 or (signature.inputs, signature.outputs) != _declared(part):
+        if signature is None or len(file.signatures) > 1 or not _declared(part, signature):
             raise BundleError(
                 f"{file.path.name} is not the part that the manifest describes: its signatures are "
                 f"{', '.join(file.signatures) or 'none'}",
@@ -283,8 +283,8 @@ def _shapes(tensors: Sequence[TensorSpec]) -> dict[str, tuple[int | str, ...]]:
     return {t.name: t.shape for t in tensors if t.dtype == "float32"}
 
 
-def _declared(part: PartFiles) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    return part.inputs, part.outputs
+def _declared(part: PartFiles, signature: Signature) -> bool:
+    return (part.inputs, part.outputs) == (signature.inputs, signature.outputs)
 
 
 def _rotations(files: Sequence[Path], spec: DecoderSpec) -> NDArray[np.float32]:

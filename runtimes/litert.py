@@ -10,6 +10,8 @@ import ctypes
 import mmap
 import os
 import re
+import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -33,9 +35,10 @@ VERSIONS = ((2, 1), (3, 0))  # of the library whose C API is used here: from, an
 _CPU = 1  # of LiteRtHwAccelerators
 _REGISTER, _SEVERITY = 24, 25  # of LiteRtEnvOptionTag
 _INTEGER = 2  # of LiteRtAnyType
-_WARNING, _SILENT = 2, 4  # of LiteRtLogSeverity
+_WARNING, _ERROR = 2, 3  # of LiteRtLogSeverity
 _ELEMENTS = {"float32": 1, "float16": 10, "int32": 2, "int8": 9}  # of LiteRtElementType
 _ALIGNMENT = 64  # of memory that the library is given
+_SUFFIXES = (".so", ".dylib", ".dll")
 _SLACK = 128  # bytes behind it: kernels read a little further than they use
 
 
@@ -107,20 +110,28 @@ class _Model:
 
     def __init__(self, file: TFLite, options: OpenOptions) -> None:
         self._library = _load()
+        self._heard = _Listening(options.debug)
+        with self._heard:
+            self._open(file, options)
+
+    def _open(self, file: TFLite, options: OpenOptions) -> None:
         environment = self._environment(options)
-        model = self._make(
-            "LiteRtCreateModelFromFile", "LiteRtDestroyModel", environment.pointer, os.fsencode(file.path)
-        )
+        path = os.fsencode(file.path)
+        model = self._make("LiteRtCreateModelFromFile", "LiteRtDestroyModel", environment.pointer, path)
         with packed.weights(file.path, f"{PACKAGE}-{version()}") as cache:
             self._handle = self._compile(environment, model, options, cache)
-        self._environment_handle = environment
 
     def buffer(self, array: Array) -> _Handle:
         """An array's own memory, as the library is given it."""
         kind = _TensorType(_ELEMENTS[str(array.dtype)], array.ndim, array.shape + (0,) * (8 - array.ndim))
-        arguments = ctypes.byref(kind), ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), None
         return self._make(
-            "LiteRtCreateTensorBufferFromHostMemory", "LiteRtDestroyTensorBuffer", *arguments, owners=(array,)
+            "LiteRtCreateTensorBufferFromHostMemory",
+            "LiteRtDestroyTensorBuffer",
+            ctypes.byref(kind),
+            ctypes.c_void_p(array.ctypes.data),
+            ctypes.c_size_t(array.nbytes),
+            None,
+            owners=(array,),
         )
 
     def run(self, signature: int, inputs: Any, outputs: Any) -> None:
@@ -137,7 +148,7 @@ class _Model:
             raise EngineError(f"LiteRT failed while running (status {status})")
 
     def _environment(self, options: OpenOptions) -> _Handle:
-        severity = _WARNING if options.debug else _SILENT
+        severity = _WARNING if options.debug else _ERROR
         chosen = (_EnvOption * 2)((_REGISTER, (_INTEGER, _CPU)), (_SEVERITY, (_INTEGER, severity)))
         return self._make("LiteRtCreateEnvironment", "LiteRtDestroyEnvironment", ctypes.c_int(2), chosen)
 
@@ -162,7 +173,8 @@ class _Model:
         self._check("LiteRtCompiledModelIsFullyAccelerated", compiled.pointer, ctypes.byref(whole))
         if not whole.value:
             raise EngineError(
-                "this build of LiteRT computes a part of the file without XNNPACK: slowly, and 4-bit weights not at all",
+                "this build of LiteRT computes a part of the file without XNNPACK: slowly, and 4-bit weights not at "
+                "all",
                 hint=f"pip install --force-reinstall {PACKAGE}",
             )
         return compiled
@@ -174,7 +186,40 @@ class _Model:
 
     def _check(self, function: str, *arguments: Any) -> None:
         if status := getattr(self._library, function)(*arguments):
-            raise EngineError(f"LiteRT refused: {function} gave status {status}")
+            raise EngineError(f"LiteRT refused: {function} gave status {status}{self._heard.complaint()}")
+
+
+class _Listening:
+    """Catches what the library writes to the process's stderr while a file is opened: the reason of a failure, and
+    otherwise nothing that a user asked for."""
+
+    def __init__(self, debug: bool) -> None:
+        self._debug = debug
+        self._text: Any = None
+
+    def __enter__(self) -> None:
+        if self._debug:
+            return
+        _STDERR.acquire()
+        self._text = tempfile.TemporaryFile()
+        self._kept = os.dup(2)
+        os.dup2(self._text.fileno(), 2)
+
+    def __exit__(self, *_: object) -> None:
+        if self._text is None:
+            return
+        os.dup2(self._kept, 2)
+        os.close(self._kept)
+        self._text.close()
+        self._text = None
+        _STDERR.release()
+
+    def complaint(self) -> str:
+        if self._text is None:
+            return ""
+        lines = os.pread(self._text.fileno(), 1 << 16, 0).decode(errors="replace").splitlines()
+        errors = [line for line in lines if line.startswith("ERROR")]
+        return f": {errors[0].removeprefix('ERROR:').strip()}" if errors else ""
 
 
 class LiteRtProgram:
@@ -235,15 +280,11 @@ def _load() -> Any:
         )
     spec = find_spec("ai_edge_litert")
     folders = [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or ()]
-    paths = [
-        path
-        for folder in folders
-        for path in sorted(folder.glob("*LiteRt.*"))
-        if path.suffix in (".so", ".dylib", ".dll")
-    ]
+    paths = [path for folder in folders for path in folder.glob("*LiteRt.*") if path.suffix in _SUFFIXES]
     if not paths:
         raise EngineError(f"{PACKAGE} has no library of its own", hint=f"pip install --force-reinstall {PACKAGE}")
     return ctypes.CDLL(str(paths[0]))
 
 
+_STDERR = threading.Lock()  # two files may be opened at a time, and there is one stderr
 _KEEP = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)  # the text belongs to who made it

@@ -51,17 +51,14 @@ class Step(nn.Module):
     def inputs(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape, in the order of `forward`."""
         c, s = self.decoder.config, self.sequence
-        cache = ((1, c.kv_heads, self.past, c.head_dim), (1, c.kv_heads, c.head_dim, self.past)) * c.layers
+        shapes = ((1, c.kv_heads, self.past, c.head_dim), (1, c.kv_heads, c.head_dim, self.past)) * c.layers
+        cache = {f"past_key_values.{slot}": shape for slot, shape in zip(slots(c), shapes, strict=True)}
         return {
             "inputs_embeds": (1, s, c.hidden),
             "cos": (1, s, 1, c.head_dim),
             "sin": (1, s, 1, c.head_dim),
             "mask": (1, 1, c.heads // c.kv_heads * s, self.past + s),
-            **(
-                {f"past_key_values.{slot}": shape for slot, shape in zip(slots(c), cache, strict=True)}
-                if self.past
-                else {}
-            ),
+            **(cache if self.past else {}),
         }
 
     def forward(

@@ -1,7 +1,7 @@
 """A TFLite file under construction: subgraphs that share their buffers, and one signature for each.
 
-The schema is TensorFlow Lite's `schema.fbs`, version 3, as ai-edge-litert brings it. The numbers are not put through the
-flatbuffer builder, which would hold them twice: they are appended behind the packed structure, and each buffer is
+The schema is TensorFlow Lite's `schema.fbs`, version 3, as ai-edge-litert brings it. The numbers are not put through
+the flatbuffer builder, which would hold them twice: they are appended behind the packed structure, and each buffer is
 pointed at its place.
 """
 
