@@ -33,8 +33,9 @@ class Vectors:
 
     def places(self, size: int) -> Numbers:
         """Where each element of all of them lies; they are `size` bytes wide."""
-        before = np.concatenate([[0], np.cumsum(self.count)[:-1]]) if len(self.count) else self.count
-        return np.repeat(self.start, self.count) + (np.arange(self.count.sum()) - np.repeat(before, self.count)) * size
+        before = np.cumsum(self.count) - self.count
+        within = np.arange(self.count.sum()) - np.repeat(before, self.count)
+        return np.asarray(np.repeat(self.start, self.count) + within * size, np.int64)
 
 
 class Tables:

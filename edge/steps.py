@@ -163,7 +163,8 @@ class StepDecoder:
             places = slice(position, position + count)
             self._cache[PAST + key][:, :, places] = arrays[f"present.{key}"][:, :, padding:]
             self._cache[PAST + value][..., places] = arrays[f"present.{value}"][..., padding:]
-        return arrays["logits"][0, -1].copy()
+        logits: NDArray[np.float32] = arrays["logits"][0, -1].copy()
+        return logits
 
     def _hide(self, mask: NDArray[np.float32], piece: Piece, padding: int, position: int) -> None:
         """mask `[G * S, T + S]`: each row sees the filled part of the cache, and itself with what stands before it."""

@@ -149,7 +149,8 @@ class _Model:
 
     def _environment(self, options: OpenOptions) -> _Handle:
         severity = _WARNING if options.debug else _ERROR
-        chosen = (_EnvOption * 2)((_REGISTER, (_INTEGER, _CPU)), (_SEVERITY, (_INTEGER, severity)))
+        told = ((_REGISTER, _CPU), (_SEVERITY, severity))
+        chosen = (_EnvOption * 2)(*(_EnvOption(tag, _Any(_INTEGER, value)) for tag, value in told))
         return self._make("LiteRtCreateEnvironment", "LiteRtDestroyEnvironment", ctypes.c_int(2), chosen)
 
     def _compile(self, environment: _Handle, model: _Handle, options: OpenOptions, cache: Path | None) -> _Handle:

@@ -92,7 +92,7 @@ class Lowering(TorchFunctionMode):
         bias_index = -1 if bias is None else self[bias]
         stored = self.weights.product(self.graph, self._names[id(weight)])
         options = {"keepNumDims": True, "asymmetricQuantizeInputs": stored.dynamic}
-        inputs = [self[x], stored.index, bias_index]
+        inputs = [self[x], stored.tensor, bias_index]
         made = self._one(
             "FULLY_CONNECTED", inputs, out, options=options, table="FullyConnectedOptions", version=stored.version
         )

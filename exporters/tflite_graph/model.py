@@ -74,7 +74,7 @@ class Model:
                     continue
                 file.write(bytes(place - 4 - file.tell()))
                 file.write(struct.pack("<I", size if inside else 0))
-                data = np.ascontiguousarray(numbers())
+                data: Any = np.ascontiguousarray(numbers())
                 assert data.nbytes == size
                 file.write(memoryview(data).cast("B"))
                 progress((index + 1) / len(places))

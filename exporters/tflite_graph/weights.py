@@ -23,7 +23,7 @@ _FLOAT, _ONE_SCALE, _SCALES = 5, 9, 12
 class Product(NamedTuple):
     """The right side of a product."""
 
-    index: int
+    tensor: int
     dynamic: bool  # its left side is rounded to int8 as it comes
     version: int  # of the operator
 
