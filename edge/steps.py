@@ -135,7 +135,7 @@ class StepDecoder:
             raise too_long(total, self._context)
         self._reserve(total)
         rows = self._rows(segments, count)
-        position, logits = self._position, rows[0]
+        position, logits = self._position, np.empty(0, np.float32)
         for piece in self._pieces.cut(count, position, self._length):
             taken = rows[position - self._position :][: piece.length]  # all but the last piece are full
             logits = self._run(piece, taken, position)
