@@ -10,10 +10,12 @@ import ctypes
 import mmap
 import os
 import re
+import sys
 import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from math import prod
@@ -39,6 +41,7 @@ _WARNING, _ERROR = 2, 3  # of LiteRtLogSeverity
 _ELEMENTS = {"float32": 1, "float16": 10, "int32": 2, "int8": 9}  # of LiteRtElementType
 _ALIGNMENT = 64  # of memory that the library is given
 _SUFFIXES = (".so", ".dylib", ".dll")
+_DONTNEED = 4  # of madvise
 _SLACK = 128  # bytes behind it: kernels read a little further than they use
 
 
@@ -106,20 +109,24 @@ def _places(specs: Sequence[TensorSpec]) -> list[int]:
 
 
 class _Model:
-    """A file as the library compiled it, and its threads."""
+    """A file as the library reads it; each of its signatures is compiled when it is first run, which looks at all
+    scales of 4-bit weights: a third of a second for a billion weights."""
 
     def __init__(self, file: TFLite, options: OpenOptions) -> None:
         self._library = _load()
+        self._file, self._options = file, options
+        self._numbers = {name: number for number, name in enumerate(file.signatures)}
         self._heard = _Listening(options.debug)
+        self._compiled: dict[str, _Compiled] = {}
+        self._last = ""
         with self._heard:
-            self._open(file, options)
-
-    def _open(self, file: TFLite, options: OpenOptions) -> None:
-        environment = self._environment(options)
-        path = os.fsencode(file.path)
-        model = self._make("LiteRtCreateModelFromFile", "LiteRtDestroyModel", environment.pointer, path)
-        with packed.weights(file.path, f"{PACKAGE}-{version()}") as cache:
-            self._handle = self._compile(environment, model, options, cache)
+            self._environment = self._start()
+            path = os.fsencode(file.path)
+            self._model = self._make("LiteRtCreateModelFromFile", "LiteRtDestroyModel", self._environment.pointer, path)
+        # What every answer needs, so that a file that cannot run is told now.
+        self.compile(
+            next((name for name in file.signatures if name.startswith("decode_")), next(iter(file.signatures)))
+        )
 
     def buffer(self, array: Array) -> _Handle:
         """An array's own memory, as the library is given it."""
@@ -134,48 +141,60 @@ class _Model:
             owners=(array,),
         )
 
-    def run(self, signature: int, inputs: Any, outputs: Any) -> None:
+    def compile(self, name: str) -> _Compiled:
         """Raises EngineError."""
+        if name not in self._compiled:
+            with self._heard, packed.weights(self._file.path, f"{PACKAGE}-{version()}") as cache:
+                before = _mapped(cache)
+                handle = self._compile(name, cache)
+                self._compiled[name] = _Compiled(handle, _mapped(cache) - before)
+        return self._compiled[name]
+
+    def run(self, name: str, inputs: Any, outputs: Any) -> None:
+        """Raises EngineError."""
+        compiled = self.compile(name)
+        if self._last not in ("", name):
+            self._compiled[self._last].rest()
+        self._last = name
+        sizes = [ctypes.c_size_t(number) for number in (self._numbers[name], len(inputs), len(outputs))]
         status = self._library.LiteRtRunCompiledModel(
-            self._handle.pointer,
-            ctypes.c_size_t(signature),
-            ctypes.c_size_t(len(inputs)),
-            inputs,
-            ctypes.c_size_t(len(outputs)),
-            outputs,
+            compiled.handle.pointer, sizes[0], sizes[1], inputs, sizes[2], outputs
         )
         if status:
-            raise EngineError(f"LiteRT failed while running (status {status})")
+            raise EngineError(f"LiteRT failed while running {name} (status {status})")
 
-    def _environment(self, options: OpenOptions) -> _Handle:
-        severity = _WARNING if options.debug else _ERROR
+    def _start(self) -> _Handle:
+        severity = _WARNING if self._options.debug else _ERROR
         told = ((_REGISTER, _CPU), (_SEVERITY, severity))
         chosen = (_EnvOption * 2)(*(_EnvOption(tag, _Any(_INTEGER, value)) for tag, value in told))
         return self._make("LiteRtCreateEnvironment", "LiteRtDestroyEnvironment", ctypes.c_int(2), chosen)
 
-    def _compile(self, environment: _Handle, model: _Handle, options: OpenOptions, cache: Path | None) -> _Handle:
-        threads = options.threads or machine.inspect().cores
+    def _compile(self, name: str, cache: Path | None) -> _Handle:
+        threads = self._options.threads or machine.inspect().cores
         settings = f"num_threads = {threads}\n" + (f'weight_cache_file_path = "{cache}"\n' if cache else "")
-        text = ctypes.create_string_buffer(settings.encode())
-        chosen = self._make("LiteRtCreateOptions", "LiteRtDestroyOptions", owners=(text,))
+        texts = {
+            b"xnnpack": ctypes.create_string_buffer(settings.encode()),
+            b"runtime_options_string": ctypes.create_string_buffer(f'selected_signature_keys = ["{name}"]\n'.encode()),
+        }
+        chosen = self._make("LiteRtCreateOptions", "LiteRtDestroyOptions", owners=(texts,))
         self._check("LiteRtSetOptionsHardwareAccelerators", chosen.pointer, ctypes.c_int(_CPU))
-        extra = ctypes.c_void_p()
-        self._check("LiteRtCreateOpaqueOptions", b"xnnpack", text, _KEEP, ctypes.byref(extra))
-        self._check("LiteRtAddOpaqueOptions", chosen.pointer, extra)
+        for identifier, text in texts.items():
+            extra = ctypes.c_void_p()
+            self._check("LiteRtCreateOpaqueOptions", identifier, text, _KEEP, ctypes.byref(extra))
+            self._check("LiteRtAddOpaqueOptions", chosen.pointer, extra)
         compiled = self._make(
             "LiteRtCreateCompiledModel",
             "LiteRtDestroyCompiledModel",
-            environment.pointer,
-            model.pointer,
+            self._environment.pointer,
+            self._model.pointer,
             chosen.pointer,
-            owners=(model, environment, chosen),
+            owners=(self._model, self._environment, chosen),
         )
         whole = ctypes.c_bool()
         self._check("LiteRtCompiledModelIsFullyAccelerated", compiled.pointer, ctypes.byref(whole))
         if not whole.value:
             raise EngineError(
-                "this build of LiteRT computes a part of the file without XNNPACK: slowly, and 4-bit weights not at "
-                "all",
+                f"this build of LiteRT computes a part of {name} without XNNPACK: slowly, and 4-bit weights not at all",
                 hint=f"pip install --force-reinstall {PACKAGE}",
             )
         return compiled
@@ -188,6 +207,32 @@ class _Model:
     def _check(self, function: str, *arguments: Any) -> None:
         if status := getattr(self._library, function)(*arguments):
             raise EngineError(f"LiteRT refused: {function} gave status {status}{self._heard.complaint()}")
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """One signature, and where the packed weights are mapped for it: the same pages of one file for each."""
+
+    handle: _Handle
+    weights: frozenset[tuple[int, int]]  # begin, and bytes
+
+    def rest(self) -> None:
+        """Let the mapped pages go, which another signature maps too; they come back when they are read."""
+        for begin, size in self.weights:
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), _DONTNEED)
+
+
+def _mapped(path: Path | None) -> frozenset[tuple[int, int]]:
+    """Where a file is mapped in this process; nothing where the system does not tell."""
+    if path is None or sys.platform != "linux" or not path.exists():
+        return frozenset()
+    inode, found = str(path.stat().st_ino), []
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+        place, _, _, _, number, *_ = line.split(maxsplit=5)
+        if number == inode:
+            begin, end = (int(part, 16) for part in place.split("-"))
+            found.append((begin, end - begin))
+    return frozenset(found)
 
 
 class _Listening:
@@ -229,7 +274,6 @@ class LiteRtProgram:
     def __init__(self, file: TFLite, options: OpenOptions) -> None:
         self._model = _Model(file, options)
         self._signatures = file.signatures
-        self._numbers = {name: number for number, name in enumerate(file.signatures)}
         self._memory = _Memory(*map(_own, file.signatures.values()))
         self._arrays: dict[str, Arrays] = {}
         self._buffers: dict[int, _Handle] = {}
@@ -254,7 +298,7 @@ class LiteRtProgram:
                 (ctypes.c_void_p * len(specs))(*(self._buffer(arrays[spec.name]) for spec in specs))
                 for specs in (signature.inputs, signature.outputs)
             ]
-        self._model.run(self._numbers[name], *self._calls[name])
+        self._model.run(name, *self._calls[name])
 
     def _buffer(self, array: Array) -> Any:
         if id(array) not in self._buffers:

@@ -137,7 +137,9 @@ def test_what_was_rewound_leaves_no_trace(part: PartFiles, first: int, kept: int
     decoding.extend([Tokens(tuple(ids[:first]))])
     decoding.rewind(kept)
     logits = decoding.extend([Tokens(tuple(ids[40 : 40 + then]))])
-    np.testing.assert_allclose(logits, whole(rows_of(part, ids[:kept] + ids[40 : 40 + then]), rope), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        logits, whole(rows_of(part, ids[:kept] + ids[40 : 40 + then]), rope), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_pictures_stand_between_tokens(part: PartFiles) -> None:
@@ -170,7 +172,7 @@ def test_a_prompt_is_cut_into_the_fewest_positions(part: PartFiles, counts: list
 
 
 def test_the_cheapest_pieces_pay_for_reading_the_weights_once_more() -> None:
-    pieces = Pieces(tuple(Piece(f"prefill_{n}", n, 0) for n in (128, 192, 256)) + (Piece("prefill_64_512", 64, 512),))
+    pieces = Pieces((*(Piece(f"prefill_{n}", n, 0) for n in (128, 192, 256)), Piece("prefill_64_512", 64, 512)))
     assert [p.length for p in pieces.cut(190, 0, 512)] == [192]
     assert [p.length for p in pieces.cut(193, 0, 512)] == [256]
     assert [p.length for p in pieces.cut(300, 0, 512)] == [256, 64]
