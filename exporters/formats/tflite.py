@@ -38,8 +38,9 @@ SCHEMES = {
     },
 }
 BYTES_PER_WEIGHT = {"fp32": 4.0, "w8a8": 1.0, "w8": 1.0, "w4": 0.60, "legacy": 1.0}
-# Shapes in a TFLite file are fixed. A prompt is cut into pieces of these lengths, after nothing or after a cache.
-FIRST = (16, 32, 64, 128, 192, 256, 384)
+# Shapes in a TFLite file are fixed. A prompt is cut into pieces of these lengths, after nothing or after a cache. Most
+# prompts hold one picture: there the lengths lie close, so that little is computed for nothing.
+FIRST = (32, 64, 96, 112, 128, 144, 160, 176, 192, 208, 224, 256, 288, 320, 384, 448)
 LATER = (16, 64, 128)
 CACHES = (256, 512, 1024, 2048)  # and the model's context
 
