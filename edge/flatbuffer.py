@@ -108,6 +108,15 @@ class Tables:
         except UnicodeDecodeError:
             raise Damage(f"{self.what}: what should be text is not") from None
 
+    def there(self, entry: int) -> NDArray[np.bool_]:
+        """Whether each table has that field."""
+        return np.asarray(self._field(entry, 1) > 0)
+
+    def bounded(self) -> None:
+        """Check where every field begins; for tables of numbers only."""
+        for entry in range(int(self._vtable_bytes.max(initial=4)) // 2 - 2):
+            self._field(entry, 1)
+
     def _field(self, entry: int, size: int) -> Numbers:
         """Where a field of each table lies; 0 where it is absent."""
         slot = 4 + 2 * entry

@@ -62,7 +62,8 @@ def opened(part: PartFiles, options: OpenOptions, program: Callable[[TFLite], Pr
     """The part's first file, read and bounded before `program` gives it to native code."""
     file = tflite.read(part.files[0])
     if part.decoder is None:
-        return FixedGraph(program(file), file, part)
+        signature = _only(file, part)
+        return FixedGraph(program(file), signature)
     pieces = Pieces.of(file.signatures, part.decoder, part)
     return StepDecoder(program(file), pieces, part, part.decoder, options.context)
 
@@ -70,15 +71,8 @@ def opened(part: PartFiles, options: OpenOptions, program: Callable[[TFLite], Pr
 class FixedGraph:
     """The one signature of a file as a Graph; arrays are copied to and from where the program has them."""
 
-    def __init__(self, program: Program, file: TFLite, part: PartFiles) -> None:
+    def __init__(self, program: Program, signature: Signature) -> None:
         self._program = program
-        signature = next(iter(file.signatures.values()), None)
-        if signature is None or len(file.signatures) > 1 or not _declared(part, signature):
-            raise BundleError(
-                f"{file.path.name} is not the part that the manifest describes: its signatures are "
-                f"{', '.join(file.signatures) or 'none'}",
-                hint=f"edge verify {file.path.parent}",
-            )
         self._signature = signature
 
     @property
@@ -284,8 +278,16 @@ def _shapes(tensors: Sequence[TensorSpec]) -> dict[str, tuple[int | str, ...]]:
     return {t.name: t.shape for t in tensors if t.dtype == "float32"}
 
 
-def _declared(part: PartFiles, signature: Signature) -> bool:
-    return (part.inputs, part.outputs) == (signature.inputs, signature.outputs)
+def _only(file: TFLite, part: PartFiles) -> Signature:
+    """The one signature of a graph's file. Raises BundleError when it is not what the manifest describes."""
+    found = [s for s in file.signatures.values() if (s.inputs, s.outputs) == (part.inputs, part.outputs)]
+    if len(found) != 1 or len(file.signatures) != 1:
+        raise BundleError(
+            f"{file.path.name} is not the part that the manifest describes: its signatures are "
+            f"{', '.join(file.signatures) or 'none'}",
+            hint=f"edge verify {file.path.parent}",
+        )
+    return found[0]
 
 
 def _rotations(files: Sequence[Path], spec: DecoderSpec) -> NDArray[np.float32]:

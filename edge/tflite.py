@@ -89,9 +89,14 @@ class _Reader:
             raise Damage(f"version {version}, expected {VERSION}")
 
     def file(self, path: Path) -> TFLite:
+        self._model.texts(3)  # its description
+        for entry in (5, 6, 8, 9):  # metadata, and numbers in other files
+            if np.any(self._model.there(entry)):
+                raise Damage("it holds what no file of ours does")
         codes = self._codes()
         sizes = self._buffers()
         graphs, _ = self._model.tables(2, "a subgraph")
+        graphs.texts(4)  # their names
         tensors, owner = graphs.tables(0, "a tensor")
         if not len(graphs) or len(tensors) > _MOST or len(graphs) > _MOST:
             raise Damage(f"{len(graphs)} subgraphs with {len(tensors)} tensors")
@@ -140,10 +145,9 @@ class _Reader:
         if np.any((kinds != 0) & (kinds != wanted)):
             raise Damage("an operator with another one's options")
         options, whom = operators.table(4, "an operator's options")
-        for field in range(8):
-            options._field(field, 1)
+        options.bounded()
         for entry in (5, 7, 8):  # custom options, mutating inputs, intermediates
-            if np.any(operators.vectors(entry, 1).count):
+            if np.any(operators.there(entry)):
                 raise Damage("an operator of a kind that no file of ours has")
         reshapes = code[whom] == _RESHAPE
         Tables(self._data, options.at[reshapes], "a reshape").vectors(0, 4)
@@ -215,9 +219,9 @@ class _Tensors:
         stored = self._sizes[buffer]
         if np.any((stored > 0) & (stored * 8 != elements * bits[self._kinds])):
             raise Damage("a tensor whose numbers are more or fewer than its shape says")
-        tables.vectors(3, 1)  # its name
-        for entry, size in ((6, 1), (7, 4), (9, 4)):  # sparsity, a shape that changes, variants
-            if np.any(tables._target(entry) > 0) and size:
+        tables.texts(3)  # their names
+        for entry in (6, 7, 9):  # sparsity, a shape that changes, variants
+            if np.any(tables.there(entry)):
                 raise Damage("a tensor of a kind that no file of ours has")
         return self._quantization(elements)
 

@@ -34,6 +34,7 @@ FORMATS = ("tflite",)
 PACKAGE = "ai-edge-litert"
 
 VERSIONS = ((2, 1), (3, 0))  # of the library whose C API is used here: from, and before
+CPU_OPTIONS = "kernel_mode = 0\n"  # XNNPACK
 _CPU = 1  # of LiteRtHwAccelerators
 _REGISTER, _SEVERITY = 24, 25  # of LiteRtEnvOptionTag
 _INTEGER = 2  # of LiteRtAnyType
@@ -171,7 +172,9 @@ class _Model:
 
     def _compile(self, name: str, cache: Path | None) -> _Handle:
         threads = self._options.threads or machine.inspect().cores
-        settings = f"num_threads = {threads}\n" + (f'weight_cache_file_path = "{cache}"\n' if cache else "")
+        settings = f"{CPU_OPTIONS}num_threads = {threads}\n" + (
+            f'weight_cache_file_path = "{cache}"\n' if cache else ""
+        )
         texts = {
             b"xnnpack": ctypes.create_string_buffer(settings.encode()),
             b"runtime_options_string": ctypes.create_string_buffer(f'selected_signature_keys = ["{name}"]\n'.encode()),

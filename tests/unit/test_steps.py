@@ -10,11 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge import tflite
 from edge.errors import BundleError, ContextError, EngineError
 from edge.spec import DecoderSpec
-from edge.steps import PAST, FixedGraph, Piece, Pieces, StepDecoder
+from edge.steps import PAST, FixedGraph, Piece, Pieces, StepDecoder, opened
 from edge.tflite import Signature, TFLite
-from edge.types import Array, Embeddings, PartFiles, TensorSpec, Tokens
+from edge.types import Array, Embeddings, OpenOptions, PartFiles, TensorSpec, Tokens
 
 SPEC = DecoderSpec(2, 2, 1, 4, 8, 8, 32, 10000.0)
 NAMES = ("prefill_4", "prefill_8", "prefill_4_8", "decode_8", "prefill_4_16", "decode_16", "prefill_4_32", "decode_32")
@@ -273,9 +274,12 @@ class Doubling:
 PORTS = tuple((TensorSpec(name, "float32", (1, 2)),) for name in ("x", "y"))
 
 
+ONE = Signature("encode", 0, *PORTS, (), ())
+
+
 def test_a_graph_copies_to_and_from_the_programs_memory() -> None:
-    file = TFLite(Path("v.tflite"), {"encode": Signature("encode", 0, *PORTS, (), ())}, True)
-    graph = FixedGraph(Doubling(), file, PartFiles("tflite", "fp32", ("vision",), (file.path,), *PORTS))
+    graph = FixedGraph(Doubling(), ONE)
+    assert (graph.inputs, graph.outputs) == PORTS
     x = np.array([[1, 2]], np.float32)
     first = graph.run({"x": x})["y"]
     target = np.empty((1, 2), np.float32)
@@ -286,9 +290,11 @@ def test_a_graph_copies_to_and_from_the_programs_memory() -> None:
             graph.run(feeds, into)
 
 
-def test_a_graph_of_other_signatures_is_told() -> None:
-    one = Signature("encode", 0, *PORTS, (), ())
+def test_a_graph_of_other_signatures_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     part = PartFiles("tflite", "fp32", ("vision",), (Path("v.tflite"),), *PORTS)
-    for signatures in ({}, {"a": one, "b": one}, {"encode": Signature("encode", 0, PORTS[1], PORTS[0], (), ())}):
+    turned = Signature("encode", 0, PORTS[1], PORTS[0], (), ())
+    for signatures in ({}, {"a": ONE, "b": ONE}, {"encode": turned}):
+        file = TFLite(part.files[0], signatures, True)
+        monkeypatch.setattr(tflite, "read", lambda path, file=file: file)
         with pytest.raises(BundleError, match="not the part that the manifest describes"):
-            FixedGraph(Doubling(), TFLite(part.files[0], signatures, True), part)
+            opened(part, OpenOptions(), lambda file: Doubling())
