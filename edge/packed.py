@@ -10,12 +10,14 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from edge import machine
 
 MOST = 8 << 30  # bytes that are kept; those that were not used for longest go first
+_ABANDONED = 24 * 3600  # seconds
 FOLDER = "edge-vlm/packed"
 
 
@@ -33,6 +35,9 @@ def weights(path: Path, library: str) -> Iterator[Path | None]:
     here = machine.inspect()
     key = hashlib.sha256(repr([*map(str, known), library, here.name, here.isa]).encode()).hexdigest()[:32]
     place = folder()
+    if set(str(place)) & set('"\\\n'):  # the library is told the place in quotes
+        yield None
+        return
     try:
         place.mkdir(parents=True, exist_ok=True)
         finished = next(iter(place.glob(f"{key}-*.bin")), None)
@@ -63,6 +68,9 @@ def _name(key: str, size: int) -> str:
 
 
 def _trim(place: Path, newest: Path) -> None:
+    for left in place.glob("*.part"):  # by a process that was ended
+        if time.time() - left.stat().st_mtime > _ABANDONED:
+            left.unlink(missing_ok=True)
     files = sorted(((p.stat().st_mtime_ns, p.stat().st_size, p) for p in place.glob("*.bin")), reverse=True)
     total = 0
     for _, size, path in files:
