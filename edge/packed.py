@@ -29,45 +29,52 @@ def folder() -> Path:
 def weights(path: Path, library: str) -> Iterator[Path | None]:
     """The file to give to the library: a finished one, or one that becomes so when the block ends without an error.
     None where nothing can be written: it then packs into memory."""
-    stat = path.stat()
-    # A file that was changed has another ctime, whatever its name and size.
-    known = [path.resolve(), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    here = machine.inspect()
-    key = hashlib.sha256(repr([*map(str, known), library, here.name, here.isa]).encode()).hexdigest()[:32]
-    place = folder()
-    if set(str(place)) & set('"\\\n'):  # the library is told the place in quotes
-        yield None
+    finished, part = _places(_key(path, library))
+    if finished or not part:
+        yield finished
         return
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        finished = next(iter(place.glob(f"{key}-*.bin")), None)
-        # Its name tells its size: one that was cut is made again.
-        if finished and finished.name == _name(key, finished.stat().st_size):
-            os.utime(finished)
-            yield finished
-            return
-        handle, name = tempfile.mkstemp(dir=place, suffix=".part")
-        os.close(handle)
-        os.unlink(name)  # the library makes it; an empty one is no cache to it
-    except OSError:
-        yield None
-        return
-    part = Path(name)
     try:
         yield part
         with contextlib.suppress(OSError):  # the library has its mapping already; the next start packs again
             if part.is_file() and (size := part.stat().st_size):
-                part.replace(place / _name(key, size))
-                _trim(place, place / _name(key, size))
+                part.replace(named := folder() / _name(_key(path, library), size))
+                _trim(named)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _key(path: Path, library: str) -> str:
+    stat, here = path.stat(), machine.inspect()
+    # A file that was changed has another ctime, whatever its name and size.
+    known = [path.resolve(), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    return hashlib.sha256(repr([*map(str, known), library, here.name, here.isa]).encode()).hexdigest()[:32]
+
+
+def _places(key: str) -> tuple[Path | None, Path | None]:
+    """The finished file, or where one can be made."""
+    place = folder()
+    if set(str(place)) & set('"\\\n'):  # the library is told the place in quotes
+        return None, None
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for finished in place.glob(f"{key}-*.bin"):
+            if finished.name == _name(key, finished.stat().st_size):  # else it was cut, and is made again
+                os.utime(finished)
+                return finished, None
+        handle, name = tempfile.mkstemp(dir=place, suffix=".part")
+        os.close(handle)
+        os.unlink(name)  # the library makes it; an empty one is no cache to it
+    except OSError:
+        return None, None
+    return None, Path(name)
 
 
 def _name(key: str, size: int) -> str:
     return f"{key}-{size}.bin"
 
 
-def _trim(place: Path, newest: Path) -> None:
+def _trim(newest: Path) -> None:
+    place = newest.parent
     for left in place.glob("*.part"):  # by a process that was ended
         if time.time() - left.stat().st_mtime > _ABANDONED:
             left.unlink(missing_ok=True)
