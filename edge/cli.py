@@ -49,7 +49,7 @@ Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Processor 
 def export(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, a hub id, or a GGUF file.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Where the bundle is written.")],
-    format: Annotated[str | None, typer.Option(help="onnx, gguf; planned: executorch, coreml, tflite.")] = None,
+    format: Annotated[str | None, typer.Option(help="onnx, gguf, tflite; planned: executorch, coreml.")] = None,
     scheme: Annotated[list[str] | None, typer.Option(metavar="S|ROLE=S", help="How numbers are stored.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A named choice of format and scheme for each role.")] = None,
     device: Annotated[str | None, typer.Option(help="A device of `edge devices`: its recipe.")] = None,
