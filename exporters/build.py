@@ -69,24 +69,26 @@ def build(
 
     encoder = write.load(vision, Encoder)
     rows = reference.encode(encoder, pixel_values)
-    seen = [reference.encode(encoder, image.pixels(record.picture, spec.image)) for record in calibration]
-    vision_part = write.part(vision, encoder, ("vision", "projector"))
+    pictures = [pixel_values, *(image.pixels(record.picture, spec.image) for record in calibration)]
+    seen = [reference.encode(encoder, pixels) for pixels in pictures[1:]]
+    vision_part = write.part(vision, encoder, ("vision", "projector"), {}, [torch.from_numpy(p) for p in pictures])
     stored_rows = reference.encode(encoder, pixel_values)
     del encoder
 
     model = write.load(decoder, LanguageModel)
     answer = reference.answer(model, prompt, rows)
     companions: tuple[File, ...] = ()
+    cuts = [_segments(prompt, rows)]
+    for record, seen_rows in zip(calibration, seen, strict=True):
+        turn = Turn(record.question, (Embeddings(seen_rows[0], "calibration"),), record.answer)
+        cuts.append(segments(spec.prompt, tokenizer, [turn]))
+    sequences = [_merged(model, conversation) for conversation in cuts]
     if calibration and not matters:
-        turns = (
-            Turn(c.question, (Embeddings(r[0], "calibration"),), c.answer)
-            for c, r in zip(calibration, seen, strict=True)
-        )
-        matters = importance.measure(model, (_merged(model, segments(spec.prompt, tokenizer, [t])) for t in turns))
+        matters = importance.measure(model, sequences[1:])
         if to["decoder"].format == "gguf":  # llama.cpp's own tools take it too
             imatrix.write(folder / IMATRIX, matters, model.config, len(calibration))
             companions += (bundle.describe(folder, folder / IMATRIX),)
-    decoder_part = write.part(decoder, model, ("decoder",), matters)
+    decoder_part = write.part(decoder, model, ("decoder",), matters, sequences)
     stored_answer = reference.answer(model, prompt, rows)
     del model
 
@@ -151,7 +153,7 @@ class _Writer:
         return module
 
     def files(
-        self, component: Component, module: nn.Module, matters: Mapping[str, Tensor] | None = None
+        self, component: Component, module: nn.Module, matters: Mapping[str, Tensor], samples: Sequence[Tensor] = ()
     ) -> tuple[tuple[File, ...], Written]:
         target = self.to[component.role]
         written: Written = plugins.load(targets.FORMATS, target.format).write(
@@ -162,6 +164,7 @@ class _Writer:
             lambda done: self.progress(self._stage(component), done),
             matters,
             checkpoint=self.checkpoint,
+            samples=samples,
         )
         return tuple(bundle.describe(self.folder, file) for file in written.files), written
 
@@ -170,10 +173,11 @@ class _Writer:
         component: Component,
         module: nn.Module,
         covers: tuple[str, ...],
-        matters: Mapping[str, Tensor] | None = None,
+        matters: Mapping[str, Tensor],
+        samples: Sequence[Tensor],
     ) -> Part:
         target = self.to[component.role]
-        files, written = self.files(component, module, matters)
+        files, written = self.files(component, module, matters, samples)
         return Part(
             covers=covers,
             format=target.format,
@@ -182,10 +186,15 @@ class _Writer:
             inputs=written.inputs,
             outputs=written.outputs,
             tolerance=targets.schemes(target.format)[component.role][target.scheme],
+            details=dict(written.details),
         )
 
     def _stage(self, component: Component) -> str:
         return f"{component.role}: {self.to[component.role]}"
+
+
+def _segments(prompt: Ids, rows: Rows) -> list[Segment]:
+    return [Embeddings(rows[0], "golden") if ids is None else Tokens(tuple(ids)) for ids in prompt]
 
 
 def _merged(decoder: LanguageModel, conversation: Sequence[Segment]) -> Tensor:

@@ -69,6 +69,7 @@ def write(
     importance: Mapping[str, Tensor] | None = None,
     *,
     checkpoint: Checkpoint,
+    samples: Sequence[Tensor] = (),  # nothing is measured
 ) -> Written:
     """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored."""
     name = "-".join(checkpoint.name.split())
