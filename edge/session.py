@@ -40,9 +40,11 @@ def load(
     engine: str | None = None,
     cache: CacheKind = "f16",
     debug: bool = False,
+    evaluators: bool = False,
 ) -> Session:
     """Open a bundle on this machine. `threads` 0: its physical cores; `context` 0: the model's, or what memory allows;
-    `cache`: how an engine that keeps keys and values itself stores them.
+    `cache`: how an engine that keeps keys and values itself stores them; `evaluators`: what no engine opens may be
+    computed by the export side, to prove it.
 
     The files are hashed while the engines open them and after: a damaged one raises BundleError here, or before
     anything is answered. Raises EngineError when no engine opens a part, and UsageError on a call that asks for what
@@ -52,7 +54,8 @@ def load(
     if cache not in get_args(CacheKind):
         raise UsageError(f"no cache of {cache!r}", hint="one of: " + ", ".join(get_args(CacheKind)))
     bundle = Bundle.open(path)
-    chosen = plan(bundle.manifest, detect(), installed_engines(), engine=engine, threads=threads, context=context)
+    engines = installed_engines(evaluators=evaluators)
+    chosen = plan(bundle.manifest, detect(), engines, engine=engine, threads=threads, context=context)
     options = OpenOptions(threads=chosen.threads, context=chosen.context, debug=debug, cache=cache)
     pool = ThreadPoolExecutor(len(chosen.choices) + 1, thread_name_prefix="edge-load")
     check = pool.submit(bundle.check)

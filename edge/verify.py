@@ -62,7 +62,7 @@ class Report:
 def verify(bundle: Bundle, *, threads: int = 0) -> Report:
     """Hash the files, then compare each stage with golden. Raises EdgeError when a stage cannot run at all."""
     golden = Golden.load(bundle.file(bundle.manifest.golden))
-    with load(bundle.path, threads=threads) as session:
+    with load(bundle.path, threads=threads, evaluators=True) as session:
         return compare(session, golden)
 
 

@@ -51,7 +51,7 @@ def verify_against(bundle: Bundle, checkpoint: str, threads: int) -> Report:
         Row("vision", "checkpoint", distance(golden.fp32.image_embeds, anew.image_embeds), _SAME),
         Row("prefill", "checkpoint", distance(golden.fp32.logits, anew.logits), _SAME),
     )
-    with load(bundle.path, threads=threads) as session:
+    with load(bundle.path, threads=threads, evaluators=True) as session:
         return Report((*rows, *compare(session, replace(golden, fp32=anew)).rows))
 
 

@@ -25,7 +25,7 @@ from exporters.build import Built, Progress, build, bytes_needed
 from exporters.checkpoint import Checkpoint, open_checkpoint
 
 CALIBRATION = 32  # conversations: each costs a prompt through torch, and more hardly change the statistics
-TOOLS = ("torch", "onnx-ir", "onnxruntime", "gguf")
+TOOLS = ("torch", "onnx-ir", "onnxruntime", "gguf", "coremltools")
 
 
 @dataclass(frozen=True)

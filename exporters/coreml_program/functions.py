@@ -14,13 +14,13 @@ from coremltools.converters.mil.mil import Function, Program, Var, get_new_symbo
 from torch import fx, nn
 
 from edge.spec import ImageSpec
+from edge.stateful import MASKED
 from exporters.coreml_program.lower import Lowering
 from exporters.coreml_program.memory import Memory
 from exporters.coreml_program.weights import Weights
 from exporters.decoders import DecoderConfig
 
 TARGET = ct.target.iOS18
-MASKED = -10000.0  # in a causal mask: half precision holds it, and no attention is left of it
 _DEFAULT_ROWS = 64  # of a flexible axis, where nothing says how many
 _FLOAT32 = proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT32
 _FLOAT16 = proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT16

@@ -9,6 +9,8 @@ from coremltools.converters.mil.mil import Var
 from exporters.coreml_program.weights import Weights
 from exporters.decoders import DecoderConfig
 
+_ALL_BUT_2 = [True, True, False, True]
+
 
 class Memory:
     """What a decoder's layers call. How far the memory is filled shows in the shapes: the mask is as long as what will
@@ -48,7 +50,7 @@ class Memory:
         var = weights.array(name, table[None, None], wide=False)
         begin = mb.concat(values=[np.int32([0, 0]), self._past, np.int32([0])], axis=0)
         end = mb.concat(values=[np.int32([1, 1]), self._total, np.int32([table.shape[-1]])], axis=0)
-        return mb.slice_by_index(x=var, begin=begin, end=end)
+        return mb.slice_by_index(x=var, begin=begin, end=end, begin_mask=_ALL_BUT_2, end_mask=_ALL_BUT_2)
 
     def _rotated(self, x: Var) -> Var:
         a, b = mb.split(x=x, num_splits=2, axis=-1)
@@ -66,13 +68,17 @@ class Memory:
             x=mb.read_state(input=state), update=mb.expand_dims(x=new, axes=[0]), begin=begin, end=end
         )
         kept = mb.coreml_update_state(state=state, value=updated)
-        return mb.slice_by_index(
+        # In two steps, so that what is known of the shape stays known.
+        own = mb.slice_by_index(
             x=kept,
             begin=[layer, 0, 0, 0, 0],
-            end=end,
+            end=[layer + 1, 0, 0, 0, 0],
             begin_mask=[False, True, True, True, True],
+            end_mask=[False, True, True, True, True],
             squeeze_mask=[True, False, False, False, False],
         )
+        filled = mb.concat(values=[np.int32([0, 0]), self._total, np.int32([0])], axis=0)
+        return mb.slice_by_index(x=own, begin=[0, 0, 0, 0], end=filled, begin_mask=[True] * 4, end_mask=_ALL_BUT_2)
 
 
 def _sizes(inputs_embeds: Var, mask: Var) -> tuple[tuple[Var, int], tuple[Var, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 import edge
+from edge.stateful import DECODE, MASKED, PREFILL
 from edge.types import TensorSpec
 from exporters import embedding_table
 from exporters.checkpoint import Checkpoint
@@ -111,8 +112,8 @@ def _decoder(
     wide = ranges.wide(graph, module, samples)
     recorded = Recorded(graph, root, weights, wide.keys())
     written = [
-        functions.decode(recorded, config, "prefill", None, progress),
-        functions.decode(recorded, config, "decode", 1, lambda done: None),
+        functions.decode(recorded, config, PREFILL, None, progress),
+        functions.decode(recorded, config, DECODE, 1, lambda done: None),
     ]
     files = package.write(path, written, weights, _metadata(checkpoint, "the decoder", scheme))
     files += embedding_table.write(module.embed_tokens.weight, scheme, folder)
@@ -152,5 +153,5 @@ def _details(written: Sequence[Any], wide: Mapping[str, float], weights: Weights
     if first.state:
         states = [(feature.name, feature.type.stateType.arrayType.shape) for feature in first.state]
         details["states"] = [{"name": name, "dtype": "float16", "shape": list(shape)} for name, shape in states]
-        details["masked"] = functions.MASKED
+        details["masked"] = MASKED
     return details
