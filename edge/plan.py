@@ -120,7 +120,9 @@ def _refused(what: str, parts: Sequence[Part], engines: Sequence[EngineInfo]) ->
     formats = tuple(dict.fromkeys(part.format for part in parts))
     candidates = [info for info in engines if info.formats]
     lines = [f"  {info.name}: {refusal}" for info in candidates if (refusal := info.refusal(formats))]
-    missing = [info for info in candidates if set(formats) & set(info.formats) and not info.installed and not info.unfit]
+    missing = [
+        info for info in candidates if set(formats) & set(info.formats) and not info.installed and not info.unfit
+    ]
     return EngineError(
         "\n".join([f"{what} ({', '.join(formats)})", *lines]),
         hint=missing[0].install if missing else "export the bundle again in another --format",

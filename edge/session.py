@@ -25,7 +25,7 @@ from edge.plan import Plan, plan
 from edge.prompt import Turn, segments
 from edge.sampling import Sampling
 from edge.tokenizer import Tokenizer
-from edge.types import Array, CacheKind, Decoder, Embeddings, Graph, OpenOptions
+from edge.types import Array, CacheKind, ComputeUnits, Decoder, Embeddings, Graph, OpenOptions
 
 Images = Source | Sequence[Source] | None  # no picture, one, or several
 REMEMBERED = 32  # pictures whose embeddings a session keeps
@@ -39,12 +39,13 @@ def load(
     context: int = 0,
     engine: str | None = None,
     cache: CacheKind = "f16",
+    units: ComputeUnits = "all",
     debug: bool = False,
     evaluators: bool = False,
 ) -> Session:
     """Open a bundle on this machine. `threads` 0: its physical cores; `context` 0: the model's, or what memory allows;
-    `cache`: how an engine that keeps keys and values itself stores them; `evaluators`: what no engine opens may be
-    computed by the export side, to prove it.
+    `cache`: how an engine that keeps keys and values itself stores them; `units`: what Core ML may use beside the
+    processor; `evaluators`: what no engine opens may be computed by the export side, to prove it.
 
     The files are hashed while the engines open them and after: a damaged one raises BundleError here, or before
     anything is answered. Raises EngineError when no engine opens a part, and UsageError on a call that asks for what
@@ -53,10 +54,12 @@ def load(
     started = perf_counter()
     if cache not in get_args(CacheKind):
         raise UsageError(f"no cache of {cache!r}", hint="one of: " + ", ".join(get_args(CacheKind)))
+    if units not in get_args(ComputeUnits):
+        raise UsageError(f"no compute units {units!r}", hint="one of: " + ", ".join(get_args(ComputeUnits)))
     bundle = Bundle.open(path)
     engines = installed_engines(evaluators=evaluators)
     chosen = plan(bundle.manifest, detect(), engines, engine=engine, threads=threads, context=context)
-    options = OpenOptions(threads=chosen.threads, context=chosen.context, debug=debug, cache=cache)
+    options = OpenOptions(chosen.threads, chosen.context, debug, cache, units)
     pool = ThreadPoolExecutor(len(chosen.choices) + 1, thread_name_prefix="edge-load")
     check = pool.submit(bundle.check)
     opening = [pool.submit(open_part, bundle.files(c.part), c.engine, options) for c in chosen.choices]

@@ -93,7 +93,7 @@ def build(
     del model
 
     for component in beside(checkpoint, to):
-        companions += write.files(component, write.load(component, Encoder))[0]
+        companions += write.files(component, write.load(component, Encoder), {})[0]
     golden = Golden(picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer))
     return Built((vision_part, decoder_part), golden, prompt, companions)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-import coremltools as ct
 import numpy as np
 from coremltools import proto
 from coremltools.converters.mil.mil import Builder as mb
@@ -15,17 +14,17 @@ from torch import fx, nn
 
 from edge.spec import ImageSpec
 from edge.stateful import MASKED
+from exporters.apple import TARGET
 from exporters.coreml_program.lower import Lowering
 from exporters.coreml_program.memory import Memory
 from exporters.coreml_program.weights import Weights
 from exporters.decoders import DecoderConfig
 
-TARGET = ct.target.iOS18
 _DEFAULT_ROWS = 64  # of a flexible axis, where nothing says how many
 _FLOAT32 = proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT32
 _FLOAT16 = proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT16
 Progress = Callable[[float], None]
-Description = proto.Model_pb2.FunctionDescription
+Description: TypeAlias = Any  # proto.Model_pb2.FunctionDescription
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def encode(recorded: Recorded, size: int, rows: tuple[int, int], progress: Progr
     with Function({"pixel_values": mb.placeholder([1, 3, size, size], dtype=types.fp32)}, TARGET) as function:
         x = mb.cast(x=function.inputs["pixel_values"], dtype="fp16")
         function.set_outputs([_named(recorded.lower(x, progress), "image_embeds")])
-    description = Description(name="encode")
+    description = proto.Model_pb2.FunctionDescription(name="encode")
     _array(description.input, "pixel_values", [1, 3, size, size], "RGB, / 255, minus the mean, / the deviation")
     _array(description.output, "image_embeds", [1, *rows], "Rows that the decoder reads where the picture stands")
     return function, description
@@ -58,12 +57,12 @@ def encode_image(
     """The same from a picture: an RGB image of size x size, whose numbers are made of its bytes in here."""
     size = spec.size
     with Function({"image": mb.placeholder([1, 3, size, size], dtype=types.fp32)}, TARGET) as function:
-        deviation = np.float32(spec.std).reshape(1, 3, 1, 1)
-        mean = np.float32(spec.mean).reshape(1, 3, 1, 1)
+        deviation = np.array(spec.std, np.float32).reshape(1, 3, 1, 1)
+        mean = np.array(spec.mean, np.float32).reshape(1, 3, 1, 1)
         x = mb.mul(x=function.inputs["image"], y=1 / (255 * deviation))
         x = mb.cast(x=mb.sub(x=x, y=mean / deviation), dtype="fp16")
         function.set_outputs([_named(recorded.lower(x, progress), "image_embeds")])
-    description = Description(name="encode_image")
+    description = proto.Model_pb2.FunctionDescription(name="encode_image")
     feature = description.input.add(name="image", shortDescription="The picture, on a square as the manifest says")
     feature.type.imageType.width = feature.type.imageType.height = size
     feature.type.imageType.colorSpace = proto.FeatureTypes_pb2.ImageFeatureType.RGB
@@ -90,7 +89,7 @@ def decode(
         states = function.inputs["key_cache"], function.inputs["value_cache"]
         memory = Memory(config, recorded.weights, states, x, mask)
         function.set_outputs([_named(recorded.lower(x, progress, memory), "logits")])
-    description = Description(name=name)
+    description = proto.Model_pb2.FunctionDescription(name=name)
     span = (rows, rows) if rows else (1, config.context)
     shapes = {
         "inputs_embeds": ([(1, 1), span, (config.hidden,) * 2], "Rows of the embedding table, or of pictures"),

@@ -59,9 +59,10 @@ class Lowering:
     def _say(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         if node.op == "get_attr":
             return Weight(node.target)
-        args = fx.node.map_arg(node.args, values.__getitem__)
-        kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
+        args: Any = fx.node.map_arg(node.args, values.__getitem__)
+        kwargs: Any = fx.node.map_arg(node.kwargs, values.__getitem__)
         target: Any = node.target
+        leaf: Any = None
         if node.op == "call_module":
             leaf = self._module.get_submodule(target)
             rule, args = _MODULES.get(type(leaf)), (leaf, target, *args)
@@ -70,7 +71,8 @@ class Lowering:
         if rule is None:
             name = type(leaf).__name__ if node.op == "call_module" else getattr(target, "__name__", target)
             raise EdgeError(
-                f"Core ML: there is no rule for {name!r}, which the model uses", hint="another --format, and report this"
+                f"Core ML: there is no rule for {name!r}, which the model uses",
+                hint="another --format, and report this",
             )
         flat = [*args, *kwargs.values()]
         self._wide = node.name in self._wide_nodes or any(isinstance(v, Var) and v.dtype == FLOAT for v in flat)
@@ -96,7 +98,9 @@ class Lowering:
         product = self._weights.product(weight, self._wide)
         count = product.shape[0]
         # One is written in any case, and coremltools' own is fp32.
-        added = self._weights.array(f"zeros.{count}", np.zeros(count), self._wide) if bias is None else self.operand(bias)
+        added = (
+            self._weights.array(f"zeros.{count}", np.zeros(count), self._wide) if bias is None else self.operand(bias)
+        )
         return mb.linear(x=x, weight=product, bias=added)
 
     def layer_norm(self, x: Var, weight: Weight, bias: Weight, eps: float) -> Var:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Var
+from numpy.typing import NDArray
 
 from exporters.coreml_program.weights import Weights
 from exporters.decoders import DecoderConfig
@@ -27,7 +28,9 @@ class Memory:
         groups = config.heads // config.kv_heads
         # Heads that share a key are laid behind each other as further queries: no key is copied.
         self._mask = mask if groups == 1 else mb.tile(x=mask, reps=[1, 1, groups, 1])
-        new, total = (mb.slice_by_size(x=mb.shape(x=x), begin=[axis], size=[1]) for x, axis in _sizes(inputs_embeds, mask))
+        new, total = (
+            mb.slice_by_size(x=mb.shape(x=x), begin=[axis], size=[1]) for x, axis in _sizes(inputs_embeds, mask)
+        )
         self._past, self._total = mb.sub(x=total, y=new), total
         self._cos, self._sin = (self._rows(weights, name, table) for name, table in _tables(config))
 
@@ -48,8 +51,8 @@ class Memory:
     def _rows(self, weights: Weights, name: str, table: np.ndarray) -> Var:
         """The rows of a table `[1, 1, context, D/2]` that belong to the new positions."""
         var = weights.array(name, table[None, None], wide=False)
-        begin = mb.concat(values=[np.int32([0, 0]), self._past, np.int32([0])], axis=0)
-        end = mb.concat(values=[np.int32([1, 1]), self._total, np.int32([table.shape[-1]])], axis=0)
+        begin = mb.concat(values=[_vector([0, 0]), self._past, _vector([0])], axis=0)
+        end = mb.concat(values=[_vector([1, 1]), self._total, _vector([table.shape[-1]])], axis=0)
         return mb.slice_by_index(x=var, begin=begin, end=end, begin_mask=_ALL_BUT_2, end_mask=_ALL_BUT_2)
 
     def _rotated(self, x: Var) -> Var:
@@ -61,9 +64,9 @@ class Memory:
     def _remembered(self, state: Var, layer: int, new: Var) -> Var:
         """Write `new` `[1, kv_heads, S, D]` behind what is there; all of it so far `[1, kv_heads, T, D]`."""
         c = self._config
-        head, tail = np.int32([layer, 0, 0]), np.int32([layer + 1, 1, c.kv_heads])
-        begin = mb.concat(values=[head, self._past, np.int32([0])], axis=0)
-        end = mb.concat(values=[tail, self._total, np.int32([c.head_dim])], axis=0)
+        head, tail = _vector([layer, 0, 0]), _vector([layer + 1, 1, c.kv_heads])
+        begin = mb.concat(values=[head, self._past, _vector([0])], axis=0)
+        end = mb.concat(values=[tail, self._total, _vector([c.head_dim])], axis=0)
         updated = mb.slice_update(
             x=mb.read_state(input=state), update=mb.expand_dims(x=new, axes=[0]), begin=begin, end=end
         )
@@ -77,8 +80,12 @@ class Memory:
             end_mask=[False, True, True, True, True],
             squeeze_mask=[True, False, False, False, False],
         )
-        filled = mb.concat(values=[np.int32([0, 0]), self._total, np.int32([0])], axis=0)
+        filled = mb.concat(values=[_vector([0, 0]), self._total, _vector([0])], axis=0)
         return mb.slice_by_index(x=own, begin=[0, 0, 0, 0], end=filled, begin_mask=[True] * 4, end_mask=_ALL_BUT_2)
+
+
+def _vector(values: list[int]) -> NDArray[np.int32]:
+    return np.array(values, np.int32)
 
 
 def _sizes(inputs_embeds: Var, mask: Var) -> tuple[tuple[Var, int], tuple[Var, int]]:

@@ -14,6 +14,7 @@ from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Program
 from coremltools.converters.mil.mil.types import symbolic
 
+from exporters.apple import TARGET
 from exporters.coreml_program import functions
 from exporters.coreml_program.weights import FILE, Weights
 
@@ -50,7 +51,7 @@ def write(
     program, description = functions.program(written)
     _describe(description.metadata, metadata)
     exporter = _Exporter(program, weights)
-    model = proto.Model_pb2.Model(specificationVersion=functions.TARGET, description=description)
+    model = proto.Model_pb2.Model(specificationVersion=int(TARGET), description=description)
     model.mlProgram.CopyFrom(exporter.export())
     # The builder counts names and symbols in the process: the next package begins anew.
     mb.name_count.clear()
@@ -60,11 +61,11 @@ def write(
     return _list(package), file, package / "Data" / WEIGHTS / FILE
 
 
-class _Exporter(MILProtoExporter):
+class _Exporter(MILProtoExporter):  # type: ignore[misc]  # coremltools is not typed
     """coremltools' own, told where the weights lie already."""
 
     def __init__(self, program: Program, weights: Weights) -> None:
-        super().__init__(program, "", int(functions.TARGET))
+        super().__init__(program, "", int(TARGET))
         self.weight_id_to_file_value.update(weights.places)
 
     def get_blob_writer(self, weight_path: str) -> None:

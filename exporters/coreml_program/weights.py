@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from coremltools import proto
 from coremltools.converters.mil.backend.mil import helper
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Var, types
+from coremltools.converters.mil.mil.block import curr_block
 from coremltools.libmilstoragepython import _BlobStorageWriter as BlobWriter
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edge.errors import EdgeError
 from edge.types import Array
 from exporters import quantize
 from exporters.coreml_program.palette import palettized
@@ -60,6 +63,7 @@ class Weights:
         self._writer = BlobWriter(str(folder / FILE))
         self._compressed: dict[str, _Compressed] = {}
         self._halved: dict[str, Tensor] = {}
+        self._vars: dict[tuple[int, str], Var] = {}
         self.stored: dict[str, _Stored] = {}
         self.places: dict[str, proto.MIL_pb2.Value] = {}  # by key, as coremltools' exporter looks them up
         self.kinds: dict[str, str] = {}  # product -> how it is stored
@@ -67,7 +71,7 @@ class Weights:
     def plain(self, name: str, wide: bool, shape: tuple[int, ...] | None = None) -> Var:
         """A tensor of the module in half precision; where it is needed wide, the same numbers as fp32."""
         if name not in self._halved:
-            half = self._state[name].half()
+            half = _finite(name, self._state[name].half())
             self._state[name].copy_(half)
             self._halved[name] = half
         array = self._halved[name].numpy()
@@ -99,7 +103,7 @@ class Weights:
         """int8 with a scale for each row."""
         self.kinds[name] = "w8"
         packed = quantize.per_channel(self._state[name])
-        scales = packed.scales[:, None].half()
+        scales = _finite(name, packed.scales[:, None].half())
         self._keep(name, packed.values.float() * scales.float(), wide)
         return self._scaled(name, packed.values, "int8", scales, wide)
 
@@ -110,7 +114,7 @@ class Weights:
             return self._w8(name, wide)
         self.kinds[name] = "w4"
         packed = quantize.blockwise(self._state[name], 4, self._importance.get(name))
-        scales = packed.scales.half()
+        scales = _finite(name, packed.scales.half())
         dense = packed.values.float() * scales.float()[..., None]
         self._keep(name, dense.flatten(1), wide)
         return self._scaled(name, packed.values.flatten(1), "int4", scales, wide)
@@ -119,6 +123,7 @@ class Weights:
         """A table of 16 numbers for each group of rows, and 4 bits for each weight that point into it."""
         self.kinds[name] = "pal4"
         found = palettized(self._state[name], self._importance.get(name))
+        _finite(name, found.tables)
         self._state[name].copy_(found.dense())
         tables = found.tables.numpy()[:, None, :, None]  # [groups, 1, 16, 1]
         if wide:
@@ -140,7 +145,7 @@ class Weights:
 
     def _keep(self, name: str, dense: Tensor, wide: bool) -> None:
         # The operation gives numbers of its scales' type.
-        self._state[name].copy_(dense if wide else dense.half())
+        self._state[name].copy_(dense if wide else _finite(name, dense.half()))
 
     def _store(self, key: str, array: Array, kind: str) -> _Stored:
         if key not in self.stored:
@@ -159,13 +164,21 @@ class Weights:
     def _const(self, stored: _Stored) -> Var:
         if stored.like.size < _INLINE:
             raise AssertionError(f"{stored.key} is too small for the weight file")
-        var = mb.const(val=stored.like, name=identifier(stored.key))
-        var.op.weight_id = stored.key
-        return var
+        place = (id(curr_block()), stored.key)  # a name is given once in a function
+        if place not in self._vars:
+            self._vars[place] = mb.const(val=stored.like, name=identifier(stored.key))
+            self._vars[place].op.weight_id = stored.key
+        return self._vars[place]
+
+
+def _finite(name: str, half: Tensor) -> Tensor:
+    if not bool(torch.isfinite(half).all()):
+        raise EdgeError(
+            f"{name} holds a number that half precision does not", hint="Core ML stores nothing wider: another --format"
+        )
+    return half
 
 
 def identifier(key: str) -> str:
     """As Core ML wants names: letters, digits and underscores."""
     return "".join(c if c.isalnum() else "_" for c in key)
-
-

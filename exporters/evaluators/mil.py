@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from edge.spec import DecoderSpec
 from edge.stateful import DECODE, PREFILL, StatefulDecoder
 from edge.table import EmbeddingTable
 from edge.types import Array, Decoder, Graph, OpenOptions, PartFiles, TensorSpec
+from exporters.apple import coremltools
 from exporters.mil import package
 from exporters.mil.program import Precision, Program
 
@@ -22,7 +22,7 @@ PACKAGE = "coremltools"
 
 
 def version() -> str:
-    return metadata.version(PACKAGE)
+    return str(coremltools.__version__)
 
 
 def open(part: PartFiles, options: OpenOptions) -> Graph | Decoder:

@@ -13,9 +13,10 @@ import edge
 from edge.stateful import DECODE, MASKED, PREFILL
 from edge.types import TensorSpec
 from exporters import embedding_table
+from exporters.apple import TARGET
 from exporters.checkpoint import Checkpoint
 from exporters.component import Component
-from exporters.coreml_program import functions, package, ranges, trace
+from exporters.coreml_program import functions, package, placement, ranges, trace
 from exporters.coreml_program.functions import Recorded
 from exporters.coreml_program.weights import Weights
 from exporters.decoders import LanguageModel
@@ -144,11 +145,12 @@ def _details(written: Sequence[Any], wide: Mapping[str, float], weights: Weights
     first = written[0][1]
     details: dict[str, Any] = {
         "minimum": {"ios": "18.0", "macos": "15.0"},
-        "specification": int(functions.TARGET),
+        "specification": int(TARGET),
         "default_function": first.name,
         "functions": [description.name for _, description in written],
         "weights": dict(Counter(weights.kinds.values())),
         "fp32": wide,
+        "predicted_placement": {description.name: placement.predicted(function) for function, description in written},
     }
     if first.state:
         states = [(feature.name, feature.type.stateType.arrayType.shape) for feature in first.state]

@@ -1,7 +1,7 @@
 """Core ML's weight file (MIL blob storage, version 2): a head, then for each array a record of where it lies.
 
-Layout from coremltools' sources (mlmodel/src/MILBlob/Blob/StorageFormat.hpp), all little-endian. Read by us, because the
-library trusts the numbers that it finds.
+Layout from coremltools' sources (mlmodel/src/MILBlob/Blob/StorageFormat.hpp), all little-endian. Read by us, because
+the library trusts the numbers that it finds.
 """
 
 from __future__ import annotations

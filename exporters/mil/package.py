@@ -71,6 +71,8 @@ def _listed(path: Path) -> tuple[Path, Path | None]:
     root = (path / "Data").resolve()
     for place in (model, *folders):
         if not (root / place).resolve().is_relative_to(root):
-            raise BundleError(f"{path.name} lists a file outside itself: {str(place)!r}", hint="do not use this package")
+            raise BundleError(
+                f"{path.name} lists a file outside itself: {str(place)!r}", hint="do not use this package"
+            )
     weights = [root / folder / "weight.bin" for folder in folders if folder.name == "weights"]
     return root / model, weights[0] if weights else None

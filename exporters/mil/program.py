@@ -1,7 +1,7 @@
 """Walk a function of an ML program op by op.
 
 In half precision each result is rounded as it is declared, and a result that does not fit is an error that names its
-operation. In single precision nothing is rounded but what is stored: what is left of an error then is the program's own.
+operation. In single precision nothing is rounded but what is stored: an error that is left is the program's own.
 """
 
 from __future__ import annotations
