@@ -228,14 +228,15 @@ def test_a_grid_that_the_pool_does_not_divide(tmp_path):
 def test_what_overflows_half_precision_is_found_by_the_evaluator_and_avoided_by_samples(tmp_path):
     def heavy():
         module = decoder_of(TINY)
-        module.layers[0].down_proj.weight.data *= 3e6  # a layer's sum then lies beyond 65504
+        module.layers[0].post_attention_layernorm.weight.data *= 300
+        module.layers[0].down_proj.weight.data *= 30  # a layer's sum then lies beyond 65504, and no weight does
         return module
 
     rows = torch.randn(1, 6, 64, generator=torch.Generator().manual_seed(2))
     prompt = [Embeddings(rows[0].numpy(), "rows")]
     _, part, written = write_decoder(tmp_path / "blind", "w8", module=heavy())
     assert written.details["fp32"] == {}
-    with pytest.raises(EngineError, match=r"linear 'linear_\d+': linear_\d+ overflows half precision: \S+, and it ends"):
+    with pytest.raises(EngineError, match=r"mul '(mul_\d+)': \1 overflows half precision: \S+, and it ends"):
         mil.open(part, OPTIONS).extend(prompt)
     assert mil.evaluate(part, OPTIONS, "fp32").extend(prompt).shape == (320,)
 
