@@ -137,6 +137,9 @@ class _Walk:
             for name in _names(op):
                 if self._function.last_use[name] == index and name not in self._function.outputs:
                     self._values.pop(name, None)
+        for name in self._function.outputs:
+            if not isinstance(self._values.get(name), Tensor):
+                raise EngineError(f"the program gives no {name!r}")
         return {name: self._values[name] for name in self._function.outputs}
 
     def _step(self, index: int, op: Any) -> None:
