@@ -1,8 +1,9 @@
 # make demo: install, export the demo checkpoint, ask it three questions.   make test: lint, types, all tests.
-# Both keep their environment in .venv/ and need Python 3.11 or newer: make demo PYTHON=/path/to/python3.12
+# make test-llamacpp: the GGUF pair in llama.cpp's own multimodal CLI.
+# All keep their environment in .venv/ and need Python 3.11 or newer: make demo PYTHON=/path/to/python3.12
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint
+.PHONY: demo test test-llamacpp lint
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +15,14 @@ TORCH := 2.13.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # llama-cpp-python comes as sources: its wheel is built once, for this machine's processor, and kept outside the tree.
 LLAMACPP := 0.3.36
-WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-vlm/wheels
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-vlm
+WHEELS := $(CACHE)/wheels
+# Its sources hold llama.cpp's, whose multimodal CLI is built once as well: one file without libraries of its own.
+MTMD := $(CACHE)/llama-mtmd-cli-$(LLAMACPP)
+MTMD_BUILD := $(MTMD).build
+MTMD_OPTIONS := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF \
+	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF
+CORES := $(shell getconf _NPROCESSORS_ONLN)
 INSTALL = torch=$(TORCH); \
 	if $(PIP) index versions torch 2>/dev/null | grep -qF '$(TORCH)+cpu'; then torch=$(TORCH)+cpu; fi; \
 	echo "installing torch $$torch and edge-vlm"; $(PIP) install --quiet "torch==$$torch"
@@ -32,6 +40,9 @@ demo: $(BUNDLE)/manifest.json
 test: lint
 	$(BIN)/python -m pytest tests/unit tests/architecture tests/engine tests/export tests/e2e \
 		--cov=edge --cov=runtimes --cov-report=term-missing:skip-covered --cov-fail-under=95
+
+test-llamacpp: $(MTMD) $(VENV)/installed-dev
+	LLAMA_MTMD_CLI='$(MTMD)' $(BIN)/python -m pytest tests/e2e -m mtmd
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
@@ -53,6 +64,20 @@ $(WHEELS)/llama-cpp-python-$(LLAMACPP): | $(BIN)/pip
 	@echo "building llama-cpp-python $(LLAMACPP): once, some 5 minutes on two cores"
 	@$(PIP) wheel --quiet --no-deps --no-binary llama-cpp-python --wheel-dir '$(WHEELS)' 'llama-cpp-python==$(LLAMACPP)'
 	@touch '$@'
+
+$(MTMD): | $(BIN)/pip
+	@command -v "$${CXX:-c++}" >/dev/null || { \
+		echo "error: no C++ compiler ($${CXX:-c++}): llama.cpp's multimodal CLI cannot be built, nor tested;" \
+			"hint: install g++ or clang, or CXX=/path/to/one" >&2; exit 1; }
+	@echo "building llama.cpp's multimodal CLI of llama-cpp-python $(LLAMACPP): once, some 7 minutes on two cores"
+	@rm -rf '$(MTMD_BUILD)' && mkdir -p '$(MTMD_BUILD)'
+	@$(PIP) download --quiet --no-deps --no-binary llama-cpp-python --dest '$(MTMD_BUILD)' 'llama-cpp-python==$(LLAMACPP)'
+	@tar -xzf '$(MTMD_BUILD)'/llama_cpp_python-*.tar.gz -C '$(MTMD_BUILD)' --strip-components 1
+	@cmake=cmake; command -v cmake >/dev/null || { $(PIP) install --quiet cmake; cmake=$(BIN)/cmake; }; \
+		$$cmake -S '$(MTMD_BUILD)/vendor/llama.cpp' -B '$(MTMD_BUILD)/made' $(MTMD_OPTIONS) >'$(MTMD_BUILD)/log' 2>&1 && \
+		$$cmake --build '$(MTMD_BUILD)/made' --target llama-mtmd-cli --parallel $(CORES) >>'$(MTMD_BUILD)/log' 2>&1 || \
+		{ tail -n 30 '$(MTMD_BUILD)/log' >&2; exit 1; }
+	@cp '$(MTMD_BUILD)/made/bin/llama-mtmd-cli' '$@' && rm -rf '$(MTMD_BUILD)'
 
 $(BIN)/pip:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer; hint: make PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -69,12 +69,17 @@ class Manifest:
                 return part
         raise BundleError(f"the bundle has no part for the role {role!r}", hint="export the bundle again")
 
-    def files(self) -> Iterator[File]:
-        for part in self.parts:
-            yield from part.files
-        yield from self.companions
-        yield self.tokenizer
-        yield self.golden
+    @property
+    def sees(self) -> bool:
+        """Whether it has what turns a picture into rows. Without, it answers questions about none."""
+        return any("vision" in part.covers or "projector" in part.covers for part in self.parts)
+
+    def used(self) -> tuple[File, ...]:
+        """What an answer comes from."""
+        return (*(file for part in self.parts for file in part.files), self.tokenizer)
+
+    def files(self) -> tuple[File, ...]:
+        return (*self.used(), *self.companions, self.golden)
 
     def to_json(self) -> dict[str, Any]:
         spec = self.spec.to_json()
@@ -236,12 +241,7 @@ class Bundle:
             for entry, digest in zip(
                 self.manifest.files(), pool.map(lambda f: sha256(self.file(f)), self.manifest.files()), strict=True
             ):
-                if digest != entry.sha256:
-                    raise BundleError(
-                        f"{entry.path} is not the file that was exported: "
-                        f"sha256 {digest[:12]}…, expected {entry.sha256[:12]}…",
-                        hint="copy or export the bundle again",
-                    )
+                require(entry, digest)
 
     def _sized(self, entry: File) -> None:
         path = self.file(entry)
@@ -253,6 +253,15 @@ class Bundle:
             raise BundleError(
                 f"{entry.path} has {size} bytes, expected {entry.bytes}", hint="copy or export the bundle again"
             )
+
+
+def require(entry: File, digest: str) -> None:
+    """Raises BundleError where a file's sha256 is not what the manifest says."""
+    if digest != entry.sha256:
+        raise BundleError(
+            f"{entry.path} is not the file that was exported: sha256 {digest[:12]}…, expected {entry.sha256[:12]}…",
+            hint="copy or export the bundle again",
+        )
 
 
 def sha256(path: Path) -> str:

@@ -7,18 +7,19 @@ import importlib
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from edge import plugins
-from edge.errors import ContextError, EdgeError, EngineError, ImageError, ParityError, UsageError
+from edge.errors import BundleError, ContextError, EdgeError, EngineError, ImageError, ParityError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,14 +34,20 @@ EXPORT = "pip install 'edge-vlm[export]'"
 app = typer.Typer(name="edge", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory that `edge export` wrote.")]
+Cache = Annotated[str | None, typer.Option(metavar="f16|q8_0", help="How llama.cpp keeps keys and values; f16.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")]
+Mmproj = Annotated[Path | None, typer.Option(metavar="FILE", help="The vision part of a GGUF checkpoint.")]
+PositionWorkaround = Annotated[
+    bool,
+    typer.Option("--mtmd-position-workaround", help="An mmproj for llama.cpp builds without #25844, and only those."),
+]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Processor threads; 0: this machine's best.")]
 
 
 @app.command()
 def export(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder, or a hub id.")],
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, a hub id, or a GGUF file.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Where the bundle is written.")],
     format: Annotated[str | None, typer.Option(help="onnx, gguf; planned: executorch, coreml, tflite.")] = None,
     scheme: Annotated[list[str] | None, typer.Option(metavar="S|ROLE=S", help="How numbers are stored.")] = None,
@@ -50,6 +57,11 @@ def export(
     imatrix: Annotated[Path | None, typer.Option(metavar="FILE", help="An importance matrix: no measuring.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Positions to export for; the checkpoint's own.")] = None,
     vision_tower: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the vision tower lies.")] = None,
+    mmproj: Mmproj = None,
+    gguf_only: Annotated[
+        bool, typer.Option("--gguf-only", help="Without the vision part that `edge run` uses.")
+    ] = False,
+    mtmd_position_workaround: PositionWorkaround = False,
     threads: Threads = 0,
     max_loss: Annotated[float | None, typer.Option(help="Fail when quantising costs more (1 - cosine).")] = None,
     as_json: Json = False,
@@ -73,6 +85,9 @@ def export(
             imatrix=imatrix,
             context=context,
             vision_tower=vision_tower,
+            mmproj=mmproj,
+            gguf_only=gguf_only,
+            mtmd_position_workaround=mtmd_position_workaround,
             threads=threads,
             max_loss=max_loss,
         )
@@ -99,6 +114,7 @@ def run(
     repeat_penalty: Annotated[float, typer.Option(help="Above 1: say less of what was said.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     threads: Threads = 0,
+    cache: Cache = None,
     system: Annotated[str | None, typer.Option(help="Instead of the model's own system prompt.")] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -119,7 +135,7 @@ def run(
         "max_tokens": max_tokens,
         "sampling": Sampling(temp, top_k, top_p, repeat_penalty, seed),
     }
-    with load(bundle, threads=threads, debug=debug) as session:
+    with load(bundle, threads=threads, cache=cast("Any", cache), debug=debug) as session:
         if question is None:
             _chat(session, pictures, system, options)
         elif as_json:
@@ -138,6 +154,7 @@ def verify(
     against: Annotated[
         str | None, typer.Option(metavar="CHECKPOINT", help="Compare anew with this checkpoint.")
     ] = None,
+    mmproj: Mmproj = None,
     threads: Threads = 0,
     as_json: Json = False,
     debug: Debug = False,
@@ -145,7 +162,7 @@ def verify(
     """Replay what the export recorded, and compare stage by stage."""
     from edge import show
 
-    report = _verified(bundle, against, threads)
+    report = _verified(bundle, against, mmproj, threads)
     if as_json:
         _print_json(report.to_json())
     else:
@@ -156,7 +173,7 @@ def verify(
     _say(f"{bundle} computes the same model")
 
 
-def _verified(bundle: Path, against: str | None, threads: int) -> Report:
+def _verified(bundle: Path, against: str | None, mmproj: Path | None, threads: int) -> Report:
     from edge.bundle import Bundle
 
     opened = Bundle.open(bundle)
@@ -165,7 +182,7 @@ def _verified(bundle: Path, against: str | None, threads: int) -> Report:
 
         return verify(opened, threads=threads)
     with _export_side(), _leaving_tidily():
-        report: Report = plugins.load("exporters", "against").verify_against(opened, against, threads)
+        report: Report = plugins.load("exporters", "against").verify_against(opened, against, mmproj, threads)
     return report
 
 
@@ -176,6 +193,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="How often each stage is measured.")] = 5,
     image: Annotated[str | None, typer.Option(metavar="IMAGE", help="Instead of the bundle's own picture.")] = None,
     threads: Threads = 0,
+    cache: Cache = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -183,7 +201,9 @@ def bench(
     from edge import show
     from edge.bench import bench as measure
 
-    found = measure(bundle, picture=image, max_tokens=max_tokens, repeats=repeats, threads=threads)
+    found = measure(
+        bundle, picture=image, max_tokens=max_tokens, repeats=repeats, threads=threads, cache=cast("Any", cache)
+    )
     if as_json:
         _print_json(found.to_json())
     else:
@@ -213,8 +233,22 @@ def devices(debug: Debug = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False, debug: Debug = False) -> None:
-    """Say which engines are installed, what the processor can do, and what to install."""
+def doctor(
+    files: Annotated[list[Path] | None, typer.Argument(metavar="FILE.gguf", show_default=False)] = None,
+    repair: Annotated[Path | None, typer.Option(metavar="OUT", help="Write corrected copies of the files.")] = None,
+    mtmd_position_workaround: PositionWorkaround = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say which engines are installed, what the processor can do, and what to install.
+
+    With a GGUF decoder, an mmproj or both: say what is wrong with them, what it costs, and correct it.
+    """
+    if files:
+        _examine(files, repair, mtmd_position_workaround, as_json)
+        return
+    if repair or mtmd_position_workaround:
+        raise UsageError("there is no file to repair", hint="edge doctor MODEL.gguf MMPROJ.gguf --repair OUT")
     from edge import show
     from edge.doctor import diagnose
 
@@ -223,6 +257,26 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
         _print_json(found.to_json())
     else:
         _print(show.doctor(found))
+
+
+def _examine(files: list[Path], repair: Path | None, position_workaround: bool, as_json: bool) -> None:
+    from edge import show
+
+    if position_workaround and not repair:
+        raise UsageError("--mtmd-position-workaround is written into a copy", hint="add --repair OUT")
+    with _export_side(), _leaving_tidily():
+        side = plugins.load("exporters.gguf_file", "doctor")
+        found = side.repair(files, repair, position_workaround) if repair else side.diagnose(files)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        _print(show.findings(found))
+    if wrong := [row for row in found.rows if row.status == "wrong"]:
+        lost = [row.cost for row in wrong if not row.repairable]
+        command = shlex.join(["edge", "doctor", *map(str, files), "--repair", "OUT"])
+        raise BundleError(f"wrong: {', '.join(row.check for row in wrong)}", hint=lost[0] if lost else command)
+    if found.written:
+        _say("written: " + ", ".join(found.written))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -282,11 +336,16 @@ def _questions() -> Iterator[str]:
 
 
 def _stream(pieces: Iterable[str]) -> None:
+    begun = False
     try:
         for piece in pieces:
             print(piece, end="", flush=True)
-    finally:  # also when Ctrl-C ends the answer
-        print(flush=True)
+            begun = True
+    except BaseException:
+        if begun:  # Ctrl-C ended the answer, or an error did
+            print(flush=True)
+        raise
+    print(flush=True)
 
 
 def _answer(session: Session) -> dict[str, Any]:

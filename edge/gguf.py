@@ -1,7 +1,8 @@
 """The head of a GGUF file: what it says of itself, and where its tensors lie.
 
 Such a file is handed to native code, which trusts much of it and ends the process on what it did not expect. So it is
-read here first, and what is out of bounds is refused. No tensor's content is read.
+read here first, and what is out of bounds is refused. No tensor's content is read, and of the lists only those that
+are asked for.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import mmap
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,6 +27,7 @@ _U32, _U64 = _SCALARS[4], _SCALARS[10]
 _MOST = 1 << 20  # entries of any list: a vocabulary is the longest there is
 _MOST_ELEMENTS = 1 << 48
 _LONGEST_NAME = 63  # of a tensor, in bytes
+_LONGEST_TEXT = 1 << 24  # bytes of a setting; the longest there is, a chat template, has some thousand
 # Number -> (name, numbers in a block, bytes of a block). Those that no weight is stored in are left out: nothing
 # multiplies with them.
 KINDS = {
@@ -60,10 +62,11 @@ PLAIN = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class GGUFArray:
-    """A list among the settings; what it holds is not read."""
+    """A list among the settings; what it holds is read where `read` was asked to."""
 
     code: int  # of its entries' type
     count: int
+    values: tuple[Any, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class GGUF:
     version: int
     settings: Mapping[str, Any]  # str, bool, int, float or GGUFArray
     tensors: Mapping[str, GGUFTensor]
+    places: Mapping[str, slice]  # of each setting, name and value, in the file
+    data: int  # where the tensors begin
 
     @property
     def architecture(self) -> str:
@@ -95,11 +100,12 @@ class _Damage(Exception):
     pass
 
 
-def read(path: Path) -> GGUF:
-    """Raises BundleError on a file that is no GGUF, is cut, or counts, places or names what cannot be."""
+def read(path: Path, lists: Collection[str] = ()) -> GGUF:
+    """The values of the settings `lists` are read too. Raises BundleError on a file that is no GGUF, is cut, or counts,
+    places or names what cannot be."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(data).file(path)
+            return _Reader(data, lists).file(path)
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise BundleError(f"cannot read {path.name}: {error}", hint="copy or export it again") from error
     except _Damage as damage:
@@ -107,8 +113,9 @@ def read(path: Path) -> GGUF:
 
 
 class _Reader:
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: mmap.mmap, lists: Collection[str]) -> None:
         self._data = data
+        self._lists = lists
         self._size = len(data)
         self._at = 0
 
@@ -120,21 +127,27 @@ class _Reader:
         if version not in VERSIONS:
             raise _Damage(f"version {version}; known are {VERSIONS[0]} and {VERSIONS[1]}")
         tensors, settings = self._count("tensors", 24), self._count("settings", 13)
-        found = self._settings(settings)
-        listed = self._tensors(tensors, _alignment(found))
-        return GGUF(path, version, found, listed)
+        found, places = self._settings(settings)
+        alignment = _alignment(found)
+        infos = self._infos(tensors, alignment)
+        start = -(-self._at // alignment) * alignment
+        listed = {name: self._placed(name, start, *info) for name, info in infos.items()}
+        return GGUF(path, version, found, listed, places, start)
 
-    def _settings(self, count: int) -> dict[str, Any]:
+    def _settings(self, count: int) -> tuple[dict[str, Any], dict[str, slice]]:
         found: dict[str, Any] = {}
+        places: dict[str, slice] = {}
         for _ in range(count):
+            start = self._at
             key = self._text("a setting's name")
             if key in found:
                 raise _Damage(f"{key!r} is set twice")
             found[key] = self._value(key)
+            places[key] = slice(start, self._at)
         architecture = found.get("general.architecture")
         if not isinstance(architecture, str) or not re.fullmatch(r"[a-z0-9_.-]{1,64}", architecture):
             raise _Damage(f"its architecture is {architecture!r}")
-        return found
+        return found, places
 
     def _value(self, key: str) -> Any:
         code = self._number(_U32)
@@ -144,13 +157,27 @@ class _Reader:
             return self._number(self._scalar(key, code))
         code = self._number(_U32)
         count = self._count(f"entries of {key!r}", 8 if code == _STRING else self._scalar(key, code).size)
+        if key in self._lists:
+            return GGUFArray(code, count, self._values(key, code, count))
         if code == _STRING:
             self._skip_texts(count, key)
         else:
             self._skip(count * _SCALARS[code].size, key)
         return GGUFArray(code, count)
 
-    def _tensors(self, count: int, alignment: int) -> dict[str, GGUFTensor]:
+    def _values(self, key: str, code: int, count: int) -> tuple[Any, ...]:
+        if code != _STRING:
+            return tuple(self._number(_SCALARS[code]) for _ in range(count))
+        last = self._at + _LONGEST_TEXT
+        found = []
+        for _ in range(count):
+            found.append(self._text(key))
+            if self._at > last:
+                raise _Damage(f"{key} holds more than {_LONGEST_TEXT} bytes of text")
+        return tuple(found)
+
+    def _infos(self, count: int, alignment: int) -> dict[str, tuple[tuple[int, ...], tuple[str, int, int], int]]:
+        """Shape, kind and relative place of each tensor."""
         found: dict[str, tuple[tuple[int, ...], tuple[str, int, int], int]] = {}
         for _ in range(count):
             name = self._text("a tensor's name")
@@ -168,8 +195,7 @@ class _Reader:
             if offset % alignment:
                 raise _Damage(f"{name} lies at {offset}, not a multiple of {alignment}")
             found[name] = shape, KINDS[code], offset
-        start = -(-self._at // alignment) * alignment
-        return {name: self._placed(name, start, *entry) for name, entry in found.items()}
+        return found
 
     def _placed(
         self, name: str, start: int, shape: tuple[int, ...], kind: tuple[str, int, int], offset: int
@@ -195,6 +221,8 @@ class _Reader:
         length = self._number(_U64)
         at = self._at
         self._skip(length, what)
+        if length > _LONGEST_TEXT:
+            raise _Damage(f"{what} is {length} bytes of text")
         try:
             return self._data[at : self._at].decode()
         except UnicodeDecodeError:

@@ -85,7 +85,7 @@ def plan(
     if threads < 0:
         raise UsageError(f"{threads} threads", hint="0 lets the device decide")
     choices: list[Choice] = []
-    for role in ROLES:
+    for role in ROLES if manifest.sees else ("decoder",):
         if not any(role in choice.part.covers for choice in choices):
             choices.append(_choose(role, manifest, device, engines, engine))
     if engine is not None and all(choice.engine != engine for choice in choices):

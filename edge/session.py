@@ -14,6 +14,7 @@ from typing import cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from edge import checked
 from edge.bundle import Bundle
 from edge.devices import detect
 from edge.engines import installed_engines, open_part
@@ -21,7 +22,7 @@ from edge.errors import EdgeError, EngineError, UsageError
 from edge.generate import Answer, TextGenerator
 from edge.image import Source, digest, pixels
 from edge.lift import lift
-from edge.plan import Plan, plan
+from edge.plan import Choice, Plan, plan
 from edge.prompt import Turn, segments
 from edge.sampling import Sampling
 from edge.tokenizer import Tokenizer
@@ -38,21 +39,22 @@ def load(
     threads: int = 0,
     context: int = 0,
     engine: str | None = None,
-    cache: CacheKind = "f16",
+    cache: CacheKind | None = None,
     units: ComputeUnits = "all",
     debug: bool = False,
     evaluators: bool = False,
 ) -> Session:
     """Open a bundle on this machine. `threads` 0: its physical cores; `context` 0: the model's, or what memory allows;
-    `cache`: how an engine that keeps keys and values itself stores them; `units`: what Core ML may use beside the
-    processor; `evaluators`: what no engine opens may be computed by the export side, to prove it.
+    `cache`: how an engine that keeps keys and values itself stores them; None: as it likes; `units`: what Core ML may
+    use beside the processor; `evaluators`: what no engine opens may be computed by the export side, to prove it.
 
-    The files are hashed while the engines open them and after: a damaged one raises BundleError here, or before
-    anything is answered. Raises EngineError when no engine opens a part, and UsageError on a call that asks for what
-    does not exist.
+    It is done when pictures can be encoded; the decoder may still be opening beside that. The files are hashed while
+    the engines open them and after, unless they were before and have not changed since (`edge.checked`): a damaged one
+    raises BundleError here, or before anything is answered. Raises EngineError when no engine opens a part, here or at
+    the first question, and UsageError on a call that asks for what does not exist.
     """
     started = perf_counter()
-    if cache not in get_args(CacheKind):
+    if cache not in (None, *get_args(CacheKind)):
         raise UsageError(f"no cache of {cache!r}", hint="one of: " + ", ".join(get_args(CacheKind)))
     if units not in get_args(ComputeUnits):
         raise UsageError(f"no compute units {units!r}", hint="one of: " + ", ".join(get_args(ComputeUnits)))
@@ -61,32 +63,46 @@ def load(
     chosen = plan(bundle.manifest, detect(), engines, engine=engine, threads=threads, context=context)
     options = OpenOptions(chosen.threads, chosen.context, debug, cache, units)
     pool = ThreadPoolExecutor(len(chosen.choices) + 1, thread_name_prefix="edge-load")
-    check = pool.submit(bundle.check)
-    opening = [pool.submit(open_part, bundle.files(c.part), c.engine, options) for c in chosen.choices]
+    check = pool.submit(checked.check, bundle)
+    vision = [pool.submit(_graph, bundle, choice, options) for choice in chosen.choices if not _decodes(choice)]
+    (decoder,) = (
+        pool.submit(_decoder, bundle, choice, options, started) for choice in chosen.choices if _decodes(choice)
+    )
     pool.shutdown(wait=False)
     try:
         tokenizer = Tokenizer.open(bundle.file(bundle.manifest.tokenizer))
-        vision, decoder = _parts(bundle, chosen, [future.result() for future in opening])
+        graphs = [future.result() for future in vision]
+        if decoder.done():
+            decoder.result()  # what is known to have failed is told before a picture is looked at
     except EdgeError:
         check.result()  # a damaged file explains more than what an engine says of it
         raise
-    return Session(bundle, chosen, vision, decoder, tokenizer, check, 1e3 * (perf_counter() - started))
+    return Session(bundle, chosen, graphs, decoder, tokenizer, check, 1e3 * (perf_counter() - started))
 
 
-def _parts(bundle: Bundle, chosen: Plan, opened: Sequence[Graph | Decoder]) -> tuple[tuple[Graph, ...], Decoder]:
-    vision: list[Graph] = []
-    decoder: Decoder | None = None
-    for choice, part in zip(chosen.choices, opened, strict=True):
-        if "decoder" in choice.part.covers:
-            files = bundle.files(choice.part)
-            spec = bundle.manifest.spec.decoder
-            decoder = part if isinstance(part, Decoder) else lift(part, files, spec, chosen.context)
-        elif isinstance(part, Decoder):
-            raise EngineError(f"{choice.engine} opened the {'+'.join(choice.part.covers)} as a decoder")
-        else:
-            vision.append(part)
-    assert decoder is not None  # a plan covers every role
-    return tuple(vision), decoder
+def _decodes(choice: Choice) -> bool:
+    return "decoder" in choice.part.covers
+
+
+def _graph(bundle: Bundle, choice: Choice, options: OpenOptions) -> Graph:
+    part = open_part(bundle.files(choice.part), choice.engine, options)
+    if isinstance(part, Decoder):
+        raise EngineError(f"{choice.engine} opened the {'+'.join(choice.part.covers)} as a decoder")
+    return part
+
+
+def _decoder(bundle: Bundle, choice: Choice, options: OpenOptions, started: float) -> tuple[Decoder, float]:
+    """And how long it took to be there, in milliseconds."""
+    files = bundle.files(choice.part)
+    part = open_part(files, choice.engine, options)
+    if not isinstance(part, Decoder):
+        if options.cache:
+            raise EngineError(
+                f"keys and values cannot be kept as {options.cache}: the graph that {choice.engine} runs fixes that",
+                hint="leave --cache away, or export a decoder that keeps them itself: --recipe onnx-w8a8-gguf-q4_0",
+            )
+        part = lift(part, files, bundle.manifest.spec.decoder, options.context)
+    return part, 1e3 * (perf_counter() - started)
 
 
 @dataclass
@@ -105,21 +121,20 @@ class Session:
         bundle: Bundle,
         chosen: Plan,
         vision: Sequence[Graph],
-        decoder: Decoder,
+        decoder: Future[tuple[Decoder, float]],
         tokenizer: Tokenizer,
         check: Future[None],
         load_ms: float,
     ) -> None:
         self.bundle = bundle
         self.plan = chosen
-        self.load_ms = load_ms
         self._spec = bundle.manifest.spec
         self._vision = tuple(vision)
         self.tokenizer = tokenizer
         self._check = check
-        self._text: TextGenerator | None = TextGenerator(
-            decoder, self._spec.prompt, tokenizer, chosen.context, self._check.result
-        )
+        self.load_ms = load_ms  # until all was open, once the decoder was waited for; until pictures could be encoded
+        self._opening: Future[tuple[Decoder, float]] | None = decoder  # None: closed
+        self._text: TextGenerator | None = None  # made when the decoder is there
         self._seen: OrderedDict[str, Embeddings] = OrderedDict()
         self._last: Answer | None = None
 
@@ -181,7 +196,7 @@ class Session:
 
     def close(self) -> None:
         """Let the engines and their memory go."""
-        self._vision, self._text = (), None
+        self._vision, self._text, self._opening = (), None, None
         self._seen.clear()
 
     def __enter__(self) -> Session:
@@ -209,9 +224,24 @@ class Session:
         self._last = replace(answer, timings=times)
         return self._last
 
-    def _open(self) -> TextGenerator:
-        if self._text is None:
+    def _decoder(self) -> Future[tuple[Decoder, float]]:
+        if self._opening is None:
             raise UsageError("the session is closed", hint="edge.load(path) opens another")
+        return self._opening
+
+    def _open(self) -> TextGenerator:
+        """Waits for the decoder."""
+        opening = self._decoder()
+        if self._text is None:
+            try:
+                decoder, opened_ms = opening.result()
+            except EdgeError:
+                self._check.result()  # a damaged file explains more than what an engine says of it
+                raise
+            self.load_ms = max(self.load_ms, opened_ms)
+            self._text = TextGenerator(
+                decoder, self._spec.prompt, self.tokenizer, self.plan.context, self._check.result
+            )
         return self._text
 
     def _look(self, images: Images, seeing: _Seeing) -> tuple[Embeddings, ...]:
@@ -231,7 +261,9 @@ class Session:
         return tuple(seen)
 
     def _see(self, values: NDArray[np.float32], seeing: _Seeing) -> Embeddings:
-        self._open()
+        self._decoder()
+        if not self._vision:
+            raise _blind(self.bundle)
         started = perf_counter()
         key = digest(values)
         if key not in self._seen:
@@ -252,6 +284,18 @@ class Session:
                 hint=f"edge verify {self.bundle.path}",
             )
         return np.ascontiguousarray(values[0], np.float32)
+
+
+def _blind(bundle: Bundle) -> EngineError:
+    decoder = bundle.file(bundle.manifest.part("decoder").files[0])
+    beside = (str(bundle.file(file)) for file in bundle.manifest.companions if file.path.startswith("mmproj"))
+    mmproj = next(beside, "FILE")
+    return EngineError(
+        f"{bundle.path} has no vision part: it was exported for llama.cpp's own programs. Builds of those without "
+        "llama.cpp #25844 put the class token last, and from files without feature_layer run one layer too few; with "
+        "both, a picture's rows have a cosine of about 0.91 to the right ones",
+        hint=f"export again without --gguf-only, or: edge export {decoder} --mmproj {mmproj} -o OUT",
+    )
 
 
 class Chat:

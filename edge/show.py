@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edge.bundle import File, Manifest, Part
     from edge.devices import DeviceProfile
     from edge.doctor import Diagnosis
+    from edge.findings import Findings
     from edge.generate import Answer
     from edge.spec import VLMSpec
     from edge.verify import Report, Row
@@ -117,6 +118,8 @@ def manifest(found: Manifest) -> RenderableType:
         **_model(found.spec),
         "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
     }
+    if not found.sees:
+        facts["picture"] += "; no part here sees one"
     return Group(_facts(facts), "", _parts(found.parts), "", _files(found.files()))
 
 
@@ -190,6 +193,16 @@ def doctor(found: Diagnosis) -> RenderableType:
     lacks = ", ".join(found.export_lacks)
     engines.add_row("edge export", "", "", f"pip install 'edge-vlm[export]' (lacks {lacks})" if lacks else "ready")
     return Group(_facts(facts), "", features, "", engines)
+
+
+def findings(found: Findings) -> RenderableType:
+    """The files, and each row with what it costs below what was found."""
+    table = _table("File", "Check", "", "Found")
+    for row in found.rows:
+        style = {"ok": "green", "wrong": "bold red"}.get(row.status, "yellow")
+        verdict = Text(row.status.upper() if row.status == "wrong" else row.status, style)
+        table.add_row(row.about, row.check, verdict, f"{row.found}\n→ {row.cost}" if row.cost else row.found)
+    return Group(_facts(found.files), "", table)
 
 
 def bench(found: Bench) -> RenderableType:

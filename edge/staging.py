@@ -1,4 +1,5 @@
-"""A bundle is written beside its final place and renamed at the end: a half-made one never exists there."""
+"""A bundle, or another folder of files, is written beside its final place and renamed at the end: a half-made one
+never exists there."""
 
 from __future__ import annotations
 
@@ -17,21 +18,26 @@ _LITTLE = 1 << 20  # bytes: a disk with no more is full
 
 
 @contextlib.contextmanager
-def create(destination: str | os.PathLike[str]) -> Iterator[Path]:
+def create(destination: str | os.PathLike[str], *, bundle: bool = True) -> Iterator[Path]:
     """A directory to write a bundle into; it becomes `destination` when the block ends well, and vanishes otherwise.
 
-    A bundle that was there is replaced only then. Anything else that was there is left alone: UsageError.
+    A bundle that was there is replaced only then. Anything else that was there is left alone: UsageError. With `bundle`
+    False it is for other files, and nothing may be there.
     """
     final = Path(destination).resolve()
-    if final.exists() and not (final / MANIFEST).is_file() and not (final.is_dir() and not any(final.iterdir())):
-        raise UsageError(f"{str(destination)!r} exists and is not a bundle", hint="name another place with -o")
+    free = not final.exists() or (final.is_dir() and not any(final.iterdir()))
+    if not free and not (bundle and (final / MANIFEST).is_file()):
+        raise UsageError(
+            f"{str(destination)!r} exists and is not {'a bundle' if bundle else 'empty'}",
+            hint="name another place" + " with -o" * bundle,
+        )
     partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _sweep(final)
         partial.mkdir()
         yield partial
-        if not (partial / MANIFEST).is_file():
+        if bundle and not (partial / MANIFEST).is_file():
             raise AssertionError("a bundle was created without a manifest")
         _replace(partial, final)
     except OSError as error:
@@ -40,7 +46,8 @@ def create(destination: str | os.PathLike[str]) -> Iterator[Path]:
             raise EdgeError(
                 f"no space left while writing {str(destination)!r}", hint="free some space and repeat"
             ) from error
-        raise EdgeError(f"cannot write {str(destination)!r}: {error}", hint="name another place with -o") from error
+        hint = "name another place" + " with -o" * bundle
+        raise EdgeError(f"cannot write {str(destination)!r}: {error}", hint=hint) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

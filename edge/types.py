@@ -83,13 +83,14 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """What an engine may be told. `threads` and `context` 0 leave the choice to the engine; `cache` is how one stores
-    keys and values that keeps them itself; `units` is what it may use beside the processor, where it can choose."""
+    """What an engine may be told. `threads` and `context` 0 leave the choice to the engine, and so does `cache` None:
+    how one stores keys and values that keeps them itself; `units` is what it may use beside the processor, where it
+    can choose."""
 
     threads: int = 0
     context: int = 0
     debug: bool = False
-    cache: CacheKind = "f16"
+    cache: CacheKind | None = None
     units: ComputeUnits = "all"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edge import image
 from edge.bundle import Bundle, Part
 from edge.errors import BundleError
-from edge.golden import TOKENS, Golden, Outputs
+from edge.golden import TOKENS, Golden
 from edge.prompt import Turn, segments
 from edge.session import Session, load
 from edge.spec import ImageSpec
@@ -60,7 +60,8 @@ class Report:
 
 
 def verify(bundle: Bundle, *, threads: int = 0) -> Report:
-    """Hash the files, then compare each stage with golden. Raises EdgeError when a stage cannot run at all."""
+    """Hash every file, then compare each stage with golden. Raises EdgeError when a stage cannot run at all."""
+    bundle.check()
     golden = Golden.load(bundle.file(bundle.manifest.golden))
     with load(bundle.path, threads=threads, evaluators=True) as session:
         return compare(session, golden)
@@ -68,18 +69,16 @@ def verify(bundle: Bundle, *, threads: int = 0) -> Report:
 
 def compare(session: Session, golden: Golden) -> Report:
     manifest = session.bundle.manifest
-    vision, decoder = (_bounds(manifest.part(role), _DISTANCES) for role in ("vision", "decoder"))
-    agreement = _bounds(manifest.part("decoder"), tuple(_EXACT))
-    found = _replay(session, golden)
+    decoder, agreement = (_bounds(manifest.part("decoder"), measures) for measures in (_DISTANCES, tuple(_EXACT)))
+    logits, tokens = _replay(session, golden)
     rows = [
         Row("picture", "golden", _picture_error(golden, manifest.spec.image), _PICTURE),
         Row("prompt", "golden", {"tokens": _prompt_agreement(session)}, _EXACT),
-        Row("vision", "stored", distance(found.image_embeds, golden.stored.image_embeds), vision),
-        Row("vision", "fp32", distance(found.image_embeds, golden.fp32.image_embeds), {}),
-        Row("prefill", "stored", distance(found.logits, golden.stored.logits), decoder),
-        Row("prefill", "fp32", distance(found.logits, golden.fp32.logits), {}),
-        Row("tokens", "stored", {"tokens": _agreement(found.tokens, golden.stored.tokens)}, agreement),
-        Row("tokens", "fp32", {"tokens": _agreement(found.tokens, golden.fp32.tokens)}, {}),
+        *_seeing(session, golden),
+        Row("prefill", "stored", distance(logits, golden.stored.logits), decoder),
+        Row("prefill", "fp32", distance(logits, golden.fp32.logits), {}),
+        Row("tokens", "stored", {"tokens": _agreement(tokens, golden.stored.tokens)}, agreement),
+        Row("tokens", "fp32", {"tokens": _agreement(tokens, golden.fp32.tokens)}, {}),
     ]
     return Report(tuple(rows))
 
@@ -92,8 +91,18 @@ def distance(found: NDArray[np.float32], reference: NDArray[np.float32]) -> dict
     return {"max_abs": float(np.abs(a - b).max()), "cosine": float(a @ b) / norms if norms else float("nan")}
 
 
-def _replay(session: Session, golden: Golden) -> Outputs:
-    rows = session.encode_pixels(golden.pixel_values).rows
+def _seeing(session: Session, golden: Golden) -> Iterator[Row]:
+    """None of a bundle that is a decoder only."""
+    manifest = session.bundle.manifest
+    if manifest.sees:
+        rows = session.encode_pixels(golden.pixel_values).rows[None]
+        bounds = _bounds(manifest.part("vision"), _DISTANCES)
+        yield Row("vision", "stored", distance(rows, golden.stored.image_embeds), bounds)
+        yield Row("vision", "fp32", distance(rows, golden.fp32.image_embeds), {})
+
+
+def _replay(session: Session, golden: Golden) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Logits of the prompt's last position, and the greedy tokens."""
     picture = Embeddings(golden.fp32.image_embeds[0], key="golden")
     prompt: list[Segment] = [
         picture if ids is None else Tokens(tuple(ids)) for ids in session.bundle.manifest.golden_prompt["segments"]
@@ -101,7 +110,7 @@ def _replay(session: Session, golden: Golden) -> Outputs:
     decoder = session.decoder
     decoder.rewind(0)
     logits = decoder.extend(prompt)
-    return Outputs(rows[None], logits.copy(), _greedy(decoder, logits))
+    return logits.copy(), _greedy(decoder, logits)
 
 
 def _greedy(decoder: Decoder, logits: NDArray[np.float32]) -> NDArray[np.int32]:

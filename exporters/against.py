@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,9 @@ from edge.bundle import Bundle
 from edge.errors import ParityError, UsageError
 from edge.golden import Golden, Outputs
 from edge.session import load
-from edge.tokenizer import Tokenizer
 from edge.verify import Report, Row, compare, distance
 from exporters import reference
-from exporters.build import Ids, components, cut
+from exporters.build import Ids, components, cut, own_tokenizer
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.decoders import LanguageModel
 from exporters.encoder import Encoder
@@ -23,14 +21,14 @@ from exporters.encoder import Encoder
 _SAME = {"max_abs": 1e-3, "cosine": 0.999999}  # torch against torch, maybe of another version
 
 
-def verify_against(bundle: Bundle, checkpoint: str, threads: int) -> Report:
+def verify_against(bundle: Bundle, checkpoint: str, mmproj: Path | None, threads: int) -> Report:
     """Golden's fp32 side is computed anew, compared with the bundle's (rows against "checkpoint"), and replayed.
 
     Its stored side is the bundle's own: how weights were rounded hangs on calibration data that a bundle does not hold.
     Raises ParityError when the bundle was made from another checkpoint.
     """
     manifest = bundle.manifest
-    source = open_checkpoint(checkpoint, context=manifest.spec.decoder.context)
+    source = open_checkpoint(checkpoint, mmproj=mmproj, context=manifest.spec.decoder.context)
     if source.sha256 != manifest.source["sha256"]:
         raise ParityError(
             f"{checkpoint!r} is not the checkpoint that this bundle was made from ({manifest.source['name']}): "
@@ -68,7 +66,4 @@ def _outputs(source: Checkpoint, golden: Golden, prompt: Sequence[Sequence[int] 
 
 def _prompt(source: Checkpoint, question: str) -> Ids:
     """As the checkpoint's own tokenizer cuts it."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "tokenizer.json")
-        file.write_text(source.tokenizer_json(), encoding="utf-8")
-        return cut(source, Tokenizer.open(file), question)
+    return cut(source, own_tokenizer(source), question)

@@ -36,6 +36,8 @@ class Rope:
             original = self.scaling["original_max_position_embeddings"]
             blend = ((original * freq / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
             return blend * freq + (1 - blend) * freq / self.scaling["factor"]
+        if kind == "factors":  # as GGUF has it
+            return freq / torch.tensor(self.scaling["factors"])
         raise CheckpointError(f"rope_scaling {kind!r} is not supported", hint="one of: default, linear, llama3")
 
     def tables(self, length: int) -> tuple[Tensor, Tensor]:

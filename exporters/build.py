@@ -4,10 +4,12 @@ again with the weights as stored, and let go before the next."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -55,6 +57,7 @@ def build(
     progress: Progress,
     calibration: Sequence[Record] = (),
     matrix: Path | None = None,
+    position_workaround: bool = False,
 ) -> Built:
     """Write the parts and `tokenizer.json` into `folder`; picture is RGB `[H, W, 3]`, for golden. The importance of the
     decoder's columns is read from `matrix`, or else measured on the calibration and kept beside the parts."""
@@ -63,7 +66,8 @@ def build(
     spec = checkpoint.spec
     pixel_values = image.pixels(picture, spec.image)
     prompt = cut(checkpoint, tokenizer, question)
-    vision, decoder = components(checkpoint)
+    decoder = components(checkpoint)[1]
+    vision, *others = encoders(checkpoint, to)
     matters = _read(matrix, decoder) if matrix else {}  # a wrong file is told before the work
     write = _Writer(checkpoint, to, folder, progress)
 
@@ -71,37 +75,50 @@ def build(
     rows = reference.encode(encoder, pixel_values)
     pictures = [pixel_values, *(image.pixels(record.picture, spec.image) for record in calibration)]
     seen = [reference.encode(encoder, pixels) for pixels in pictures[1:]]
-    vision_part = write.part(vision, encoder, ("vision", "projector"), {}, [torch.from_numpy(p) for p in pictures])
+    parts: tuple[Part, ...] = ()
+    companions: tuple[File, ...] = ()
+    if vision.role in ROLES:
+        parts += (write.part(vision, encoder, ("vision", "projector"), samples=map(torch.from_numpy, pictures)),)
+    else:
+        companions += write.files(vision, encoder, position_workaround=position_workaround)[0]
     stored_rows = reference.encode(encoder, pixel_values)
     del encoder
 
     model = write.load(decoder, LanguageModel)
     answer = reference.answer(model, prompt, rows)
-    companions: tuple[File, ...] = ()
     cuts = [_segments(prompt, rows)]
-    for record, seen_rows in zip(calibration, seen, strict=True):
-        turn = Turn(record.question, (Embeddings(seen_rows[0], "calibration"),), record.answer)
+    for record, picture_rows in zip(calibration, seen, strict=True):
+        turn = Turn(record.question, (Embeddings(picture_rows[0], "calibration"),), record.answer)
         cuts.append(segments(spec.prompt, tokenizer, [turn]))
-    sequences = [_merged(model, conversation) for conversation in cuts]
+    sequences = [merged(model, conversation) for conversation in cuts]
     if calibration and not matters:
         matters = importance.measure(model, sequences[1:])
         if to["decoder"].format == "gguf":  # llama.cpp's own tools take it too
             imatrix.write(folder / IMATRIX, matters, model.config, len(calibration))
             companions += (bundle.describe(folder, folder / IMATRIX),)
-    decoder_part = write.part(decoder, model, ("decoder",), matters, sequences)
+    parts += (write.part(decoder, model, ("decoder",), matters, sequences),)
     stored_answer = reference.answer(model, prompt, rows)
     del model
 
-    for component in beside(checkpoint, to):
-        companions += write.files(component, write.load(component, Encoder), {})[0]
+    for component in others:
+        module = write.load(component, Encoder)
+        companions += write.files(component, module, position_workaround=position_workaround)[0]
     golden = Golden(picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer))
-    return Built((vision_part, decoder_part), golden, prompt, companions)
+    return Built(parts, golden, prompt, companions)
 
 
 def _read(matrix: Path, decoder: Component) -> dict[str, Tensor]:
     skeleton = decoder.skeleton()
     assert isinstance(skeleton, LanguageModel)
     return imatrix.read(matrix, skeleton.config)
+
+
+def own_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The checkpoint's, without a bundle."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "tokenizer.json")
+        file.write_text(checkpoint.tokenizer_json(), encoding="utf-8")
+        return Tokenizer.open(file)
 
 
 def cut(checkpoint: Checkpoint, tokenizer: Tokenizer, question: str) -> Ids:
@@ -124,15 +141,16 @@ def components(checkpoint: Checkpoint) -> tuple[Component, Component]:
     return fused(found["vision"], found["projector"]), found["decoder"]
 
 
-def beside(checkpoint: Checkpoint, to: Mapping[str, Target]) -> list[Component]:
-    """What other people's tools want of the encoder, under its role in the targets."""
-    return [replace(components(checkpoint)[0], role=role) for role in to if role not in ROLES]
+def encoders(checkpoint: Checkpoint, to: Mapping[str, Target]) -> list[Component]:
+    """Tower with projector under each role that the targets give them: the part if there is one, and what other
+    people's tools want."""
+    return [replace(components(checkpoint)[0], role=role) for role in to if role != "decoder"]
 
 
 def bytes_needed(checkpoint: Checkpoint, to: Mapping[str, Target]) -> int:
     """What the parts will take, to a few percent."""
     total = 0.0
-    for component in (*components(checkpoint), *beside(checkpoint, to)):
+    for component in (components(checkpoint)[1], *encoders(checkpoint, to)):
         target = to[component.role]
         numbers = sum(math.prod(tensor.shape) for tensor in component.skeleton().state_dict().values())
         total += numbers * plugins.facts(targets.FORMATS, target.format)["BYTES_PER_WEIGHT"][target.scheme]
@@ -153,7 +171,7 @@ class _Writer:
         return module
 
     def files(
-        self, component: Component, module: nn.Module, matters: Mapping[str, Tensor], samples: Sequence[Tensor] = ()
+        self, component: Component, module: nn.Module, matters: Mapping[str, Tensor] | None = None, **options: Any
     ) -> tuple[tuple[File, ...], Written]:
         target = self.to[component.role]
         written: Written = plugins.load(targets.FORMATS, target.format).write(
@@ -164,7 +182,7 @@ class _Writer:
             lambda done: self.progress(self._stage(component), done),
             matters,
             checkpoint=self.checkpoint,
-            samples=samples,
+            **options,
         )
         return tuple(bundle.describe(self.folder, file) for file in written.files), written
 
@@ -173,11 +191,13 @@ class _Writer:
         component: Component,
         module: nn.Module,
         covers: tuple[str, ...],
-        matters: Mapping[str, Tensor],
-        samples: Sequence[Tensor],
+        matters: Mapping[str, Tensor] | None = None,
+        samples: Iterable[Tensor] = (),
     ) -> Part:
         target = self.to[component.role]
-        files, written = self.files(component, module, matters, samples)
+        wanted = plugins.facts(targets.FORMATS, target.format).get("SAMPLES", 0)
+        options = {"samples": tuple(islice(samples, wanted))} if wanted else {}
+        files, written = self.files(component, module, matters, **options)
         return Part(
             covers=covers,
             format=target.format,
@@ -197,7 +217,7 @@ def _segments(prompt: Ids, rows: Rows) -> list[Segment]:
     return [Embeddings(rows[0], "golden") if ids is None else Tokens(tuple(ids)) for ids in prompt]
 
 
-def _merged(decoder: LanguageModel, conversation: Sequence[Segment]) -> Tensor:
+def merged(decoder: LanguageModel, conversation: Sequence[Segment]) -> Tensor:
     """The rows that the decoder sees, `[1, S, hidden]`."""
     table = decoder.embed_tokens.weight
     rows = [table[list(s.ids)] if isinstance(s, Tokens) else torch.from_numpy(s.rows) for s in conversation]

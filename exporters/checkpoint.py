@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from edge import plugins
@@ -16,18 +17,10 @@ from edge.errors import CheckpointError
 from edge.spec import VLMSpec
 from exporters import hub, tokenizer
 from exporters.component import Component
+from exporters.tokenizer import SentencePiece
 from exporters.weights import Weights, content_hash
 
 DIALECTS = "exporters.checkpoints"
-SMALL = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "added_tokens.json",
-)
 
 
 @dataclass(frozen=True)
@@ -38,12 +31,13 @@ class Checkpoint:
     components: Mapping[str, Component]  # by role: vision, projector, decoder
     weights: Weights
     folder: Path
+    sentencepiece: SentencePiece | None  # None: a tokenizer.json in the folder
+    small: tuple[Path, ...] = ()  # what else than the weights it is read from
 
     @cached_property
     def sha256(self) -> str:
         """Of the files' bytes; where they lie does not matter. Reads them all, once."""
-        small = (self.folder / name for name in SMALL)
-        return content_hash((*filter(Path.is_file, small), *self.weights.files))
+        return content_hash((*self.small, *self.weights.files))
 
     @property
     def weights_bytes(self) -> int:
@@ -51,32 +45,47 @@ class Checkpoint:
         return sum(math.prod(self.weights.shape(name)) * self.weights.dtype(name).itemsize for name in self.weights)
 
     def tokenizer_json(self) -> str:
-        return tokenizer.convert(self.folder)
+        return self.sentencepiece.to_json() if self.sentencepiece else tokenizer.convert(self.folder)
 
 
-def open_checkpoint(source: str, *, vision_tower: Path | None = None, context: int | None = None) -> Checkpoint:
-    """A folder, or a name on the hub. Names and shapes of all weights are compared; no tensor is read.
+def open_checkpoint(
+    source: str, *, vision_tower: Path | None = None, mmproj: Path | None = None, context: int | None = None
+) -> Checkpoint:
+    """A folder, a name on the hub, or a file. Names and shapes of all weights are compared; no tensor is read.
 
-    `vision_tower` is a folder with the tower's weights, `context` shortens the decoder's.
+    `vision_tower` is a folder with the tower's weights, `mmproj` the file with the vision part that belongs to a
+    decoder's; `context` shortens the decoder's.
     """
-    folder, name = Path(source), None
-    if not folder.exists():
-        if not hub.is_name(source):
-            raise CheckpointError(f"no such folder: {source!r}", hint="a checkpoint's folder, or a hub id: owner/name")
-        folder, name = hub.fetch(source), source.partition("/")[2]
+    path, name = Path(source), None
+    if path.suffix.lower() in _listed("SUFFIXES") and not path.is_dir():
+        module = plugins.load(DIALECTS, _listed("SUFFIXES")[path.suffix.lower()])
+    else:
+        if not path.exists():
+            if not hub.is_name(source):
+                raise CheckpointError(
+                    f"no such folder: {source!r}", hint="a checkpoint's folder, a GGUF file, or a hub id: owner/name"
+                )
+            path, name = hub.fetch(source), source.partition("/")[2]
+        module = _folder_dialect(path)
+    found: Checkpoint = module.read(path, vision_tower=vision_tower, mmproj=mmproj, context=context)
+    return replace(found, name=name) if name else found
+
+
+def _folder_dialect(folder: Path) -> ModuleType:
     config = read_json(folder / "config.json")
-    known: list[str] = []
-    for dialect in plugins.names(DIALECTS):
-        known += plugins.facts(DIALECTS, dialect)["MODEL_TYPES"]
-        if config.get("model_type") in plugins.facts(DIALECTS, dialect)["MODEL_TYPES"]:
-            module = plugins.load(DIALECTS, dialect)
-            if module.recognise(config):
-                found: Checkpoint = module.read(folder, vision_tower=vision_tower, context=context)
-                return replace(found, name=name) if name else found
+    if dialect := _listed("MODEL_TYPES").get(str(config.get("model_type"))):
+        module = plugins.load(DIALECTS, dialect)
+        if module.recognise(config):
+            return module
     raise CheckpointError(
         f"{folder / 'config.json'} describes a {config.get('model_type')!r}, which no dialect reads",
-        hint="known: " + ", ".join(known),
+        hint="known: " + ", ".join(_listed("MODEL_TYPES")),
     )
+
+
+def _listed(fact: str) -> dict[str, str]:
+    """What a fact of the dialects lists -> the dialect."""
+    return {entry: name for name in plugins.names(DIALECTS) for entry in plugins.facts(DIALECTS, name).get(fact, ())}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -120,8 +129,8 @@ def check(components: Iterable[Component], weights: Weights, ignored: re.Pattern
         used.update(key for keys in component.keys.values() for key in keys)
     if surplus := [name for name in weights if name not in used and not ignored.fullmatch(name)]:
         raise CheckpointError(
-            "the checkpoint has weights that the model of its config.json does not use:\n  " + "\n  ".join(surplus),
-            hint="does config.json belong to it? Leaving them out would make another model",
+            "the checkpoint has weights that the model it describes does not use:\n  " + "\n  ".join(surplus),
+            hint="does its description belong to it? Leaving them out would make another model",
         )
 
 

@@ -43,8 +43,8 @@ class Component:
                 problems.append(f"wrong shape: {found}; expected {list(parameter.shape)} in all")
         if problems:
             raise CheckpointError(
-                f"the weights do not fit the {self.role} that config.json describes:\n  " + "\n  ".join(problems),
-                hint="is the checkpoint complete, and does config.json belong to it?",
+                f"the weights do not fit the {self.role} that the checkpoint describes:\n  " + "\n  ".join(problems),
+                hint="is the checkpoint complete, and does its description (config.json) belong to it?",
             )
 
     def load(self, weights: Weights, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -17,7 +17,8 @@ from edge import bundle as bundles
 from edge import staging
 from edge.bundle import Bundle, Manifest, Part
 from edge.calibration import read
-from edge.errors import EdgeError, ParityError
+from edge.engines import installed_engines
+from edge.errors import EdgeError, EngineError, ParityError, UsageError
 from edge.recipes import Recipe
 from edge.verify import Report, verify
 from exporters import example, targets
@@ -42,6 +43,9 @@ class ExportRequest:
     imatrix: Path | None = None
     context: int | None = None
     vision_tower: Path | None = None
+    mmproj: Path | None = None
+    gguf_only: bool = False
+    mtmd_position_workaround: bool = False
     threads: int = 0
     max_loss: float | None = None  # of 1 - cosine between a quantised part and fp32
 
@@ -58,17 +62,34 @@ class Exported:
 def export(request: ExportRequest, progress: Progress) -> Exported:
     """Raises EdgeError; then nothing new is at `request.output`, and what was there is untouched."""
     start = time.perf_counter()
-    recipe = targets.resolve(request.format, request.schemes, request.recipe, request.device)
+    recipe = targets.resolve(
+        request.format, request.schemes, request.recipe, request.device, gguf_only=request.gguf_only
+    )
+    if request.mtmd_position_workaround and "mmproj" not in recipe.targets:
+        raise UsageError("--mtmd-position-workaround is for an mmproj, and none is written", hint="add --format gguf")
+    _require_engines(recipe)
     calibration = read(request.calib)[:CALIBRATION] if request.calib else []
     picture, question = example.choose(calibration)
     if request.threads:
         torch.set_num_threads(request.threads)
     progress("read", 0.0)
-    checkpoint = open_checkpoint(request.checkpoint, vision_tower=request.vision_tower, context=request.context)
+    checkpoint = open_checkpoint(
+        request.checkpoint, vision_tower=request.vision_tower, mmproj=request.mmproj, context=request.context
+    )
     progress("read", 1.0)
     with staging.create(request.output) as folder:
         _require_space(bytes_needed(checkpoint, recipe.targets), folder)
-        built = build(checkpoint, recipe.targets, picture, question, folder, progress, calibration, request.imatrix)
+        built = build(
+            checkpoint,
+            recipe.targets,
+            picture,
+            question,
+            folder,
+            progress,
+            calibration,
+            request.imatrix,
+            request.mtmd_position_workaround,
+        )
         built.golden.save(folder / "golden.npz")
         manifest = _manifest(checkpoint, recipe, question, built, folder)
         bundles.write_manifest(folder, manifest)
@@ -79,7 +100,8 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
         _require_parity(report, request.max_loss)
         bundles.write_manifest(folder, _with_errors(manifest, report))
     size = sum(file.bytes for file in manifest.files())
-    next_command = shlex.join(["edge", "run", str(request.output), "PICTURE", question])
+    picture_of = ["PICTURE"] if manifest.sees else []
+    next_command = shlex.join(["edge", "run", str(request.output), *picture_of, question])
     return Exported(request.output, size, time.perf_counter() - start, report, next_command)
 
 
@@ -122,6 +144,20 @@ def _with_errors(manifest: Manifest, report: Report) -> Manifest:
         return replace(part, error={f"{r.stage}.{r.against}.{k}": v for r in rows for k, v in r.error.items()})
 
     return replace(manifest, parts=tuple(measured(part) for part in manifest.parts))
+
+
+def _require_engines(recipe: Recipe) -> None:
+    """The proof opens every part: an engine that is missing is told before the work, not after."""
+    engines = [engine for engine in installed_engines() if engine.formats]
+    for role, target in recipe.targets.items():
+        refusals = {engine: engine.refusal((target.format,)) for engine in engines}
+        if role in bundles.ROLES and all(refusals.values()):
+            able = [engine for engine in engines if target.format in engine.formats]
+            raise EngineError(
+                f"no engine here opens {target.format}, so the {role} could not be proven"
+                + "".join(f"\n  {engine.name}: {refusals[engine]}" for engine in able),
+                hint=able[0].install if able else "choose another --format",
+            )
 
 
 def _require_space(needed: int, folder: Path) -> None:

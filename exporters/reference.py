@@ -23,16 +23,20 @@ def encode(encoder: Encoder, pixel_values: NDArray[np.float32]) -> NDArray[np.fl
 
 @torch.inference_mode()
 def answer(
-    decoder: LanguageModel, segments: Sequence[Sequence[int] | None], image_embeds: NDArray[np.float32]
+    decoder: LanguageModel,
+    segments: Sequence[Sequence[int] | None],
+    image_embeds: NDArray[np.float32],
+    count: int = TOKENS,
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Logits `[vocab]` of the prompt's last position and the first greedy tokens; None in `segments` is the picture."""
+    """Logits `[vocab]` of the prompt's last position and the first `count` greedy tokens, not stopped by an end token;
+    None in `segments` is the picture."""
     table = decoder.embed_tokens
     rows = [torch.from_numpy(image_embeds[0]) if s is None else table(torch.tensor(s)) for s in segments]
     config = decoder.config
     cache = GrowingCache(config.heads, config.kv_heads, config.rope)
     logits = first = decoder(torch.cat(rows)[None], cache)[0, -1]
     tokens = []
-    for _ in range(TOKENS):
+    for _ in range(count):
         tokens.append(int(logits.argmax()))
         logits = decoder(table(torch.tensor([[tokens[-1]]])), cache)[0, -1]
     return first.numpy().copy(), np.array(tokens, dtype=np.int32)

@@ -20,9 +20,12 @@ def schemes(format: str) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
     return table
 
 
-def resolve(format: str | None, wanted: Sequence[str], recipe: str | None, device: str | None) -> Recipe:
+def resolve(
+    format: str | None, wanted: Sequence[str], recipe: str | None, device: str | None, *, gguf_only: bool = False
+) -> Recipe:
     """The recipe that a call means. A format takes each role that it can write, and leaves the others; so does a bare
-    scheme; `role=scheme` sets one. In any letter case. A recipe goes before the device's own.
+    scheme; `role=scheme` sets one. In any letter case. A recipe goes before the device's own. `gguf_only` leaves
+    out all but the decoder and its mmproj.
 
     Raises UsageError with the legal list.
     """
@@ -32,6 +35,8 @@ def resolve(format: str | None, wanted: Sequence[str], recipe: str | None, devic
     targets = dict(start.targets)
     if format:
         targets |= {role: Target(format, target.scheme) for role, target in targets.items() if role in schemes(format)}
+    if gguf_only:
+        targets = _pair(targets)
     for word in wanted:
         role, named, scheme = word.rpartition("=")
         targets |= _set_one(targets, role, scheme) if named else _set_able(targets, scheme)
@@ -39,6 +44,13 @@ def resolve(format: str | None, wanted: Sequence[str], recipe: str | None, devic
         _check(role, target)
     name = start.name if targets == start.targets else "custom"
     return Recipe(name, targets)
+
+
+def _pair(targets: Mapping[str, Target]) -> dict[str, Target]:
+    if (decoder := targets["decoder"]).format != "gguf":
+        raise UsageError(f"--gguf-only, and the decoder is written as {decoder}", hint="--format gguf --gguf-only")
+    usual = RECIPES[_format_recipe("gguf", ())].targets["mmproj"]
+    return {"decoder": decoder, "mmproj": targets.get("mmproj", usual)}
 
 
 def _set_one(targets: Mapping[str, Target], role: str, scheme: str) -> dict[str, Target]:

@@ -193,7 +193,7 @@ class LlamaCppDecoder:
         settings.n_ubatch = min(length, _BATCH)
         settings.n_outputs_max = 1
         settings.n_threads = settings.n_threads_batch = threads
-        settings.type_k = settings.type_v = _CACHES[self._options.cache]
+        settings.type_k = settings.type_v = _CACHES[self._options.cache or "f16"]
         settings.no_perf = True
         pointer = lib.llama_init_from_model(self._model.pointer, settings)
         if not pointer:

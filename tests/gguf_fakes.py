@@ -1,4 +1,5 @@
-"""A small decoder as a GGUF file, written by the definition of the format, and what it computes, in numpy."""
+"""A small decoder as a GGUF file, written by the definition of the format, and what it computes, in numpy; and the
+files of a pair as converters write them."""
 
 from __future__ import annotations
 
@@ -32,6 +33,8 @@ def setting(value: Any) -> bytes:
         return struct.pack("<II", 4, value)
     if isinstance(value, float):
         return struct.pack("<If", 6, value)
+    if isinstance(value[0], int):
+        return struct.pack(f"<IIQ{len(value)}i", 9, 5, len(value), *value)
     if isinstance(value[0], str):
         return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(text, value))
     return struct.pack(f"<IIQ{len(value)}f", 9, 6, len(value), *value)
@@ -138,3 +141,65 @@ def rotated(x: Array, spec: DecoderSpec) -> Array:
 def gathered(tokens: Tokens, spec: DecoderSpec = SPEC) -> Embeddings:
     """The rows that stand for these tokens."""
     return Embeddings(weights_of(spec)["token_embd.weight"][list(tokens.ids)], key="gathered")
+
+
+Tensors = dict[str, tuple[Sequence[int], int, bytes]]
+
+
+def pair_decoder() -> tuple[dict[str, Any], Tensors]:
+    """Settings and tensors of a decoder that is as it should be, but for its template."""
+    words = ["<unk>", "<s>", "</s>", *(f"word{n}" for n in range(3, SPEC.vocab))]
+    settings = settings_of(SPEC) | {
+        "tokenizer.ggml.tokens": words,
+        "tokenizer.ggml.scores": [-float(n) for n in range(SPEC.vocab)],
+        "tokenizer.ggml.token_type": [2, 3, 3] + [1] * (SPEC.vocab - 3),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.add_bos_token": True,
+    }
+    return settings, {name: (value.shape, F32, value.tobytes()) for name, value in weights_of().items()}
+
+
+def pair_mmproj(layers: int = 2, ffn: int = 96) -> tuple[dict[str, Any], Tensors]:
+    """Settings and tensors of an mmproj of random numbers that is as it should be, its matrices in Q8_0."""
+    hidden, random = SPEC.hidden, np.random.default_rng(1)
+    settings = {
+        "general.architecture": "clip",
+        "clip.projector_type": "ldpv2",
+        "clip.has_vision_encoder": True,
+        "clip.use_gelu": False,
+        "clip.vision.image_size": 336,
+        "clip.vision.patch_size": 14,
+        "clip.vision.embedding_length": hidden,
+        "clip.vision.feed_forward_length": ffn,
+        "clip.vision.projection_dim": 768,
+        "clip.vision.attention.head_count": 2,
+        "clip.vision.attention.layer_norm_epsilon": 1e-5,
+        "clip.vision.block_count": layers,
+        "clip.vision.feature_layer": [layers],
+        "clip.vision.image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "clip.vision.image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "v.class_embd": (hidden,),
+        "v.patch_embd.weight": (hidden, 3, 14, 14),
+        "v.position_embd.weight": (577, hidden),
+        "mm.model.peg.0.weight": (hidden, 3, 3),
+        "mm.model.peg.0.bias": (hidden,),
+    }
+    linear = {f"v.blk.{n}.attn_{x}": (hidden, hidden) for n in range(layers) for x in ("q", "k", "v", "out")}
+    linear |= {f"v.blk.{n}.ffn_up": (ffn, hidden) for n in range(layers)}
+    linear |= {f"v.blk.{n}.ffn_down": (hidden, ffn) for n in range(layers)}
+    linear |= {f"mm.model.mlp.{n}": (hidden, hidden) for n in (0, 2)}
+    for name, shape in linear.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    for name in ("v.pre_ln", *(f"v.blk.{n}.ln{x}" for n in range(layers) for x in (1, 2))):
+        shapes |= {f"{name}.weight": (hidden,), f"{name}.bias": (hidden,)}
+    tensors: Tensors = {}
+    for name, shape in shapes.items():
+        if len(shape) == 2 and "position" not in name:
+            tensors[name] = (shape, Q8_0, random.bytes(shape[0] * shape[1] // 32 * 34))
+        else:
+            kind, dtype = (F16, np.float16) if name == "v.position_embd.weight" else (F32, np.float32)
+            tensors[name] = (shape, kind, random.normal(size=shape).astype(dtype).tobytes())
+    return settings, tensors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import coremltools as ct
 from coremltools import proto
@@ -14,7 +15,9 @@ from coremltools.converters.mil.mil import Function, Program, types
 from exporters.coreml_program import package
 
 
-def function(build: Callable, shapes: Mapping[str, tuple], states: Mapping[str, tuple] = {}, dtype=types.fp16):
+def function(
+    build: Callable, shapes: Mapping[str, tuple], states: Mapping[str, tuple] = MappingProxyType({}), dtype=types.fp16
+):
     """`build` takes the inputs by name and gives one variable, or a list of them."""
     inputs = {name: mb.placeholder(list(shape), dtype=dtype) for name, shape in shapes.items()}
     inputs |= {name: mb.state_tensor_placeholder(list(shape), dtype=types.fp16) for name, shape in states.items()}

@@ -11,24 +11,30 @@ from types import ModuleType
 from typing import Any, Literal
 
 from edge.errors import CheckpointError, UsageError
-from edge.spec import DecoderSpec, ImageSpec, PromptSpec, VLMSpec
+from edge.spec import ImageSpec, PromptSpec, VLMSpec
 from exporters import projectors, tokenizer, tower
 from exporters.checkpoint import Checkpoint, check, check_numbers, license_of, read_json, read_optional_json
+from exporters.checkpoints import buildable, decoder_spec, image_spec, shortened
 from exporters.component import Component
 from exporters.decoders import DecoderConfig, llama
 from exporters.projectors import ProjectorConfig
+from exporters.published import MEAN, STD, prompt
 from exporters.vision.clip import TowerConfig
 from exporters.weights import Weights
 
 MODEL_TYPES = ("mobilevlm", "mobilellama", "llava_llama", "llava")
 PROJECTOR = "model.mm_projector."
+SMALL = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+)
 FITS: dict[str | None, Literal["pad", "crop"]] = {"pad": "pad", None: "crop", "square": "crop"}
 RESAMPLE: dict[int, Literal["bicubic", "bilinear"]] = {3: "bicubic", 2: "bilinear"}  # Pillow's numbers
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
-SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
 
 
 def recognise(config: Mapping[str, Any]) -> bool:
@@ -36,15 +42,17 @@ def recognise(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in MODEL_TYPES and ("mm_vision_tower" in config or config["model_type"] != "llava")
 
 
-def read(folder: Path, *, vision_tower: Path | None, context: int | None) -> Checkpoint:
+def read(folder: Path, *, vision_tower: Path | None, mmproj: Path | None, context: int | None) -> Checkpoint:
     """Raises CheckpointError on what is missing or not understood, UsageError on a context that cannot be."""
+    if mmproj:
+        raise UsageError("--mmproj goes with a decoder's GGUF file", hint=f"edge export MODEL.gguf --mmproj {mmproj}")
     config = read_json(folder / "config.json")
     _refuse(config)
     decoder = _decoder(config)
     seen = tower.find(folder, config, Weights.open(folder), vision_tower)
     module, projector = _projector(config, seen.config, decoder.hidden)
     image_tokens: int = module.tokens(projector)
-    decoder = replace(decoder, context=_context(context, decoder.context, image_tokens))
+    decoder = replace(decoder, context=shortened(context, decoder.context, image_tokens))
     components = {
         "vision": seen.component,
         "projector": _projector_component(module, projector),
@@ -55,16 +63,7 @@ def read(folder: Path, *, vision_tower: Path | None, context: int | None) -> Che
     spec = VLMSpec(
         image=_image(config, seen.config.image_size, seen.folder, folder),
         prompt=_prompt(config, folder, image_tokens, decoder.vocab),
-        decoder=DecoderSpec(
-            layers=decoder.layers,
-            heads=decoder.heads,
-            kv_heads=decoder.kv_heads,
-            head_dim=decoder.head_dim,
-            hidden=decoder.hidden,
-            vocab=decoder.vocab,
-            context=decoder.context,
-            rope_theta=decoder.rope_theta,
-        ),
+        decoder=decoder_spec(decoder),
     )
     return Checkpoint(
         name=folder.resolve().name,
@@ -73,6 +72,8 @@ def read(folder: Path, *, vision_tower: Path | None, context: int | None) -> Che
         components=components,
         weights=seen.weights,
         folder=folder,
+        sentencepiece=tokenizer.SentencePiece.open(folder),
+        small=tuple(filter(Path.is_file, (folder / name for name in SMALL))),
     )
 
 
@@ -93,8 +94,7 @@ def _decoder(config: Mapping[str, Any]) -> DecoderConfig:
     try:
         decoder = llama.from_config(config)
         check_numbers(decoder)
-        waves = decoder.rope.inv_freq()  # an unknown scaling stops here
-        whole = decoder.heads % decoder.kv_heads == 0 and decoder.head_dim % 2 == 0 and bool(waves.isfinite().all())
+        whole = buildable(decoder)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"config.json does not describe a language model: {error!r}", hint="download the checkpoint again"
@@ -119,33 +119,13 @@ def _projector_component(module: ModuleType, config: ProjectorConfig) -> Compone
     return replace(component, keys={name: (PROJECTOR + name,) for name in component.skeleton().state_dict()})
 
 
-def _context(asked: int | None, trained: int, image_tokens: int) -> int:
-    context = trained if asked is None else asked
-    if not image_tokens < context <= trained:
-        raise UsageError(
-            f"a context of {context} positions cannot be had",
-            hint=f"--context above {image_tokens} (one picture takes as many), at most {trained} (as trained)",
-        )
-    return context
-
-
 def _image(config: Mapping[str, Any], size: int, tower_folder: Path | None, folder: Path) -> ImageSpec:
     places = [place / "preprocessor_config.json" for place in (tower_folder, folder) if place]
     told = next((read_json(place) for place in places if place.is_file()), {})
     if (resample := told.get("resample", 3)) not in tuple(RESAMPLE):
         raise CheckpointError(f"preprocessor_config.json has resample {resample!r}", hint="2 (bilinear) or 3 (bicubic)")
     mean, std = _three(told, "image_mean", MEAN), _three(told, "image_std", STD)
-    if min(std) <= 0:
-        raise CheckpointError(f"preprocessor_config.json has image_std {list(std)}", hint="all must be above 0")
-    red, green, blue = (int(part * 255) for part in mean)
-    return ImageSpec(
-        size=size,
-        fit=FITS[config.get("image_aspect_ratio")],
-        background=(red, green, blue),
-        resample=RESAMPLE[resample],
-        mean=mean,
-        std=std,
-    )
+    return image_spec(size, FITS[config.get("image_aspect_ratio")], RESAMPLE[resample], mean, std)
 
 
 def _three(told: Mapping[str, Any], name: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -157,7 +137,6 @@ def _three(told: Mapping[str, Any], name: str, default: tuple[float, float, floa
 
 
 def _prompt(config: Mapping[str, Any], folder: Path, image_tokens: int, vocab: int) -> PromptSpec:
-    """Vicuna's template (`v1` upstream)."""
     special = tokenizer.special_ids(folder)
     starts, stops = (_ids(folder, config, kind, getattr(special, kind)) for kind in ("bos", "eos"))
     if not stops or any(not 0 <= token < vocab for token in stops + starts):
@@ -166,19 +145,7 @@ def _prompt(config: Mapping[str, Any], folder: Path, image_tokens: int, vocab: i
         )
     if not read_optional_json(folder / "tokenizer_config.json").get("add_bos_token", True):
         starts = ()
-    return PromptSpec(
-        system="{text} ",
-        user="USER: {text} ",
-        assistant="ASSISTANT: {text}",
-        generation="ASSISTANT:",
-        image="<image>\n",
-        default_system=SYSTEM,
-        image_tokens=image_tokens,
-        bos_id=starts[0] if starts else None,
-        end_id=stops[0],
-        stop_ids=stops,
-        stop_strings=("</s>",),
-    )
+    return prompt(image_tokens, starts[0] if starts else None, stops)
 
 
 def _ids(folder: Path, config: Mapping[str, Any], kind: str, tokenizers: int | None) -> tuple[int, ...]:

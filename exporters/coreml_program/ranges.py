@@ -13,7 +13,6 @@ from exporters.decoders import LanguageModel
 
 # A quarter of the largest half: what was not measured may be larger than what was.
 LIMIT = torch.finfo(torch.float16).max / 4
-SAMPLES = 8  # each costs a pass through torch
 
 
 @torch.inference_mode()
@@ -26,7 +25,7 @@ def wide(graph: fx.Graph, module: nn.Module, samples: Sequence[Tensor]) -> dict[
             largest[node.name] = max(largest.get(node.name, 0.0), float(value.abs().max()))
 
     root = WithMemory(module) if isinstance(module, LanguageModel) else module
-    for sample in samples[:SAMPLES]:
+    for sample in samples:
         cache = None
         if isinstance(module, LanguageModel):
             config = module.config

@@ -37,7 +37,7 @@ class DecoderConfig:
 
 
 class LanguageModel(nn.Module):
-    """`inputs_embeds` `[B, S, hidden]` -> logits of the last position `[B, 1, vocab]`, float32.
+    """`inputs_embeds` `[B, S, hidden]` -> logits of the last position `[B, 1, vocab]`, or of all, float32.
 
     A family computes with `exporters.layers` and `exporters.ops`, and leaves positions and memory to `attend`: so it
     needs no code of its own in any format.
@@ -48,5 +48,5 @@ class LanguageModel(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab, config.hidden)
 
-    def forward(self, inputs_embeds: Tensor, attend: Attend) -> Tensor:
+    def forward(self, inputs_embeds: Tensor, attend: Attend, everywhere: bool = False) -> Tensor:
         raise NotImplementedError

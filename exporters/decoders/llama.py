@@ -57,7 +57,7 @@ class Layer(nn.Module):
 
 
 class Decoder(LanguageModel):
-    """`inputs_embeds` `[B, S, hidden]` -> logits of the last position `[B, 1, vocab]`, float32."""
+    """`inputs_embeds` `[B, S, hidden]` -> logits of the last position `[B, 1, vocab]`, or of all, float32."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
@@ -65,7 +65,7 @@ class Decoder(LanguageModel):
         self.norm = RMSNorm(config.hidden, config.eps)
         self.lm_head = Linear(config.hidden, config.vocab, bias=False)
 
-    def forward(self, inputs_embeds: Tensor, attend: Attend) -> Tensor:
+    def forward(self, inputs_embeds: Tensor, attend: Attend, everywhere: bool = False) -> Tensor:
         x = inputs_embeds
         delta: Tensor | None = None
         for index, layer in enumerate(cast("list[Layer]", self.layers)):
@@ -73,8 +73,9 @@ class Decoder(LanguageModel):
             attended = layer.o_proj(attend(index, layer.qkv_proj(normed)))
             normed, x = layer.post_attention_layernorm.add(x, attended)
             delta = layer.down_proj(ops.current().swiglu(layer.gate_up_proj(normed)))
-        # Only the last row is asked for: the head is the largest product of a short prompt.
-        x = x[:, -1:] if delta is None else x[:, -1:] + delta[:, -1:]
+        # Mostly only the last row is asked for: the head is the largest product of a short prompt.
+        first = 0 if everywhere else -1
+        x = x[:, first:] if delta is None else x[:, first:] + delta[:, first:]
         return self.lm_head(self.norm(x))
 
 

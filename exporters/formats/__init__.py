@@ -1,10 +1,10 @@
 """One file for each format, named after what it writes.
 
 A format has the literals `SCHEMES` (role -> scheme -> tolerance) and `BYTES_PER_WEIGHT` (scheme -> bytes), and
-`write(component, module, scheme, folder, progress, importance, checkpoint=…, samples=…)`, after which the module holds
-the weights as they were stored, and so computes the reference of what was written. `samples` are inputs of the module:
-pixel values, or rows. A role that is no component's own is written
-beside the parts, for other people's tools.
+`write(component, module, scheme, folder, progress, importance, checkpoint=…)`, after which the module holds the weights
+as they were stored, and so computes the reference of what was written. A role that is no component's own is written
+beside the parts, for other people's tools, and may take options of its own. A format that has the literal `SAMPLES`, a
+number, is given so many inputs of the module as `samples=…`: pixel values, or rows.
 """
 
 from __future__ import annotations

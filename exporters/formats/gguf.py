@@ -15,7 +15,7 @@ from exporters.component import Component
 from exporters.decoders.llama import Decoder
 from exporters.encoder import Encoder
 from exporters.formats import Progress, Written
-from exporters.gguf_file import decoder, entries, mmproj, quantizer, vocabulary
+from exporters.gguf_file import decoder, entries, mmproj, names, quantizer, vocabulary
 from exporters.gguf_file.entries import Entry
 
 # The tolerance is on the distance to torch on the same stored weights: the kernels round activations to the weights'
@@ -69,13 +69,16 @@ def write(
     importance: Mapping[str, Tensor] | None = None,
     *,
     checkpoint: Checkpoint,
-    samples: Sequence[Tensor] = (),  # nothing is measured
+    position_workaround: bool = False,
 ) -> Written:
-    """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored."""
+    """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored.
+
+    `position_workaround` is the encoder's: for builds of llama.cpp that put the class token last, and only those.
+    """
     name = "-".join(checkpoint.name.split())
     if isinstance(module, Encoder):
         path = folder / f"mmproj-{name}-{scheme.upper()}.gguf"
-        _encoder(module, scheme, path, progress, checkpoint)
+        _encoder(module, scheme, path, progress, checkpoint, position_workaround)
     else:
         assert isinstance(module, Decoder)
         path = folder / f"{name}-{scheme.upper()}.gguf"
@@ -83,13 +86,15 @@ def write(
     return Written((path,), (), ())
 
 
-def _encoder(module: Encoder, scheme: str, path: Path, progress: Progress, checkpoint: Checkpoint) -> None:
-    writer = entries.new_file(path, mmproj.ARCHITECTURE, checkpoint, _file_type(scheme))
-    mmproj.describe(writer, module, checkpoint.spec.image, checkpoint.spec.decoder.hidden)
-    found = mmproj.entries(module)
+def _encoder(
+    module: Encoder, scheme: str, path: Path, progress: Progress, checkpoint: Checkpoint, position_workaround: bool
+) -> None:
+    writer = entries.new_file(path, names.MMPROJ, checkpoint, _file_type(scheme))
+    mmproj.describe(writer, module, checkpoint.spec.image, checkpoint.spec.decoder.hidden, position_workaround)
+    found = mmproj.entries(module, position_workaround)
     kind, _ = PACKED[scheme]
     # Positions are looked up and added: they are small, and no product averages their error.
-    entries.write(writer, found, lambda entry: Kind.F16 if entry.name == mmproj.POSITIONS else kind, progress)
+    entries.write(writer, found, lambda entry: Kind.F16 if entry.name == names.POSITIONS else kind, progress)
     entries.read_back(path, found)
 
 
@@ -106,9 +111,9 @@ def _decoder(
     kind, tables = PACKED.get(scheme) or (_width(checkpoint),) * 2
     if wide:
         quantizer.library()  # what is missing is told before the work
-    writer = entries.new_file(wide or path, decoder.ARCHITECTURE, checkpoint, _file_type(scheme))
+    writer = entries.new_file(wide or path, names.DECODER, checkpoint, _file_type(scheme))
     decoder.describe(writer, module.config)
-    vocabulary.add(writer, checkpoint.folder, checkpoint.spec.prompt, module.config.vocab)
+    vocabulary.add(writer, checkpoint, module.config.vocab)
     entries.write(writer, found, lambda entry: tables if entry.name in decoder.TABLES else kind, progress)
     if wide:
         quantizer.quantize(wide, path, _file_type(scheme), found)
@@ -123,9 +128,9 @@ def _file_type(scheme: str) -> gguf.LlamaFileType:
 
 
 def _width(checkpoint: Checkpoint) -> Kind:
-    """A file of this type holds the decoder's weights as they are."""
+    """A file of this type holds the decoder's matrices as they are; vectors are float32 in any."""
     keys = (key for keys in checkpoint.components["decoder"].keys.values() for key in keys)
-    dtypes = {checkpoint.weights.dtype(key) for key in keys}
+    dtypes = {checkpoint.weights.dtype(key) for key in keys if len(checkpoint.weights.shape(key)) > 1}
     if dtypes == {torch.float16}:
         return Kind.F16
     return Kind.BF16 if dtypes == {torch.bfloat16} else Kind.F32

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -48,7 +48,6 @@ def write(
     importance: Mapping[str, Tensor] | None = None,
     *,
     checkpoint: Checkpoint | None = None,  # nothing of it is written
-    samples: Sequence[Tensor] = (),  # nothing is measured
 ) -> Written:
     """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored.
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import cast
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import gguf
 from torch import Tensor
 
 from exporters.attention import Rope
 from exporters.decoders import DecoderConfig
-from exporters.decoders.llama import Decoder, Layer
+from exporters.decoders.llama import Decoder
 from exporters.gguf_file.entries import Entry
 
-ARCHITECTURE = "llama"
+FACTORS = "rope_freqs.weight"
 TABLES = ("token_embd.weight", "output.weight")  # where an error is in every token
 
 
@@ -33,41 +33,50 @@ def describe(writer: gguf.GGUFWriter, config: DecoderConfig) -> None:
     writer.add_vocab_size(config.vocab)
 
 
+class Rows(NamedTuple):
+    """A tensor of the file, and how many rows of a module's parameter it is."""
+
+    name: str
+    rows: int
+    heads: int = 0  # above 0: the rows are those of so many rotary heads
+
+
+def names(c: DecoderConfig) -> dict[str, tuple[Rows, ...]]:
+    """Each parameter of the module -> what it is in the file, from its first row on. A tied head is none there."""
+    queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    qkv = (("attn_q", queries, c.heads), ("attn_k", keys, c.kv_heads), ("attn_v", keys, 0))
+    found: dict[str, tuple[Rows, ...]] = {
+        "embed_tokens.weight": (Rows("token_embd.weight", c.vocab),),
+        "norm.weight": (Rows("output_norm.weight", c.hidden),),
+    }
+    if not c.tied:
+        found["lm_head.weight"] = (Rows("output.weight", c.vocab),)
+    for i in range(c.layers):
+        found[f"layers.{i}.input_layernorm.weight"] = (Rows(f"blk.{i}.attn_norm.weight", c.hidden),)
+        found[f"layers.{i}.post_attention_layernorm.weight"] = (Rows(f"blk.{i}.ffn_norm.weight", c.hidden),)
+        for name, biased, pieces in (
+            ("qkv_proj", c.attention_bias, qkv),
+            ("o_proj", c.attention_bias, (("attn_output", c.hidden, 0),)),
+            ("gate_up_proj", c.mlp_bias, (("ffn_gate", c.ffn, 0), ("ffn_up", c.ffn, 0))),
+            ("down_proj", c.mlp_bias, (("ffn_down", c.hidden, 0),)),
+        ):
+            for kind in ("weight", "bias")[: 1 + biased]:
+                found[f"layers.{i}.{name}.{kind}"] = tuple(Rows(f"blk.{i}.{n}.{kind}", r, h) for n, r, h in pieces)
+    return found
+
+
 def entries(decoder: Decoder, importance: Mapping[str, Tensor]) -> list[Entry]:
     """`importance` by the module's names."""
-    found = [
-        Entry("token_embd.weight", decoder.embed_tokens.weight),
-        Entry("output_norm.weight", decoder.norm.weight),
-    ]
-    if not decoder.config.tied:
-        found.append(Entry("output.weight", decoder.lm_head.weight, importance=importance.get("lm_head.weight")))
-    for index, layer in enumerate(cast("list[Layer]", decoder.layers)):
-        found += _layer(layer, index, decoder.config, importance)
+    parameters = dict(decoder.named_parameters())
+    found = []
+    for name, pieces in names(decoder.config).items():
+        rows = parameters[name].split([piece.rows for piece in pieces])
+        found += [Entry(p.name, own, p.heads, importance.get(name)) for p, own in zip(pieces, rows, strict=True)]
     if decoder.config.rope_scaling:
-        found.append(Entry("rope_freqs.weight", _rope_factors(decoder.config)))
+        found.append(Entry(FACTORS, _rope_factors(decoder.config)))
     return found
 
 
 def _rope_factors(config: DecoderConfig) -> Tensor:
     """What divides each frequency, `[head_dim / 2]`: this says every kind of scaling that is known here."""
     return Rope(config.head_dim, config.rope_theta).inv_freq() / config.rope.inv_freq()
-
-
-def _layer(layer: Layer, index: int, c: DecoderConfig, importance: Mapping[str, Tensor]) -> Iterator[Entry]:
-    queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    yield Entry(f"blk.{index}.attn_norm.weight", layer.input_layernorm.weight)
-    yield Entry(f"blk.{index}.ffn_norm.weight", layer.post_attention_layernorm.weight)
-    for name, linear, pieces in (
-        ("qkv_proj", layer.qkv_proj, (("attn_q", queries, c.heads), ("attn_k", keys, c.kv_heads), ("attn_v", keys, 0))),
-        ("o_proj", layer.o_proj, (("attn_output", c.hidden, 0),)),
-        ("gate_up_proj", layer.gate_up_proj, (("ffn_gate", c.ffn, 0), ("ffn_up", c.ffn, 0))),
-        ("down_proj", layer.down_proj, (("ffn_down", c.hidden, 0),)),
-    ):
-        columns = importance.get(f"layers.{index}.{name}.weight")
-        start = 0
-        for theirs, rows, heads in pieces:
-            own = slice(start, start + rows)
-            yield Entry(f"blk.{index}.{theirs}.weight", linear.weight[own], heads, columns)
-            if linear.bias is not None:
-                yield Entry(f"blk.{index}.{theirs}.bias", linear.bias[own], heads)
-            start += rows

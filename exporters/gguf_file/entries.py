@@ -26,18 +26,24 @@ class Entry:
     tensor: Tensor
     heads: int = 0  # above 0: the rows are those of so many rotary heads
     importance: Tensor | None = None  # of each column
+    first: int = 0  # the row that is stored first; those before it come last
 
     def stored(self) -> Tensor:
         """As ggml's Llama wants it, which rotates neighbours where checkpoints rotate halves of a head."""
+        if self.first:
+            return self.tensor.roll(-self.first, 0)
         if not self.heads:
             return self.tensor
         return self.tensor.unflatten(0, (self.heads, 2, -1)).transpose(1, 2).reshape(self.tensor.shape)
 
     def take(self, stored: Tensor) -> None:
         """Put what was stored back into the module."""
-        if self.heads:
-            stored = stored.unflatten(0, (self.heads, -1, 2)).transpose(1, 2)
-        self.tensor.copy_(stored.reshape(self.tensor.shape))
+        self.tensor.copy_(halved(stored.reshape(self.tensor.shape), self.heads).roll(self.first, 0))
+
+
+def halved(stored: Tensor, heads: int) -> Tensor:
+    """Rows of rotary heads as checkpoints have them, from ggml's order."""
+    return stored.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(stored.shape) if heads else stored
 
 
 def new_file(path: Path, architecture: str, checkpoint: Checkpoint, file_type: gguf.LlamaFileType) -> gguf.GGUFWriter:

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from types import ModuleType
 from typing import cast
 
 import gguf
-from torch import nn
 
 from edge.errors import EdgeError
 from edge.spec import ImageSpec
 from exporters.encoder import Encoder
 from exporters.gguf_file.entries import Entry
+from exporters.gguf_file.names import FEATURE_LAYER, GRID, POSITIONS, WORKAROUND
 from exporters.projectors import ldpnet, ldpnetv2, mlp
 from exporters.vision.clip import Tower
 
-ARCHITECTURE = "clip"
-POSITIONS = "v.position_embd.weight"
 # (projector, its name there, our names -> theirs)
-KNOWN: tuple[tuple[type[nn.Module], str, tuple[str, str]], ...] = (
-    (ldpnetv2.Projector, "ldpv2", (r"(mlp|peg)\.\1", r"mm.model.\1")),
-    (ldpnet.Projector, "ldp", (r"model", "mm.model")),
-    (mlp.Projector, "mlp", (r"", "mm.")),
+KNOWN: tuple[tuple[ModuleType, str, tuple[str, str]], ...] = (
+    (ldpnetv2, "ldpv2", (r"(mlp|peg)\.\1", r"mm.model.\1")),
+    (ldpnet, "ldp", (r"model", "mm.model")),
+    (mlp, "mlp", (r"", "mm.")),
 )
-GRID = 24  # the LDP projectors of llama.cpp take no other
+DEPTH = 2  # the MLP's layers: the loader does not compute a third, and puts a single one through a GELU
 NAMES = (
     (r"embeddings\.class_embedding", "class_embd"),
     (r"embeddings\.patch_embedding", "patch_embd"),
@@ -38,7 +38,9 @@ NAMES = (
 )
 
 
-def describe(writer: gguf.GGUFWriter, encoder: Encoder, image: ImageSpec, hidden: int) -> None:
+def describe(
+    writer: gguf.GGUFWriter, encoder: Encoder, image: ImageSpec, hidden: int, position_workaround: bool
+) -> None:
     """`hidden` is the decoder's width. Raises EdgeError for what llama.cpp does not compute."""
     c = _tower(encoder).config
     projector = _projector(encoder)[0]
@@ -60,39 +62,55 @@ def describe(writer: gguf.GGUFWriter, encoder: Encoder, image: ImageSpec, hidden
     writer.add_vision_attention_layernorm_eps(c.eps)
     writer.add_vision_block_count(c.run_layers)
     # Without it the loader leaves the last of these layers out, which it takes for the one beyond the chosen.
-    writer.add_array("clip.vision.feature_layer", [c.run_layers])
+    writer.add_array(FEATURE_LAYER, [c.run_layers])
     writer.add_vision_image_mean(image.mean)
     writer.add_vision_image_std(image.std)
     writer.add_bool("clip.use_gelu", c.activation == "gelu")
+    if position_workaround:
+        writer.add_bool(WORKAROUND, True)
 
 
-def entries(encoder: Encoder) -> list[Entry]:
-    return [*_tower_entries(_tower(encoder)), *_projector_entries(encoder)]
+def entries(encoder: Encoder, position_workaround: bool) -> list[Entry]:
+    """With the workaround each position lies one row earlier, the class token's last: where the builds look for it that
+    put the class token last (llama.cpp #25817)."""
+    found = [*_tower_entries(_tower(encoder)), *_projector_entries(encoder)]
+    return [replace(e, first=int(position_workaround and e.name == POSITIONS)) for e in found]
 
 
 def _tower(encoder: Encoder) -> Tower:
     return cast("Tower", encoder.tower)
 
 
+def tower_name(name: str) -> str:
+    """Of a tower's parameter, in the file."""
+    theirs = (re.sub(pattern, there, name) for pattern, there in NAMES if re.match(rf"{pattern}(\.|$)", name))
+    return f"v.{next(theirs)}"
+
+
+def projector_name(name: str, names: tuple[str, str]) -> str:
+    """Of a projector's parameter, in the file; `names` as KNOWN has them."""
+    return re.sub(f"^{names[0]}", names[1], name)
+
+
 def _tower_entries(tower: Tower) -> Iterator[Entry]:
     for name, tensor in tower.state_dict().items():
-        theirs = next(re.sub(pattern, there, name) for pattern, there in NAMES if re.match(rf"{pattern}(\.|$)", name))
-        yield Entry(f"v.{theirs}", tensor)
+        yield Entry(tower_name(name), tensor)
 
 
 def _projector_entries(encoder: Encoder) -> Iterator[Entry]:
-    _, (pattern, there) = _projector(encoder)
+    _, names = _projector(encoder)
     for name, tensor in encoder.projector.state_dict().items():
         if tensor.ndim == 4:  # [C, 1, 3, 3] of a depthwise convolution, [N, K, 1, 1] of a pointwise one
             tensor = tensor[:, 0] if tensor.shape[1] == 1 else tensor[:, :, 0, 0]
-        yield Entry(re.sub(f"^{pattern}", there, name), tensor)
+        yield Entry(projector_name(name, names), tensor)
 
 
 def _projector(encoder: Encoder) -> tuple[str, tuple[str, str]]:
     found = encoder.projector
-    # The loader knows two layers of an MLP: a third is not computed, and a single one is put through a GELU.
-    for kind, name, names in KNOWN:
-        if isinstance(found, kind) and (not isinstance(found, mlp.Projector) or len(found) == 3):
+    for module, name, names in KNOWN:
+        if isinstance(found, module.Projector) and (
+            module is not mlp or len(cast("mlp.Projector", found)) == 2 * DEPTH - 1
+        ):
             return name, names
     raise EdgeError(
         f"llama.cpp does not compute this projector: {type(found).__module__.rpartition('.')[2]}, "

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NamedTuple
+from math import isfinite
 
 import gguf
 
 from edge.errors import CheckpointError
-from edge.spec import PromptSpec
-from exporters import tokenizer
+from exporters.checkpoint import Checkpoint
 from exporters.gguf_file import template
+from exporters.gguf_file.reading import AGAIN, Source
+from exporters.tokenizer import PIECES, Piece, SentencePiece, SpecialIds
+
+MODEL = "llama"  # what SentencePiece's models are called there
 
 
-class Piece(NamedTuple):
-    text: str
-    score: float
-    type: int  # SentencePiece and GGUF count them alike
-
-
-def add(writer: gguf.GGUFWriter, folder: Path, prompt: PromptSpec, size: int) -> None:
-    """The vocabulary of a checkpoint in `folder`, `size` pieces long. Raises CheckpointError when it has none."""
-    if not (folder / tokenizer.PIECES).is_file():
+def add(writer: gguf.GGUFWriter, checkpoint: Checkpoint, size: int) -> None:
+    """The checkpoint's vocabulary, `size` pieces long. Raises CheckpointError when it has none."""
+    found, prompt = checkpoint.sentencepiece, checkpoint.spec.prompt
+    if found is None:
         raise CheckpointError(
-            f"{str(folder)!r} has no {tokenizer.PIECES}, whose scores a GGUF file carries",
-            hint=f"copy {tokenizer.PIECES} of the base model beside config.json",
+            f"{str(checkpoint.folder)!r} has no {PIECES}, whose scores a GGUF file carries",
+            hint=f"copy {PIECES} of the base model beside config.json",
         )
-    normalizer = tokenizer.model(folder).normalizer_spec
-    pieces = _pieces(folder, size)
-    writer.add_tokenizer_model("llama")
+    normalizer = found.proto.normalizer_spec
+    pieces = found.pieces(size)
+    writer.add_tokenizer_model(MODEL)
     writer.add_tokenizer_pre("default")
     writer.add_token_list([piece.text.encode() for piece in pieces])
     writer.add_token_scores([piece.score for piece in pieces])
     writer.add_token_types([piece.type for piece in pieces])
-    ids = tokenizer.special_ids(folder)
+    ids = found.special_ids()
     bos = prompt.bos_id if prompt.bos_id is not None else ids.bos
     if bos is not None:
         writer.add_bos_token_id(bos)
@@ -47,12 +44,33 @@ def add(writer: gguf.GGUFWriter, folder: Path, prompt: PromptSpec, size: int) ->
     writer.add_chat_template(template.jinja(prompt, pieces[prompt.end_id].text))
 
 
-def _pieces(folder: Path, size: int) -> list[Piece]:
-    pieces = [Piece(piece.piece, piece.score, piece.type) for piece in tokenizer.model(folder).pieces]
-    # A table may have more rows than the tokenizer has pieces; llama.cpp wants a text for each.
-    pieces += [Piece(f"[PAD{i}]", -10000.0, tokenizer.UNUSED) for i in range(len(pieces), size)]
-    for i, token in tokenizer.added_tokens(folder).items():
-        if i < size:
-            kind = tokenizer.CONTROL if token.special else tokenizer.USER_DEFINED
-            pieces[i] = Piece(token.content, -1000.0, kind)
-    return pieces[:size]
+def read(file: Source, size: int) -> SentencePiece:
+    """The vocabulary of a decoder's file. Raises CheckpointError when it has none of `size` pieces, or one of a kind
+    that is not read."""
+    if (kind := file.get("tokenizer.ggml.model")) != MODEL:
+        raise CheckpointError(
+            f"{file.path.name} has a tokenizer of the kind {kind!r}, expected {MODEL!r} (SentencePiece)",
+            hint="another file of the same model, or its checkpoint",
+        )
+    texts, scores, types = (file.get(f"tokenizer.ggml.{key}") for key in ("tokens", "scores", "token_type"))
+    columns = (texts, scores, types)
+    sound = all(isinstance(column, list) and len(column) == size for column in columns)
+    if not sound or not all(map(isfinite, scores)) or not set(types) <= set(range(1, 7)):
+        counts = [len(column) if isinstance(column, list) else None for column in columns]
+        raise CheckpointError(
+            f"{file.path.name} has a damaged vocabulary: {counts} texts, scores and types, of {size} tokens",
+            hint=AGAIN,
+        )
+    return SentencePiece.of(
+        [Piece(*row) for row in zip(*columns, strict=True)],
+        special_ids(file),
+        file.path,
+        prefix=file.get("tokenizer.ggml.add_space_prefix", True),
+        one_space=file.get("tokenizer.ggml.remove_extra_whitespaces", False),
+    )
+
+
+def special_ids(file: Source) -> SpecialIds:
+    """As the file says, else as llama.cpp takes them to be."""
+    ids = {"bos": 1, "eos": 2, "unknown": 0}
+    return SpecialIds(*(file.get(f"tokenizer.ggml.{name}_token_id", default) for name, default in ids.items()))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from gguf_fakes import gguf_bytes, pair_decoder, pair_mmproj
 
 from edge import plugins
 
@@ -201,3 +202,23 @@ def test_every_module_of_the_run_side_imports_without_the_heavy_libraries() -> N
     code = f"import importlib\nfor m in {modules!r}: importlib.import_module(m)\nprint('fine')"
     done = without(HEAVY | CONVERTERS | {"exporters", "onnxruntime"}, code)
     assert (done.stdout, done.stderr) == ("fine\n", "")
+
+
+EDGE = """
+from edge.cli import main
+try: code = main(ARGUMENTS)
+except SystemExit as leaving: code = leaving.code
+print(code or 0)
+"""
+
+
+def test_the_doctor_of_files_needs_neither_torch_nor_converters(tmp_path: Path) -> None:
+    arguments = ["doctor"]
+    for name, (settings, tensors) in (("a.gguf", pair_decoder()), ("mmproj.gguf", pair_mmproj())):
+        (tmp_path / name).write_bytes(gguf_bytes(settings, tensors))
+        arguments.append(str(tmp_path / name))
+    done = without(HEAVY | CONVERTERS | {"jinja2", "llama_cpp", "onnxruntime"}, f"ARGUMENTS = {arguments!r}\n{EDGE}")
+    assert done.stdout.endswith("\n1\n") and "wrong: template" in done.stderr
+    arguments += ["--repair", str(tmp_path / "out")]
+    done = without(HEAVY | CONVERTERS | {"llama_cpp", "onnxruntime"}, f"ARGUMENTS = {arguments!r}\n{EDGE}")
+    assert done.stdout.endswith("\n0\n") and (tmp_path / "out" / "a.gguf").is_file()

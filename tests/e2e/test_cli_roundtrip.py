@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw
 
 import edge
 from edge import image
+from edge.bench import UNITS
 from edge.bundle import Bundle
 from edge.prompt import Turn, segments
 from edge.tokenizer import Tokenizer
@@ -340,7 +341,7 @@ def test_a_chat_in_the_terminal(bundle: Path, pictures: tuple[Path, ...]) -> Non
 def test_bench(bundle: Path) -> None:
     found = call("bench", bundle, "-n", 4, "--repeats", 1, "-t", 1, "--json").json
     stages = {stage["name"]: stage for stage in found["stages"]}
-    assert set(stages) == {"load", "image", "vision", "prefill", "first token", "decode", "overhead"}
+    assert set(stages) == {*UNITS}
     assert all(stage["min"] > 0 for name, stage in stages.items() if name != "overhead")
     assert (found["image_tokens"], found["generated_tokens"], found["threads"]) == (144, 4, 1)
 

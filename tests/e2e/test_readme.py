@@ -26,6 +26,8 @@ def place(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("device")
     os.symlink(exports.bundle(schemes=("fp32",)), folder / "OUT")
     os.symlink(exports.checkpoint(), folder / "CKPT")
+    for file in exports.bundle(format="gguf").glob("*.gguf"):
+        os.symlink(file, folder / ("MMPROJ.gguf" if file.name.startswith("mmproj") else "MODEL.gguf"))
     for seed, name in enumerate(("photo.jpg", "before.jpg", "after.jpg")):
         noise = np.random.default_rng(seed).integers(0, 256, (60, 80, 3)).astype(np.uint8)
         Image.fromarray(noise).save(folder / name)

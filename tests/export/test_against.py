@@ -16,7 +16,7 @@ from exporters.against import verify_against
 
 
 def against(bundle, checkpoint):
-    return verify_against(Bundle.open(bundle), str(checkpoint), threads=1)
+    return verify_against(Bundle.open(bundle), str(checkpoint), None, threads=1)
 
 
 @pytest.mark.parametrize("schemes", [("fp32",), ()], ids=["fp32", "default"])

@@ -62,7 +62,13 @@ def write_decoder(folder, scheme, config=TINY, module=None, samples=()):
     module = module or decoder_of(config)
     component = Component("decoder", lambda: llama.Decoder(config), {})
     written = coreml.write(
-        component, module, scheme, folder, lambda done: None, checkpoint=source(decoder=spec_of(config)), samples=samples
+        component,
+        module,
+        scheme,
+        folder,
+        lambda done: None,
+        checkpoint=source(decoder=spec_of(config)),
+        samples=samples,
     )
     part = PartFiles("coreml", scheme, ("decoder",), written.files, written.inputs, written.outputs, spec_of(config))
     return module, part, written
@@ -81,7 +87,13 @@ def write_encoder(folder, scheme, name="ldpnetv2", module=None, samples=()):
     decoder = dataclasses.replace(SPEC.decoder, hidden=64)
     checkpoint = source(image, projector.tokens(sizes), decoder)
     written = coreml.write(
-        Component("vision", build, {}), module, scheme, folder, lambda done: None, checkpoint=checkpoint, samples=samples
+        Component("vision", build, {}),
+        module,
+        scheme,
+        folder,
+        lambda done: None,
+        checkpoint=checkpoint,
+        samples=samples,
     )
     part = PartFiles("coreml", scheme, ("vision", "projector"), written.files, written.inputs, written.outputs)
     return module, part, written

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import jsonschema
 import numpy as np
 import pytest
 import torch
+from commands import call
+from conftest import REPOSITORY
 
+from edge.bench import bench
+from edge.bundle import Bundle
 from edge.engines import open_part
+from edge.errors import EngineError
+from edge.golden import Golden
 from edge.session import load
 from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
 from edge.verify import distance
 from exporters import build, reference, standin
+from exporters.against import verify_against
 from exporters.checkpoint import open_checkpoint
 from exporters.decoders import DecoderConfig
 from exporters.export import ExportRequest, export
@@ -81,3 +92,41 @@ def test_a_mixed_bundle(checkpoint, tmp_path):
     with load(done.path, threads=1, cache="q8_0", context=600) as session:
         session.ask(picture, "What is this?", max_tokens=6)
         assert session.last.prompt_tokens == first.prompt_tokens
+
+
+def test_the_pair_alone(checkpoint, tmp_path):
+    """No vision part: the decoder is proven, text is answered, and of a picture it is told what to do."""
+    request = ExportRequest(
+        str(checkpoint.folder), tmp_path / "out", format="gguf", schemes=("q4_k_m",), gguf_only=True, threads=1
+    )
+    done = export(request, lambda *_: None)
+    assert done.next_command == f"edge run {tmp_path / 'out'} 'What is in this picture?'"
+    assert sorted(path.name for path in done.path.iterdir()) == [
+        *("golden.npz", "manifest.json", "mmproj-tiny-Q8_0.gguf", "tiny-Q4_K_M.gguf", "tokenizer.json")
+    ]
+    assert {row.stage for row in done.report.rows} == {"picture", "prompt", "prefill", "tokens"}
+    bundle = Bundle.open(done.path)
+    assert [part.covers for part in bundle.manifest.parts] == [("decoder",)]
+    schema = json.loads((REPOSITORY / "edge" / "manifest.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(json.loads((done.path / "manifest.json").read_text()))
+    golden = Golden.load(done.path / "golden.npz")
+    assert 0.99 < distance(golden.stored.image_embeds, golden.fp32.image_embeds)["cosine"] < 1  # the mmproj's
+    pair = [str(done.path / name) for name in ("tiny-Q4_K_M.gguf", "mmproj-tiny-Q8_0.gguf")]
+    with load(done.path, threads=1) as session:
+        assert session.ask(None, "What is this?", max_tokens=4)
+        with pytest.raises(EngineError, match="no vision part") as caught:
+            session.ask(np.zeros((9, 9, 3), np.uint8), "What is this?")
+        assert f"edge export {pair[0]} --mmproj {pair[1]} -o OUT" in caught.value.hint
+    with pytest.raises(EngineError, match="no vision part"):
+        bench(done.path, repeats=1)
+    assert verify_against(bundle, str(checkpoint.folder), None, 1).ok
+    whole = ExportRequest(pair[0], tmp_path / "whole", mmproj=Path(pair[1]), threads=1)
+    assert export(whole, lambda *_: None).report.ok  # as the hint says
+    assert verify_against(Bundle.open(tmp_path / "whole"), pair[0], Path(pair[1]), 1).ok
+
+
+def test_keys_and_values_of_another_kind(checkpoint, tmp_path):
+    done = export(ExportRequest(str(checkpoint.folder), tmp_path / "out", threads=1), lambda *_: None)
+    assert call("run", done.path, "Who?", "--cache", "q8_0").err.startswith(
+        "error: keys and values cannot be kept as q8_0"
+    )

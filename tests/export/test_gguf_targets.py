@@ -55,6 +55,35 @@ def test_a_call_means(call, name, expected):
     assert recipe.name == name
 
 
+PAIRS = {
+    "the usual": (("gguf", [], None, None), {"decoder": "gguf q4_0", "mmproj": "gguf q8_0"}),
+    "wide": (("gguf", ["f16"], None, None), {"decoder": "gguf f16", "mmproj": "gguf f16"}),
+    "mixed": ((None, ["mmproj=f16"], "onnx-w8a8-gguf-q4_k_m", None), {"decoder": "gguf q4_k_m", "mmproj": "gguf f16"}),
+}
+
+
+@pytest.mark.parametrize(("call", "expected"), PAIRS.values(), ids=PAIRS.keys())
+def test_the_pair_only(call, expected):
+    recipe = targets.resolve(*call, gguf_only=True)
+    assert {role: str(target) for role, target in recipe.targets.items()} == expected
+    assert recipe.name == "custom"
+
+
+@pytest.mark.parametrize(
+    ("call", "message", "hint"),
+    [
+        ((None, [], None, None), "the decoder is written as onnx w4", "--format gguf"),
+        (("gguf", ["vision=fp16"], None, None), "no role 'vision'", "decoder, mmproj"),
+        (("gguf", ["w8a8"], None, None), "no part can be written as 'w8a8'", "decoder=f16"),
+    ],
+)
+def test_what_a_pair_cannot_be(call, message, hint):
+    with pytest.raises(UsageError) as caught:
+        targets.resolve(*call, gguf_only=True)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("call", "message", "hint"),
     [

@@ -287,7 +287,7 @@ def test_a_run_is_refused_that_does_not_fit(tmp_path):
         program.run("main", {"y": torch.zeros(2).half()})
     with pytest.raises(EngineError, match=r"x is torch.float16 \[3\]"):
         program.run("main", {"x": torch.zeros(3).half()})
-    with pytest.raises(EngineError, match="x is torch.float32"):
+    with pytest.raises(EngineError, match=r"x is torch\.float32"):
         program.run("main", {"x": torch.zeros(2)})
     with pytest.raises(EngineError, match="has no function 'decode'"):
         program.run("decode", {})

@@ -37,9 +37,7 @@ def whole(x):
 
 @pytest.fixture(scope="session")
 def sound(tmp_path_factory):
-    return mil_fakes.write(
-        tmp_path_factory.mktemp("sound"), main=mil_fakes.function(whole, {"x": (1, 4)})
-    )
+    return mil_fakes.write(tmp_path_factory.mktemp("sound"), main=mil_fakes.function(whole, {"x": (1, 4)}))
 
 
 @pytest.fixture
@@ -289,5 +287,7 @@ def test_states_that_the_model_does_not_have(tmp_path):
     np.save(tmp_path / "embed_tokens.npy", np.zeros((5, 4), np.float32))
     files = (path / "Manifest.json", tmp_path / "embed_tokens.npy")
     spec = DecoderSpec(1, 1, 1, 4, 4, 5, 8, 10000.0)
-    with pytest.raises(EngineError, match=r"the states of prefill hold \[\[4\]\], expected keys and values of \[1, 1, 1"):
+    with pytest.raises(
+        EngineError, match=r"the states of prefill hold \[\[4\]\], expected keys and values of \[1, 1, 1"
+    ):
         mil.open(PartFiles("coreml", "w8", ("decoder",), files, (), (), spec), OpenOptions(threads=1))

@@ -68,8 +68,8 @@ def test_the_warm_up_is_not_counted(
     clock = iter(range(1_000_000))
     monkeypatch.setattr(benches, "timed", lambda work: (work(), float(next(clock))))
     found = bench(make().path, max_tokens=2, repeats=2)
-    # Four timings and one of the null engine in each of the three rounds: loading is the first of them.
-    assert {s.name: (s.min, s.max) for s in found.stages}["load"] == (5.0, 10.0)
+    # Five timings and one of the null engine in each of the three rounds: loading is the first two of them.
+    assert {s.name: (s.min, s.max) for s in found.stages}["load"] == (6.0 + 7.0, 12.0 + 13.0)
     assert len(opened) == 6
 
 
@@ -77,7 +77,7 @@ def test_overhead_is_measured_with_the_engine_that_computes_nothing(
     make: Callable[..., Bundle], opened: list[dict[str, Any]]
 ) -> None:
     bench(make().path, max_tokens=2, repeats=1, threads=2)
-    assert opened == [{"threads": 2}, {"threads": 2, "engine": "null"}] * 2
+    assert opened == [{"threads": 2, "cache": None}, {"threads": 2, "engine": "null"}] * 2
 
 
 def test_an_answer_longer_than_the_context_is_cut(make: Callable[..., Bundle], opened: list[dict[str, Any]]) -> None:

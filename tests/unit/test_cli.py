@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY, write_bundle
+from gguf_fakes import gguf_bytes, pair_decoder, pair_mmproj
 
 from edge import cli, plugins
 from edge.bench import Bench, Stage
@@ -25,6 +26,8 @@ from edge.errors import ContextError, EngineError, ImageError, UsageError
 from edge.generate import Answer, Timings
 from edge.sampling import Sampling
 from edge.verify import Report, Row
+from exporters.gguf_file.template import jinja
+from exporters.published import prompt
 
 Capture = pytest.CaptureFixture[str]
 ANSWER = Answer(
@@ -192,9 +195,11 @@ def test_the_line_below_an_answer(
 
 
 def test_options_reach_the_session(session: FakeSession, picture: str) -> None:
-    given = "-n 9 --temp 0.5 --top-k 40 --top-p 0.9 --repeat-penalty 1.1 --seed 3 -t 2 --system Short. --debug"
+    given = (
+        "-n 9 --temp 0.5 --top-k 40 --top-p 0.9 --repeat-penalty 1.1 --seed 3 -t 2 --cache q8_0 --system Short. --debug"
+    )
     assert call("run", "bundle", *given.split(), picture, picture, "Which?") == 0
-    assert session.opened == [{"path": Path("bundle"), "threads": 2, "debug": True}]
+    assert session.opened == [{"path": Path("bundle"), "threads": 2, "cache": "q8_0", "debug": True}]
     sampling = Sampling(temperature=0.5, top_k=40, top_p=0.9, repeat_penalty=1.1, seed=3)
     options = {"max_tokens": 9, "system": "Short.", "sampling": sampling}
     assert session.calls == [("stream", [picture, picture], "Which?", options)]
@@ -248,6 +253,15 @@ def test_ctrl_c_ends_an_answer_cleanly(session: FakeSession, picture: str, capsy
     assert session.closed
 
 
+def test_what_fails_before_the_first_word_says_nothing_on_stdout(
+    session: FakeSession, picture: str, capsys: Capture
+) -> None:
+    session.pieces = [EngineError("no kernel")]
+    assert call("run", "bundle", picture, "What?") == 1
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "error: no kernel\n")
+
+
 # chat
 
 
@@ -297,7 +311,7 @@ def test_chat_goes_on_after_a_question_that_does_not_fit(
     monkeypatch.setattr(sys, "stdin", io.StringIO("long\nshort\n"))
     assert call("run", "bundle") == 0
     shown = capsys.readouterr()
-    assert shown.out == "\nA red star.\n"
+    assert shown.out == "A red star.\n"
     assert shown.err == "error: the prompt needs 99 positions\nhint: ask something shorter\n"
 
 
@@ -363,8 +377,8 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """An export side that writes nothing; `requests` holds what it was asked for."""
     fake = SimpleNamespace(requests=[], error=None, ExportRequest=lambda **asked: SimpleNamespace(**asked))
 
-    def verify_against(bundle: Bundle, checkpoint: str, threads: int) -> Report:
-        fake.requests.append((bundle.path, checkpoint, threads))
+    def verify_against(bundle: Bundle, checkpoint: str, mmproj: Path | None, threads: int) -> Report:
+        fake.requests.append((bundle.path, checkpoint, mmproj, threads))
         return REPORT
 
     def export(request: Any, progress: Callable[[str, float], None]) -> Any:
@@ -386,7 +400,8 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
     given = "--format onnx --scheme w4 --scheme vision=fp16 --recipe r --device rpi5 --calib pics --imatrix m.gguf"
-    more = "--context 512 --vision-tower tower --threads 3 --max-loss 0.1 -o out"
+    more = "--context 512 --vision-tower tower --mmproj m --gguf-only --threads 3 --max-loss 0.1"
+    more += " --mtmd-position-workaround -o out"
     assert call("export", "mtgv/some-model", *given.split(), *more.split()) == 0
     assert exporter.requests == [
         {
@@ -400,6 +415,9 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
             "imatrix": Path("m.gguf"),
             "context": 512,
             "vision_tower": Path("tower"),
+            "mmproj": Path("m"),
+            "gguf_only": True,
+            "mtmd_position_workaround": True,
             "threads": 3,
             "max_loss": 0.1,
         }
@@ -410,6 +428,8 @@ def test_export_leaves_open_what_was_not_said(exporter: SimpleNamespace) -> None
     assert call("export", "ckpt", "-o", "out") == 0
     asked = exporter.requests[0]
     assert (asked.pop("checkpoint"), asked.pop("output"), asked.pop("threads")) == ("ckpt", Path("out"), 0)
+    assert asked.pop("gguf_only") is False
+    assert asked.pop("mtmd_position_workaround") is False
     assert set(asked.values()) == {None, ()}
 
 
@@ -524,8 +544,8 @@ def test_verify_against_a_checkpoint_asks_the_export_side(
     tmp_path: Path, exporter: SimpleNamespace, capsys: Capture
 ) -> None:
     path = write_bundle(tmp_path / "bundle").path
-    assert call("verify", path, "--against", "ckpt", "-t", "2", "--json") == 0
-    assert exporter.requests == [(path, "ckpt", 2)]
+    assert call("verify", path, "--against", "ckpt", "--mmproj", "m", "-t", "2", "--json") == 0
+    assert exporter.requests == [(path, "ckpt", Path("m"), 2)]
     assert json.loads(capsys.readouterr().out)["ok"] is True
 
 
@@ -567,8 +587,9 @@ def test_devices_lists_the_profiles_and_this_machine(capsys: Capture) -> None:
     shown = capsys.readouterr().out
     assert fits(shown)
     table, _, here = shown.partition("this machine")
-    rows = [line.split() for line in table.splitlines()[2:]]
-    assert [p.id for p in profiles()] == [row[0] for row in rows if row]
+    # A long name goes on in a line of its own, below itself.
+    rows = [line.split() for line in table.splitlines()[2:] if line[:1].strip()]
+    assert [p.id for p in profiles()] == [row[0] for row in rows]
     assert detect().name in " ".join(here.split())
 
 
@@ -592,7 +613,7 @@ def test_bench_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch, capsys: 
         return Bench(stages, 5, 190, 144, 64, 2, 1234.5)
 
     monkeypatch.setattr("edge.bench.bench", measure)
-    assert call("bench", "bundle", "-n", "9", "--repeats", "3", "-t", "2", "--image", "cat.jpg") == 0
+    assert call("bench", "bundle", "-n", "9", "--repeats", "3", "-t", "2", "--image", "cat.jpg", "--cache", "f16") == 0
     shown = capsys.readouterr().out
     assert fits(shown)
     lines = [line.split() for line in shown.splitlines()]
@@ -603,10 +624,10 @@ def test_bench_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert ["peak", "memory", "1.23", "GB"] in lines
     assert call("bench", "bundle", "--json") == 0
     assert json.loads(capsys.readouterr().out)["stages"][1]["median"] == 11.5
-    given = {"picture": "cat.jpg", "max_tokens": 9, "repeats": 3, "threads": 2}
+    given = {"picture": "cat.jpg", "max_tokens": 9, "repeats": 3, "threads": 2, "cache": "f16"}
     assert calls == [
         (Path("bundle"), given),
-        (Path("bundle"), {"picture": None, "max_tokens": 64, "repeats": 5, "threads": 0}),
+        (Path("bundle"), {"picture": None, "max_tokens": 64, "repeats": 5, "threads": 0, "cache": None}),
     ]
 
 
@@ -636,6 +657,10 @@ def test_a_documented_command_works(line: str, tmp_path: Path, monkeypatch: pyte
     write_bundle(tmp_path / "OUT")
     for name in ("photo.jpg", "before.jpg", "after.jpg"):
         (tmp_path / name).touch()
+    decoder, mmproj = pair_decoder(), pair_mmproj()
+    decoder[0]["tokenizer.chat_template"] = jinja(prompt(144, 1, (2,)), "</s>")
+    (tmp_path / "MODEL.gguf").write_bytes(gguf_bytes(*decoder))
+    (tmp_path / "MMPROJ.gguf").write_bytes(gguf_bytes(*mmproj))
     (tmp_path / "exporters").symlink_to(REPOSITORY / "exporters")  # its pictures
     assert call(*shlex.split(line)[1:]) == 0
 

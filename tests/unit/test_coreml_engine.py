@@ -8,6 +8,7 @@ import platform
 import sys
 from enum import Enum
 from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ class ComputeUnit(Enum):
 class MLModel:
     """As coremltools 9 declares it: `MLModel(model, …, compute_units=, …, function_name=)`."""
 
-    made: list[MLModel] = []
+    made: ClassVar[list[MLModel]] = []
     broken = False
 
     def __init__(self, model, is_temp_package=False, mil_program=None, skip_model_load=False, compute_units=None,
@@ -147,7 +148,7 @@ def test_a_plan_elsewhere_refuses_and_points_to_the_proof(make_bundle):
     for part in manifest["parts"]:
         part["format"] = "coreml"
     (bundle.path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    with pytest.raises(EngineError, match="coreml: Core ML runs on macOS 15 .* edge verify proves") as caught:
+    with pytest.raises(EngineError, match=r"coreml: Core ML runs on macOS 15 .* edge verify proves") as caught:
         load(bundle.path)
     assert "pip install" not in caught.value.hint
 

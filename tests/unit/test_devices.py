@@ -28,7 +28,7 @@ def test_the_profiles_are_what_the_design_says() -> None:
         assert set(p.isa) <= set(ISA)
         assert p.engines.keys() == {"vision", "decoder"}
         assert {name for names in p.engines.values() for name in names} <= ENGINES
-        assert p.recipe == "onnx-w8a8-w4"
+        assert p.recipe == "onnx-w8a8-gguf-q4_0"
         assert set(p.estimates) <= {"memory_bytes", "threads", "isa"}
 
 

@@ -22,6 +22,7 @@ from edge.gguf_check import check_decoder
 WHOLE = decoder_bytes()
 HEAD = WHOLE.index(b"output_norm.weight") + 4096
 SETTINGS = {"general.architecture": "a", "a.x": 7, "a.y": 0.5, "a.z": True, "a.words": ["one", "two"], "a.n": [1.0] * 2}
+LISTS = {"tokenizer.ggml.tokens", "tokenizer.ggml.scores"}
 WILD = (b"\xff" * 8, bytes(8), b"\0\0\0\0\0\0\0\x80")
 
 
@@ -44,6 +45,32 @@ def test_what_a_file_holds(tmp_path: Path) -> None:
         assert (two.shape, two.kind, two.bytes, two.blocks) == ((64, 4), "Q4_0", 144, True)
         assert content[one.offset : one.offset + one.bytes] == weight.tobytes()
         assert two.offset == one.offset + 32
+
+
+def test_lists_are_read_where_that_is_asked(tmp_path: Path) -> None:
+    lists = {"a.words": ["one", "zwölf", ""], "a.n": [1.0, 0.5], "a.i": [-1, 23]}
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content := gguf_bytes(SETTINGS | lists, {}))
+    found = gguf.read(path, ("a.words", "a.i", "a.x", "a.none"))
+    assert found.settings["a.words"] == GGUFArray(8, 3, ("one", "zwölf", ""))
+    assert found.settings["a.i"] == GGUFArray(5, 2, (-1, 23))
+    assert found.settings["a.n"] == GGUFArray(6, 2)
+    assert found.settings["a.x"] == 7
+    for key, place in found.places.items():
+        assert content[place] == entry(key, fakes.setting((SETTINGS | lists)[key]))
+    assert found.data == len(content)
+
+
+def test_text_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf, "_LONGEST_TEXT", 64)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf_bytes(SETTINGS | {"a.s": "x" * 64, "a.words": ["x" * 30] * 3}, {}))
+    assert gguf.read(path).settings["a.s"] == "x" * 64
+    with pytest.raises(BundleError, match=r"a\.words holds more than 64 bytes of text"):
+        gguf.read(path, ["a.words"])
+    path.write_bytes(gguf_bytes(SETTINGS | {"a.s": "x" * 65}, {}))
+    with pytest.raises(BundleError, match=r"a\.s is 65 bytes of text"):
+        gguf.read(path)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 3, 4, 8, 23, 24, 60, 500, len(WHOLE) // 2, len(WHOLE) - 1])
@@ -121,10 +148,13 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, data: st.DataObject) -> N
         at = data.draw(st.integers(0, HEAD))
         new = data.draw(st.binary(min_size=1, max_size=8) | st.sampled_from(WILD))
         content[at : at + len(new)] = new
+    (tmp_path / "m.gguf").write_bytes(content)
     try:
-        found = read(tmp_path, bytes(content))
+        found = gguf.read(tmp_path / "m.gguf", LISTS)
     except BundleError:
         return
+    for key in LISTS & found.settings.keys():
+        assert not isinstance(stored := found.settings[key], GGUFArray) or len(stored.values or ()) == stored.count
     for entry in found.tensors.values():
         assert 0 < entry.offset <= entry.offset + entry.bytes <= len(content)
 

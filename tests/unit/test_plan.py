@@ -140,6 +140,14 @@ def test_a_refusal_when_nothing_can_be_installed() -> None:
     assert caught.value.hint == "export the bundle again in another --format"
 
 
+def test_a_bundle_that_is_a_decoder_only() -> None:
+    assert chosen(manifest(part("decoder", format="gguf")), device(), (ORT, LLAMA)) == [
+        (("decoder",), "gguf", "llamacpp")
+    ]
+    with pytest.raises(BundleError, match="no part for the role 'vision'"):  # half of an eye is none
+        plan(manifest(part("projector"), part("decoder")), device(), (ORT,))
+
+
 def test_a_bundle_without_a_decoder() -> None:
     with pytest.raises(BundleError, match="'decoder'"):
         plan(manifest(part("vision", "projector")), device(), (ORT,))

@@ -12,8 +12,9 @@ from fakes import DECODER, FIXED, GROWING, NumpyGraph, write_model_bundle
 from PIL import Image
 
 import edge
+from edge import checked
 from edge import session as sessions
-from edge.bundle import Bundle
+from edge.bundle import Bundle, write_manifest
 from edge.errors import BundleError, ContextError, EdgeError, EngineError, ImageError, UsageError
 from edge.lift import lift
 from edge.prompt import Turn
@@ -288,9 +289,39 @@ def test_a_picture_that_is_none(session: Session) -> None:
 
 
 def test_what_the_engines_are_told(engine: Engine, bundle: Bundle) -> None:
-    session = edge.load(bundle.path, engine="null", threads=3, context=100, debug=True, cache="q8_0")
-    assert engine.options == [OpenOptions(3, 100, True, "q8_0")] * 2
+    session = edge.load(bundle.path, engine="null", threads=3, context=100, debug=True)
+    assert session.decoder.position == 0
+    assert engine.options == [OpenOptions(3, 100, True, None)] * 2
     assert (session.plan.threads, session.plan.context) == (3, 100)
+
+
+def test_a_graph_keeps_keys_and_values_as_it_was_made_to(engine: Engine, bundle: Bundle) -> None:
+    with pytest.raises(EngineError, match="cannot be kept as q8_0: the graph that null runs fixes") as caught:
+        edge.load(bundle.path, engine="null", cache="q8_0").ask(None, "What?")
+    assert engine.options[0].cache == "q8_0"
+    assert "--cache" in str(caught.value.hint)
+
+
+def test_a_bundle_that_sees_nothing(engine: Engine, bundle: Bundle) -> None:
+    """It answers questions about no picture, and says of one what to do."""
+    companions = (bundle.manifest.tokenizer, replace(bundle.manifest.golden, path="mmproj-x.gguf"))
+    blind = replace(bundle.manifest, parts=bundle.manifest.parts[1:], companions=companions)
+    (bundle.path / "mmproj-x.gguf").write_bytes((bundle.path / "golden.npz").read_bytes())
+    write_manifest(bundle.path, blind)
+    session = edge.load(bundle.path, engine="null")
+    assert [choice.part.covers for choice in session.plan.choices] == [("decoder",)]
+    assert session.ask(None, "What?", max_tokens=2)
+    asked = (
+        lambda: session.ask(photo(1), "What?"),
+        lambda: session.chat(photo(1)),
+        lambda: session.encode_image(photo(1)),
+    )
+    for ask in asked:
+        with pytest.raises(EngineError, match="no vision part") as caught:
+            ask()
+        command = f"edge export {bundle.path / 'decoder.onnx'} --mmproj {bundle.path / 'mmproj-x.gguf'} -o OUT"
+        assert command in str(caught.value.hint)
+    assert session.ask(None, "What?", max_tokens=2)
 
 
 def test_a_cache_that_does_not_exist(bundle: Bundle) -> None:
@@ -323,7 +354,7 @@ def test_the_null_engine_answers_with_a_growing_cache(tmp_path: Path) -> None:
 
 def test_a_missing_engine_is_explained(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     none = tuple(replace(e, installed=e.name == "null") for e in sessions.installed_engines())
-    monkeypatch.setattr(sessions, "installed_engines", lambda: none)
+    monkeypatch.setattr(sessions, "installed_engines", lambda evaluators: none)
     with pytest.raises(EngineError, match="no engine opens the vision of null") as caught:
         edge.load(bundle.path)
     assert caught.value.hint == "pip install 'edge-vlm[onnxruntime]'"
@@ -351,16 +382,75 @@ def test_a_flipped_byte_is_found_before_anything_is_answered(engine: Engine, bun
 
 
 def test_hashing_does_not_hold_up_loading(engine: Engine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashed, check = threading.Event(), Bundle.check
+    hashed, check = threading.Event(), checked.check
 
-    def slow(self: Bundle) -> None:
+    def slow(bundle: Bundle) -> None:
         assert hashed.wait(30)
-        check(self)
+        check(bundle)
 
-    monkeypatch.setattr(Bundle, "check", slow)
+    monkeypatch.setattr(checked, "check", slow)
     session = edge.load(bundle.path, engine="null")  # would wait for ever if it waited for the hashes
     hashed.set()
     assert session.ask(None, "What?", max_tokens=2)
+
+
+def opens_late(engine: Engine, opened: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder opens once the event is set."""
+
+    def open_part(part: PartFiles, name: str, options: OpenOptions) -> Graph:
+        if "decoder" in part.covers:
+            assert opened.wait(30)
+        return engine(part, name, options)
+
+    monkeypatch.setattr(sessions, "open_part", open_part)
+
+
+def test_a_picture_is_seen_while_the_decoder_opens(
+    engine: Engine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = threading.Event()
+    opens_late(engine, opened, monkeypatch)
+    session = edge.load(bundle.path, engine="null")
+    assert len(session.encode_image(photo(1))) == 4
+    seen = session.load_ms
+    opened.set()
+    assert session.ask(photo(1), "What?", max_tokens=2)
+    assert engine.eyes[0].looked == 1
+    assert session.last.timings.load_ms == session.load_ms > seen > 0
+
+
+def test_a_session_closes_while_the_decoder_opens(
+    engine: Engine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = threading.Event()
+    opens_late(engine, opened, monkeypatch)
+    with edge.load(bundle.path, engine="null") as session:
+        pass
+    opened.set()
+    with pytest.raises(UsageError, match="the session is closed"):
+        session.ask(None, "What?")
+
+
+def test_a_decoder_that_fails_late_is_told_at_the_first_question(
+    engine: Engine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = threading.Event()
+
+    def open_part(part: PartFiles, name: str, options: OpenOptions) -> Graph:
+        if "decoder" in part.covers:
+            assert opened.wait(30)
+            raise EngineError("no such kernel")
+        return engine(part, name, options)
+
+    monkeypatch.setattr(sessions, "open_part", open_part)
+    session = edge.load(bundle.path, engine="null")
+    opened.set()
+    for _ in range(2):
+        with pytest.raises(EngineError, match="no such kernel"):
+            session.ask(None, "What?")
+    flip(bundle, "decoder.onnx")
+    with pytest.raises(BundleError, match=r"decoder.onnx is not the file"):
+        edge.load(bundle.path, engine="null").ask(None, "What?")
 
 
 def test_damage_explains_more_than_the_engine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,12 @@ def test_the_replay_of_a_true_bundle(bundle: Bundle) -> None:
         assert row.error.get("tokens", 1.0) == 1.0, row
 
 
+def test_a_bundle_that_sees_nothing_proves_its_decoder(bundle: Bundle) -> None:
+    whole = verify(bundle)
+    blind = rewritten(bundle, lambda manifest: replace(manifest, parts=manifest.parts[1:]))
+    assert verify(blind).rows == tuple(row for row in whole.rows if row.stage != "vision")
+
+
 def test_the_null_engine_tells_one_question_from_another(bundle: Bundle) -> None:
     """What the tests below rest on: a longer prompt gives other logits."""
     asked = prompt_of(bundle, "What is that there?")

@@ -1,0 +1,154 @@
+"""What may be wrong with the decoder of a pair: a Llama-shaped model with a SentencePiece vocabulary.
+
+What llama.cpp makes of it was read in its `src/llama-vocab.cpp` and `tools/mtmd/mtmd-cli.cpp` (as in llama-cpp-python
+0.3.36).
+"""
+
+from __future__ import annotations
+
+import re
+
+from edge.errors import BundleError
+from edge.gguf import GGUF, GGUFArray
+from exporters.gguf_file import rendering, template
+from exporters.gguf_file.fault import Change, Rows, shape, values, whole
+from exporters.gguf_file.names import DECODER, TEMPLATE
+from exporters.published import prompt
+
+_TOKENIZER = "tokenizer.ggml."
+_TOKENS, _SCORES, _TYPES = (f"{_TOKENIZER}{name}" for name in ("tokens", "scores", "token_type"))
+LISTS = (_TOKENS, _SCORES, _TYPES)
+_KINDS = {_TOKENS: (8,), _SCORES: (5, 6), _TYPES: (5,)}  # string; int32 or float32; int32
+_IDS = {"bos": 1, "eos": 2}  # what llama.cpp takes where none is set
+# What stands where none is set, and is wanted here.
+_FLAGS = {"add_bos_token": True, "add_eos_token": False, "add_space_prefix": True}
+_BLOCK = re.compile(r"blk\.(\d+)\.")
+_ANEW = "make the file anew from the checkpoint: edge export CKPT --format gguf -o OUT"
+
+
+def model(file: GGUF) -> str:
+    """Raises BundleError on one of several files."""
+    if file.settings.get("split.count", 1) not in (0, 1):
+        raise BundleError(f"{file.path.name} is one of several files", hint="join them: llama-gguf-split --merge")
+    return f"{file.settings.get('general.name', 'a decoder')}"
+
+
+def width(file: GGUF) -> int:
+    return (shape(file, "token_embd.weight") or (0,))[0]
+
+
+def examine(file: GGUF, paired: bool) -> Rows:
+    """`paired`: whether it is known to be of a model whose prompt is Vicuna's."""
+    rows = Rows("decoder")
+    _counts(rows, file)
+    _vocabulary(rows, file)
+    _special(rows, file)
+    _template(rows, file, paired)
+    return rows
+
+
+def _counts(rows: Rows, file: GGUF) -> None:
+    blocks = len({match[1] for name in file.tensors if (match := _BLOCK.match(name))})
+    told = whole(file, f"{DECODER}.block_count"), whole(file, f"{DECODER}.embedding_length")
+    table = shape(file, "token_embd.weight")
+    pieces = file.settings.get(_TOKENS)
+    count = pieces.count if isinstance(pieces, GGUFArray) else 0
+    off = []
+    if not blocks or told[0] != blocks:
+        off.append(f"{told[0]} layers set, {blocks} stored")
+    if told[1] != width(file) or not table:
+        off.append(f"width {told[1]} set, {width(file)} stored")
+    if len(table) == 2 and count and count != table[1]:
+        off.append(f"{count} tokens, a table of {table[1]}")
+    if off:
+        rows.wrong("counts", "; ".join(off), f"llama.cpp refuses the file, or computes nonsense; {_ANEW}")
+    else:
+        rows.ok("counts", f"{blocks} layers, width {told[1]}, {table[1]} tokens")
+
+
+def _vocabulary(rows: Rows, file: GGUF) -> None:
+    kind = file.settings.get(f"{_TOKENIZER}model")
+    count = len(values(file, _TOKENS))
+    lists = {key: file.settings.get(key) for key in LISTS}
+    off = [
+        key for key, v in lists.items() if v is not None and not (isinstance(v, GGUFArray) and v.code in _KINDS[key])
+    ]
+    missing = [key.removeprefix(_TOKENIZER) for key, v in lists.items() if v is None]
+    short = [key.removeprefix(_TOKENIZER) for key in LISTS if lists[key] and len(values(file, key)) < count]
+    if isinstance(kind, str) and kind != "llama":
+        said = f"a tokenizer of the kind {kind!r}"
+        rows.wrong("vocabulary", said, "it is the decoder of no MobileVLM or LLaVA-1.5: other rows may mean nothing")
+    elif kind is None or off or short or "tokens" in missing or not count:
+        said = f"tokenizer {kind!r}, {count} tokens" + "".join(f", {name} too short" for name in short)
+        rows.wrong("vocabulary", said, f"llama.cpp refuses the file; {_ANEW}")
+    elif missing or len(set(values(file, _SCORES))) < 2:
+        said = "no " + " and ".join(missing) if missing else "all scores are alike"
+        rows.wrong("vocabulary", said, f"text is cut into other tokens than the model learned; {_ANEW}")
+    else:
+        rows.ok("vocabulary", f"{count} tokens, with scores and types")
+
+
+def _special(rows: Rows, file: GGUF) -> None:
+    tokens, types = values(file, _TOKENS), values(file, _TYPES)
+    ids = {name: _id(file, name) for name in _IDS}
+    outside = [f"{name} is {token}" for name, token in ids.items() if not 0 <= token < max(len(tokens), 1)]
+    if outside:
+        rows.wrong("special tokens", "; ".join(outside), f"the model never begins or ends as it learned; {_ANEW}")
+        return
+    flags = {f"{_TOKENIZER}{name}": wanted for name, wanted in _FLAGS.items()}
+    off = [key for key, wanted in flags.items() if file.settings.get(key, wanted) is not wanted]
+    text = [name for name, token in ids.items() if token < len(types) and types[token] == 1]
+    if off:
+        said = ", ".join(f"{key.removeprefix(_TOKENIZER)} {str(file.settings[key]).lower()}" for key in off)
+        cost = "the prompt does not begin, or end, as the model learned: worse answers"
+        rows.wrong("special tokens", said, cost, Change({key: flags[key] for key in off}))
+    elif text:
+        cost = f"a prompt's </s> may be read as text, and an answer does not end; {_ANEW}"
+        rows.warning("special tokens", f"{' and '.join(text)} marked as ordinary text", cost)
+    else:
+        rows.ok("special tokens", ", ".join(f"{name} {token}" for name, token in ids.items()))
+
+
+def _template(rows: Rows, file: GGUF, paired: bool) -> None:
+    """Compared by what it renders, where jinja2 is installed; else with our own text."""
+    stored = file.settings.get(TEMPLATE)
+    begin, end = (_text(file, name) for name in _IDS)
+    spec = prompt(0, None, (_id(file, "eos"),))
+    ours = template.jinja(spec, end)
+    change = Change({TEMPLATE: ours})
+    if not isinstance(stored, str) or not stored.strip():
+        cost = "llama.cpp's chat programs do not start, and the templates they name instead are not this model's"
+        rows.wrong("template", "missing", cost, change)
+        return
+    say = rows.wrong if paired else rows.warning
+    cost = "the model reads another prompt than it learned: worse answers" + (
+        "" if paired else ", if it is a MobileVLM or LLaVA"
+    )
+    if stored == ours:
+        rows.ok("template", "Vicuna v1, as the model learned")
+        return
+    try:
+        difference = rendering.difference(stored, spec, begin, end)
+    except ModuleNotFoundError:
+        said = "not the text that edge export writes; pip install jinja2 to compare what it says"
+        rows.warning("template", said, f"perhaps none; if it says something else, {cost}", change)
+        return
+    if difference:
+        say("template", difference, cost, change)
+    elif "USER: " in stored and "ASSISTANT: " in stored:
+        # llama-chat.cpp looks for these two words.
+        cost = "without --jinja llama.cpp writes another model's prompt, with line breaks"
+        rows.warning("template", "Vicuna v1, taken for another without --jinja", cost, change)
+    else:
+        rows.ok("template", "renders Vicuna v1, as the model learned")
+
+
+def _id(file: GGUF, name: str) -> int:
+    value = file.settings.get(f"{_TOKENIZER}{name}_token_id", _IDS[name])
+    return value if type(value) is int else -1
+
+
+def _text(file: GGUF, name: str) -> str:
+    tokens, token = values(file, _TOKENS), _id(file, name)
+    usual = {"bos": "<s>", "eos": "</s>"}
+    return str(tokens[token]) if 0 <= token < len(tokens) else usual[name]

@@ -1,0 +1,31 @@
+"""What the published LLaVA-style models have in common: the prompt they were trained with, and CLIP's colours.
+
+Sources: the MobileVLM repository (`conversation.py`, template `v1`), and LLaVA's (`vicuna_v1`).
+"""
+
+from __future__ import annotations
+
+from edge.spec import PromptSpec
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+def prompt(image_tokens: int, bos_id: int | None, stop_ids: tuple[int, ...]) -> PromptSpec:
+    """Vicuna's template. The first of `stop_ids` closes an answer."""
+    return PromptSpec(
+        system="{text} ",
+        user="USER: {text} ",
+        assistant="ASSISTANT: {text}",
+        generation="ASSISTANT:",
+        image="<image>\n",
+        default_system=SYSTEM,
+        image_tokens=image_tokens,
+        bos_id=bos_id,
+        end_id=stop_ids[0],
+        stop_ids=stop_ids,
+        stop_strings=("</s>",),
+    )
