@@ -49,7 +49,7 @@ Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Processor 
 def export(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, a hub id, or a GGUF file.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Where the bundle is written.")],
-    format: Annotated[str | None, typer.Option(help="onnx, gguf; planned: executorch, coreml, tflite.")] = None,
+    format: Annotated[str | None, typer.Option(help="onnx, gguf, coreml; planned: executorch, tflite.")] = None,
     scheme: Annotated[list[str] | None, typer.Option(metavar="S|ROLE=S", help="How numbers are stored.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A named choice of format and scheme for each role.")] = None,
     device: Annotated[str | None, typer.Option(help="A device of `edge devices`: its recipe.")] = None,
@@ -62,6 +62,7 @@ def export(
         bool, typer.Option("--gguf-only", help="Without the vision part that `edge run` uses.")
     ] = False,
     mtmd_position_workaround: PositionWorkaround = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Core ML packages compiled too; on a Mac.")] = False,
     threads: Threads = 0,
     max_loss: Annotated[float | None, typer.Option(help="Fail when quantising costs more (1 - cosine).")] = None,
     as_json: Json = False,
@@ -88,6 +89,7 @@ def export(
             mmproj=mmproj,
             gguf_only=gguf_only,
             mtmd_position_workaround=mtmd_position_workaround,
+            compile=compile,
             threads=threads,
             max_loss=max_loss,
         )

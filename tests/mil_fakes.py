@@ -14,12 +14,14 @@ from coremltools.converters.mil.mil import Function, Program, types
 
 from exporters.coreml_program import package
 
+NONE: Mapping[str, tuple] = MappingProxyType({})
+
 
 def function(
     build: Callable, shapes: Mapping[str, tuple], states: Mapping[str, tuple] = MappingProxyType({}), dtype=types.fp16
 ):
     """`build` takes the inputs by name and gives one variable, or a list of them."""
-    inputs = {name: mb.placeholder(list(shape), dtype=dtype) for name, shape in shapes.items()}
+    inputs = {name: mb.placeholder(list(shape), dtype=types.fp16) for name, shape in shapes.items()}
     inputs |= {name: mb.state_tensor_placeholder(list(shape), dtype=types.fp16) for name, shape in states.items()}
     with Function(inputs, ct.target.iOS18) as made:
         found = build(**made.inputs)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 
+import coremltools
 import pytest
 from commands import call
 from conftest import REPOSITORY
 from exported import Exports, failed, manifest_of, vouch
 
 from edge.bundle import Bundle
-from edge.verify import verify
+from edge.verify import Report, verify
+from exporters import export as side
 from exporters.coreml_program.ranges import LIMIT
 
 RECIPES = ("coreml-fp16", "coreml-w8-w8", "coreml-w8-w4", "coreml-w8-pal4")
@@ -55,6 +58,47 @@ def test_a_wrong_weight_is_found(exports: Exports, tmp_path):
     assert said.code == 1 and "weight.bin is not the file that was exported" in said.err
     vouch(bundle)
     assert ("prefill", "stored") in failed(verify(Bundle.open(bundle)))
+
+
+@elsewhere
+def test_the_next_command_is_one_that_works_here(exports: Exports):
+    done = exports.export(recipe="coreml-w8-w4", context=256)
+    assert done.next_command == f"edge verify {done.path}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [(("--format", "coreml"), "which is on a Mac only"), ((), "none is written")]
+)
+@elsewhere
+def test_the_compiler_is_on_a_mac_only(exports: Exports, tmp_path, options, message):
+    said = call("export", exports.checkpoint(), "-o", tmp_path / "out", "--compile", *options)
+    assert said.code == 2 and message in said.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_compiler_makes_is_listed(exports: Exports, monkeypatch, tmp_path):
+    """A stand-in of Apple's compiler: the real one was not run."""
+
+    def compile_model(model, destination_path=None):
+        assert Path(model, "Manifest.json").is_file()
+        Path(destination_path, "weights").mkdir(parents=True)
+        Path(destination_path, "weights", "weight.bin").write_bytes(b"compiled")
+        return destination_path
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(coremltools.models.utils, "compile_model", compile_model)
+    monkeypatch.setattr(side, "_require_engines", lambda recipe: None)
+    monkeypatch.setattr(side, "verify", lambda bundle, threads: Report(()))
+    request = side.ExportRequest(
+        str(exports.checkpoint()), tmp_path / "out", recipe="coreml-fp16", context=256, compile=True, threads=1
+    )
+    side.export(request, lambda stage, done: None)
+    bundle = Bundle.open(tmp_path / "out")
+    bundle.check()
+    assert [file.path for file in bundle.manifest.companions] == [
+        "Decoder.mlmodelc/weights/weight.bin",
+        "Vision.mlmodelc/weights/weight.bin",
+    ]
 
 
 @elsewhere

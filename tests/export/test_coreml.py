@@ -160,10 +160,11 @@ def test_a_memory_is_rewound_extended_by_several_and_ends_with_the_context(tmp_p
     with pytest.raises(ContextError, match="needs 49 positions, and the context holds 48"):
         decoder.extend([Tokens((1,))])
     # Not only we refuse: the program itself has no room.
+    feeds = {"inputs_embeds": torch.zeros(1, 49, 64), "causal_mask": torch.zeros(1, 1, 49, 49)}
+    program = Program(package.read(mil.root(part)))
+    states = program.states("prefill")
     with pytest.raises(EngineError, match=r"slice of 0 to 49 does not lie in axis 2"):
-        feeds = {"inputs_embeds": torch.zeros(1, 49, 64), "causal_mask": torch.zeros(1, 1, 49, 49)}
-        program = Program(package.read(mil.root(part)))
-        program.run("prefill", feeds, program.states("prefill"))
+        program.run("prefill", feeds, states)
 
 
 def test_the_rounding_follows_what_matters(tmp_path):
