@@ -172,7 +172,8 @@ def verify(
     if not report.ok:
         stages = ", ".join(row.stage for row in report.rows if not row.ok)
         raise ParityError(f"{bundle} does not compute the same model: {stages}", hint="export the bundle again")
-    _say(f"{bundle} computes the same model")
+    how = f" ({', '.join(report.evaluated)}: computed by an evaluator, not run)" if report.evaluated else ""
+    _say(f"{bundle} computes the same model{how}")
 
 
 def _verified(bundle: Path, against: str | None, mmproj: Path | None, threads: int) -> Report:

@@ -19,12 +19,12 @@ EVALUATORS = "exporters.evaluators"
 def installed_engines(*, evaluators: bool = False) -> tuple[EngineInfo, ...]:
     """Every engine of the listing, and with `evaluators` those behind them. No engine's library is imported."""
     engines = tuple(_info(PACKAGE, name) for name in plugins.names(PACKAGE))
-    return engines + (tuple(_info(EVALUATORS, name) for name in _evaluators()) if evaluators else ())
+    return engines + (tuple(_info(EVALUATORS, name) for name in evaluator_names()) if evaluators else ())
 
 
 def open_part(part: PartFiles, engine: str, options: OpenOptions) -> Graph | Decoder:
     """Raises EngineError when the engine's library does not load, or refuses the part."""
-    package = EVALUATORS if engine in _evaluators() else PACKAGE
+    package = EVALUATORS if engine in evaluator_names() else PACKAGE
     try:
         runtime = plugins.load(package, engine)
     except ImportError as error:
@@ -34,7 +34,7 @@ def open_part(part: PartFiles, engine: str, options: OpenOptions) -> Graph | Dec
     return opened
 
 
-def _evaluators() -> tuple[str, ...]:
+def evaluator_names() -> tuple[str, ...]:
     """A device may have the run side only."""
     return plugins.names(EVALUATORS) if find_spec(EVALUATORS.partition(".")[0]) else ()
 

@@ -50,7 +50,8 @@ def verify_against(bundle: Bundle, checkpoint: str, mmproj: Path | None, threads
         Row("prefill", "checkpoint", distance(golden.fp32.logits, anew.logits), _SAME),
     )
     with load(bundle.path, threads=threads, evaluators=True) as session:
-        return Report((*rows, *compare(session, replace(golden, fp32=anew)).rows))
+        found = compare(session, replace(golden, fp32=anew))
+        return replace(found, rows=(*rows, *found.rows))
 
 
 def _outputs(source: Checkpoint, golden: Golden, prompt: Sequence[Sequence[int] | None]) -> Outputs:

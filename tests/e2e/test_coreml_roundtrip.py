@@ -108,7 +108,8 @@ def test_run_points_to_verify_and_verify_proves(exports: Exports):
     assert said.code == 1
     assert "coreml: Core ML runs on macOS 15 and iOS 18 only; edge verify proves the bundle on any machine" in said.err
     said = call("verify", bundle, "--json")
-    assert (said.code, said.json["ok"]) == (0, True)
+    assert (said.code, said.json["ok"], said.json["evaluated"]) == (0, True, ["coreml"])
+    assert "computes the same model (coreml: computed by an evaluator, not run)" in said.err
 
 
 def test_what_was_computed_in_fp32_is_in_the_manifest(exports: Exports):
