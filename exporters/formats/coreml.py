@@ -148,7 +148,13 @@ def _details(written: Sequence[Any], wide: Mapping[str, float], weights: Weights
         "minimum": {"ios": "18.0", "macos": "15.0"},
         "specification": int(TARGET),
         "default_function": first.name,
-        "functions": [description.name for _, description in written],
+        "functions": {
+            description.name: {
+                "inputs": [_feature(feature) for feature in description.input],
+                "outputs": [_feature(feature) for feature in description.output],
+            }
+            for _, description in written
+        },
         "weights": dict(Counter(weights.kinds.values())),
         "fp32": wide,
         "predicted_placement": {description.name: placement.predicted(function) for function, description in written},
@@ -158,3 +164,13 @@ def _details(written: Sequence[Any], wide: Mapping[str, float], weights: Weights
         details["states"] = [{"name": name, "dtype": "float16", "shape": list(shape)} for name, shape in states]
         details["masked"] = MASKED
     return details
+
+
+def _feature(feature: Any) -> dict[str, Any]:
+    """As Swift sees it: an image, or numbers whose flexible axes are [least, most]."""
+    if feature.type.WhichOneof("Type") == "imageType":
+        return {"name": feature.name, "image": "RGB", "shape": [feature.type.imageType.height] * 2}
+    array = feature.type.multiArrayType
+    ranges = [(size.lowerBound, size.upperBound) for size in array.shapeRange.sizeRanges]
+    flexible = [low if low == high else [low, high] for low, high in ranges]
+    return {"name": feature.name, "dtype": "float32", "shape": flexible or list(array.shape)}

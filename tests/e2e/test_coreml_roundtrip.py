@@ -35,7 +35,7 @@ def test_every_recipe_is_proven(exports: Exports, recipe):
         "Vision.mlpackage/Data/com.apple.CoreML/weights/weight.bin",
     ]
     assert decoder.files[0].path == "Decoder.mlpackage/Manifest.json"
-    assert vision.details["functions"] == ["encode", "encode_image"]
+    assert list(vision.details["functions"]) == ["encode", "encode_image"]
     assert decoder.details["states"][0]["shape"] == [2, 1, 2, 256, 16]
     assert "coremltools" in manifest_of(done.path)["versions"]
 

@@ -316,7 +316,13 @@ def test_a_package_tells_what_xcode_shows_and_the_part_what_an_app_needs(tmp_pat
     assert [(r.lowerBound, r.upperBound) for r in ranges["inputs_embeds"]] == [(1, 1), (1, 48), (64, 64)]
     details = json.loads(json.dumps(written.details))
     assert details["minimum"] == {"ios": "18.0", "macos": "15.0"}
-    assert details["functions"] == ["prefill", "decode"]
+    assert list(details["functions"]) == ["prefill", "decode"]
+    assert details["functions"]["prefill"]["inputs"] == [
+        {"name": "inputs_embeds", "dtype": "float32", "shape": [1, [1, 48], 64]},
+        {"name": "causal_mask", "dtype": "float32", "shape": [1, 1, [1, 48], [1, 48]]},
+    ]
+    assert details["functions"]["decode"]["inputs"][1]["shape"] == [1, 1, 1, [1, 48]]
+    assert details["functions"]["decode"]["outputs"] == [{"name": "logits", "dtype": "float32", "shape": [1, 1, 320]}]
     shape = [TINY.layers, 1, TINY.kv_heads, 48, TINY.head_dim]
     assert [(s["name"], s["shape"]) for s in details["states"]] == [("key_cache", shape), ("value_cache", shape)]
     assert details["weights"] == {"w4": 4 * TINY.layers + 1}
@@ -337,7 +343,11 @@ def test_every_value_of_a_function_has_a_name_of_its_own(tmp_path):
 
 
 def test_a_picture_s_function_takes_an_image(tmp_path):
-    _, part, _ = write_encoder(tmp_path, "w8", "linear")
+    _, part, written = write_encoder(tmp_path, "w8", "linear")
+    assert written.details["functions"]["encode_image"] == {
+        "inputs": [{"name": "image", "image": "RGB", "shape": [56, 56]}],
+        "outputs": [{"name": "image_embeds", "dtype": "float32", "shape": [1, 16, 64]}],
+    }
     found = package.read(part.files[0].parent).function("encode_image").input[0].type.imageType
     assert (found.width, found.height, found.colorSpace) == (56, 56, 20)
 
