@@ -1,5 +1,8 @@
-"""Operations of MIL that compute: each takes its arguments by MIL's names, halves widened to float32, and gives float32
-that the caller rounds (coremltools' reference of MIL ops, coremltools.converters.mil.mil.ops.defs)."""
+"""Operations of MIL that compute: each takes its arguments by MIL's names, halves widened to float32 (but a `weight` as
+it is stored), and gives float32 that the caller rounds.
+
+As coremltools defines them (coremltools.converters.mil.mil.ops.defs).
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ from torch.nn import functional as F
 
 from edge.errors import EngineError
 
+_AT_ONCE = 1 << 22  # numbers of a weight
 _ACTIVATIONS = {"EXACT": "none", "TANH_APPROXIMATION": "tanh"}
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """weight `[N, K]`."""
-    return F.linear(x, weight, bias)
+    """weight `[N, K]`, as it is stored: it is widened a few rows at a time, in memory that is used again."""
+    parts = [F.linear(x, rows.float()) for rows in weight.split(max(1, _AT_ONCE // weight.shape[1]))]
+    y = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+    return y if bias is None else y + bias
 
 
 def matmul(x: Tensor, y: Tensor, transpose_x: Tensor | None = None, transpose_y: Tensor | None = None) -> Tensor:
@@ -40,7 +46,7 @@ def conv(
     ones = [1, 1]
     return F.conv2d(
         x,
-        weight,
+        weight.float(),
         bias,
         stride=_ints(strides, ones),
         dilation=_ints(dilations, ones),

@@ -167,7 +167,7 @@ class _Walk:
             if self._of_states & set(_names(op)) and index not in self._function.in_place:
                 results = results.clone() if isinstance(results, Tensor) else tuple(r.clone() for r in results)
         else:
-            wide = {key: value.float() if _is_half(value) else value for key, value in arguments.items()}
+            wide = {k: v.float() if _is_half(v) and k != "weight" else v for k, v in arguments.items()}
             results = arithmetic.TABLE[op.type](**wide)
         results = results if isinstance(results, tuple) else (results,)
         for output, result in zip(op.outputs, results, strict=True):
