@@ -31,6 +31,7 @@ class Memory:
         new, total = (
             mb.slice_by_size(x=mb.shape(x=x), begin=[axis], size=[1]) for x, axis in _sizes(inputs_embeds, mask)
         )
+        self._new = inputs_embeds.shape[1]
         self._past, self._total = mb.sub(x=total, y=new), total
         self._cos, self._sin = (self._rows(weights, name, table) for name, table in _tables(config))
 
@@ -52,6 +53,8 @@ class Memory:
         """The rows of a table `[1, 1, context, D/2]` that belong to the new positions."""
         var = weights.array(name, table[None, None], wide=False)
         begin = mb.concat(values=[_vector([0, 0]), self._past, _vector([0])], axis=0)
+        if isinstance(self._new, int):  # so that the shapes of one position are known beforehand
+            return mb.slice_by_size(x=var, begin=begin, size=[1, 1, self._new, table.shape[-1]])
         end = mb.concat(values=[_vector([1, 1]), self._total, _vector([table.shape[-1]])], axis=0)
         return mb.slice_by_index(x=var, begin=begin, end=end, begin_mask=_ALL_BUT_2, end_mask=_ALL_BUT_2)
 
