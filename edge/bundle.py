@@ -47,6 +47,7 @@ class Part:
     tolerance: Mapping[str, float] = field(default_factory=dict)
     error: Mapping[str, float] = field(default_factory=dict)
     tensor_types: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)  # what only its format has, for apps that open it
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Manifest:
             "image": spec["image"],
             "prompt": {**spec["prompt"], "golden": dict(self.golden_prompt)},
             "decoder": spec["decoder"],
-            "parts": [asdict(part) for part in self.parts],
+            "parts": [_part_json(part) for part in self.parts],
             "tokenizer": asdict(self.tokenizer),
             "golden": asdict(self.golden),
             "companions": [asdict(file) for file in self.companions],
@@ -166,6 +167,11 @@ def _tensor(data: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(str(data["name"]), str(data["dtype"]), shape)
 
 
+def _part_json(part: Part) -> dict[str, Any]:
+    data = asdict(part)
+    return data if part.details else {key: value for key, value in data.items() if key != "details"}
+
+
 def _part(data: Mapping[str, Any]) -> Part:
     covers = tuple(data["covers"])
     if not covers or any(role not in ROLES for role in covers):
@@ -183,6 +189,7 @@ def _part(data: Mapping[str, Any]) -> Part:
         tolerance=_tolerance(data["tolerance"], covers),
         error=_numbers(data["error"]),
         tensor_types=tuple(str(word) for word in data.get("tensor_types", ())),
+        details=dict(data.get("details", {})),
     )
 
 

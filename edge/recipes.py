@@ -45,6 +45,10 @@ RECIPES: Mapping[str, Recipe] = {
         _recipe("tflite-legacy", Target("tflite", "legacy"), Target("tflite", "legacy")),
         _recipe("onnx-w8a8-gguf-q4_0", Target("onnx", "w8a8"), Target("gguf", "q4_0")),
         _recipe("onnx-w8a8-gguf-q4_k_m", Target("onnx", "w8a8"), Target("gguf", "q4_k_m")),
+        _recipe("coreml-w8-w4", Target("coreml", "w8"), Target("coreml", "w4")),
+        _recipe("coreml-w8-w8", Target("coreml", "w8"), Target("coreml", "w8")),
+        _recipe("coreml-w8-pal4", Target("coreml", "w8"), Target("coreml", "pal4")),
+        _recipe("coreml-fp16", Target("coreml", "fp16"), Target("coreml", "fp16")),
     )
 }
 DEFAULT = "onnx-w8a8-w4"

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,11 +78,12 @@ def build(
 
     encoder = write.load(vision, Encoder)
     rows = reference.encode(encoder, pixel_values)
-    seen = [reference.encode(encoder, image.pixels(record.picture, spec.image)) for record in calibration]
+    pictures = [pixel_values, *(image.pixels(record.picture, spec.image) for record in calibration)]
+    seen = [reference.encode(encoder, pixels) for pixels in pictures[1:]]
     parts: tuple[Part, ...] = ()
     companions: tuple[File, ...] = ()
     if vision.role in ROLES:
-        parts += (write.part(vision, encoder, ("vision", "projector")),)
+        parts += (write.part(vision, encoder, ("vision", "projector"), samples=map(torch.from_numpy, pictures)),)
     else:
         companions += write.files(vision, encoder, position_workaround=position_workaround)[0]
     stored_rows = reference.encode(encoder, pixel_values)
@@ -89,17 +91,18 @@ def build(
 
     model = write.load(decoder, LanguageModel)
     answer = reference.answer(model, prompt, rows)
+    cuts = [_segments(prompt, rows)]
+    for record, picture_rows in zip(calibration, seen, strict=True):
+        turn = Turn(record.question, (Embeddings(picture_rows[0], "calibration"),), record.answer)
+        cuts.append(segments(spec.prompt, tokenizer, [turn]))
+    sequences = [merged(model, conversation) for conversation in cuts]
     if calibration and not matters:
-        turns = (
-            Turn(c.question, (Embeddings(r[0], "calibration"),), c.answer)
-            for c, r in zip(calibration, seen, strict=True)
-        )
-        matters = importance.measure(model, (merged(model, segments(spec.prompt, tokenizer, [t])) for t in turns))
+        matters = importance.measure(model, sequences[1:])
         if to["decoder"].format == "gguf":  # llama.cpp's own tools take it too
             imatrix.write(folder / IMATRIX, matters, model.config, len(calibration))
             companions += (bundle.describe(folder, folder / IMATRIX),)
     chosen = {"tensor_types": types} if (types := to["decoder"].tensor_types) else {}
-    parts += (write.part(decoder, model, ("decoder",), matters, **chosen),)
+    parts += (write.part(decoder, model, ("decoder",), matters, sequences, **chosen),)
     stored_answer = reference.answer(model, prompt, rows)
     del model
 
@@ -210,9 +213,12 @@ class _Writer:
         module: nn.Module,
         covers: tuple[str, ...],
         matters: Mapping[str, Tensor] | None = None,
+        samples: Iterable[Tensor] = (),
         **options: Any,
     ) -> Part:
         target = self.to[component.role]
+        if wanted := plugins.facts(targets.FORMATS, target.format).get("SAMPLES", 0):
+            options["samples"] = tuple(islice(samples, wanted))
         files, written = self.files(component, module, matters, **options)
         return Part(
             covers=covers,
@@ -223,10 +229,15 @@ class _Writer:
             outputs=written.outputs,
             tolerance=targets.schemes(target.format)[component.role][target.scheme],
             tensor_types=target.tensor_types,
+            details=dict(written.details),
         )
 
     def _stage(self, component: Component) -> str:
         return f"{component.role}: {self.to[component.role]}"
+
+
+def _segments(prompt: Ids, rows: Rows) -> list[Segment]:
+    return [Embeddings(rows[0], "golden") if ids is None else Tokens(tuple(ids)) for ids in prompt]
 
 
 def merged(decoder: LanguageModel, conversation: Sequence[Segment]) -> Tensor:
