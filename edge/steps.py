@@ -28,7 +28,7 @@ from edge.types import Array, OpenOptions, PartFiles, Segment, TensorSpec, Token
 ROTATIONS = "rope.npy"  # f32 [2, context, head_dim]: cos, and sin with its first half negated
 PAST = "past_key_values."  # what the names of the cache's tensors begin with
 HIDDEN = np.float32(-1e9)  # added to the score of what must not be seen
-# What a piece costs beside its positions, in positions: all weights are read once more. Measured: BENCHMARKS.md.
+# What a piece costs beside its positions, in positions: all weights are read once more. An estimate.
 PIECE = 12
 _NAME = re.compile(r"prefill_(?P<first>\d+)|prefill_(?P<later>\d+)_(?P<cache>\d+)|decode_(?P<one>\d+)")
 
