@@ -37,8 +37,8 @@ class Request:
 
     @classmethod
     def from_text(cls, text: str) -> Request:
-        data: dict[str, Any] = json.loads(text)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        data: Any = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(text).items()}
+        return cls(**data)
 
 
 def sweep(bundles: Sequence[str], engines: str, threads: str, caches: str, common: Request) -> list[Request]:

@@ -59,9 +59,10 @@ def _parsed(path: Path, text: str) -> list[Any]:
         ) from error
 
 
-def _row(path: Path, number: int, row: Any) -> Row:
+def _row(path: Path, number: int, found: Any) -> Row:
     where = f"row {number} of {path}"
-    if not isinstance(row, dict):
+    row: Row = found if isinstance(found, dict) else {}
+    if not row:
         raise EdgeError(f"{where} is no result", hint="edge bench BUNDLE --save FILE makes one")
     if "schema" not in row and "build_number" in row:
         row = {**row, "schema": SCHEMA, "test": _test_of_a_peer(row)}

@@ -17,8 +17,7 @@ def timed(samples: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> Row
     counts = {name: samples[0].get(name, 0) for name in TOKENS}
     ns = [sample["ns"] for sample in samples]
     row: Row = {"test": samples[0]["test"], **facts, **counts, **_spread("ns", ns, whole=True)}
-    tokens = samples[0].get("tokens") or counts["n_prompt"] + counts["n_gen"]
-    if tokens:
+    if tokens := counts["n_prompt"] + counts["n_gen"]:
         row.update(_spread("ts", [1e9 * tokens / value for value in ns]))
     if "stages_ns" in samples[0]:
         names = samples[0]["stages_ns"]
@@ -30,11 +29,12 @@ def memory(peak: int, facts: Mapping[str, Any]) -> Row:
     return {"test": "peak memory", **facts, **dict.fromkeys(TOKENS, 0), "peak_bytes": peak}
 
 
-def sustained(row: Row, windows: Sequence[Mapping[str, Any]]) -> Row:
-    """`row` with the speed over time: `first_ts` of the first tenth of the windows, `steady_ts` of the last third."""
-    speeds = [window["ts"] for window in windows]
+def sustained(test: str, windows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> Row:
+    """Speed over time: `first_ts` of the first tenth of the windows, `steady_ts` of the last third, and all of them."""
+    speeds: list[float] = [window["ts"] for window in windows]
     first, steady = speeds[: max(1, len(speeds) // 10)], speeds[-max(1, len(speeds) // 3) :]
     means = {"first_ts": statistics.fmean(first), "steady_ts": statistics.fmean(steady)}
+    row = {"test": test, **facts, **dict.fromkeys(TOKENS, 0), **_spread("ts", speeds)}
     return {**row, "sustained": {**means, "windows": list(windows)}}
 
 

@@ -99,17 +99,20 @@ class _Run:
             if taken:
                 yield EngineError(f"{taken[0]['test']}: {_BACKWARDS} at every repetition", hint="measure again")
             return
-        row = rows.timed(samples, {**self.facts, "test_time": _now()})
-        if self.watch is not None:
-            spans = [(s["start"], s["start"] + s["ns"]) for s in samples]
-            row.update(self._watched(self.watch, spans))
-            if "tokens" in samples[0]:
-                row = rows.sustained(row, [_window(s, samples[0]["start"], self.watch) for s in samples])
+        facts = {**self.facts, "test_time": _now()}
+        if self.watch is None:
+            row = rows.timed(samples, facts)
+        elif "tokens" in samples[0]:
+            windows = [_window(sample, samples[0]["start"], self.watch) for sample in samples]
+            row = {**rows.sustained(samples[0]["test"], windows, facts), **self._watched(self.watch, samples)}
+        else:
+            row = {**rows.timed(samples, facts), **self._watched(self.watch, samples)}
         if lost := len(taken) - len(samples):
             row["warnings"] = [*row.get("warnings", ()), f"{_BACKWARDS}: {lost} repetitions were left out"]
         yield row
 
-    def _watched(self, watch: Watch, spans: Sequence[Span]) -> Row:
+    def _watched(self, watch: Watch, samples: Sequence[Event]) -> Row:
+        spans = [_span(sample) for sample in samples]
         self.busy.extend(spans)
         found = {
             "energy_j": watch.energy(spans),
@@ -120,8 +123,12 @@ class _Run:
         return {name: value for name, value in found.items() if value is not None}
 
 
+def _span(sample: Event) -> Span:
+    return (sample["start"], sample["start"] + sample["ns"])
+
+
 def _window(sample: Event, start: int, watch: Watch) -> dict[str, float]:
-    span = (sample["start"], sample["start"] + sample["ns"])
+    span = _span(sample)
     found = {
         "t_s": round((span[1] - start) / 1e9, 3),
         "ts": 1e9 * sample["tokens"] / sample["ns"],

@@ -23,6 +23,7 @@ from edge.session import Session, load
 from edge.types import Embeddings, Segment, Tokens
 from edge.verify import compare
 
+WINDOW = 1_000_000_000  # nanoseconds
 Event = dict[str, Any]
 Clock = Callable[[], int]  # nanoseconds; one that other processes share, and that never goes back
 
@@ -143,12 +144,16 @@ class _Stages:
                 yield _sample("second question", start, _ns(self.session.last.timings.ttft_ms))
 
     def _sustained(self) -> Iterator[Event]:
-        """Answers of the first length, one after another, without a rest."""
+        """Answers of the first length, one after another, without a rest; told of about once a second."""
         count, depth = self.n_gen[0], self.request.n_depth[0]
         end = self.clock() + int(1e9 * self.request.sustained)
-        while self.clock() < end:
-            self._go_to(depth)
-            yield {**self._timed(f"sustained tg{count}", lambda: self._generate(count)), "tokens": count}
+        while (start := self.clock()) < end:
+            tokens = spent = 0
+            while spent < WINDOW and self.clock() < end:
+                self._go_to(depth)
+                spent += self._timed("", lambda: self._generate(count))["ns"]
+                tokens += count
+            yield {**_sample(f"sustained tg{count}", start, spent), "tokens": tokens}
 
     def _repeated(
         self, test: str, work: Callable[[], object], before: Callable[[], object] = lambda: None, **facts: int
