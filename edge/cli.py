@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 # How a picture's file name ends: what tells a picture that is missing from a question.
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".tga", ".avif", ".heic", ".jp2"}
-EXPORT = "pip install 'edge-vlm[export]'"
 
 app = typer.Typer(name="edge", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -263,6 +262,25 @@ def _measured(requests: Sequence[Request], output: str, save: Path | None) -> tu
 
 
 @app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULTS", help="What `edge bench --save` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page.")],
+    bandwidth: Annotated[
+        float | None, typer.Option(min=0.1, metavar="GB/s", help="The memory's, where the results do not tell.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Draw results of `edge bench` as one page that opens anywhere."""
+    from edge.bench import results as kept
+
+    found = {str(path): kept.read(path) for path in results}
+    with _needing("drawing", "report"):
+        side = plugins.load("exporters", "report")
+    side.write(found, output, bandwidth and bandwidth * 1e9)
+    _say(f"written: {output}")
+
+
+@app.command()
 def inspect(bundle: BundleArgument, as_json: Json = False, debug: Debug = False) -> None:
     """Print the manifest readably."""
     from edge import show
@@ -408,15 +426,21 @@ def _answer(session: Session) -> dict[str, Any]:
     return {**asdict(session.last), "peak_rss_mb": peak_mb, "plan": session.plan.to_json()}
 
 
+def _export_side() -> contextlib.AbstractContextManager[None]:
+    return _needing("exporting", "export")
+
+
 @contextlib.contextmanager
-def _export_side() -> Iterator[None]:
-    """What runs inside needs the libraries of the export side."""
+def _needing(what: str, extra: str) -> Iterator[None]:
+    """What runs inside needs the libraries of that extra."""
     try:
         yield
     except ImportError as error:
         if (error.name or "").split(".")[0] in ("edge", "exporters"):
             raise
-        raise EngineError(f"exporting needs more than is installed: {error}", hint=EXPORT) from error
+        raise EngineError(
+            f"{what} needs more than is installed: {error}", hint=f"pip install 'edge-vlm[{extra}]'"
+        ) from error
 
 
 @contextlib.contextmanager
