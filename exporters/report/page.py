@@ -46,7 +46,8 @@ table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant
 th, td { padding: .3rem .75rem .3rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; }
 thead th { color: var(--soft); font-weight: 600; }
-tbody th { text-align: left; padding-top: 1rem; white-space: normal; overflow-wrap: anywhere; }
+tbody th { text-align: left; padding-top: 1rem; white-space: normal; }
+tbody th span { position: sticky; left: 0; display: inline-block; max-width: min(100%, 75vw); overflow-wrap: anywhere; }
 """
 
 
@@ -101,7 +102,7 @@ def _about_decoding(runs: Sequence[Run]) -> str:
     bandwidths = dict.fromkeys(f"{run.bandwidth / 1e9:.1f} GB/s" for run in runs if run.bandwidth)
     text = "Behind each bar: how fast it could be if every token read the weights once at the memory's bandwidth"
     key = _key([("c2", "measured"), ("ghost", "roofline")])
-    return f"<p>{text} ({', '.join(bandwidths)}); in brackets the share that was reached.</p>{key}"
+    return f"<p>{text} ({', '.join(bandwidths)}).</p>{key}"
 
 
 def _about_memory(runs: Sequence[Run]) -> str:
@@ -115,9 +116,13 @@ def _about_sustained(runs: Sequence[Run]) -> str:
     lines = []
     for number, (run, row) in enumerate(found):
         first, steady = row["sustained"]["first_ts"], row["sustained"]["steady_ts"]
-        change = f"{run.label}: {first:.1f} t/s at first, {steady:.1f} t/s at the end ({steady / first - 1:+.0%})"
+        change = f"{run.label}: {first:.1f} t/s at first, {steady:.1f} t/s at the end ({_percent(steady / first - 1)})"
         lines.append((f"c{number % 8}", change))
     return _key(lines)
+
+
+def _percent(share: float) -> str:
+    return f"{share:+.0%}".replace("-", "−").replace("%", " %")
 
 
 def _key(entries: Sequence[tuple[str, str]]) -> str:
@@ -139,7 +144,7 @@ def _table(runs: Sequence[Run]) -> str:
     head = "".join(f'<th scope="col">{titles[n]}</th>' for n in kept)
     body = ""
     for label, rows in cells.items():
-        body += f'<tr><th scope="rowgroup" colspan="{len(kept)}">{escape(label)}</th></tr>'
+        body += f'<tr><th scope="rowgroup" colspan="{len(kept)}"><span>{escape(label)}</span></th></tr>'
         body += "".join("<tr>" + "".join(f"<td>{escape(row[n])}</td>" for n in kept) + "</tr>" for row in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<section><h2>All figures</h2><div class="scroll">{table}</div></section>'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,9 @@ COLOURS = {
     name: f"#f0{number:02x}0f"
     for number, name in enumerate(("ink", "soft", "line", "ghost", "mark", *(f"c{n}" for n in range(8))))
 }
-_BAR, _TEXT = 46, 10.5  # points that a bar with its label takes; size of text
+_HEIGHT = 0.36  # of a bar, of the room that it has
+_TEXT = 11.0  # points
+_CHARACTERS = 6.8  # points that a character takes on average, in the widest of the fonts that a browser may choose
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": _TEXT,
@@ -47,7 +50,7 @@ def first_answer(runs: Sequence[Run], width: int) -> str | None:
         for y, (label, stages) in enumerate(found):
             left = 0.0
             for number, name in enumerate(STAGES):
-                axes.barh(y, stages[name] * scale, left=left, height=0.42, color=COLOURS[f"c{number}"])
+                axes.barh(y, stages[name] * scale, left=left, height=_HEIGHT, color=COLOURS[f"c{number}"])
                 left += stages[name] * scale
             _label(axes, y, label, width)
             _value(axes, y, left, f"{_digits(left)} {unit}")
@@ -69,12 +72,12 @@ def decoding(runs: Sequence[Run], width: int) -> str | None:
         for y, ((run, row), bound) in enumerate(zip(found, bounds, strict=True)):
             speed = row["avg_ts"]
             if bound:
-                axes.barh(y, bound, height=0.42, color=COLOURS["ghost"])
-            axes.barh(y, speed, height=0.42, color=COLOURS["c2"], xerr=row.get("stddev_ts"), ecolor=COLOURS["ink"])
+                axes.barh(y, bound, height=_HEIGHT, color=COLOURS["ghost"])
+            axes.barh(y, speed, height=_HEIGHT, color=COLOURS["c2"], xerr=row.get("stddev_ts"), ecolor=COLOURS["ink"])
             _label(axes, y, f"{row['test']} · {run.label}", width)
-            share = f" ({speed / bound:.0%})" if bound else ""
-            _value(axes, y, max(speed + (row.get("stddev_ts") or 0), bound or 0), f"{_digits(speed)} t/s{share}")
-        axes.set_xlim(0, most * (_room(width) + 0.08))
+            of = f" of {_digits(bound)}" if bound else ""
+            _value(axes, y, max(speed + (row.get("stddev_ts") or 0), bound or 0), f"{_digits(speed)}{of} t/s")
+        axes.set_xlim(0, most * _room(width))
         axes.set_xlabel("tokens per second")
 
     return _bars(draw, len(found), width, "decoding")
@@ -91,11 +94,12 @@ def memory(runs: Sequence[Run], width: int) -> str | None:
     def draw(axes: Axes) -> None:
         for y, (label, peak, limit) in enumerate(found):
             if limit:
-                axes.barh(y, limit * scale, height=0.42, color=COLOURS["ghost"])
+                axes.barh(y, limit * scale, height=_HEIGHT, color=COLOURS["ghost"])
             over = limit is not None and peak > limit
-            axes.barh(y, peak * scale, height=0.42, color=COLOURS["mark" if over else "c4"])
+            axes.barh(y, peak * scale, height=_HEIGHT, color=COLOURS["mark" if over else "c4"])
             _label(axes, y, label, width)
-            _value(axes, y, max(peak, limit or 0) * scale, _digits(peak * scale) + f" {unit}")
+            of = f" of {_digits(limit * scale)}" if limit else ""
+            _value(axes, y, max(peak, limit or 0) * scale, f"{_digits(peak * scale)}{of} {unit}")
         axes.set_xlim(0, most * scale * _room(width))
         axes.set_xlabel(f"peak memory of the process, in {unit}")
 
@@ -118,7 +122,7 @@ def sustained(runs: Sequence[Run], width: int) -> str | None:
                 points = [(window["t_s"], window[key]) for window in windows if key in window]
                 if points:
                     axes.plot(*zip(*points, strict=True), color=COLOURS[f"c{number % 8}"], linewidth=1.8)
-            if key == "ts":
+            if key != "temp_c":
                 axes.set_ylim(bottom=0)
             axes.set_title(title, loc="left", fontsize=_TEXT, color=COLOURS["soft"])
             axes.grid(True, axis="y", linewidth=0.6)
@@ -140,12 +144,13 @@ PLOTS: Mapping[str, Callable[[Sequence[Run], int], str | None]] = {
 
 
 def _bars(draw: Callable[[Axes], None], count: int, width: int, name: str) -> str:
+    bar = 48 if width > 500 else 62  # points that a bar with its label takes
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"{name}{width}"}):
-        height = _BAR * count + 52
+        height = bar * count + 48
         figure = Figure(figsize=(width / 72, height / 72))
-        axes = figure.add_axes((8 / width, 44 / height, 1 - 16 / width, 1 - 50 / height))
+        axes = figure.add_axes((8 / width, 40 / height, 1 - 16 / width, 1 - 44 / height))
         draw(axes)
-        axes.set_ylim(count - 0.5, -0.65)
+        axes.set_ylim(count - 0.65, -0.75)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.grid(True, axis="x", linewidth=0.6)
@@ -156,10 +161,10 @@ def _bars(draw: Callable[[Axes], None], count: int, width: int, name: str) -> st
 
 
 def _label(axes: Axes, y: float, text: str, width: int) -> None:
-    """Above its bar, cut where the figure ends: the whole of it stands in the table."""
-    most = width // 6
-    shown = text if len(text) <= most else text[: most - 1] + "…"
-    axes.text(0, y - 0.27, shown, va="bottom", ha="left", parse_math=False)
+    """Above its bar, in two lines where there is little room; the whole of it stands in the table."""
+    columns = int((width - 24) / _CHARACTERS)
+    lines = textwrap.wrap(text, columns, max_lines=1 if width > 500 else 2, placeholder=" …")
+    axes.text(0, y - 0.24, "\n".join(lines), va="bottom", ha="left", parse_math=False, linespacing=1.1)
 
 
 def _value(axes: Axes, y: float, x: float, text: str) -> None:
@@ -168,7 +173,7 @@ def _value(axes: Axes, y: float, x: float, text: str) -> None:
 
 def _room(width: int) -> float:
     """How much longer than the longest bar the axis is, for what stands behind it."""
-    return 1.16 if width > 500 else 1.4
+    return 1.25 if width > 500 else 1.7
 
 
 def _digits(value: float) -> str:

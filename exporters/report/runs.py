@@ -76,11 +76,13 @@ def _tell_apart(runs: Sequence[Run], files: Sequence[str]) -> None:
     """Labels that are the same get what differs: the device, the bundle's folder, the file, a number."""
     folders = [Path(str(run.rows[0].get("model_filename", ""))).name for run in runs]
     for words in ([run.device for run in runs], folders, [Path(file).stem for file in files]):
-        counts = Counter(run.label for run in runs)
+        alike: dict[str, set[str]] = {}
         for run, word in zip(runs, words, strict=True):
-            others = {w for r, w in zip(runs, words, strict=True) if r.label == run.label}
-            if counts[run.label] > 1 and len(others) > 1:
+            alike.setdefault(run.label, set()).add(word)
+        for run, word in zip(runs, words, strict=True):
+            if len(alike[run.label]) > 1:
                 run.label += f" · {word}"
+    counts = Counter(run.label for run in runs)
     for number, run in enumerate(runs, 1):
-        if sum(other.label == run.label for other in runs) > 1:
+        if counts[run.label] > 1:
             run.label += f" · {number}"
