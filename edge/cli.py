@@ -206,7 +206,7 @@ def bench(
     debug: Debug = False,
 ) -> None:
     """Measure seeing, reading the prompt, generating, loading, memory and energy; llama-bench's rows, and more."""
-    from edge.bench import results
+    from edge.bench import changes, results
     from edge.bench.request import Request, numbers, sweep
 
     common = Request(
@@ -223,9 +223,9 @@ def bench(
     with _leaving_tidily():
         found, code = _measured(requests, output, save)
     if before is not None and found:
-        changes = results.compare(found, before, max_slower / 100)
-        _say("\n".join(map(results.describe, changes)))
-        if slower := [change.what for change in changes if change.slower]:
+        compared = changes.compare(found, before, max_slower / 100)
+        _say("\n".join(map(changes.describe, compared)))
+        if slower := [change.what for change in compared if change.slower]:
             raise EdgeError(f"slower than {compare}: {'; '.join(slower)}", hint="measure again, or look at warnings")
     if code:
         raise typer.Exit(code)

@@ -1,13 +1,10 @@
-"""Results that were kept: read them, and see what became slower."""
+"""Results that are kept: written whole, and read with a look at each field."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,13 @@ from edge.bench.output import Json
 from edge.bench.rows import SCHEMA, Row
 from edge.errors import EdgeError
 
-_NUMBERS = ("avg_ns", "avg_ts", "peak_bytes", "model_size", "bytes_per_token", "memory_limit_bytes", "energy_j")
-_SPREADS = ("stddev_ns", "stddev_ts")
+_TEXTS = ("cpu_info", "device", "backends", "model_filename", "recipe", "test_time", "type_k", "type_v")
+_NUMBERS = (
+    *("avg_ns", "avg_ts", "peak_bytes", "model_size", "n_threads", "n_prompt", "n_gen", "n_depth", "bytes_per_token"),
+    *("bandwidth", "memory_limit_bytes", "agreement_tokens", "energy_j", "temp_c", "clock_mhz"),
+)
+_MOST = 1e30  # of any number: what is larger was not measured
+_JUDGED = {"tg": "avg_ts", "pp": "avg_ts", "peak memory": "peak_bytes", "first token": "avg_ns"}
 
 
 def write(path: Path, found: Iterable[Row]) -> None:
@@ -72,12 +74,39 @@ def _row(path: Path, number: int, found: Any) -> Row:
             f"{where} has schema {schema!r}; this edge-vlm reads up to {SCHEMA}",
             hint="pip install -U edge-vlm, or measure again",
         )
-    texts = all(isinstance(row.get(name), str) for name in ("test", "model_type"))
-    numbers = [row[name] for name in _NUMBERS if name in row]
-    numbers += [row[name] for name in _SPREADS if row.get(name) is not None]
-    if not texts or not all(map(_is_number, numbers)) or not (rows.value(row) or (0.0,))[0]:
+    try:
+        whole = _whole(row)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError):  # of another type altogether
+        whole = False
+    if not whole:
         raise EdgeError(f"{where} is damaged", hint="measure again")
     return row
+
+
+def _whole(row: Row) -> bool:
+    """Whether each field that something here reads is what it is meant to be."""
+    if not all(isinstance(row.get(name), str) for name in ("test", "model_type")):
+        return False
+    needed = [name for start, name in _JUDGED.items() if row["test"].startswith(start) and name not in row]
+    spreads = all(row.get(name) is None or _is_number(row[name]) for name in ("stddev_ns", "stddev_ts"))
+    cosine = row.get("agreement_cosine", 0.0)
+    return (
+        not needed
+        and spreads
+        and (rows.value(row) or (0.0,))[0] > 0
+        and all(isinstance(row[name], str) for name in _TEXTS if name in row)
+        and all(_is_number(row[name]) for name in _NUMBERS if name in row)
+        and (_is_number(cosine) or _is_number(-cosine))
+        and all(_is_number(value) for value in row.get("stages_ns", {}).values())
+        and all(isinstance(warning, str) for warning in row.get("warnings", ()))
+        and ("sustained" not in row or _lasted(row["sustained"]))
+    )
+
+
+def _lasted(found: dict[str, Any]) -> bool:
+    windows = found["windows"]
+    points = [value for window in windows for value in (window["t_s"], window["ts"], *window.values())]
+    return bool(windows) and found["first_ts"] > 0 and all(map(_is_number, (found["steady_ts"], *points)))
 
 
 def _test_of_a_peer(row: Mapping[str, Any]) -> str:
@@ -86,63 +115,4 @@ def _test_of_a_peer(row: Mapping[str, Any]) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-
-
-@dataclass(frozen=True)
-class Change:
-    """One row then and now, in tokens per second, nanoseconds or bytes. `worse`: by how much, of then; below 0 better.
-    `slower`: by more than was allowed, and than the two deviations explain."""
-
-    what: str
-    before: float
-    now: float
-    worse: float
-    slower: bool
-
-
-def compare(now: Sequence[Row], before: Sequence[Row], allowed: float) -> list[Change]:
-    """The rows that both have: of the same model, engines, threads and test. `allowed` is a share: 0.05.
-
-    Raises EdgeError when they have none.
-    """
-    known = dict(_keyed(before))
-    changes = [_change(key, row, known[key], allowed) for key, row in _keyed(now) if key in known]
-    if not changes:
-        raise EdgeError(
-            "there is nothing to compare: no row is of the same model, engines, threads and test",
-            hint="measure the same bundle with the same -p, -n, -d and -t",
-        )
-    return changes
-
-
-def _keyed(found: Iterable[Row]) -> Iterable[tuple[tuple[Any, ...], Row]]:
-    """Bundles may lie elsewhere now: of several that look the same, the first is taken for the first."""
-    seen: Counter[tuple[Any, ...]] = Counter()
-    for row in found:
-        key = tuple(row.get(name) for name in ("model_type", "backends", "n_threads", "type_k", "test"))
-        yield (*key, seen[key]), row
-        seen[key] += 1
-
-
-def _change(key: tuple[Any, ...], now: Row, before: Row, allowed: float) -> Change:
-    (new, more_is_better), (old, _) = _value(now), _value(before)
-    worse = (old - new if more_is_better else new - old) / old
-    unit = "ts" if more_is_better else "ns"
-    noise = math.hypot(*(row.get(f"stddev_{unit}") or 0.0 for row in (now, before))) * 2 / old
-    what = f"{key[0]}, {key[1]}, {key[2]} threads: {key[4]}"
-    return Change(what, old, new, worse, worse > max(allowed, noise))
-
-
-def describe(change: Change) -> str:
-    """One line."""
-    verdict = "SLOWER" if change.slower else "slower" if change.worse > 0 else "faster"
-    if change.what.endswith("memory"):
-        verdict = {"SLOWER": "MORE", "slower": "more", "faster": "less"}[verdict]
-    return f"{change.what}: {abs(change.worse):.1%} {verdict}"
-
-
-def _value(row: Row) -> tuple[float, bool]:
-    found = rows.value(row)
-    assert found is not None  # a row without was refused
-    return found
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MOST

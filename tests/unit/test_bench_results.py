@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.bench import results, rows
+from edge.bench.changes import compare, describe
 from edge.bench.output import FIELDS, WRITERS, measured
 from edge.bench.rows import Row
 from edge.errors import EdgeError
@@ -153,19 +154,61 @@ def test_what_is_damaged_or_newer_is_refused(tmp_path: Path, message: str) -> No
         results.read(tmp_path)
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
-    )
+WILD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["windows", "t_s", "ts"]), inner),
+    max_leaves=6,
 )
-def test_wild_json_is_refused_in_our_words(tmp_path_factory: pytest.TempPathFactory, wild: object) -> None:
-    path = tmp_path_factory.getbasetemp() / "wild.json"
-    path.write_text(json.dumps([{"schema": 1, "test": "tg64", "model_type": "m", "avg_ns": wild}]))
-    if isinstance(wild, float) and 0 < wild < math.inf:
-        assert results.read(path)[0]["avg_ns"] == wild
+
+
+@given(st.sampled_from(range(len(ROWS))), st.sampled_from([*FIELDS, "windows"]), WILD)
+def test_wild_results_are_refused_or_drawn(
+    tmp_path_factory: pytest.TempPathFactory, number: int, field: str, wild: object
+) -> None:
+    """Whatever one field holds: it is refused in our words, or all that reads results can bear it."""
+    row = dict(ROWS[number])
+    if field == "windows":
+        row["sustained"] = {"first_ts": 1.0, "steady_ts": 1.0, "windows": wild}
     else:
-        with pytest.raises(EdgeError, match="damaged"):
-            results.read(path)
+        row[field] = wild
+    path = tmp_path_factory.getbasetemp() / "wild.json"
+    path.write_text(json.dumps([row]))
+    try:
+        found = results.read(path)
+    except EdgeError:
+        return
+    compare(found, found, 0.05)
+    for output in WRITERS:
+        written(output, found)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"avg_ns": 0},
+        {"avg_ns": 1e300},
+        {"avg_ns": float("nan")},
+        {"stddev_ns": "1"},
+        {"stages_ns": [1]},
+        {"warnings": [1]},
+        {"warnings": 1},
+        {"device": 3},
+        {"sustained": {"first_ts": 1.0, "steady_ts": 1.0, "windows": []}},
+        {"sustained": {"first_ts": 0.0, "steady_ts": 1.0, "windows": [{"t_s": 1, "ts": 1}]}},
+        {"sustained": {"first_ts": 1.0, "steady_ts": 1.0, "windows": [{"t_s": 1}]}},
+        {"test": "tg64", "avg_ts": None},
+        {"test": "peak memory"},
+        {"agreement_cosine": "1"},
+    ],
+    ids=str,
+)
+def test_a_field_that_is_none_of_ours_is_refused(tmp_path: Path, change: Row) -> None:
+    row = rows.timed(samples("load", 100), facts())
+    results.write(tmp_path / "fine.json", [row, {**row, "agreement_cosine": -0.5}])
+    assert len(results.read(tmp_path / "fine.json")) == 2
+    results.write(tmp_path / "damaged.json", [{**row, **change}])
+    with pytest.raises(EdgeError, match=r"row 1 of .* is damaged"):
+        results.read(tmp_path / "damaged.json")
 
 
 # compared
@@ -174,39 +217,39 @@ def test_wild_json_is_refused_in_our_words(tmp_path_factory: pytest.TempPathFact
 def test_what_became_slower() -> None:
     before = run()
     now = run(1.2)
-    changes = {change.what.rpartition(": ")[2]: change for change in results.compare(now, before, 0.05)}
+    changes = {change.what.rpartition(": ")[2]: change for change in compare(now, before, 0.05)}
     assert {test for test, change in changes.items() if not change.slower} == {"peak memory"}
     assert changes["tg64"].worse == pytest.approx(1 - 1 / 1.2)
     assert changes["vision encode"].worse == pytest.approx(0.2)
-    assert results.describe(changes["tg64"]) == "tiny w8a8+q4_0, onnxruntime,llamacpp, 4 threads: tg64: 16.7% SLOWER"
-    assert not any(change.slower for change in results.compare(run(0.5), before, 0.05))
-    assert not any(change.slower for change in results.compare(now, before, 0.25))
+    assert describe(changes["tg64"]) == "tiny w8a8+q4_0, onnxruntime,llamacpp, 4 threads: tg64: 16.7% SLOWER"
+    assert not any(change.slower for change in compare(run(0.5), before, 0.05))
+    assert not any(change.slower for change in compare(now, before, 0.25))
 
 
 def test_more_memory_is_slower_too() -> None:
     before, now = rows.memory(100, facts()), rows.memory(120, facts())
-    (change,) = results.compare([now], [before], 0.05)
-    assert change.slower and results.describe(change).endswith("peak memory: 20.0% MORE")
-    (change,) = results.compare([before], [now], 0.05)
-    assert not change.slower and results.describe(change).endswith("less")
+    (change,) = compare([now], [before], 0.05)
+    assert change.slower and describe(change).endswith("peak memory: 20.0% MORE")
+    (change,) = compare([before], [now], 0.05)
+    assert not change.slower and describe(change).endswith("less")
 
 
 def test_what_the_deviations_explain_is_no_regression() -> None:
     before = rows.timed(samples("load", 80, 100, 120), facts())
     now = rows.timed(samples("load", 95, 115, 135), facts())
-    (change,) = results.compare([now], [before], 0.05)
+    (change,) = compare([now], [before], 0.05)
     assert change.worse == pytest.approx(0.15) and not change.slower  # two deviations of 20 %
     steady = rows.timed(samples("load", 100), facts())
-    (change,) = results.compare([rows.timed(samples("load", 115), facts())], [steady], 0.05)
+    (change,) = compare([rows.timed(samples("load", 115), facts())], [steady], 0.05)
     assert change.slower
 
 
 def test_bundles_that_look_the_same_are_compared_in_order() -> None:
     first, second = (rows.timed(samples("load", ms), facts()) for ms in (100, 200))
-    changes = results.compare([first, second], [first, second], 0.05)
+    changes = compare([first, second], [first, second], 0.05)
     assert [change.worse for change in changes] == [0.0, 0.0]
 
 
 def test_nothing_to_compare() -> None:
     with pytest.raises(EdgeError, match="nothing to compare"):
-        results.compare(run(n_threads=1), run(n_threads=2), 0.05)
+        compare(run(n_threads=1), run(n_threads=2), 0.05)
