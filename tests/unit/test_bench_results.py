@@ -25,7 +25,7 @@ from edge.errors import EdgeError
 PEER = ("build_commit", "cpu_info", "backends", "model_filename", "model_type", "model_size", "n_threads", "type_k")
 PEER += ("type_v", "n_prompt", "n_gen", "n_depth", "test_time", "avg_ns", "stddev_ns", "avg_ts", "stddev_ts")
 PEER += ("samples_ns", "samples_ts")
-ROWS = run(seconds=60) + run(2.0, n_threads=2, model_type="a | b", agreement_cosine=None)
+ROWS = run(seconds=60) + run(2.0, n_threads=2, model_type="a | b")
 
 
 def written(output: str, found: list[Row]) -> str:
