@@ -205,7 +205,7 @@ def bench(
     max_slower: Annotated[float, typer.Option(min=0, metavar="PERCENT", help="What --compare allows.")] = 5.0,
     debug: Debug = False,
 ) -> None:
-    """Measure seeing, reading the prompt, generating, loading, memory and energy; llama-bench's rows, and more."""
+    """Measure seeing, reading the prompt, generating, loading, memory and energy."""
     from edge.bench import changes, results
     from edge.bench.request import Request, numbers, sweep
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from edge.bench.rows import Row
 
-FIELDS = (  # llama-bench's first
+FIELDS = (  # those of llama.cpp's own benchmark first
     *("build_commit", "cpu_info", "backends", "model_filename", "model_type", "model_size", "n_threads"),
     *("type_k", "type_v", "n_prompt", "n_gen", "n_depth", "test_time"),
     *("avg_ns", "stddev_ns", "avg_ts", "stddev_ts", "samples_ns", "samples_ts"),
@@ -31,7 +31,7 @@ class Writer(Protocol):
 
 
 class Json:
-    """An array, as llama-bench writes it. It is whole only after `end`."""
+    """An array, as llama.cpp's own benchmark writes it. It is whole only after `end`."""
 
     def __init__(self) -> None:
         self._rows = 0
@@ -72,7 +72,7 @@ class Csv:
 
 
 class Markdown:
-    """llama-bench's columns, and ours: milliseconds, megabytes, joules, agreement with golden."""
+    """The columns of llama.cpp's own benchmark, and ours: milliseconds, megabytes, joules, agreement with golden."""
 
     def begin(self) -> str:
         titles = _line([_fit(name, width) for name, (width, _) in COLUMNS.items()])

@@ -35,7 +35,7 @@ def write(path: Path, found: Iterable[Row]) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """Rows of `-o json`, `-o jsonl` or `--save`; llama-bench's own `-o json` and `-o jsonl`, too.
+    """Rows of `-o json`, `-o jsonl` or `--save`; llama.cpp's own benchmark's, too.
 
     Raises EdgeError on what is none, is damaged, or is newer than this reader.
     """

@@ -1,4 +1,4 @@
-"""A row of results: llama-bench's fields under llama-bench's names, and ours after them."""
+"""A row of results: the fields of llama.cpp's own benchmark under its names, and ours after them."""
 
 from __future__ import annotations
 
