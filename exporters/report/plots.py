@@ -12,6 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from edge.bench.rows import Row
 from exporters.report.runs import STAGES, Run
 
 WIDTHS = {"wide": 760, "narrow": 350}  # CSS pixels: one point of the figure is one of them
@@ -66,21 +67,26 @@ def decoding(runs: Sequence[Run], width: int) -> str | None:
     if not found:
         return None
     bounds = [run.roofline(row) for run, row in found]
-    most = max([*(row["avg_ts"] for _, row in found), *(bound for bound in bounds if bound)])
+    ends = [max(_end(row), bound or 0) for (_, row), bound in zip(found, bounds, strict=True)]
 
     def draw(axes: Axes) -> None:
-        for y, ((run, row), bound) in enumerate(zip(found, bounds, strict=True)):
+        for y, ((run, row), bound, end) in enumerate(zip(found, bounds, ends, strict=True)):
             speed = row["avg_ts"]
             if bound:
                 axes.barh(y, bound, height=_HEIGHT, color=COLOURS["ghost"])
             axes.barh(y, speed, height=_HEIGHT, color=COLOURS["c2"], xerr=row.get("stddev_ts"), ecolor=COLOURS["ink"])
             _label(axes, y, f"{row['test']} · {run.label}", width)
             of = f" of {_digits(bound)}" if bound else ""
-            _value(axes, y, max(speed + (row.get("stddev_ts") or 0), bound or 0), f"{_digits(speed)}{of} t/s")
-        axes.set_xlim(0, most * _room(width))
+            _value(axes, y, end, f"{_digits(speed)}{of} t/s")
+        axes.set_xlim(0, max(ends) * _room(width))
         axes.set_xlabel("tokens per second")
 
     return _bars(draw, len(found), width, "decoding")
+
+
+def _end(row: Row) -> float:
+    """Where the bar ends, with the line of its deviation."""
+    return float(row["avg_ts"] + (row.get("stddev_ts") or 0.0))
 
 
 def memory(runs: Sequence[Run], width: int) -> str | None:
