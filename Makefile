@@ -1,9 +1,10 @@
 # make demo: install, export the demo checkpoint, ask it three questions.   make test: lint, types, all tests.
 # make test-llamacpp: the GGUF pair in llama.cpp's own multimodal CLI.
+# make test-browser: the page of edge report in headless Chromium.
 # All keep their environment in .venv/ and need Python 3.11 or newer: make demo PYTHON=/path/to/python3.12
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-llamacpp lint
+.PHONY: demo test test-llamacpp test-browser lint
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,6 +23,7 @@ MTMD := $(CACHE)/llama-mtmd-cli-$(LLAMACPP)
 MTMD_BUILD := $(MTMD).build
 MTMD_OPTIONS := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF \
 	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable chrome microsoft-edge
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 INSTALL = torch=$(TORCH); \
 	if $(PIP) index versions torch 2>/dev/null | grep -qF '$(TORCH)+cpu'; then torch=$(TORCH)+cpu; fi; \
@@ -46,6 +48,17 @@ test: lint $(LEGACY)/installed
 
 test-llamacpp: $(MTMD) $(VENV)/installed-dev
 	LLAMA_MTMD_CLI='$(MTMD)' $(BIN)/python -m pytest tests/e2e -m mtmd
+
+test-browser: $(VENV)/installed-dev
+	@look() { for name in $(BROWSERS); do command -v $$name && return; done; return 1; }; \
+		install() { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing chromium" >&2 && \
+			apt-get -qq update >&2 && \
+			DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends chromium >/dev/null; }; \
+		browser="$${BROWSER:-$$(look || { install && look; })}"; \
+		test -n "$$browser" || { \
+			echo "error: no Chromium or Chrome: the page of edge report cannot be looked at;" \
+				"hint: install one, or BROWSER=/path/to/one" >&2; exit 1; }; \
+		echo "with $$browser"; BROWSER="$$browser" $(BIN)/python -m pytest tests/e2e -m browser
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

@@ -194,6 +194,11 @@ class Session:
         self._check.result()
         return Chat(self, pictures, system)
 
+    def forget(self) -> None:
+        """Nothing of the pictures and questions before is used again: the next answer is computed whole."""
+        self._seen.clear()
+        self._open().release()
+
     def close(self) -> None:
         """Let the engines and their memory go."""
         self._vision, self._text, self._opening = (), None, None

@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from edge.bench import Bench
     from edge.bundle import File, Manifest, Part
     from edge.devices import DeviceProfile
     from edge.doctor import Diagnosis
@@ -204,19 +203,6 @@ def findings(found: Findings) -> RenderableType:
         verdict = Text(row.status.upper() if row.status == "wrong" else row.status, style)
         table.add_row(row.about, row.check, verdict, f"{row.found}\n→ {row.cost}" if row.cost else row.found)
     return Group(_facts(found.files), "", table)
-
-
-def bench(found: Bench) -> RenderableType:
-    table = _table("Stage", "Median", "Min", "Max", "Unit", right=("Median", "Min", "Max"))
-    for stage in found.stages:
-        table.add_row(stage.name, *(f"{v:,.2f}" for v in (stage.median, stage.min, stage.max)), stage.unit)
-    facts = {
-        "prompt": f"{found.prompt_tokens} tokens, {found.image_tokens} of them picture",
-        "answers": f"{found.repeats} of {found.generated_tokens} tokens, after one to warm up",
-        "threads": str(found.threads),
-        "peak memory": size(found.peak_rss_mb * 1e6),
-    }
-    return Group(table, "", _facts(facts))
 
 
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:

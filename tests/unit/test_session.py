@@ -136,6 +136,14 @@ def test_the_same_picture_is_seen_and_read_once(session: Session, engine: Engine
     assert session.last.cached_tokens == 1 + len("A chat. USER: ")
 
 
+def test_what_is_forgotten_is_computed_again(session: Session, engine: Engine) -> None:
+    first = session.ask(photo(1), "Who?", max_tokens=4)
+    session.forget()
+    assert session.ask(photo(1), "Who?", max_tokens=4) == first
+    assert session.last.cached_tokens == 0
+    assert engine.eyes[0].looked == 2
+
+
 def test_several_pictures_and_none(session: Session) -> None:
     session.ask([photo(1), photo(2)], "Which?", max_tokens=1)
     assert session.last.image_tokens == 8
