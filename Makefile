@@ -80,7 +80,7 @@ $(LEGACY)/installed: pyproject.toml | $(BIN)/pip
 	@mkdir -p $(LEGACY)
 	@if command -v python3.11 >/dev/null; then echo "installing tflite-runtime into $(LEGACY)"; \
 		python3.11 -m venv $(LEGACY) && \
-		$(LEGACY)/bin/python -m pip --disable-pip-version-check install --quiet -e '.[tflite_runtime]'; \
+		$(LEGACY)/bin/python -m pip --disable-pip-version-check install --quiet -e '.[tflite-runtime]'; \
 	else echo "no python3.11: the tests of tflite-runtime are skipped"; fi
 	@touch $@
 

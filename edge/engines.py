@@ -47,7 +47,9 @@ def _info(folder: str, name: str) -> EngineInfo:
     installed = version is not None or find_spec(package.replace("-", "_")) is not None
     reason = None if installed else f"{package} is not installed"
     unfit = facts["ELSEWHERE"] if sys.platform not in facts.get("SYSTEMS", (sys.platform,)) else None
-    extra = "export" if folder == EVALUATORS else name
+    extra = (
+        "export" if folder == EVALUATORS else name.replace("_", "-")
+    )  # older pips look extras up as they are spelled
     return EngineInfo(name, tuple(facts["FORMATS"]), package, installed, version, reason, unfit, extra)
 
 
