@@ -29,6 +29,9 @@ INSTALL = torch=$(TORCH); \
 	if $(PIP) index versions torch 2>/dev/null | grep -qF '$(TORCH)+cpu'; then torch=$(TORCH)+cpu; fi; \
 	echo "installing torch $$torch and edge-vlm"; $(PIP) install --quiet "torch==$$torch"
 
+# tflite-runtime wants a numpy and a Python of its own time: its tests run in an environment beside.
+LEGACY := $(VENV)/legacy
+
 CHECKPOINT := exporters/demo/checkpoint
 PICTURES := exporters/demo/pictures
 BUNDLE := demo-bundle
@@ -39,7 +42,7 @@ demo: $(BUNDLE)/manifest.json
 	$(BIN)/edge run $(BUNDLE) $(PICTURES)/sign.png "What does the sign say?"
 	$(BIN)/edge run $(BUNDLE) $(PICTURES)/number.png "How many stars are there?"
 
-test: lint
+test: lint $(LEGACY)/installed
 	$(BIN)/python -m pytest tests/unit tests/architecture tests/engine tests/export tests/e2e \
 		--cov=edge --cov=runtimes --cov-report=term-missing:skip-covered --cov-fail-under=95
 
@@ -72,6 +75,14 @@ $(VENV)/installed-export: pyproject.toml | $(BIN)/pip
 $(VENV)/installed-dev: pyproject.toml $(WHEELS)/llama-cpp-python-$(LLAMACPP) | $(BIN)/pip
 	@$(INSTALL) --find-links '$(WHEELS)' --only-binary llama-cpp-python -e '.[dev]'
 	@touch $@ $(VENV)/installed-export
+
+$(LEGACY)/installed: pyproject.toml | $(BIN)/pip
+	@mkdir -p $(LEGACY)
+	@if command -v python3.11 >/dev/null; then echo "installing tflite-runtime into $(LEGACY)"; \
+		python3.11 -m venv $(LEGACY) && \
+		$(LEGACY)/bin/python -m pip --disable-pip-version-check install --quiet -e '.[tflite_runtime]'; \
+	else echo "no python3.11: the tests of tflite-runtime are skipped"; fi
+	@touch $@
 
 $(WHEELS)/llama-cpp-python-$(LLAMACPP): | $(BIN)/pip
 	@echo "building llama-cpp-python $(LLAMACPP): once, some 5 minutes on two cores"

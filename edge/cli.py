@@ -50,7 +50,7 @@ Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Processor 
 def export(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, a hub id, or a GGUF file.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Where the bundle is written.")],
-    format: Annotated[str | None, typer.Option(help="onnx, gguf; planned: executorch, coreml, tflite.")] = None,
+    format: Annotated[str | None, typer.Option(help="onnx, gguf, tflite, coreml; planned: executorch.")] = None,
     scheme: Annotated[list[str] | None, typer.Option(metavar="S|ROLE=S", help="How numbers are stored.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A named choice of format and scheme for each role.")] = None,
     device: Annotated[str | None, typer.Option(help="A device of `edge devices`: its recipe.")] = None,
@@ -63,6 +63,10 @@ def export(
         bool, typer.Option("--gguf-only", help="Without the vision part that `edge run` uses.")
     ] = False,
     mtmd_position_workaround: PositionWorkaround = False,
+    tensor_type: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN=KIND", help="A kind for tensors of the decoder's GGUF file.")
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Core ML packages compiled too; on a Mac.")] = False,
     threads: Threads = 0,
     max_loss: Annotated[float | None, typer.Option(help="Fail when quantising costs more (1 - cosine).")] = None,
     as_json: Json = False,
@@ -89,6 +93,8 @@ def export(
             mmproj=mmproj,
             gguf_only=gguf_only,
             mtmd_position_workaround=mtmd_position_workaround,
+            tensor_type=tuple(tensor_type or ()),
+            compile=compile,
             threads=threads,
             max_loss=max_loss,
         )
@@ -171,7 +177,8 @@ def verify(
     if not report.ok:
         stages = ", ".join(row.stage for row in report.rows if not row.ok)
         raise ParityError(f"{bundle} does not compute the same model: {stages}", hint="export the bundle again")
-    _say(f"{bundle} computes the same model")
+    how = f" ({', '.join(report.evaluated)}: computed by an evaluator, not run)" if report.evaluated else ""
+    _say(f"{bundle} computes the same model{how}")
 
 
 def _verified(bundle: Path, against: str | None, mmproj: Path | None, threads: int) -> Report:

@@ -23,15 +23,19 @@ class EngineInfo:
     installed: bool
     version: str | None
     reason: str | None  # why it cannot be used
+    unfit: str | None = None  # why no installation helps on this machine
+    extra: str | None = None  # what brings its library, if it is not called like the engine
 
     @property
     def install(self) -> str:
-        return f"pip install 'edge-vlm[{self.name}]'"
+        return f"pip install 'edge-vlm[{self.extra or self.name}]'"
 
     def refusal(self, formats: Sequence[str]) -> str | None:
         """Why this engine opens no part of these formats; None when it does."""
         if self.formats and not set(formats) & set(self.formats):
             return f"opens {', '.join(self.formats)}"
+        if self.unfit:
+            return self.unfit
         if not self.installed:
             return f"{self.reason or f'{self.package} is not installed'}: {self.install}"
         return None
@@ -116,7 +120,9 @@ def _refused(what: str, parts: Sequence[Part], engines: Sequence[EngineInfo]) ->
     formats = tuple(dict.fromkeys(part.format for part in parts))
     candidates = [info for info in engines if info.formats]
     lines = [f"  {info.name}: {refusal}" for info in candidates if (refusal := info.refusal(formats))]
-    missing = [info for info in candidates if set(formats) & set(info.formats) and not info.installed]
+    missing = [
+        info for info in candidates if set(formats) & set(info.formats) and not info.installed and not info.unfit
+    ]
     return EngineError(
         "\n".join([f"{what} ({', '.join(formats)})", *lines]),
         hint=missing[0].install if missing else "export the bundle again in another --format",

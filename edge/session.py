@@ -26,7 +26,7 @@ from edge.plan import Choice, Plan, plan
 from edge.prompt import Turn, segments
 from edge.sampling import Sampling
 from edge.tokenizer import Tokenizer
-from edge.types import Array, CacheKind, Decoder, Embeddings, Graph, OpenOptions
+from edge.types import Array, CacheKind, ComputeUnits, Decoder, Embeddings, Graph, OpenOptions
 
 Images = Source | Sequence[Source] | None  # no picture, one, or several
 REMEMBERED = 32  # pictures whose embeddings a session keeps
@@ -40,10 +40,13 @@ def load(
     context: int = 0,
     engine: str | None = None,
     cache: CacheKind | None = None,
+    units: ComputeUnits = "all",
     debug: bool = False,
+    evaluators: bool = False,
 ) -> Session:
     """Open a bundle on this machine. `threads` 0: its physical cores; `context` 0: the model's, or what memory allows;
-    `cache`: how an engine that keeps keys and values itself stores them; None: as it likes.
+    `cache`: how an engine that keeps keys and values itself stores them; None: as it likes; `units`: what Core ML may
+    use beside the processor; `evaluators`: what no engine opens may be computed by the export side, to prove it.
 
     It is done when pictures can be encoded; the decoder may still be opening beside that. The files are hashed while
     the engines open them and after, unless they were before and have not changed since (`edge.checked`): a damaged one
@@ -53,9 +56,12 @@ def load(
     started = perf_counter()
     if cache not in (None, *get_args(CacheKind)):
         raise UsageError(f"no cache of {cache!r}", hint="one of: " + ", ".join(get_args(CacheKind)))
+    if units not in get_args(ComputeUnits):
+        raise UsageError(f"no compute units {units!r}", hint="one of: " + ", ".join(get_args(ComputeUnits)))
     bundle = Bundle.open(path)
-    chosen = plan(bundle.manifest, detect(), installed_engines(), engine=engine, threads=threads, context=context)
-    options = OpenOptions(threads=chosen.threads, context=chosen.context, debug=debug, cache=cache)
+    engines = installed_engines(evaluators=evaluators)
+    chosen = plan(bundle.manifest, detect(), engines, engine=engine, threads=threads, context=context)
+    options = OpenOptions(chosen.threads, chosen.context, debug, cache, units)
     pool = ThreadPoolExecutor(len(chosen.choices) + 1, thread_name_prefix="edge-load")
     check = pool.submit(checked.check, bundle)
     vision = [pool.submit(_graph, bundle, choice, options) for choice in chosen.choices if not _decodes(choice)]

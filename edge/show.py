@@ -141,7 +141,8 @@ def _parts(parts: Iterable[Part]) -> Table:
     table = _table("Part", "Format", "Scheme", "Size", "Measured", right=("Size",))
     for part in parts:
         total = size(sum(file.bytes for file in part.files))
-        table.add_row("+".join(part.covers), part.format, part.scheme, total, "\n".join(_errors(part.error)))
+        scheme = "\n".join((part.scheme, *part.tensor_types))
+        table.add_row("+".join(part.covers), part.format, scheme, total, "\n".join(_errors(part.error)))
     return table
 
 

@@ -14,6 +14,7 @@ from edge.spec import DecoderSpec
 
 Array = NDArray[Any]
 CacheKind = Literal["f16", "q8_0"]
+ComputeUnits = Literal["all", "cpu", "gpu", "ane"]
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,14 @@ class Decoder(Protocol):
 @dataclass(frozen=True)
 class OpenOptions:
     """What an engine may be told. `threads` and `context` 0 leave the choice to the engine, and so does `cache` None:
-    how one stores keys and values that keeps them itself."""
+    how one stores keys and values that keeps them itself; `units` is what it may use beside the processor, where it
+    can choose."""
 
     threads: int = 0
     context: int = 0
     debug: bool = False
     cache: CacheKind | None = None
+    units: ComputeUnits = "all"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,17 @@ from gguf_fakes import gguf_bytes, pair_decoder, pair_mmproj
 from edge import plugins
 
 HEAVY = {"torch", "torchvision", "transformers", "timm", "safetensors", "sentencepiece", "huggingface_hub"}
-CONVERTERS = {"onnx", "onnxscript", "onnx_ir", "gguf", "executorch", "coremltools", "litert_torch", "tensorflow"}
+CONVERTERS = {
+    "onnx",
+    "onnxscript",
+    "onnx_ir",
+    "gguf",
+    "executorch",
+    "coremltools",
+    "litert_torch",
+    "flatbuffers",
+    "tensorflow",
+}
 LIGHT = {"numpy", "PIL", "tokenizers", "typer", "rich"}
 OWN = {"edge", "runtimes", "exporters"}
 MODEL_NAMES = re.compile(
