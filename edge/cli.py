@@ -38,6 +38,10 @@ Cache = Annotated[str | None, typer.Option(metavar="f16|q8_0", help="How llama.c
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")]
 Mmproj = Annotated[Path | None, typer.Option(metavar="FILE", help="The vision part of a GGUF checkpoint.")]
+On = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ssh://USER@HOST[:PORT]|adb:SERIAL", help="Measure there; may be given several times."),
+]
 PositionWorkaround = Annotated[
     bool,
     typer.Option("--mtmd-position-workaround", help="An mmproj for llama.cpp builds without #25844, and only those."),
@@ -188,16 +192,24 @@ def _verified(bundle: Path, against: str | None, mmproj: Path | None, threads: i
 
 @app.command()
 def bench(
+    context: typer.Context,
     bundle: BundleArgument,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Tokens to generate.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="How often each stage is measured.")] = 5,
     image: Annotated[str | None, typer.Option(metavar="IMAGE", help="Instead of the bundle's own picture.")] = None,
     threads: Threads = 0,
     cache: Cache = None,
+    on: On = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure loading, seeing, reading the prompt, generating, and our own overhead."""
+    """Measure loading, seeing, reading the prompt, generating, and our own overhead.
+
+    With --on: on another machine, by the package that is installed there. What the bundle lacks there is copied.
+    """
+    if on:
+        _bench_on(on, bundle, image, _given(context, but={"on", "image", "as_json"}), as_json)
+        return
     from edge import show
     from edge.bench import bench as measure
 
@@ -208,6 +220,47 @@ def bench(
         _print_json(found.to_json())
     else:
         _print(show.bench(found))
+
+
+def _bench_on(on: Sequence[str], bundle: Path, image: str | None, options: tuple[str, ...], as_json: bool) -> None:
+    from rich.console import Console
+
+    from edge import show
+    from edge.bundle import Bundle
+    from edge.remote.bench import Job
+    from edge.remote.fleet import bench_on
+    from edge.remote.target import parse_all
+
+    links = parse_all(on)
+    if image is not None and not os.path.isfile(image):
+        raise ImageError(f"no such picture: {image!r}", hint="edge bench BUNDLE --image IMAGE")
+    job = Job(Bundle.open(bundle), options, None if image is None else Path(image))
+    with show.Stages(console=Console(stderr=True)) as stages, _leaving_tidily():
+        done = bench_on(links, job, stages.report, stages.say)
+    if as_json and done.results:
+        _print_json(list(done.results) if len(links) > 1 else done.results[0])
+    elif done.results:
+        _print(show.benches(done.results))
+    if done.interrupted:
+        raise KeyboardInterrupt
+    for error in done.errors[:-1]:
+        _complain(error)
+    if done.errors:
+        raise done.errors[-1]
+
+
+def _given(context: typer.Context, *, but: set[str]) -> tuple[str, ...]:
+    """The options that the user gave, for another `edge` of the same command."""
+    words: list[str] = []
+    for parameter in context.command.params:
+        source = getattr(context.get_parameter_source(str(parameter.name)), "name", "")
+        if parameter.param_type_name != "option" or parameter.name in but or source != "COMMANDLINE":
+            continue
+        option = max(parameter.opts, key=len)
+        value = context.params[str(parameter.name)]
+        values = value if isinstance(value, list | tuple) else [value]
+        words += [option if one is True else f"{option}={one}" for one in values]
+    return tuple(words)
 
 
 @app.command()
@@ -391,7 +444,7 @@ def _print(renderable: RenderableType) -> None:
     Console(markup=False, emoji=False, highlight=False).print(renderable)
 
 
-def _print_json(data: dict[str, Any]) -> None:
+def _print_json(data: Any) -> None:
     print(json.dumps(data, indent=1, ensure_ascii=False), flush=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -39,6 +39,10 @@ class Stages(Progress):
         if stage not in self._bars:
             self._bars[stage] = self.add_task(stage, total=1.0)
         self.update(self._bars[stage], completed=fraction)
+
+    def say(self, text: str) -> None:
+        """A line above the bars."""
+        self.console.print(Text(text), soft_wrap=True)
 
 
 def size(count: float) -> str:
@@ -216,6 +220,19 @@ def bench(found: Bench) -> RenderableType:
         "peak memory": size(found.peak_rss_mb * 1e6),
     }
     return Group(table, "", _facts(facts))
+
+
+def benches(found: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Results of several machines, as JSON and labelled with `host` and `device`: a column for each."""
+    table = _table("Stage", "Unit", *(f"{one['host']}\n{one['device']}" for one in found))
+    for column in table.columns[2:]:
+        column.justify = "right"
+    by_name = [{stage["name"]: stage for stage in one["stages"]} for one in found]
+    for name, unit in {name: stage["unit"] for stages in by_name for name, stage in stages.items()}.items():
+        cells = [f"{stages[name]['median']:,.2f}" if name in stages else "" for stages in by_name]
+        table.add_row(name, unit, *cells)
+    table.add_row("peak memory", "MB", *(f"{one['peak_rss_mb']:,.1f}" for one in found))
+    return table
 
 
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:
