@@ -33,7 +33,8 @@ def bench_on(links: Sequence[Link], job: Job, report: Report, say: Say) -> Outco
         runs = [pool.submit(measure, shell, job, report, say) for shell in shells]
         interrupted = False
         try:
-            wait(runs)
+            while wait(runs, timeout=1.0).not_done:  # in steps: a signal may reach another thread first
+                pass
         except KeyboardInterrupt:
             interrupted = True
             _end(shells, runs)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
+import signal
 import subprocess
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -141,13 +144,13 @@ class Shell:
                     with contextlib.suppress(OSError):
                         process.stdin.close()
                 else:
-                    process.kill()
+                    _kill(process)
 
     def kill(self) -> None:
         self.stopped.set()
         with self._lock:
             for process in self._running:
-                process.kill()
+                _kill(process)
 
     def _complete(self, command: str, chunks: Iterable[bytes], patience: float) -> Done:
         with self._process(command) as process:
@@ -192,14 +195,14 @@ class Shell:
         with self._lock:
             self._running[process] = patient
             if self.stopped.is_set():
-                process.kill()
+                _kill(process)
         try:
             yield process
         finally:
             with self._lock:
                 del self._running[process]
             if process.poll() is None:
-                process.kill()
+                _kill(process)
             for pipe in (process.stdin, process.stdout, process.stderr):
                 with contextlib.suppress(OSError):
                     if pipe is not None:
@@ -250,7 +253,16 @@ class _Watch:
             if self._over.wait(left):
                 return
         self.fired = True
-        self._process.kill()
+        _kill(self._process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """With what it started (a ProxyCommand): they hold its pipes open."""
+    if sys.platform == "win32":
+        process.kill()
+    elif process.returncode is None:  # else the number may be another's by now
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _lines(pipe: IO[bytes], listen: Callable[[str], None]) -> Iterator[str]:
