@@ -41,7 +41,8 @@ class Wire:
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # else accept keeps it open
-        self._listener.close()
+        for end in (self._listener, *self._ends):
+            end.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -124,8 +125,25 @@ class AsyncServer:
         local = await asyncio.create_subprocess_shell(
             process.command or "exit 1", stdin=pipe, stdout=pipe, stderr=pipe, env=dict(self._environment)
         )
-        await process.redirect(stdin=local.stdin, stdout=local.stdout, stderr=local.stderr)
-        process.exit(await local.wait())
+        assert local.stdin and local.stdout and local.stderr
+        feeding = asyncio.create_task(self._feed(process.stdin, local.stdin))
+        await asyncio.gather(self._back(local.stdout, process.stdout), self._back(local.stderr, process.stderr))
+        code = await local.wait()
+        feeding.cancel()
+        process.exit(code if code >= 0 else 128 - code)
+
+    async def _feed(self, source: asyncssh.SSHReader[bytes], sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncssh.Error):  # it reads no more, or the connection is lost
+            while data := await source.read(1 << 16):
+                sink.write(data)
+                await sink.drain()
+        sink.close()
+
+    async def _back(self, source: asyncio.StreamReader, sink: asyncssh.SSHWriter[bytes]) -> None:
+        with contextlib.suppress(OSError, asyncssh.Error):
+            while data := await source.read(1 << 16):
+                sink.write(data)
+                await sink.drain()
 
 
 class OpenSshServer:

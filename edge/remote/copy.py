@@ -160,15 +160,17 @@ def _send(host: Host, one: Transfer, progress: Callable[[int], None]) -> None:
 
 def _receive(root: str, one: Transfer) -> str:
     """Blocks are put where they belong, not after what is there: a connection that was lost, and whose end over there
-    still writes what it had got, does no harm."""
+    still writes what it had got, does no harm; nor does another copy at the same time, which may be done first."""
     sha, partial = one.entry.sha256, one.entry.sha256 + PARTIAL
     return f"""{_DIGEST}
+size() {{ {{ wc -c <"$1"; }} 2>/dev/null || echo -1; }}
 umask 077
 cd {shlex.quote(root)}/files || exit
-[ {one.offset} -gt 0 ] || rm -f {partial}
+[ $(($(size {partial}))) -le {one.entry.bytes} ] || rm -f {partial}
 : >>{partial} || exit {_FULL}
 dd of={partial} bs={BLOCK} seek={one.offset // BLOCK} conv=notrunc || exit {_FULL}
-[ $(($(wc -c <{partial}))) -eq {one.entry.bytes} ] || exit {_SHORT}
+[ $(($(size {sha}))) -ne {one.entry.bytes} ] || exit 0
+[ $(($(size {partial}))) -eq {one.entry.bytes} ] || exit {_SHORT}
 found=$(digest <{partial})
 found=${{found%% *}}
 [ -n "$found" ] || exit {_NO_TOOL}
@@ -188,19 +190,21 @@ def _chunks(one: Transfer, progress: Callable[[int], None]) -> Iterator[bytes]:
 def _assemble(root: str, place: str, entries: Sequence[File]) -> str:
     """Nothing happens where the bundle lies there whole; else it is made beside, and renamed."""
     whole = " && ".join(f"[ -f {shlex.quote(f'{place}/{entry.path}')} ]" for entry in entries)
-    beside = place + PARTIAL
-    folders = dict.fromkeys(str(PurePosixPath(beside, entry.path).parent) for entry in entries)
-    lines = [f"mkdir -p {shlex.quote(folder)}" for folder in folders]
-    lines += [f"put files/{entry.sha256} {shlex.quote(f'{beside}/{entry.path}')}" for entry in entries]
+    folders = dict.fromkeys(str(PurePosixPath(entry.path).parent) for entry in entries)
+    lines = [f'mkdir -p "$beside"/{shlex.quote(folder)}' for folder in folders]
+    lines += [f'put files/{entry.sha256} "$beside"/{shlex.quote(entry.path)}' for entry in entries]
     made = "\n".join(lines)
     return f"""umask 077
 cd {shlex.quote(root)} || exit
 if {whole}; then exit 0; fi
 set -e
 put() {{ ln -f "$1" "$2" 2>/dev/null || cp "$1" "$2"; }}
-rm -rf {shlex.quote(beside)} {shlex.quote(place)}
+beside={shlex.quote(place + PARTIAL)}.$$
+trap 'rm -rf "$beside"' EXIT
 {made}
-mv {shlex.quote(beside)} {shlex.quote(place)}"""
+if {whole}; then exit 0; fi
+rm -rf {shlex.quote(place)}
+mv "$beside" {shlex.quote(place)}"""
 
 
 def _failed(host: Host, what: str, done: Done) -> RemoteError:
