@@ -1,9 +1,10 @@
 # make demo: install, export the demo checkpoint, ask it three questions.   make test: lint, types, all tests.
 # make test-llamacpp: the GGUF pair in llama.cpp's own multimodal CLI.
+# make test-remote: edge bench --on against OpenSSH's own server.
 # All keep their environment in .venv/ and need Python 3.11 or newer: make demo PYTHON=/path/to/python3.12
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-llamacpp lint
+.PHONY: demo test test-llamacpp test-remote lint
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,6 +44,13 @@ test: lint
 
 test-llamacpp: $(MTMD) $(VENV)/installed-dev
 	LLAMA_MTMD_CLI='$(MTMD)' $(BIN)/python -m pytest tests/e2e -m mtmd
+
+test-remote: $(VENV)/installed-dev
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin"; command -v sshd >/dev/null || { \
+		echo "error: no sshd: the tests against OpenSSH's server cannot run; hint: install openssh-server" >&2; exit 1; }
+	@test "$$(id -u)" != 0 || test -d /run/sshd || test "$$(uname)" != Linux || { \
+		echo "error: sshd run by root wants /run/sshd; hint: mkdir -p /run/sshd, or run this as a user" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/e2e -m sshd
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

@@ -27,6 +27,7 @@ if TROUBLE:
 if serial != SERIAL:
     sys.exit(f"adb: device '{{serial}}' not found")
 def here(text):
+    text = text.replace(":/system/bin ", ":/usr/bin:/bin ")
     return re.sub(f"(?<!{{re.escape(ROOT)}})(/data/local/tmp|{termux})", lambda found: ROOT + found[0], text)
 environment = {{"PATH": ROOT + "/system/bin:/usr/bin:/bin", "HOME": "/", "FAKE_ROOT": ROOT}}
 if command.endswith("exec sh -s") or "'exec sh -s'" in command:
