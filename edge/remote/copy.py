@@ -164,17 +164,20 @@ def _receive(root: str, one: Transfer) -> str:
     sha, partial = one.entry.sha256, one.entry.sha256 + PARTIAL
     return f"""{_DIGEST}
 size() {{ {{ wc -c <"$1"; }} 2>/dev/null || echo -1; }}
+leave() {{ [ $(($(size {sha}))) -eq {one.entry.bytes} ] || exit "$1"; exit 0; }}
 umask 077
 cd {shlex.quote(root)}/files || exit
 [ $(($(size {partial}))) -le {one.entry.bytes} ] || rm -f {partial}
 : >>{partial} || exit {_FULL}
 dd of={partial} bs={BLOCK} seek={one.offset // BLOCK} conv=notrunc || exit {_FULL}
-[ $(($(size {sha}))) -ne {one.entry.bytes} ] || exit 0
-[ $(($(size {partial}))) -eq {one.entry.bytes} ] || exit {_SHORT}
+[ $(($(size {partial}))) -eq {one.entry.bytes} ] || leave {_SHORT}
 found=$(digest <{partial})
 found=${{found%% *}}
-[ -n "$found" ] || exit {_NO_TOOL}
-if [ "$found" = {sha} ]; then mv -f {partial} {sha}; else rm -f {partial}; echo "$found"; exit {_DAMAGED}; fi"""
+[ -n "$found" ] || leave {_NO_TOOL}
+if [ "$found" = {sha} ]; then mv -f {partial} {sha} || leave {_FULL}; exit 0; fi
+rm -f {partial}
+echo "$found"
+leave {_DAMAGED}"""
 
 
 def _chunks(one: Transfer, progress: Callable[[int], None]) -> Iterator[bytes]:

@@ -22,7 +22,7 @@ import pytest
 from commands import MAIN, Said, call
 from conftest import REPOSITORY, write_bundle
 from exported import Exports
-from remotes import DOCTOR, RESULT, Machine
+from remotes import RESULT, Machine
 from ssh_servers import SSHD, AsyncServer, Keys, OpenSshServer, Wire, ssh_client
 
 from edge.bundle import MANIFEST, Bundle, describe
@@ -184,11 +184,6 @@ def test_no_package_there(board: Board, bundle: Path) -> None:
         f"error: {board.on}: edge-vlm is not installed there\n"
         f"hint: {shlex.join(['ssh', '-p', str(board.wire.port), '127.0.0.1', command])}\n"
     )
-
-
-def test_an_older_package_there(board: Board, bundle: Path) -> None:
-    board.machine.edge(doctor={**DOCTOR, "version": "0.0.9"})
-    assert "edge-vlm 0.0.9 there is older than" in board.bench(bundle).err
 
 
 # who is let in
