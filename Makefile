@@ -1,10 +1,11 @@
 # make demo: install, export the demo checkpoint, ask it three questions.   make test: lint, types, all tests.
 # make test-llamacpp: the GGUF pair in llama.cpp's own multimodal CLI.
 # make test-browser: the page of edge report in headless Chromium.
+# make test-remote: edge bench --on against OpenSSH's own server.
 # All keep their environment in .venv/ and need Python 3.11 or newer: make demo PYTHON=/path/to/python3.12
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-llamacpp test-browser lint
+.PHONY: demo test test-llamacpp test-browser test-remote lint
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -59,6 +60,13 @@ test-browser: $(VENV)/installed-dev
 			echo "error: no Chromium or Chrome: the page of edge report cannot be looked at;" \
 				"hint: install one, or BROWSER=/path/to/one" >&2; exit 1; }; \
 		echo "with $$browser"; BROWSER="$$browser" $(BIN)/python -m pytest tests/e2e -m browser
+
+test-remote: $(VENV)/installed-dev
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin"; command -v sshd >/dev/null || { \
+		echo "error: no sshd: the tests against OpenSSH's server cannot run; hint: install openssh-server" >&2; exit 1; }
+	@test "$$(id -u)" != 0 || test -d /run/sshd || test "$$(uname)" != Linux || { \
+		echo "error: sshd run by root wants /run/sshd; hint: mkdir -p /run/sshd, or run this as a user" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/e2e -m sshd
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

@@ -24,7 +24,6 @@ from edge.errors import BundleError, ContextError, EdgeError, EngineError, Image
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from edge.bench.request import Request
     from edge.bench.rows import Row
     from edge.session import Session
     from edge.verify import Report
@@ -39,6 +38,10 @@ Cache = Annotated[str | None, typer.Option(metavar="f16|q8_0", help="How llama.c
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")]
 Mmproj = Annotated[Path | None, typer.Option(metavar="FILE", help="The vision part of a GGUF checkpoint.")]
+On = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ssh://USER@HOST[:PORT]|adb:SERIAL", help="Measure there; may be given several times."),
+]
 PositionWorkaround = Annotated[
     bool,
     typer.Option("--mtmd-position-workaround", help="An mmproj for llama.cpp builds without #25844, and only those."),
@@ -196,6 +199,7 @@ def _verified(bundle: Path, against: str | None, mmproj: Path | None, threads: i
 
 @app.command()
 def bench(
+    context: typer.Context,
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="Directories that `edge export` wrote.")],
     n_prompt: Annotated[str, typer.Option("--n-prompt", "-p", metavar="N,N", help="Prompts to read; 190.")] = "",
     n_gen: Annotated[str, typer.Option("--n-gen", "-n", metavar="N,N", help="Tokens to generate; 64.")] = "",
@@ -210,10 +214,14 @@ def bench(
     save: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep the results, as JSON.")] = None,
     compare: Annotated[Path | None, typer.Option(metavar="FILE", help="Fail when slower than what was kept.")] = None,
     max_slower: Annotated[float, typer.Option(min=0, metavar="PERCENT", help="What --compare allows.")] = 5.0,
+    on: On = None,
     debug: Debug = False,
 ) -> None:
-    """Measure seeing, reading the prompt, generating, loading, memory and energy."""
-    from edge.bench import changes, results
+    """Measure seeing, reading the prompt, generating, loading, memory and energy.
+
+    With --on: on another machine, by the package that is installed there. What a bundle lacks there is copied.
+    """
+    from edge.bench import changes, results, runner
     from edge.bench.request import Request, numbers, sweep
 
     common = Request(
@@ -226,9 +234,11 @@ def bench(
         debug=debug,
     )
     requests = sweep([str(bundle) for bundle in bundles], engine, threads, cache, common)
+    here = {"on", "image", "output", "save", "compare", "max_slower"}
+    rows = _rows_on(on, bundles, image, _given(context, but=here)) if on else runner.bench(requests)
     before = results.read(compare) if compare else None  # what cannot be read is told before the work
     with _leaving_tidily():
-        found, code = _measured(requests, output, save)
+        found, code = _measured(rows, output, save, hosts=bool(on))
     if before is not None and found:
         compared = changes.compare(found, before, max_slower / 100)
         _say("\n".join(map(changes.describe, compared)))
@@ -238,18 +248,19 @@ def bench(
         raise typer.Exit(code)
 
 
-def _measured(requests: Sequence[Request], output: str, save: Path | None) -> tuple[list[Row], int]:
-    """The rows, printed and kept as they come, however it ends; and the exit code of the first failure."""
-    from edge.bench import results, runner
-    from edge.bench.output import WRITERS
+def _measured(rows: Iterable[Row | EdgeError], output: str, save: Path | None, hosts: bool) -> tuple[list[Row], int]:
+    """The rows, printed and kept as they come, however it ends; and the exit code of the first failure. `hosts`: they
+    are of several machines."""
+    from edge.bench import results
+    from edge.bench.output import WRITERS, Hosts
 
     if output not in WRITERS:
         raise UsageError(f"no output {output!r}", hint="one of: " + ", ".join(WRITERS))
-    writer, code = WRITERS[output](), 0
+    writer, code = Hosts() if hosts and output == "md" else WRITERS[output](), 0
     found: list[Row] = []
     warned: set[tuple[object, ...]] = set()
     try:
-        for row in runner.bench(requests):
+        for row in rows:
             if isinstance(row, EdgeError):
                 _complain(row)
                 code = code or row.exit_code
@@ -257,15 +268,55 @@ def _measured(requests: Sequence[Request], output: str, save: Path | None) -> tu
             print(("" if found else writer.begin()) + writer.row(row), end="", flush=True)
             found.append(row)
             for warning in {w.partition(":")[0]: w for w in row.get("warnings", ())}.values():
-                if (key := (row["model_filename"], row["n_threads"], warning.partition(":")[0])) not in warned:
+                place, where = row.get("host"), (row["model_filename"], row["n_threads"], warning.partition(":")[0])
+                if (key := (place, *where)) not in warned:
                     warned.add(key)
-                    _say(f"warning: {row['test']}: {warning}")
+                    _say(f"warning: {f'{place}: ' if place else ''}{row['test']}: {warning}")
     finally:
         if found:
             print(writer.end(), end="", flush=True)
             if save:
                 results.write(save, found)
     return found, code
+
+
+def _rows_on(
+    on: Sequence[str], bundles: Sequence[Path], image: str | None, options: tuple[str, ...]
+) -> Iterator[Row | EdgeError]:
+    """What other machines measure; all of them at a time, one bundle after another."""
+    from rich.console import Console
+
+    from edge import show
+    from edge.bundle import Bundle
+    from edge.remote.bench import Job
+    from edge.remote.fleet import bench_on
+    from edge.remote.target import parse_all
+
+    links = parse_all(on)
+    if image is not None and not os.path.isfile(image):
+        raise ImageError(f"no such picture: {image!r}", hint="edge bench BUNDLE --image IMAGE")
+    for bundle in bundles:
+        job = Job(Bundle.open(bundle), options, None if image is None else Path(image))
+        with show.Stages(console=Console(stderr=True)) as stages:
+            done = bench_on(links, job, stages.report, stages.say)
+        yield from done.results
+        yield from done.errors
+        if done.interrupted:
+            raise KeyboardInterrupt
+
+
+def _given(context: typer.Context, *, but: set[str]) -> tuple[str, ...]:
+    """The options that the user gave, for another `edge` of the same command."""
+    words: list[str] = []
+    for parameter in context.command.params:
+        source = getattr(context.get_parameter_source(str(parameter.name)), "name", "")
+        if parameter.param_type_name != "option" or parameter.name in but or source != "COMMANDLINE":
+            continue
+        option = max(parameter.opts, key=len)
+        value = context.params[str(parameter.name)]
+        values = value if isinstance(value, list | tuple) else [value]
+        words += [option if one is True else f"{option}={one}" for one in values]
+    return tuple(words)
 
 
 @app.command()
@@ -475,7 +526,7 @@ def _print(renderable: RenderableType) -> None:
     Console(markup=False, emoji=False, highlight=False).print(renderable)
 
 
-def _print_json(data: dict[str, Any]) -> None:
+def _print_json(data: Any) -> None:
     print(json.dumps(data, indent=1, ensure_ascii=False), flush=True)
 
 

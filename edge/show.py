@@ -24,7 +24,7 @@ MEASURES = {"max_abs": "Largest error", "cosine": "Cosine", "tokens": "Tokens al
 
 
 class Stages(Progress):
-    """A bar for each stage of an export."""
+    """A bar for each stage of long work."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(*self.get_default_columns(), console=console)
@@ -38,6 +38,17 @@ class Stages(Progress):
         if stage not in self._bars:
             self._bars[stage] = self.add_task(stage, total=1.0)
         self.update(self._bars[stage], completed=fraction)
+
+    def stop(self) -> None:
+        if self._bars:
+            super().stop()
+        else:  # it would leave an empty line
+            self.live.transient = True
+            self.live.stop()
+
+    def say(self, text: str) -> None:
+        """A line above the bars."""
+        self.console.print(Text(text), soft_wrap=True)
 
 
 def size(count: float) -> str:

@@ -75,15 +75,25 @@ class Markdown:
     """The columns of llama.cpp's own benchmark, and ours: milliseconds, megabytes, joules, agreement with golden."""
 
     def begin(self) -> str:
-        titles = _line([_fit(name, width) for name, (width, _) in COLUMNS.items()])
-        rules = _line(["-" * (abs(width) - 1) + (":" if width > 0 else "-") for width, _ in COLUMNS.values()])
+        titles = _line([_fit(name, width) for name, (width, _) in self.columns().items()])
+        rules = _line(["-" * (abs(width) - 1) + (":" if width > 0 else "-") for width, _ in self.columns().values()])
         return titles + rules
 
     def row(self, row: Row) -> str:
-        return _line([_fit(text(row).replace("|", "\\|"), width) for width, text in COLUMNS.values()])
+        return _line([_fit(text(row).replace("|", "\\|"), width) for width, text in self.columns().values()])
+
+    def columns(self) -> dict[str, Column]:
+        return COLUMNS
 
     def end(self) -> str:
         return ""
+
+
+class Hosts(Markdown):
+    """The same of several machines."""
+
+    def columns(self) -> dict[str, Column]:
+        return {"host": (-20, lambda row: str(row.get("host", ""))), **COLUMNS}
 
 
 WRITERS: Mapping[str, Callable[[], Writer]] = {"md": Markdown, "json": Json, "jsonl": JsonLines, "csv": Csv}
@@ -113,7 +123,8 @@ def _scaled(name: str, scale: float, digits: int) -> Callable[[Row], str]:
     return lambda row: "" if row.get(name) is None else f"{row[name] * scale:.{digits}f}"
 
 
-COLUMNS: dict[str, tuple[int, Callable[[Row], str]]] = {  # width, negative on the left; text
+Column = tuple[int, Callable[[Row], str]]
+COLUMNS: dict[str, Column] = {  # width, negative on the left; text
     "model": (-30, lambda row: str(row["model_type"])),
     "size": (10, lambda row: f"{row['model_size'] / 2**20:.2f} MiB"),
     "backend": (-20, lambda row: str(row.get("backends", ""))),
