@@ -35,7 +35,8 @@ def _info(name: str) -> EngineInfo:
     # A build under another name (onnxruntime-gpu) brings the same module.
     installed = version is not None or find_spec(package.replace("-", "_")) is not None
     reason = None if installed else f"{package} is not installed"
-    return EngineInfo(name, tuple(facts["FORMATS"]), package, installed, version, reason)
+    resident, caches, gpus = facts.get("RESIDENT", {}), tuple(facts.get("CACHES", ())), tuple(facts.get("GPUS", ()))
+    return EngineInfo(name, tuple(facts["FORMATS"]), package, installed, version, reason, resident, caches, gpus)
 
 
 def _version(package: str) -> str | None:

@@ -144,16 +144,6 @@ def encoders(checkpoint: Checkpoint, to: Mapping[str, Target]) -> list[Component
     return [replace(components(checkpoint)[0], role=role) for role in to if role != "decoder"]
 
 
-def bytes_needed(checkpoint: Checkpoint, to: Mapping[str, Target]) -> int:
-    """What the parts will take, to a few percent."""
-    total = 0.0
-    for component in (components(checkpoint)[1], *encoders(checkpoint, to)):
-        target = to[component.role]
-        numbers = sum(math.prod(tensor.shape) for tensor in component.skeleton().state_dict().values())
-        total += numbers * plugins.facts(targets.FORMATS, target.format)["BYTES_PER_WEIGHT"][target.scheme]
-    return int(total)
-
-
 @dataclass(frozen=True)
 class _Writer:
     checkpoint: Checkpoint

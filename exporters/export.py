@@ -14,15 +14,16 @@ import torch
 
 import edge
 from edge import bundle as bundles
-from edge import staging
+from edge import devices, staging
 from edge.bundle import Bundle, Manifest, Part
 from edge.calibration import read
 from edge.engines import installed_engines
 from edge.errors import EdgeError, EngineError, ParityError, UsageError
+from edge.fit import Fit, fit
 from edge.recipes import Recipe
 from edge.verify import Report, verify
-from exporters import example, targets
-from exporters.build import Built, Progress, build, bytes_needed
+from exporters import example, foresee, targets
+from exporters.build import Built, Progress, build
 from exporters.checkpoint import Checkpoint, open_checkpoint
 
 CALIBRATION = 32  # conversations: each costs a prompt through torch, and more hardly change the statistics
@@ -57,6 +58,7 @@ class Exported:
     seconds: float
     report: Report
     next_command: str
+    fit: Fit | None  # on the device that was named
 
 
 def export(request: ExportRequest, progress: Progress) -> Exported:
@@ -77,8 +79,10 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
         request.checkpoint, vision_tower=request.vision_tower, mmproj=request.mmproj, context=request.context
     )
     progress("read", 1.0)
+    foreseen = foresee.manifest(checkpoint, recipe)
+    predicted = fit(foreseen, devices.profile(request.device)) if request.device else None
     with staging.create(request.output) as folder:
-        _require_space(bytes_needed(checkpoint, recipe.targets), folder)
+        _require_space(sum(file.bytes for file in foreseen.files()), folder)
         built = build(
             checkpoint,
             recipe.targets,
@@ -102,7 +106,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     size = sum(file.bytes for file in manifest.files())
     picture_of = ["PICTURE"] if manifest.sees else []
     next_command = shlex.join(["edge", "run", str(request.output), *picture_of, question])
-    return Exported(request.output, size, time.perf_counter() - start, report, next_command)
+    return Exported(request.output, size, time.perf_counter() - start, report, next_command, predicted)
 
 
 def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Built, folder: Path) -> Manifest:
