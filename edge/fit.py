@@ -17,6 +17,7 @@ from edge.sizes import Sizes, bytes_per_weight, cache_item, stored
 from edge.types import CacheKind
 
 QUESTION = 46  # tokens of a short question with its template, where a manifest does not tell
+WIDE = ("fp32", "fp16", "f16", "bf16")  # schemes whose products are floating-point ones
 ANSWER = 64  # tokens: decoding is predicted for the middle of an answer of so many
 
 
@@ -121,9 +122,6 @@ def times(
     return tuple(rows)
 
 
-WIDE = ("fp32", "fp16", "f16", "bf16")  # schemes whose products are floating-point ones
-
-
 def _speed(device: DeviceProfile, engine: EngineInfo) -> tuple[Speed, Utilisation, str]:
     """Of what computes for an engine on a device."""
     graphics = device.known("gpu_fp16")
@@ -144,6 +142,8 @@ def _bandwidth(device: DeviceProfile, use: Utilisation) -> tuple[float | None, s
     )
     if use is GRAPHICS and theoretical:
         return 1e9 * theoretical.value, "theoretical"
+    if device.kind == "jetson" and measured:  # what is published there is of the graphics processor
+        return 1e9 * measured.value, "measured, of one core"
     if reached:
         return 1e9 * reached.value / use.decode, "from published decoding"
     if theoretical:
@@ -152,10 +152,10 @@ def _bandwidth(device: DeviceProfile, use: Utilisation) -> tuple[float | None, s
 
 
 def _done(work: Work, share: float, use: Utilisation) -> str:
-    linear = work.int8 or work.fp32
+    linear, kind = (work.int8, "GOP int8") if work.int8 else (work.fp32, "GFLOP")
     return (
-        f"{linear / 1e9:,.0f} G{'OP int8' if work.int8 else 'FLOP'} at {share:.0%} and {work.attention / 1e9:,.0f} GFLOP "
-        f"of attention at {use.attention:.0%} of the peak"
+        f"{linear / 1e9:,.3g} {kind} at {share:.0%} and {work.attention / 1e9:,.2g} GFLOP of attention "
+        f"at {use.attention:.0%} of the peak"
     )
 
 
@@ -180,4 +180,4 @@ def _source(device: DeviceProfile) -> str:
 
 
 def _gb(count: float) -> str:
-    return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""What this machine is: its name, free memory, physical cores, instruction set. Asked of the system, without subprocesses."""
+"""What this machine is: name, free memory, physical cores, instruction set. Asked of the system, no subprocesses."""
 
 from __future__ import annotations
 
@@ -90,6 +90,14 @@ def windows(kernel32: ctypes.CDLL, name: str, processors: int) -> Machine:
     known = kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
     isa = tuple(n for n, feature in _WINDOWS_FEATURES.items() if kernel32.IsProcessorFeaturePresent(feature))
     return Machine(name, int(status.bytes[1]) if known else _FALLBACK_MEMORY, processors, isa)
+
+
+def trim() -> None:
+    """Give the system the memory that the C library holds and nobody uses. Only glibc is known to keep much."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
 
 
 def _physical_cores(cpus: Path, allowed: list[int]) -> int:

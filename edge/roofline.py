@@ -1,5 +1,5 @@
-"""How long a model should take on a device: bytes over bandwidth, and operations over throughput (Williams, Waterman and
-Patterson, "Roofline", 2009). Pure arithmetic."""
+"""How long a model should take on a device: bytes over bandwidth, and operations over throughput (Williams, Waterman
+and Patterson, "Roofline", 2009). Pure arithmetic."""
 
 from __future__ import annotations
 

@@ -105,9 +105,10 @@ class PartFiles:
 
 
 class Runtime(Protocol):
-    """A module of `runtimes/`. `FORMATS` and `PACKAGE` are literals, so that they are read without importing it; so are
-    `RESIDENT` (scheme -> bytes in memory for one in the file; 1 without), `CACHES` (how it can store keys and values that
-    it keeps itself) and `GPUS` (classes of devices whose graphics processor it computes on), where it has them."""
+    """A module of `runtimes/`. `FORMATS` and `PACKAGE` are literals, so that they are read without importing it; so
+    are, where it has them, `RESIDENT` (scheme -> bytes in memory for one in the file; 1 without), `CACHES` (how it can
+    store keys and values that it keeps itself) and `GPUS` (classes of devices on whose graphics processor it
+    computes)."""
 
     FORMATS: tuple[str, ...]  # the formats it opens
     PACKAGE: str  # the distribution that brings its library

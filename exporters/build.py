@@ -3,7 +3,6 @@ again with the weights as stored, and let go before the next."""
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -15,18 +15,16 @@ from exporters.checkpoint import Checkpoint, open_checkpoint
 
 def foresee(
     source: str,
-    recipe: str | None,
-    device: str | None,
+    recipe: str,
+    format: str | None,
+    schemes: tuple[str, ...],
     *,
-    format: str | None = None,
-    schemes: tuple[str, ...] = (),
     vision_tower: Path | None = None,
     mmproj: Path | None = None,
-    context: int | None = None,
 ) -> Manifest:
     """Names and shapes of the weights are read, and no weight. Raises as an export does."""
-    resolved = targets.resolve(format, schemes, recipe, device)
-    checkpoint = open_checkpoint(source, vision_tower=vision_tower, mmproj=mmproj, context=context)
+    resolved = targets.resolve(format, schemes, recipe, None)
+    checkpoint = open_checkpoint(source, vision_tower=vision_tower, mmproj=mmproj)
     return manifest(checkpoint, resolved)
 
 

@@ -12,7 +12,7 @@ from fakes import DECODER, FIXED, GROWING, NumpyGraph, write_model_bundle
 from PIL import Image
 
 import edge
-from edge import checked
+from edge import checked, halves
 from edge import session as sessions
 from edge.bundle import Bundle, write_manifest
 from edge.errors import BundleError, ContextError, EdgeError, EngineError, ImageError, UsageError
@@ -71,7 +71,7 @@ class Engine:
 @pytest.fixture(params=[FIXED, GROWING], ids=["fixed", "growing"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
     made = Engine(request.param)
-    monkeypatch.setattr(sessions, "open_part", made)
+    monkeypatch.setattr(halves, "open_part", made)
     return made
 
 
@@ -402,7 +402,7 @@ def opens_late(engine: Engine, opened: threading.Event, monkeypatch: pytest.Monk
             assert opened.wait(30)
         return engine(part, name, options)
 
-    monkeypatch.setattr(sessions, "open_part", open_part)
+    monkeypatch.setattr(halves, "open_part", open_part)
 
 
 def test_a_picture_is_seen_while_the_decoder_opens(
@@ -442,7 +442,7 @@ def test_a_decoder_that_fails_late_is_told_at_the_first_question(
             raise EngineError("no such kernel")
         return engine(part, name, options)
 
-    monkeypatch.setattr(sessions, "open_part", open_part)
+    monkeypatch.setattr(halves, "open_part", open_part)
     session = edge.load(bundle.path, engine="null")
     opened.set()
     for _ in range(2):
@@ -457,7 +457,7 @@ def test_damage_explains_more_than_the_engine(bundle: Bundle, monkeypatch: pytes
     def refuse(*arguments: object) -> Graph:
         raise EngineError("protobuf parsing failed")
 
-    monkeypatch.setattr(sessions, "open_part", refuse)
+    monkeypatch.setattr(halves, "open_part", refuse)
     with pytest.raises(EngineError, match="protobuf"):
         edge.load(bundle.path, engine="null")
     flip(bundle, "decoder.onnx")
@@ -477,7 +477,7 @@ def test_engines_that_own_a_decoder(role: str, bundle: Bundle, monkeypatch: pyte
         files = bundle.files(bundle.manifest.part("decoder"))
         return lift(NumpyGraph(spec), files, spec, options.context)
 
-    monkeypatch.setattr(sessions, "open_part", open_part)
+    monkeypatch.setattr(halves, "open_part", open_part)
     if role == "decoder":
         assert edge.load(bundle.path, engine="null").ask(photo(1), "What?", max_tokens=3)
     else:
