@@ -144,8 +144,8 @@ def run(
     }
     limit = parse_size(max_memory) if max_memory else None
     with load(bundle, threads=threads, cache=cast("Any", cache), max_memory=limit, debug=debug) as session:
-        if thrift := _thrift(session, cache):
-            _say(f"little memory: {thrift}")
+        if session.plan.given_up:
+            _say("little memory: " + ", ".join(session.plan.given_up))
         if question is None:
             _chat(session, pictures, system, options)
         elif as_json:
@@ -398,15 +398,6 @@ def _stream(pieces: Iterable[str]) -> None:
             print(flush=True)
         raise
     print(flush=True)
-
-
-def _thrift(session: Session, cache: str | None) -> str:
-    """What the plan gave up to fit."""
-    chosen, whole = session.plan, session.bundle.manifest.spec.decoder.context
-    ways = [f"keys and values in {chosen.cache}"] if chosen.cache != cache else []
-    ways += ["one half of the model open at a time"] if chosen.one_at_a_time else []
-    ways += [f"a context of {chosen.context}, of {whole}"] if chosen.context < whole else []
-    return ", ".join(ways)
 
 
 def _answer(session: Session) -> dict[str, Any]:

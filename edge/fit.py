@@ -54,15 +54,15 @@ def fit(manifest: Manifest, device: DeviceProfile, *, context: int = 0, cache: C
     prompt = prompt_tokens(manifest)
     answer = min(need.sizes.spec.context, max(BATCH, prompt + ANSWER))
     short = memory(need, min(answer, chosen.context), chosen.cache, chosen.one_at_a_time)
-    ways = [f"keys and values in {chosen.cache}"] if chosen.cache else []
-    ways += ["one half of the model open at a time"] if chosen.one_at_a_time else []
     held = f"weights {_gb(need.vision + need.decoder)}, libraries {_gb(short.runtime)}"
     full = memory(need, chosen.context, chosen.cache, chosen.one_at_a_time)
     size = sum(file.bytes for file in manifest.files())
     rows = (
         Prediction("bundle", size, "B", "all files"),
         Prediction("memory", device.memory_bytes, "B", _source(device)),
-        Prediction("peak memory, one answer", short.peak, "B", "; ".join([held, _kept(short.cache, answer), *ways])),
+        Prediction(
+            "peak memory, one answer", short.peak, "B", "; ".join([held, _kept(short.cache, answer), *chosen.given_up])
+        ),
         Prediction("peak memory, full context", full.peak, "B", _kept(full.cache, chosen.context)),
         *times(need.sizes, device, chosen.choices, engines, prompt, chosen.cache),
     )

@@ -54,6 +54,7 @@ class Plan:
     cache: CacheKind | None = None  # how an engine that keeps keys and values itself stores them; None: as it likes
     one_at_a_time: bool = False  # the vision part is closed before the decoder opens, and the other way round
     peak_bytes: int = 0  # of memory, at a full context, as predicted
+    given_up: tuple[str, ...] = ()  # what was not asked for and is done to fit, in words
 
     def to_json(self) -> dict[str, Any]:
         parts = [
@@ -72,6 +73,7 @@ class Plan:
             "cache": self.cache,
             "one_at_a_time": self.one_at_a_time,
             "peak_bytes": self.peak_bytes,
+            "given_up": list(self.given_up),
         }
 
 
@@ -107,8 +109,18 @@ def plan(
     found = settle(need, device.memory_bytes, context, cache)
     if found is None:
         raise too_little(manifest, need, device.memory_bytes, context, cache)
+    whole = context or manifest.spec.decoder.context
+    given_up = [f"keys and values in {found.cache}"] if found.cache != cache else []
+    given_up += ["one half of the model open at a time"] if found.one_at_a_time else []
+    given_up += [f"a context of {found.context}, not {whole}"] if found.context != whole else []
     return Plan(
-        tuple(choices), threads or device.threads, found.context, found.cache, found.one_at_a_time, found.memory.peak
+        choices=tuple(choices),
+        threads=threads or device.threads,
+        context=found.context,
+        cache=found.cache,
+        one_at_a_time=found.one_at_a_time,
+        peak_bytes=found.memory.peak,
+        given_up=tuple(given_up),
     )
 
 

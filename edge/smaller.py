@@ -14,6 +14,8 @@ from edge.recipes import RECIPES
 from edge.sizes import FORMATS
 from edge.types import CacheKind
 
+MARGIN = 0.97  # of the memory: bytes of a weight are known to a few percent
+
 
 def too_little(manifest: Manifest, need: Need, limit: int, context: int, cache: CacheKind | None) -> EngineError:
     """What it would take of the `limit` bytes, and what would fit. `context` 0: none was asked for."""
@@ -38,7 +40,8 @@ def schemes(need: Need, limit: int) -> Iterator[str]:
         for scheme in _decoder_schemes(name)
     }
     for bytes_per_weight, name, scheme in sorted(options, reverse=True):
-        if least(replace(need, decoder=round(weights * bytes_per_weight * _copies(name))), None).peak <= limit:
+        decoder = round(weights * bytes_per_weight * _copies(name))
+        if least(replace(need, decoder=decoder)).peak <= MARGIN * limit:
             yield f"{name} {scheme}"
 
 

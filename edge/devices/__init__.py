@@ -85,9 +85,9 @@ def profile(device: str) -> DeviceProfile:
         return detect()
     names = {name: p for p in profiles() for name in (p.id, *p.aliases)}
     if device not in names:
-        near = get_close_matches(device.lower(), names, n=3, cutoff=0.5)
-        listed = "did you mean " + ", ".join(near) + "? " if near else ""
-        raise UsageError(f"no device {device!r}", hint=f"{listed}edge devices lists them")
+        near = sorted(get_close_matches(device.lower(), names, n=3, cutoff=0.5))
+        hint = f"did you mean {', '.join(near)}? edge devices lists all" if near else "one of: " + ", ".join(names)
+        raise UsageError(f"no device {device!r}", hint=hint)
     return names[device]
 
 

@@ -58,7 +58,7 @@ class FakeSession:
         self.opened: list[dict[str, Any]] = []
         self.before_piece: Callable[[int], None] = lambda number: None
         self.last = ANSWER
-        self.plan = SimpleNamespace(to_json=lambda: {"parts": [], "threads": 2, "context": 64})
+        self.plan = SimpleNamespace(to_json=lambda: {"parts": [], "threads": 2, "context": 64}, given_up=())
         self.closed = False
 
     def load(self, path: Path, **options: Any) -> FakeSession:
@@ -389,7 +389,12 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         if fake.error:
             raise fake.error
         return SimpleNamespace(
-            path=request.output, bytes=12_345_678, seconds=61.26, report=REPORT, next_command="edge run out PICTURE"
+            path=request.output,
+            bytes=12_345_678,
+            seconds=61.26,
+            report=REPORT,
+            next_command="edge run out PICTURE",
+            fit=None,
         )
 
     fake.export, fake.verify_against = export, verify_against
