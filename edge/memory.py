@@ -78,7 +78,9 @@ def memory(need: Need, context: int, cache: CacheKind | None = None, one_at_a_ti
     spec = need.sizes.spec
     kept = cache_bytes(spec, ITEMS[cache or "f16"] if need.kinds else need.item) * context
     moving = need.kinds and context > BATCH  # old, copy and new: twice the new one in all
-    activations = vision_activations(need.sizes), decoder_activations(spec.hidden, min(context, BATCH))
+    # A graph takes a prompt whole, and has its inputs and outputs beside each other.
+    speaking = decoder_activations(spec.hidden, min(context, BATCH) if need.kinds else 2 * context)
+    activations = vision_activations(need.sizes), speaking
     return Memory(RUNTIME, need.vision, need.decoder, kept * (2 if moving else 1), activations, one_at_a_time)
 
 

@@ -89,7 +89,7 @@ def test_the_peak() -> None:
     seeing = 4 * (12 * positions * width + width // 64 * positions**2)
     found = memory(NEED, 600)
     assert found.cache == 600 * 256
-    assert found.activations == (seeing, 4 * 12 * 512 * 32)
+    assert found.activations == (seeing, 2 * 4 * 12 * 600 * 32)
     assert found.peak == RUNTIME + 1000 + seeing + 5000 + found.cache + found.activations[1]
     apart = memory(NEED, 600, None, one_at_a_time=True)
     assert apart.peak == RUNTIME + max(1000 + seeing, 5000 + found.cache + found.activations[1])
@@ -98,6 +98,7 @@ def test_the_peak() -> None:
 def test_keys_and_values_that_move_are_there_twice() -> None:
     keeps = replace(NEED, kinds=("f16", "q8_0"))
     assert memory(keeps, 512).cache == 512 * 128
+    assert memory(keeps, 1024).activations[1] == 4 * 12 * 512 * 32, "and takes a prompt piece by piece"
     assert memory(keeps, 1024).cache == 2 * 1024 * 128
     assert memory(keeps, 1024, "q8_0").cache == 2 * 1024 * 68
     assert memory(NEED, 1024).cache == 1024 * 256, "a graph's are written where they lie"
