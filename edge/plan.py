@@ -23,7 +23,8 @@ class EngineInfo:
     installed: bool
     version: str | None
     reason: str | None  # why it cannot be used
-    resident: Mapping[str, float] = field(default_factory=dict)  # scheme ("": all others) -> bytes in memory for one
+    # scheme ("": all others) -> bytes in memory for one in the file
+    resident: Mapping[str, float] = field(default_factory=dict, hash=False)
     caches: tuple[CacheKind, ...] = ()  # how it can store keys and values that it keeps itself
     gpus: tuple[str, ...] = ()  # classes of devices whose graphics processor its usual build computes on
 

@@ -229,7 +229,7 @@ def test_what_a_device_cannot_hold_is_told_before_the_work(exports: Exports, tmp
     monkeypatch.setattr(devices, "profile", lambda name: small)
     seen = []
     request = ExportRequest(str(exports.checkpoint()), tmp_path / "out", device="rpi5", recipe="onnx-fp32")
-    with pytest.raises(EngineError, match="too little memory: .* and 90 MB are there"):
+    with pytest.raises(EngineError, match=r"too little memory: .* and 90 MB are there"):
         export(request, lambda stage, done: seen.append(stage))
     assert set(seen) == {"read"}
     assert list(tmp_path.iterdir()) == []
