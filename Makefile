@@ -1,9 +1,10 @@
 # make demo: install, export the demo checkpoint, ask it three questions.   make test: lint, types, all tests.
 # make test-llamacpp: the GGUF pair in llama.cpp's own multimodal CLI.
+# make test-browser: the page of edge report in headless Chromium.
 # All keep their environment in .venv/ and need Python 3.11 or newer: make demo PYTHON=/path/to/python3.12
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-llamacpp lint
+.PHONY: demo test test-llamacpp test-browser lint
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,10 +23,14 @@ MTMD := $(CACHE)/llama-mtmd-cli-$(LLAMACPP)
 MTMD_BUILD := $(MTMD).build
 MTMD_OPTIONS := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF \
 	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable chrome microsoft-edge
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 INSTALL = torch=$(TORCH); \
 	if $(PIP) index versions torch 2>/dev/null | grep -qF '$(TORCH)+cpu'; then torch=$(TORCH)+cpu; fi; \
 	echo "installing torch $$torch and edge-vlm"; $(PIP) install --quiet "torch==$$torch"
+
+# tflite-runtime wants a numpy and a Python of its own time: its tests run in an environment beside.
+LEGACY := $(VENV)/legacy
 
 CHECKPOINT := exporters/demo/checkpoint
 PICTURES := exporters/demo/pictures
@@ -37,12 +42,23 @@ demo: $(BUNDLE)/manifest.json
 	$(BIN)/edge run $(BUNDLE) $(PICTURES)/sign.png "What does the sign say?"
 	$(BIN)/edge run $(BUNDLE) $(PICTURES)/number.png "How many stars are there?"
 
-test: lint
+test: lint $(LEGACY)/installed
 	$(BIN)/python -m pytest tests/unit tests/architecture tests/engine tests/export tests/e2e \
 		--cov=edge --cov=runtimes --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 test-llamacpp: $(MTMD) $(VENV)/installed-dev
 	LLAMA_MTMD_CLI='$(MTMD)' $(BIN)/python -m pytest tests/e2e -m mtmd
+
+test-browser: $(VENV)/installed-dev
+	@look() { for name in $(BROWSERS); do command -v $$name && return; done; return 1; }; \
+		install() { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing chromium" >&2 && \
+			apt-get -qq update >&2 && \
+			DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends chromium >/dev/null; }; \
+		browser="$${BROWSER:-$$(look || { install && look; })}"; \
+		test -n "$$browser" || { \
+			echo "error: no Chromium or Chrome: the page of edge report cannot be looked at;" \
+				"hint: install one, or BROWSER=/path/to/one" >&2; exit 1; }; \
+		echo "with $$browser"; BROWSER="$$browser" $(BIN)/python -m pytest tests/e2e -m browser
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
@@ -59,6 +75,14 @@ $(VENV)/installed-export: pyproject.toml | $(BIN)/pip
 $(VENV)/installed-dev: pyproject.toml $(WHEELS)/llama-cpp-python-$(LLAMACPP) | $(BIN)/pip
 	@$(INSTALL) --find-links '$(WHEELS)' --only-binary llama-cpp-python -e '.[dev]'
 	@touch $@ $(VENV)/installed-export
+
+$(LEGACY)/installed: pyproject.toml | $(BIN)/pip
+	@mkdir -p $(LEGACY)
+	@if command -v python3.11 >/dev/null; then echo "installing tflite-runtime into $(LEGACY)"; \
+		python3.11 -m venv $(LEGACY) && \
+		$(LEGACY)/bin/python -m pip --disable-pip-version-check install --quiet -e '.[tflite-runtime]'; \
+	else echo "no python3.11: the tests of tflite-runtime are skipped"; fi
+	@touch $@
 
 $(WHEELS)/llama-cpp-python-$(LLAMACPP): | $(BIN)/pip
 	@echo "building llama-cpp-python $(LLAMACPP): once, some 5 minutes on two cores"

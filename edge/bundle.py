@@ -35,6 +35,7 @@ class Part:
 
     `tolerance` bounds the distance to torch on the same stored weights: `max_abs` from above; `cosine` and `tokens`,
     the share of equal greedy tokens, from below. `error` holds what the export measured, against them and fp32.
+    `tensor_types` says which tensors are not as the scheme has them: PATTERN=KIND, the first that matches.
     """
 
     covers: tuple[str, ...]
@@ -45,6 +46,8 @@ class Part:
     outputs: tuple[TensorSpec, ...]
     tolerance: Mapping[str, float] = field(default_factory=dict)
     error: Mapping[str, float] = field(default_factory=dict)
+    tensor_types: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)  # what only its format has, for apps that open it
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,12 @@ class Manifest:
         """Whether it has what turns a picture into rows. Without, it answers questions about none."""
         return any("vision" in part.covers or "projector" in part.covers for part in self.parts)
 
-    def used(self) -> tuple[File, ...]:
-        """What an answer comes from."""
-        return (*(file for part in self.parts for file in part.files), self.tokenizer)
+    def own(self) -> tuple[File, ...]:
+        """All but what is there for other people's tools."""
+        return (*(file for part in self.parts for file in part.files), self.tokenizer, self.golden)
 
     def files(self) -> tuple[File, ...]:
-        return (*self.used(), *self.companions, self.golden)
+        return (*self.own(), *self.companions)
 
     def to_json(self) -> dict[str, Any]:
         spec = self.spec.to_json()
@@ -91,7 +94,7 @@ class Manifest:
             "image": spec["image"],
             "prompt": {**spec["prompt"], "golden": dict(self.golden_prompt)},
             "decoder": spec["decoder"],
-            "parts": [asdict(part) for part in self.parts],
+            "parts": [_part_json(part) for part in self.parts],
             "tokenizer": asdict(self.tokenizer),
             "golden": asdict(self.golden),
             "companions": [asdict(file) for file in self.companions],
@@ -164,6 +167,11 @@ def _tensor(data: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(str(data["name"]), str(data["dtype"]), shape)
 
 
+def _part_json(part: Part) -> dict[str, Any]:
+    data = asdict(part)
+    return data if part.details else {key: value for key, value in data.items() if key != "details"}
+
+
 def _part(data: Mapping[str, Any]) -> Part:
     covers = tuple(data["covers"])
     if not covers or any(role not in ROLES for role in covers):
@@ -180,6 +188,8 @@ def _part(data: Mapping[str, Any]) -> Part:
         outputs=tuple(_tensor(t) for t in data["outputs"]),
         tolerance=_tolerance(data["tolerance"], covers),
         error=_numbers(data["error"]),
+        tensor_types=tuple(str(word) for word in data.get("tensor_types", ())),
+        details=dict(data.get("details", {})),
     )
 
 

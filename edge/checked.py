@@ -21,8 +21,8 @@ _SETTLED = 2.0  # seconds: a file that was touched just now may be touched again
 
 
 def check(bundle: Bundle) -> None:
-    """Hash the files that an answer comes from, but for those that were hashed before and have not changed. Raises
-    BundleError on the first that is not what was exported."""
+    """Hash the bundle's own files, but for those that were hashed before and have not changed. Raises BundleError on
+    the first that is not what was exported."""
     known = _read()
     found: dict[str, str] = {}
 
@@ -34,7 +34,7 @@ def check(bundle: Bundle) -> None:
             found[before] = digest
         return digest
 
-    entries = bundle.manifest.used()
+    entries = bundle.manifest.own()
     with ThreadPoolExecutor(max_workers=4) as pool:
         for entry, digest in zip(entries, pool.map(look, entries), strict=True):
             require(entry, digest)

@@ -24,12 +24,13 @@ from edge.errors import BundleError, ContextError, EdgeError, EngineError, Image
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from edge.bench.request import Request
+    from edge.bench.rows import Row
     from edge.session import Session
     from edge.verify import Report
 
 # How a picture's file name ends: what tells a picture that is missing from a question.
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".tga", ".avif", ".heic", ".jp2"}
-EXPORT = "pip install 'edge-vlm[export]'"
 
 app = typer.Typer(name="edge", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -51,7 +52,7 @@ Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Processor 
 def export(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, a hub id, or a GGUF file.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Where the bundle is written.")],
-    format: Annotated[str | None, typer.Option(help="onnx, gguf; planned: executorch, coreml, tflite.")] = None,
+    format: Annotated[str | None, typer.Option(help="onnx, gguf, tflite, coreml; planned: executorch.")] = None,
     scheme: Annotated[list[str] | None, typer.Option(metavar="S|ROLE=S", help="How numbers are stored.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A named choice of format and scheme for each role.")] = None,
     device: Annotated[str | None, typer.Option(help="A device of `edge devices`: its recipe.")] = None,
@@ -64,6 +65,10 @@ def export(
         bool, typer.Option("--gguf-only", help="Without the vision part that `edge run` uses.")
     ] = False,
     mtmd_position_workaround: PositionWorkaround = False,
+    tensor_type: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN=KIND", help="A kind for tensors of the decoder's GGUF file.")
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Core ML packages compiled too; on a Mac.")] = False,
     threads: Threads = 0,
     max_loss: Annotated[float | None, typer.Option(help="Fail when quantising costs more (1 - cosine).")] = None,
     as_json: Json = False,
@@ -90,6 +95,8 @@ def export(
             mmproj=mmproj,
             gguf_only=gguf_only,
             mtmd_position_workaround=mtmd_position_workaround,
+            tensor_type=tuple(tensor_type or ()),
+            compile=compile,
             threads=threads,
             max_loss=max_loss,
         )
@@ -180,7 +187,8 @@ def verify(
     if not report.ok:
         stages = ", ".join(row.stage for row in report.rows if not row.ok)
         raise ParityError(f"{bundle} does not compute the same model: {stages}", hint="export the bundle again")
-    _say(f"{bundle} computes the same model")
+    how = f" ({', '.join(report.evaluated)}: computed by an evaluator, not run)" if report.evaluated else ""
+    _say(f"{bundle} computes the same model{how}")
 
 
 def _verified(bundle: Path, against: str | None, mmproj: Path | None, threads: int) -> Report:
@@ -198,26 +206,95 @@ def _verified(bundle: Path, against: str | None, mmproj: Path | None, threads: i
 
 @app.command()
 def bench(
-    bundle: BundleArgument,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Tokens to generate.")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="How often each stage is measured.")] = 5,
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="Directories that `edge export` wrote.")],
+    n_prompt: Annotated[str, typer.Option("--n-prompt", "-p", metavar="N,N", help="Prompts to read; 190.")] = "",
+    n_gen: Annotated[str, typer.Option("--n-gen", "-n", metavar="N,N", help="Tokens to generate; 64.")] = "",
+    n_depth: Annotated[str, typer.Option("--n-depth", "-d", metavar="N,N", help="After so many positions.")] = "0",
+    repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="How often each is measured.")] = 5,
     image: Annotated[str | None, typer.Option(metavar="IMAGE", help="Instead of the bundle's own picture.")] = None,
-    threads: Threads = 0,
-    cache: Cache = None,
-    as_json: Json = False,
+    threads: Annotated[str, typer.Option("--threads", "-t", metavar="N,N", help="Processor threads to try.")] = "",
+    engine: Annotated[str, typer.Option(metavar="NAME,NAME", help="Engines to try before the device's own.")] = "",
+    cache: Annotated[str, typer.Option(metavar="f16,q8_0", help="How llama.cpp keeps keys and values; f16.")] = "",
+    sustained: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Then go on for so long.")] = 0.0,
+    output: Annotated[str, typer.Option("--output", "-o", help="md, json, jsonl, csv.")] = "md",
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep the results, as JSON.")] = None,
+    compare: Annotated[Path | None, typer.Option(metavar="FILE", help="Fail when slower than what was kept.")] = None,
+    max_slower: Annotated[float, typer.Option(min=0, metavar="PERCENT", help="What --compare allows.")] = 5.0,
     debug: Debug = False,
 ) -> None:
-    """Measure loading, seeing, reading the prompt, generating, and our own overhead."""
-    from edge import show
-    from edge.bench import bench as measure
+    """Measure seeing, reading the prompt, generating, loading, memory and energy."""
+    from edge.bench import changes, results
+    from edge.bench.request import Request, numbers, sweep
 
-    found = measure(
-        bundle, picture=image, max_tokens=max_tokens, repeats=repeats, threads=threads, cache=cast("Any", cache)
+    common = Request(
+        picture=image,
+        n_prompt=numbers("-p", n_prompt) or None,
+        n_gen=numbers("-n", n_gen) or None,
+        n_depth=numbers("-d", n_depth, 0) or (0,),
+        repetitions=repetitions,
+        sustained=sustained,
+        debug=debug,
     )
-    if as_json:
-        _print_json(found.to_json())
-    else:
-        _print(show.bench(found))
+    requests = sweep([str(bundle) for bundle in bundles], engine, threads, cache, common)
+    before = results.read(compare) if compare else None  # what cannot be read is told before the work
+    with _leaving_tidily():
+        found, code = _measured(requests, output, save)
+    if before is not None and found:
+        compared = changes.compare(found, before, max_slower / 100)
+        _say("\n".join(map(changes.describe, compared)))
+        if slower := [change.what for change in compared if change.slower]:
+            raise EdgeError(f"slower than {compare}: {'; '.join(slower)}", hint="measure again, or look at warnings")
+    if code:
+        raise typer.Exit(code)
+
+
+def _measured(requests: Sequence[Request], output: str, save: Path | None) -> tuple[list[Row], int]:
+    """The rows, printed and kept as they come, however it ends; and the exit code of the first failure."""
+    from edge.bench import results, runner
+    from edge.bench.output import WRITERS
+
+    if output not in WRITERS:
+        raise UsageError(f"no output {output!r}", hint="one of: " + ", ".join(WRITERS))
+    writer, code = WRITERS[output](), 0
+    found: list[Row] = []
+    warned: set[tuple[object, ...]] = set()
+    try:
+        for row in runner.bench(requests):
+            if isinstance(row, EdgeError):
+                _complain(row)
+                code = code or row.exit_code
+                continue
+            print(("" if found else writer.begin()) + writer.row(row), end="", flush=True)
+            found.append(row)
+            for warning in {w.partition(":")[0]: w for w in row.get("warnings", ())}.values():
+                if (key := (row["model_filename"], row["n_threads"], warning.partition(":")[0])) not in warned:
+                    warned.add(key)
+                    _say(f"warning: {row['test']}: {warning}")
+    finally:
+        if found:
+            print(writer.end(), end="", flush=True)
+            if save:
+                results.write(save, found)
+    return found, code
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULTS", help="What `edge bench --save` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page.")],
+    bandwidth: Annotated[
+        float | None, typer.Option(min=0.1, metavar="GB/s", help="The memory's, where the results do not tell.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Draw results of `edge bench` as one page that opens anywhere."""
+    from edge.bench import results as kept
+
+    found = {str(path): kept.read(path) for path in results}
+    with _needing("drawing", "report"):
+        side = plugins.load("exporters", "report")
+    side.write(found, output, bandwidth and bandwidth * 1e9)
+    _say(f"written: {output}")
 
 
 @app.command()
@@ -401,21 +478,28 @@ def _stream(pieces: Iterable[str]) -> None:
 
 
 def _answer(session: Session) -> dict[str, Any]:
-    from edge.bench import peak_rss_mb
+    from edge.bench.memory import peak_bytes
 
-    answer = asdict(session.last)
-    return {**answer, "peak_rss_mb": round(peak_rss_mb(), 1), "plan": session.plan.to_json()}
+    peak = peak_bytes()
+    peak_mb = None if peak is None else round(peak / 1e6, 1)
+    return {**asdict(session.last), "peak_rss_mb": peak_mb, "plan": session.plan.to_json()}
+
+
+def _export_side() -> contextlib.AbstractContextManager[None]:
+    return _needing("exporting", "export")
 
 
 @contextlib.contextmanager
-def _export_side() -> Iterator[None]:
-    """What runs inside needs the libraries of the export side."""
+def _needing(what: str, extra: str) -> Iterator[None]:
+    """What runs inside needs the libraries of that extra."""
     try:
         yield
     except ImportError as error:
         if (error.name or "").split(".")[0] in ("edge", "exporters"):
             raise
-        raise EngineError(f"exporting needs more than is installed: {error}", hint=EXPORT) from error
+        raise EngineError(
+            f"{what} needs more than is installed: {error}", hint=f"pip install 'edge-vlm[{extra}]'"
+        ) from error
 
 
 @contextlib.contextmanager

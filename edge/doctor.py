@@ -85,7 +85,7 @@ def diagnose() -> Diagnosis:
 
 
 def _engine(info: EngineInfo, isa: Sequence[str]) -> Engine:
-    todo = _rebuild(info.name, isa) if info.installed else f"pip install '{DISTRIBUTION}[{info.name}]'"
+    todo = info.unfit or (_rebuild(info.name, isa) if info.installed else info.install)
     return Engine(info.name, info.formats, info.version, todo)
 
 

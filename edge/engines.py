@@ -1,7 +1,9 @@
-"""The engines of `runtimes/`: which ones this machine has, and opening a part with one of them."""
+"""The engines of `runtimes/`: which ones this machine has, and opening a part with one of them. And the evaluators of
+the export side: they compute what no engine of this machine can, slowly, to prove it."""
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
 from importlib.util import find_spec
 
@@ -11,32 +13,55 @@ from edge.plan import EngineInfo
 from edge.types import Decoder, Graph, OpenOptions, PartFiles
 
 PACKAGE = "runtimes"
+EVALUATORS = "exporters.evaluators"
 
 
-def installed_engines() -> tuple[EngineInfo, ...]:
-    """Every engine of the listing. No engine's library is imported."""
-    return tuple(_info(name) for name in plugins.names(PACKAGE))
+def installed_engines(*, evaluators: bool = False) -> tuple[EngineInfo, ...]:
+    """Every engine of the listing, and with `evaluators` those behind them. No engine's library is imported."""
+    engines = tuple(_info(PACKAGE, name) for name in plugins.names(PACKAGE))
+    return engines + (tuple(_info(EVALUATORS, name) for name in evaluator_names()) if evaluators else ())
 
 
 def open_part(part: PartFiles, engine: str, options: OpenOptions) -> Graph | Decoder:
     """Raises EngineError when the engine's library does not load, or refuses the part."""
+    package = EVALUATORS if engine in evaluator_names() else PACKAGE
     try:
-        runtime = plugins.load(PACKAGE, engine)
+        runtime = plugins.load(package, engine)
     except ImportError as error:
-        raise EngineError(f"the engine {engine} does not load: {error}", hint=_install(engine)) from error
+        hint = _info(package, engine).install
+        raise EngineError(f"the engine {engine} does not load: {error}", hint=hint) from error
     opened: Graph | Decoder = runtime.open(part, options)
     return opened
 
 
-def _info(name: str) -> EngineInfo:
-    facts = plugins.facts(PACKAGE, name)
+def evaluator_names() -> tuple[str, ...]:
+    """A device may have the run side only."""
+    return plugins.names(EVALUATORS) if find_spec(EVALUATORS.partition(".")[0]) else ()
+
+
+def _info(folder: str, name: str) -> EngineInfo:
+    facts = plugins.facts(folder, name)
     package: str = facts["PACKAGE"]
     version = _version(package)
     # A build under another name (onnxruntime-gpu) brings the same module.
     installed = version is not None or find_spec(package.replace("-", "_")) is not None
     reason = None if installed else f"{package} is not installed"
-    resident, caches, gpus = facts.get("RESIDENT", {}), tuple(facts.get("CACHES", ())), tuple(facts.get("GPUS", ()))
-    return EngineInfo(name, tuple(facts["FORMATS"]), package, installed, version, reason, resident, caches, gpus)
+    unfit = facts["ELSEWHERE"] if sys.platform not in facts.get("SYSTEMS", (sys.platform,)) else None
+    return EngineInfo(
+        name,
+        tuple(facts["FORMATS"]),
+        package,
+        installed,
+        version,
+        reason,
+        unfit=unfit,
+        # older pips look extras up as they are spelled
+        extra="export" if folder == EVALUATORS else name.replace("_", "-"),
+        resident=facts.get("RESIDENT", {}),
+        caches=tuple(facts.get("CACHES", ())),
+        item=facts.get("ITEM", 4),
+        gpus=tuple(facts.get("GPUS", ())),
+    )
 
 
 def _version(package: str) -> str | None:
@@ -44,7 +69,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _install(engine: str) -> str:
-    return f"pip install 'edge-vlm[{engine}]'"

@@ -75,7 +75,7 @@ def usable(device: DeviceProfile) -> tuple[EngineInfo, ...]:
     if device.recognised:
         return found
     listed = {name for names in device.engines.values() for name in names}
-    return tuple(replace(engine, installed=True) for engine in found if engine.name in listed)
+    return tuple(replace(engine, installed=True, unfit=None) for engine in found if engine.name in listed)
 
 
 def prompt_tokens(manifest: Manifest) -> int:
@@ -99,7 +99,8 @@ def times(
     seeing = next((choice for choice in choices if "vision" in choice.part.covers), None)
     part = speaking.part
     weights = stored(part) - bytes_per_weight(part.format, part.scheme) * sizes.head  # the embedding table is not read
-    item = cache_item(part) or (ITEMS[cache or "f16"] if infos[speaking.engine].caches else 4)
+    engine = infos[speaking.engine]
+    item = cache_item(part) or (ITEMS[cache or "f16"] if engine.caches else engine.item)
     rows = []
     seen: float | None = 0.0
     if seeing:

@@ -12,7 +12,7 @@ from edge.cache import Cache, CacheSlot, FixedCache, GrowingCache
 from edge.errors import ContextError, EngineError
 from edge.spec import DecoderSpec
 from edge.table import EmbeddingTable
-from edge.types import Array, Decoder, Embeddings, Graph, PartFiles, Segment, TensorSpec, Tokens
+from edge.types import Array, Decoder, Graph, PartFiles, Segment, TensorSpec
 
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 
@@ -108,21 +108,8 @@ class LiftedDecoder:
 
     def _embed(self, segments: Sequence[Segment], count: int) -> NDArray[np.float32]:
         rows = self._row if count == 1 else np.empty((1, count, self._table.hidden), np.float32)
-        start = 0
-        for segment in segments:
-            end = start + len(segment)
-            if isinstance(segment, Tokens):
-                if segment.ids:
-                    self._table.gather(segment.ids, rows[0, start:end])
-            else:
-                rows[0, start:end] = self._checked(segment)
-            start = end
+        self._table.embed(segments, rows[0])
         return rows
-
-    def _checked(self, picture: Embeddings) -> NDArray[np.float32]:
-        if picture.rows.ndim != 2 or picture.rows.shape[1] != self._table.hidden:
-            raise EngineError(f"embeddings of {picture.rows.shape}, for a decoder of width {self._table.hidden}")
-        return picture.rows
 
     def _positions(self, count: int) -> NDArray[np.int64]:
         if count > 1:

@@ -23,19 +23,24 @@ class EngineInfo:
     installed: bool
     version: str | None
     reason: str | None  # why it cannot be used
+    unfit: str | None = None  # why no installation helps on this machine
+    extra: str | None = None  # what brings its library, if it is not called like the engine
     # scheme ("": all others) -> bytes in memory for one in the file
     resident: Mapping[str, float] = field(default_factory=dict, hash=False)
     caches: tuple[CacheKind, ...] = ()  # how it can store keys and values that it keeps itself
+    item: int = 4  # bytes of a key's or value's number, where neither a graph's inputs nor `caches` tell
     gpus: tuple[str, ...] = ()  # classes of devices whose graphics processor its usual build computes on
 
     @property
     def install(self) -> str:
-        return f"pip install 'edge-vlm[{self.name}]'"
+        return f"pip install 'edge-vlm[{self.extra or self.name}]'"
 
     def refusal(self, formats: Sequence[str]) -> str | None:
         """Why this engine opens no part of these formats; None when it does."""
         if self.formats and not set(formats) & set(self.formats):
             return f"opens {', '.join(self.formats)}"
+        if self.unfit:
+            return self.unfit
         if not self.installed:
             return f"{self.reason or f'{self.package} is not installed'}: {self.install}"
         return None
@@ -134,9 +139,9 @@ def needed(manifest: Manifest, choices: Sequence[Choice], engines: Sequence[Engi
         if "decoder" not in part.covers:
             vision += held
             continue
-        decoder, item, kinds = held, cache_item(part), engine.caches
+        decoder, item, usual, kinds = held, cache_item(part), engine.item, engine.caches
     measured = sizes(manifest, [choice.part for choice in choices])
-    return Need(measured, vision, decoder, 4 if item is None else item, kinds if item is None else ())
+    return Need(measured, vision, decoder, item or usual, () if item else kinds)
 
 
 def _choose(
@@ -160,7 +165,9 @@ def _refused(what: str, parts: Sequence[Part], engines: Sequence[EngineInfo]) ->
     formats = tuple(dict.fromkeys(part.format for part in parts))
     candidates = [info for info in engines if info.formats]
     lines = [f"  {info.name}: {refusal}" for info in candidates if (refusal := info.refusal(formats))]
-    missing = [info for info in candidates if set(formats) & set(info.formats) and not info.installed]
+    missing = [
+        info for info in candidates if set(formats) & set(info.formats) and not info.installed and not info.unfit
+    ]
     return EngineError(
         "\n".join([f"{what} ({', '.join(formats)})", *lines]),
         hint=missing[0].install if missing else "export the bundle again in another --format",

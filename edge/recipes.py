@@ -10,6 +10,7 @@ from dataclasses import dataclass
 class Target:
     format: str
     scheme: str
+    tensor_types: tuple[str, ...] = ()  # PATTERN=KIND: tensors that are stored otherwise; the first that matches
 
     def __str__(self) -> str:
         return f"{self.format} {self.scheme}"
@@ -38,8 +39,16 @@ RECIPES: Mapping[str, Recipe] = {
         _recipe("gguf-q4_k_m", Target("onnx", "w8a8"), Target("gguf", "q4_k_m"), Target("gguf", "q8_0")),
         _recipe("gguf-f16", Target("onnx", "fp32"), Target("gguf", "f16"), Target("gguf", "f16")),
         _recipe("gguf-bf16", Target("onnx", "fp32"), Target("gguf", "bf16"), Target("gguf", "f16")),
+        _recipe("tflite-w8a8-w4", Target("tflite", "w8a8"), Target("tflite", "w4")),
+        _recipe("tflite-w8a8-w8", Target("tflite", "w8a8"), Target("tflite", "w8")),
+        _recipe("tflite-fp32", Target("tflite", "fp32"), Target("tflite", "fp32")),
+        _recipe("tflite-legacy", Target("tflite", "legacy"), Target("tflite", "legacy")),
         _recipe("onnx-w8a8-gguf-q4_0", Target("onnx", "w8a8"), Target("gguf", "q4_0")),
         _recipe("onnx-w8a8-gguf-q4_k_m", Target("onnx", "w8a8"), Target("gguf", "q4_k_m")),
+        _recipe("coreml-w8-w4", Target("coreml", "w8"), Target("coreml", "w4")),
+        _recipe("coreml-w8-w8", Target("coreml", "w8"), Target("coreml", "w8")),
+        _recipe("coreml-w8-pal4", Target("coreml", "w8"), Target("coreml", "pal4")),
+        _recipe("coreml-fp16", Target("coreml", "fp16"), Target("coreml", "fp16")),
     )
 }
 DEFAULT = "onnx-w8a8-w4"

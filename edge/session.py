@@ -26,7 +26,7 @@ from edge.plan import Plan, plan
 from edge.prompt import Turn, segments
 from edge.sampling import Sampling
 from edge.tokenizer import Tokenizer
-from edge.types import Array, CacheKind, Decoder, Embeddings, OpenOptions
+from edge.types import Array, CacheKind, ComputeUnits, Decoder, Embeddings, OpenOptions
 
 Images = Source | Sequence[Source] | None  # no picture, one, or several
 REMEMBERED = 32  # pictures whose embeddings a session keeps
@@ -40,14 +40,17 @@ def load(
     context: int = 0,
     engine: str | None = None,
     cache: CacheKind | None = None,
+    units: ComputeUnits = "all",
     max_memory: int | None = None,
     debug: bool = False,
+    evaluators: bool = False,
 ) -> Session:
     """Open a bundle on this machine. `threads` 0: its physical cores; `context` 0: the model's, or what memory allows;
-    `cache`: how an engine that keeps keys and values itself stores them; None: as it likes. `max_memory`: bytes that
-    the process may take at its peak, as `edge.memory` predicts it; None: what is free. Where that is little, the plan
-    keeps keys and values in 8 bits, or one half of the model open at a time: another picture than the one before then
-    costs opening both again.
+    `cache`: how an engine that keeps keys and values itself stores them; None: as it likes; `units`: what Core ML may
+    use beside the processor; `evaluators`: what no engine opens may be computed by the export side, to prove it.
+    `max_memory`: bytes that the process may take at its peak, as `edge.memory` predicts it; None: what is free. Where
+    that is little, the plan keeps keys and values in 8 bits, or one half of the model open at a time: another picture
+    than the one before then costs opening both again.
 
     It is done when pictures can be encoded; the decoder may still be opening beside that. The files are hashed while
     the engines open them and after, unless they were before and have not changed since (`edge.checked`): a damaged one
@@ -57,14 +60,15 @@ def load(
     started = perf_counter()
     if cache not in (None, *get_args(CacheKind)):
         raise UsageError(f"no cache of {cache!r}", hint="one of: " + ", ".join(get_args(CacheKind)))
+    if units not in get_args(ComputeUnits):
+        raise UsageError(f"no compute units {units!r}", hint="one of: " + ", ".join(get_args(ComputeUnits)))
     bundle = Bundle.open(path)
     here = detect()
     if max_memory is not None:
         here = replace(here, memory_bytes=min(here.memory_bytes, max_memory))
-    chosen = plan(
-        bundle.manifest, here, installed_engines(), engine=engine, threads=threads, context=context, cache=cache
-    )
-    options = OpenOptions(threads=chosen.threads, context=chosen.context, debug=debug, cache=chosen.cache)
+    engines = installed_engines(evaluators=evaluators)
+    chosen = plan(bundle.manifest, here, engines, engine=engine, threads=threads, context=context, cache=cache)
+    options = OpenOptions(chosen.threads, chosen.context, debug, chosen.cache, units)
     check = beside(lambda: checked.check(bundle))
     halves = Halves(bundle, chosen, options, started)
     try:
@@ -163,6 +167,11 @@ class Session:
         pictures = self._look(image, _Seeing())
         self._check.result()
         return Chat(self, pictures, system)
+
+    def forget(self) -> None:
+        """Nothing of the pictures and questions before is used again: the next answer is computed whole."""
+        self._seen.clear()
+        self._open().release()
 
     def close(self) -> None:
         """Let the engines and their memory go."""

@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from edge.bench import Bench
     from edge.bundle import File, Manifest, Part
     from edge.devices import DeviceProfile
     from edge.doctor import Diagnosis
@@ -143,7 +142,8 @@ def _parts(parts: Iterable[Part]) -> Table:
     table = _table("Part", "Format", "Scheme", "Size", "Measured", right=("Size",))
     for part in parts:
         total = size(sum(file.bytes for file in part.files))
-        table.add_row("+".join(part.covers), part.format, part.scheme, total, "\n".join(_errors(part.error)))
+        scheme = "\n".join((part.scheme, *part.tensor_types))
+        table.add_row("+".join(part.covers), part.format, scheme, total, "\n".join(_errors(part.error)))
     return table
 
 
@@ -245,19 +245,6 @@ def findings(found: Findings) -> RenderableType:
         verdict = Text(row.status.upper() if row.status == "wrong" else row.status, style)
         table.add_row(row.about, row.check, verdict, f"{row.found}\n→ {row.cost}" if row.cost else row.found)
     return Group(_facts(found.files), "", table)
-
-
-def bench(found: Bench) -> RenderableType:
-    table = _table("Stage", "Median", "Min", "Max", "Unit", right=("Median", "Min", "Max"))
-    for stage in found.stages:
-        table.add_row(stage.name, *(f"{v:,.2f}" for v in (stage.median, stage.min, stage.max)), stage.unit)
-    facts = {
-        "prompt": f"{found.prompt_tokens} tokens, {found.image_tokens} of them picture",
-        "answers": f"{found.repeats} of {found.generated_tokens} tokens, after one to warm up",
-        "threads": str(found.threads),
-        "peak memory": size(found.peak_rss_mb * 1e6),
-    }
-    return Group(table, "", _facts(facts))
 
 
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:

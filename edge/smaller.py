@@ -37,6 +37,7 @@ def schemes(need: Need, limit: int) -> Iterator[str]:
     options = {
         (plugins.facts(FORMATS, name)["BYTES_PER_WEIGHT"][scheme], name, scheme)
         for name in plugins.names(FORMATS)
+        if _anywhere(name)
         for scheme in _decoder_schemes(name)
     }
     for bytes_per_weight, name, scheme in sorted(options, reverse=True):
@@ -60,6 +61,12 @@ def _hint(need: Need, limit: int) -> str:
 def _decoder_schemes(format: str) -> Iterator[str]:
     facts: dict[str, Any] = plugins.facts(FORMATS, format)
     yield from (scheme for scheme in facts["SCHEMES"].get("decoder", ()) if scheme in facts["BYTES_PER_WEIGHT"])
+
+
+def _anywhere(format: str) -> bool:
+    """Whether an engine opens the format that is not tied to one maker's systems."""
+    engines = (plugins.facts("runtimes", name) for name in plugins.names("runtimes"))
+    return any(format in facts["FORMATS"] and "SYSTEMS" not in facts for facts in engines)
 
 
 def _copies(format: str) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import BundleError, EngineError
-from edge.types import Array
+from edge.types import Array, Segment, Tokens
 
 TABLE = "embed_tokens.npy"  # f32 or f16 [vocab, hidden], or int8 with scales
 SCALES = "embed_scales.npy"  # f32 [vocab, 1] or [vocab, hidden / block]
@@ -53,6 +53,20 @@ class EmbeddingTable:
             scales = self._scales[list(ids)]
             blocks = (*scales.shape, -1)
             np.multiply(rows.reshape(blocks), scales[..., None], out=out.reshape(blocks))
+
+    def embed(self, segments: Sequence[Segment], out: NDArray[np.float32]) -> None:
+        """Write a prompt's rows into `out`, f32 [positions, hidden]: tokens looked up, embeddings as they are."""
+        start = 0
+        for segment in segments:
+            end = start + len(segment)
+            if isinstance(segment, Tokens):
+                if segment.ids:
+                    self.gather(segment.ids, out[start:end])
+            elif segment.rows.ndim != 2 or segment.rows.shape[1] != self.hidden:
+                raise EngineError(f"embeddings of {segment.rows.shape}, for a decoder of width {self.hidden}")
+            else:
+                out[start:end] = segment.rows
+            start = end
 
 
 def _map(path: Path) -> Array:

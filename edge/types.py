@@ -14,6 +14,7 @@ from edge.spec import DecoderSpec
 
 Array = NDArray[Any]
 CacheKind = Literal["f16", "q8_0"]
+ComputeUnits = Literal["all", "cpu", "gpu", "ane"]
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,14 @@ class Decoder(Protocol):
 @dataclass(frozen=True)
 class OpenOptions:
     """What an engine may be told. `threads` and `context` 0 leave the choice to the engine, and so does `cache` None:
-    how one stores keys and values that keeps them itself."""
+    how one stores keys and values that keeps them itself; `units` is what it may use beside the processor, where it
+    can choose."""
 
     threads: int = 0
     context: int = 0
     debug: bool = False
     cache: CacheKind | None = None
+    units: ComputeUnits = "all"
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,9 @@ class PartFiles:
 class Runtime(Protocol):
     """A module of `runtimes/`. `FORMATS` and `PACKAGE` are literals, so that they are read without importing it; so
     are, where it has them, `RESIDENT` (scheme -> bytes in memory for one in the file; 1 without), `CACHES` (how it can
-    store keys and values that it keeps itself) and `GPUS` (classes of devices on whose graphics processor it
-    computes)."""
+    store keys and values that it keeps itself), `ITEM` (bytes of one of their numbers, where it has no choice; 4
+    without), `GPUS` (classes of devices on whose graphics processor it computes), `SYSTEMS` (the only ones that it is
+    made for, as `sys.platform`) and `ELSEWHERE` (what to say on others)."""
 
     FORMATS: tuple[str, ...]  # the formats it opens
     PACKAGE: str  # the distribution that brings its library

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edge import image
 from edge.bundle import Bundle, Part
+from edge.engines import evaluator_names
 from edge.errors import BundleError
 from edge.golden import TOKENS, Golden
 from edge.prompt import Turn, segments
@@ -47,6 +48,7 @@ class Row:
 @dataclass(frozen=True)
 class Report:
     rows: tuple[Row, ...]
+    evaluated: tuple[str, ...] = ()  # formats that no engine ran, but an evaluator computed
 
     @property
     def ok(self) -> bool:
@@ -56,14 +58,15 @@ class Report:
         return next(row.error for row in self.rows if (row.stage, row.against) == (stage, against))
 
     def to_json(self) -> dict[str, Any]:
-        return {"ok": self.ok, "rows": [{**asdict(row), "ok": row.ok} for row in self.rows]}
+        rows = [{**asdict(row), "ok": row.ok} for row in self.rows]
+        return {"ok": self.ok, "rows": rows, **({"evaluated": list(self.evaluated)} if self.evaluated else {})}
 
 
 def verify(bundle: Bundle, *, threads: int = 0) -> Report:
     """Hash every file, then compare each stage with golden. Raises EdgeError when a stage cannot run at all."""
     bundle.check()
     golden = Golden.load(bundle.file(bundle.manifest.golden))
-    with load(bundle.path, threads=threads) as session:
+    with load(bundle.path, threads=threads, evaluators=True) as session:
         return compare(session, golden)
 
 
@@ -80,7 +83,8 @@ def compare(session: Session, golden: Golden) -> Report:
         Row("tokens", "stored", {"tokens": _agreement(tokens, golden.stored.tokens)}, agreement),
         Row("tokens", "fp32", {"tokens": _agreement(tokens, golden.fp32.tokens)}, {}),
     ]
-    return Report(tuple(rows))
+    evaluated = {choice.part.format for choice in session.plan.choices if choice.engine in evaluator_names()}
+    return Report(tuple(rows), tuple(sorted(evaluated)))
 
 
 def distance(found: NDArray[np.float32], reference: NDArray[np.float32]) -> dict[str, float]:

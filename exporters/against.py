@@ -49,8 +49,9 @@ def verify_against(bundle: Bundle, checkpoint: str, mmproj: Path | None, threads
         Row("vision", "checkpoint", distance(golden.fp32.image_embeds, anew.image_embeds), _SAME),
         Row("prefill", "checkpoint", distance(golden.fp32.logits, anew.logits), _SAME),
     )
-    with load(bundle.path, threads=threads) as session:
-        return Report((*rows, *compare(session, replace(golden, fp32=anew)).rows))
+    with load(bundle.path, threads=threads, evaluators=True) as session:
+        found = compare(session, replace(golden, fp32=anew))
+        return replace(found, rows=(*rows, *found.rows))
 
 
 def _outputs(source: Checkpoint, golden: Golden, prompt: Sequence[Sequence[int] | None]) -> Outputs:

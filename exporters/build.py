@@ -4,13 +4,15 @@ again with the weights as stored, and let go before the next."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -27,8 +29,10 @@ from exporters import importance, reference, targets
 from exporters.checkpoint import Checkpoint
 from exporters.component import Component
 from exporters.decoders import LanguageModel
+from exporters.decoders.llama import Decoder
 from exporters.encoder import Encoder, fused
 from exporters.formats import Written
+from exporters.gguf_file import decoder as gguf_decoder
 from exporters.gguf_file import imatrix
 
 Progress = Callable[[str, float], None]
@@ -67,15 +71,17 @@ def build(
     decoder = components(checkpoint)[1]
     vision, *others = encoders(checkpoint, to)
     matters = _read(matrix, decoder) if matrix else {}  # a wrong file is told before the work
+    other_kinds(decoder, to["decoder"])  # as is a pattern for no tensor
     write = _Writer(checkpoint, to, folder, progress)
 
     encoder = write.load(vision, Encoder)
     rows = reference.encode(encoder, pixel_values)
-    seen = [reference.encode(encoder, image.pixels(record.picture, spec.image)) for record in calibration]
+    pictures = [pixel_values, *(image.pixels(record.picture, spec.image) for record in calibration)]
+    seen = [reference.encode(encoder, pixels) for pixels in pictures[1:]]
     parts: tuple[Part, ...] = ()
     companions: tuple[File, ...] = ()
     if vision.role in ROLES:
-        parts += (write.part(vision, encoder, ("vision", "projector")),)
+        parts += (write.part(vision, encoder, ("vision", "projector"), samples=map(torch.from_numpy, pictures)),)
     else:
         companions += write.files(vision, encoder, position_workaround=position_workaround)[0]
     stored_rows = reference.encode(encoder, pixel_values)
@@ -83,16 +89,18 @@ def build(
 
     model = write.load(decoder, LanguageModel)
     answer = reference.answer(model, prompt, rows)
+    cuts = [_segments(prompt, rows)]
+    for record, picture_rows in zip(calibration, seen, strict=True):
+        turn = Turn(record.question, (Embeddings(picture_rows[0], "calibration"),), record.answer)
+        cuts.append(segments(spec.prompt, tokenizer, [turn]))
+    sequences = [merged(model, conversation) for conversation in cuts]
     if calibration and not matters:
-        turns = (
-            Turn(c.question, (Embeddings(r[0], "calibration"),), c.answer)
-            for c, r in zip(calibration, seen, strict=True)
-        )
-        matters = importance.measure(model, (merged(model, segments(spec.prompt, tokenizer, [t])) for t in turns))
+        matters = importance.measure(model, sequences[1:])
         if to["decoder"].format == "gguf":  # llama.cpp's own tools take it too
             imatrix.write(folder / IMATRIX, matters, model.config, len(calibration))
             companions += (bundle.describe(folder, folder / IMATRIX),)
-    parts += (write.part(decoder, model, ("decoder",), matters),)
+    chosen = {"tensor_types": types} if (types := to["decoder"].tensor_types) else {}
+    parts += (write.part(decoder, model, ("decoder",), matters, sequences, **chosen),)
     stored_answer = reference.answer(model, prompt, rows)
     del model
 
@@ -107,6 +115,17 @@ def _read(matrix: Path, decoder: Component) -> dict[str, Tensor]:
     skeleton = decoder.skeleton()
     assert isinstance(skeleton, LanguageModel)
     return imatrix.read(matrix, skeleton.config)
+
+
+def other_kinds(decoder: Component, target: Target) -> dict[str, tuple[Kind, int]]:
+    """What the target's `tensor_types` say, and how many numbers each of those tensors has."""
+    if not target.tensor_types:
+        return {}
+    skeleton = decoder.skeleton()
+    assert isinstance(skeleton, Decoder)
+    numbers = {entry.name: entry.tensor.numel() for entry in gguf_decoder.entries(skeleton, {})}
+    kinds = gguf_decoder.other_kinds(skeleton, target.tensor_types)
+    return {name: (kind, numbers[name]) for name, kind in kinds.items()}
 
 
 def own_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -157,7 +176,7 @@ class _Writer:
         return module
 
     def files(
-        self, component: Component, module: nn.Module, matters: Mapping[str, Tensor] | None = None, **options: bool
+        self, component: Component, module: nn.Module, matters: Mapping[str, Tensor] | None = None, **options: Any
     ) -> tuple[tuple[File, ...], Written]:
         target = self.to[component.role]
         written: Written = plugins.load(targets.FORMATS, target.format).write(
@@ -178,9 +197,13 @@ class _Writer:
         module: nn.Module,
         covers: tuple[str, ...],
         matters: Mapping[str, Tensor] | None = None,
+        samples: Iterable[Tensor] = (),
+        **options: Any,
     ) -> Part:
         target = self.to[component.role]
-        files, written = self.files(component, module, matters)
+        if wanted := plugins.facts(targets.FORMATS, target.format).get("SAMPLES", 0):
+            options["samples"] = tuple(islice(samples, wanted))
+        files, written = self.files(component, module, matters, **options)
         return Part(
             covers=covers,
             format=target.format,
@@ -189,10 +212,16 @@ class _Writer:
             inputs=written.inputs,
             outputs=written.outputs,
             tolerance=targets.schemes(target.format)[component.role][target.scheme],
+            tensor_types=target.tensor_types,
+            details=dict(written.details),
         )
 
     def _stage(self, component: Component) -> str:
         return f"{component.role}: {self.to[component.role]}"
+
+
+def _segments(prompt: Ids, rows: Rows) -> list[Segment]:
+    return [Embeddings(rows[0], "golden") if ids is None else Tokens(tuple(ids)) for ids in prompt]
 
 
 def merged(decoder: LanguageModel, conversation: Sequence[Segment]) -> Tensor:

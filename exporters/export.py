@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shlex
 import shutil
+import sys
 import time
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -14,8 +15,8 @@ import torch
 
 import edge
 from edge import bundle as bundles
-from edge import devices, staging
-from edge.bundle import Bundle, Manifest, Part
+from edge import devices, plugins, staging
+from edge.bundle import Bundle, File, Manifest, Part
 from edge.calibration import read
 from edge.engines import installed_engines
 from edge.errors import EdgeError, EngineError, ParityError, UsageError
@@ -27,7 +28,7 @@ from exporters.build import Built, Progress, build
 from exporters.checkpoint import Checkpoint, open_checkpoint
 
 CALIBRATION = 32  # conversations: each costs a prompt through torch, and more hardly change the statistics
-TOOLS = ("torch", "onnx-ir", "onnxruntime", "gguf")
+TOOLS = ("torch", "onnx-ir", "onnxruntime", "gguf", "ai-edge-litert")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class ExportRequest:
     mmproj: Path | None = None
     gguf_only: bool = False
     mtmd_position_workaround: bool = False
+    compile: bool = False
     threads: int = 0
+    tensor_type: tuple[str, ...] = ()  # PATTERN=KIND, of the decoder's GGUF file
     max_loss: float | None = None  # of 1 - cosine between a quantised part and fp32
 
 
@@ -65,10 +68,17 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     """Raises EdgeError; then nothing new is at `request.output`, and what was there is untouched."""
     start = time.perf_counter()
     recipe = targets.resolve(
-        request.format, request.schemes, request.recipe, request.device, gguf_only=request.gguf_only
+        request.format,
+        request.schemes,
+        request.recipe,
+        request.device,
+        gguf_only=request.gguf_only,
+        types=request.tensor_type,
     )
     if request.mtmd_position_workaround and "mmproj" not in recipe.targets:
         raise UsageError("--mtmd-position-workaround is for an mmproj, and none is written", hint="add --format gguf")
+    if request.compile:
+        _require_compiler(recipe)
     _require_engines(recipe)
     calibration = read(request.calib)[:CALIBRATION] if request.calib else []
     picture, question = example.choose(calibration)
@@ -94,6 +104,8 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
             request.imatrix,
             request.mtmd_position_workaround,
         )
+        if request.compile:
+            built = replace(built, companions=(*built.companions, *_compiled(folder)))
         built.golden.save(folder / "golden.npz")
         manifest = _manifest(checkpoint, recipe, question, built, folder)
         bundles.write_manifest(folder, manifest)
@@ -105,7 +117,8 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
         bundles.write_manifest(folder, _with_errors(manifest, report))
     size = sum(file.bytes for file in manifest.files())
     picture_of = ["PICTURE"] if manifest.sees else []
-    next_command = shlex.join(["edge", "run", str(request.output), *picture_of, question])
+    asks = ["run", str(request.output), *picture_of, question]
+    next_command = shlex.join(["edge", *(asks if _runs_here(recipe) else ["verify", str(request.output)])])
     return Exported(request.output, size, time.perf_counter() - start, report, next_command, predicted)
 
 
@@ -121,7 +134,7 @@ def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Buil
         tokenizer=bundles.describe(folder, folder / "tokenizer.json"),
         golden=bundles.describe(folder, folder / "golden.npz"),
         companions=built.companions,
-        versions={"edge-vlm": edge.__version__, **{tool: metadata.version(tool) for tool in TOOLS}},
+        versions={"edge-vlm": edge.__version__, **{tool: metadata.version(tool) for tool in _tools(recipe)}},
     )
 
 
@@ -150,9 +163,41 @@ def _with_errors(manifest: Manifest, report: Report) -> Manifest:
     return replace(manifest, parts=tuple(measured(part) for part in manifest.parts))
 
 
+def _tools(recipe: Recipe) -> tuple[str, ...]:
+    apple = any(target.format == "coreml" for target in recipe.targets.values())
+    return (*TOOLS, "coremltools") if apple else TOOLS
+
+
+def _require_compiler(recipe: Recipe) -> None:
+    if all(target.format != "coreml" for target in recipe.targets.values()):
+        raise UsageError("--compile is for Core ML packages, and none is written", hint="add --format coreml")
+    if sys.platform != "darwin":
+        raise UsageError(
+            "--compile needs Apple's compiler, which is on a Mac only",
+            hint="leave it out: Xcode compiles a package, and so does an app that loads it",
+        )
+
+
+def _compiled(folder: Path) -> list[File]:
+    """Core ML's packages as Apple's compiler makes them, beside them: what an app loads without a wait."""
+    compiler = plugins.load("exporters", "apple").coremltools.models.utils.compile_model
+    files: list[File] = []
+    for package in sorted(folder.glob("*.mlpackage")):
+        made = Path(compiler(str(package), str(package.with_suffix(".mlmodelc"))))
+        files += [bundles.describe(folder, path) for path in sorted(made.rglob("*")) if path.is_file()]
+    return files
+
+
+def _runs_here(recipe: Recipe) -> bool:
+    """Whether engines of this machine open all parts, or some were proven by an evaluator only."""
+    formats = [target.format for role, target in recipe.targets.items() if role in bundles.ROLES]
+    engines = installed_engines()
+    return all(any(e.formats and e.refusal((format,)) is None for e in engines) for format in formats)
+
+
 def _require_engines(recipe: Recipe) -> None:
     """The proof opens every part: an engine that is missing is told before the work, not after."""
-    engines = [engine for engine in installed_engines() if engine.formats]
+    engines = [engine for engine in installed_engines(evaluators=True) if engine.formats]
     for role, target in recipe.targets.items():
         refusals = {engine: engine.refusal((target.format,)) for engine in engines}
         if role in bundles.ROLES and all(refusals.values()):

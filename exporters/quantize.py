@@ -44,9 +44,16 @@ def per_channel(weight: Tensor) -> PerChannel:
     return PerChannel((weight / scales[:, None]).round().to(torch.int8), scales)
 
 
-def blockwise(weight: Tensor, bits: int, importance: Tensor | None = None) -> Blockwise:
+def per_tensor(weight: Tensor) -> PerChannel:
+    """weight `[N, K]` float32; one scale for all rows."""
+    scale = (weight.abs().amax() / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    return PerChannel((weight / scale).round().to(torch.int8), scale[None])
+
+
+def blockwise(weight: Tensor, bits: int, importance: Tensor | None = None, *, positive: bool = False) -> Blockwise:
     """weight `[N, K]` float32; bits 4 or 8. `importance` `[K]` weighs the error of each column: the mean square of what
-    it is multiplied with makes it the error of the product."""
+    it is multiplied with makes it the error of the product. `positive`: 4-bit scales are positive, and have no more
+    digits than both bfloat16 and float16 (as XNNPACK takes them)."""
     rows, columns = weight.shape
     blocks = -(-columns // BLOCK)
     values = torch.empty(rows, blocks, BLOCK, dtype=torch.int8)
@@ -60,7 +67,7 @@ def blockwise(weight: Tensor, bits: int, importance: Tensor | None = None) -> Bl
     for start in range(0, rows, step):
         chunk = weight[start : start + step]
         padded = torch.nn.functional.pad(chunk, (0, blocks * BLOCK - columns)).view(-1, blocks, BLOCK)
-        found = _four_bits(padded, weigh) if bits == 4 else _eight_bits(padded)
+        found = _four_bits(padded, weigh, positive) if bits == 4 else _eight_bits(padded)
         values[start : start + step], scales[start : start + step] = found
     return Blockwise(values, scales, columns, bits)
 
@@ -70,24 +77,34 @@ def _eight_bits(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scales[..., None]).round().to(torch.int8), scales
 
 
-def _four_bits(x: Tensor, weigh: Tensor) -> tuple[Tensor, Tensor]:
+def _four_bits(x: Tensor, weigh: Tensor, positive: bool) -> tuple[Tensor, Tensor]:
     """The levels are -8..7, so the largest value of a block goes to -8, whatever its sign; then the scale is fitted by
-    weighted least squares, and the best of a few reaches is kept for each block. x `[N, blocks, BLOCK]`."""
+    weighted least squares, and the best of a few reaches is kept for each block. Where scales are positive a positive
+    peak ends at 7. x `[N, blocks, BLOCK]`."""
     peak = x.gather(-1, x.abs().argmax(dim=-1, keepdim=True))[..., 0]
+    end = torch.where(peak > 0, 7.0, -8.0) if positive else torch.full_like(peak, -8.0)
     best = torch.full_like(peak, torch.inf)
     values = torch.zeros_like(x, dtype=torch.int8)
     scales = torch.ones_like(peak)
     weighed = x * weigh
     energy = (x * weighed).sum(-1)
     for reach in _REACH:
-        scale = peak * (reach / -8)
+        scale = peak * reach / end
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)
         levels = (x / scale[..., None]).round_().clamp_(-8, 7)
         across, along = (weighed * levels).sum(-1), (levels.square() * weigh).sum(-1)
         fitted = torch.where(along > 0, across / along.clamp(min=torch.finfo(torch.float32).tiny), scale)
-        error = energy - across * fitted
+        if positive:
+            fitted = _short(fitted)
+        error = energy - 2 * across * fitted + along * fitted.square()
         better = error < best
         best = torch.where(better, error, best)
         scales = torch.where(better, fitted, scales)
         values = torch.where(better[..., None], levels.to(torch.int8), values)
     return values, scales
+
+
+def _short(scales: Tensor) -> Tensor:
+    """Normal numbers of float16, with the digits of bfloat16."""
+    half = torch.finfo(torch.float16)
+    return scales.clamp(half.tiny, half.max).bfloat16().float()

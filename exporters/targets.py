@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from edge import devices, plugins
 from edge.errors import UsageError
 from edge.recipes import DEFAULT, RECIPES, Recipe, Target
+from exporters.gguf_file import tensor_types
 
 FORMATS = "exporters.formats"
 
@@ -21,11 +23,17 @@ def schemes(format: str) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
 
 
 def resolve(
-    format: str | None, wanted: Sequence[str], recipe: str | None, device: str | None, *, gguf_only: bool = False
+    format: str | None,
+    wanted: Sequence[str],
+    recipe: str | None,
+    device: str | None,
+    *,
+    gguf_only: bool = False,
+    types: Sequence[str] = (),
 ) -> Recipe:
     """The recipe that a call means. A format takes each role that it can write, and leaves the others; so does a bare
     scheme; `role=scheme` sets one. In any letter case. A recipe goes before the device's own. `gguf_only` leaves
-    out all but the decoder and its mmproj.
+    out all but the decoder and its mmproj. `types` are PATTERN=KIND, for tensors of a GGUF decoder.
 
     Raises UsageError with the legal list.
     """
@@ -42,6 +50,8 @@ def resolve(
         targets |= _set_one(targets, role, scheme) if named else _set_able(targets, scheme)
     for role, target in targets.items():
         _check(role, target)
+    if types:
+        targets["decoder"] = _typed(targets["decoder"], types)
     name = start.name if targets == start.targets else "custom"
     return Recipe(name, targets)
 
@@ -51,6 +61,14 @@ def _pair(targets: Mapping[str, Target]) -> dict[str, Target]:
         raise UsageError(f"--gguf-only, and the decoder is written as {decoder}", hint="--format gguf --gguf-only")
     usual = RECIPES[_format_recipe("gguf", ())].targets["mmproj"]
     return {"decoder": decoder, "mmproj": targets.get("mmproj", usual)}
+
+
+def _typed(decoder: Target, types: Sequence[str]) -> Target:
+    if decoder.format != "gguf":
+        raise UsageError(f"--tensor-type, and the decoder is written as {decoder}", hint="add --format gguf")
+    facts = plugins.facts(FORMATS, decoder.format)
+    legal = facts["PACKED_KINDS"] + (() if decoder.scheme in facts["PACKED"] else facts["QUANTIZER_KINDS"])
+    return replace(decoder, tensor_types=tuple(tensor_types.checked(word, legal) for word in types))
 
 
 def _set_one(targets: Mapping[str, Target], role: str, scheme: str) -> dict[str, Target]:

@@ -87,7 +87,7 @@ def write_bundle(destination: Path, *, name: str = "tiny") -> Bundle:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is remembered between runs stays out of the user's folder."""
+    """What is remembered between runs, and what engines keep, stays out of the user's folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

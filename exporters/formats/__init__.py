@@ -3,14 +3,16 @@
 A format has the literals `SCHEMES` (role -> scheme -> tolerance) and `BYTES_PER_WEIGHT` (scheme -> bytes), and
 `write(component, module, scheme, folder, progress, importance, checkpoint=…)`, after which the module holds the weights
 as they were stored, and so computes the reference of what was written. A role that is no component's own is written
-beside the parts, for other people's tools, and may take options of its own.
+beside the parts, for other people's tools, and may take options of its own. A format that has the literal `SAMPLES`, a
+number, is given so many inputs of the module as `samples=…`: pixel values, or rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from edge.types import TensorSpec
 
@@ -21,3 +23,4 @@ class Written(NamedTuple):
     files: tuple[Path, ...]  # the first is the one to open
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    details: Mapping[str, Any] = MappingProxyType({})  # what only this format has, for the manifest

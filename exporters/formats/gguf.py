@@ -53,11 +53,15 @@ BYTES_PER_WEIGHT = {
 }
 # What is packed here. A rounded decoder keeps its tables wider: an error there is in every token.
 PACKED = {
-    "f16": (Kind.F16, Kind.F16),
-    "bf16": (Kind.BF16, Kind.BF16),
-    "q8_0": (Kind.Q8_0, Kind.Q8_0),
-    "q4_0": (Kind.Q4_0, Kind.Q6_K),
+    "f16": ("F16", "F16"),
+    "bf16": ("BF16", "BF16"),
+    "q8_0": ("Q8_0", "Q8_0"),
+    "q4_0": ("Q4_0", "Q6_K"),
 }
+# What single tensors may be instead; the quantiser's only in its own schemes. Those that llama.cpp makes with an
+# importance matrix only are not among them.
+PACKED_KINDS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q4_0")
+QUANTIZER_KINDS = ("q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "iq4_nl", "iq4_xs", "q3_k", "iq3_s", "q2_k")
 
 
 def write(
@@ -70,10 +74,12 @@ def write(
     *,
     checkpoint: Checkpoint,
     position_workaround: bool = False,
+    tensor_types: Sequence[str] = (),
 ) -> Written:
     """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored.
 
     `position_workaround` is the encoder's: for builds of llama.cpp that put the class token last, and only those.
+    `tensor_types` is the decoder's: PATTERN=KIND, for tensors that are stored otherwise than the scheme has them.
     """
     name = "-".join(checkpoint.name.split())
     if isinstance(module, Encoder):
@@ -82,7 +88,7 @@ def write(
     else:
         assert isinstance(module, Decoder)
         path = folder / f"{name}-{scheme.upper()}.gguf"
-        _decoder(module, scheme, path, progress, decoder.entries(module, importance or {}), checkpoint)
+        _decoder(module, scheme, path, progress, decoder.entries(module, importance or {}), checkpoint, tensor_types)
     return Written((path,), (), ())
 
 
@@ -92,7 +98,7 @@ def _encoder(
     writer = entries.new_file(path, names.MMPROJ, checkpoint, _file_type(scheme))
     mmproj.describe(writer, module, checkpoint.spec.image, checkpoint.spec.decoder.hidden, position_workaround)
     found = mmproj.entries(module, position_workaround)
-    kind, _ = PACKED[scheme]
+    kind = Kind[PACKED[scheme][0]]
     # Positions are looked up and added: they are small, and no product averages their error.
     entries.write(writer, found, lambda entry: Kind.F16 if entry.name == names.POSITIONS else kind, progress)
     entries.read_back(path, found)
@@ -105,18 +111,24 @@ def _decoder(
     progress: Progress,
     found: Sequence[Entry],
     checkpoint: Checkpoint,
+    tensor_types: Sequence[str],
 ) -> None:
     """One pass for what is packed here; else a file of the checkpoint's own width, for llama.cpp to quantise."""
     wide = None if scheme in PACKED else path.with_suffix(".wide")
-    kind, tables = PACKED.get(scheme) or (_width(checkpoint),) * 2
+    kind, tables = (_width(checkpoint),) * 2 if wide else map(Kind.__getitem__, PACKED[scheme])
+    other = decoder.other_kinds(module, tensor_types)
+    now = {} if wide else other
     if wide:
         quantizer.library()  # what is missing is told before the work
     writer = entries.new_file(wide or path, names.DECODER, checkpoint, _file_type(scheme))
     decoder.describe(writer, module.config)
     vocabulary.add(writer, checkpoint, module.config.vocab)
-    entries.write(writer, found, lambda entry: tables if entry.name in decoder.TABLES else kind, progress)
+    if tensor_types:
+        writer.add_array(names.TENSOR_TYPES, tensor_types)
+    usual = {entry.name: tables if entry.name in decoder.TABLES else kind for entry in found}
+    entries.write(writer, found, lambda entry: now.get(entry.name, usual[entry.name]), progress)
     if wide:
-        quantizer.quantize(wide, path, _file_type(scheme), found)
+        quantizer.quantize(wide, path, _file_type(scheme), found, other)
         wide.unlink()
     entries.read_back(path, found)
     if module.config.tied:

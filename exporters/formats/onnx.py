@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 from torch import Tensor, nn
 
 from edge.errors import EdgeError
 from edge.types import TensorSpec
-from exporters import quantize
+from exporters import embedding_table
 from exporters.checkpoint import Checkpoint
 from exporters.component import Component
 from exporters.decoders import LanguageModel
@@ -66,7 +65,7 @@ def write(
     Lowering(model, state, scheme, known).run(progress)
     files = _save(model, folder, name)
     if isinstance(module, LanguageModel):
-        files += _write_table(module.embed_tokens.weight, scheme, folder)
+        files += embedding_table.write(module.embed_tokens.weight, scheme, folder)
     return Written(files, *_tensors(model))
 
 
@@ -81,27 +80,6 @@ def _decoder_state(module: LanguageModel) -> dict[str, Tensor]:
     cos, sin = config.rope.tables(config.context)
     state = {f"decoder.{name}": tensor for name, tensor in module.state_dict().items()}
     return {**state, "cos_cache": cos, "sin_cache": sin}
-
-
-def _write_table(table: Tensor, scheme: str, folder: Path) -> tuple[Path, ...]:
-    """The embedding table lies beside the graph, to be memory-mapped: a prompt touches few of its rows."""
-    rows = folder / "embed_tokens.npy"
-    if scheme in ("fp32", "fp16"):
-        stored = table.half() if scheme == "fp16" else table
-        np.save(rows, stored.numpy())
-        table.copy_(stored)
-        return (rows,)
-    scales = folder / "embed_scales.npy"
-    if table.shape[1] % quantize.BLOCK:
-        row = quantize.per_channel(table)
-        values, shares, stored = row.values, row.scales[:, None], row.dequantized()
-    else:
-        packed = quantize.blockwise(table, bits=8)
-        values, shares, stored = packed.values.flatten(1), packed.scales, packed.dequantized()
-    np.save(rows, values.numpy())
-    np.save(scales, shares.numpy())
-    table.copy_(stored)
-    return rows, scales
 
 
 def _save(model: ir.Model, folder: Path, name: str) -> tuple[Path, ...]:

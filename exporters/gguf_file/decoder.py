@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import gguf
+from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
 from exporters.attention import Rope
 from exporters.decoders import DecoderConfig
 from exporters.decoders.llama import Decoder
+from exporters.gguf_file import tensor_types
 from exporters.gguf_file.entries import Entry
 
 FACTORS = "rope_freqs.weight"
@@ -75,6 +77,12 @@ def entries(decoder: Decoder, importance: Mapping[str, Tensor]) -> list[Entry]:
     if decoder.config.rope_scaling:
         found.append(Entry(FACTORS, _rope_factors(decoder.config)))
     return found
+
+
+def other_kinds(decoder: Decoder, types: Sequence[str]) -> dict[str, Kind]:
+    """What PATTERN=KIND say, of the names in the file; `decoder` may be a skeleton. Raises UsageError."""
+    rows = {e.name: e.tensor.shape[-1] for e in entries(decoder, {}) if e.tensor.ndim == 2}
+    return tensor_types.kinds(types, rows)
 
 
 def _rope_factors(config: DecoderConfig) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
 
 from edge.errors import EdgeError
@@ -32,8 +34,16 @@ def library() -> Any:
     return llama_cpp
 
 
-def quantize(source: Path, target: Path, file_type: gguf.LlamaFileType, entries: Sequence[Entry]) -> None:
-    """Read `source`, whose weights are wide, and write `target`; the entries' importance guides the rounding."""
+def quantize(
+    source: Path,
+    target: Path,
+    file_type: gguf.LlamaFileType,
+    entries: Sequence[Entry],
+    other: Mapping[str, Kind],
+) -> None:
+    """Read `source`, whose weights are wide, and write `target`; the entries' importance guides the rounding. Tensors
+    named in `other` are stored as that, whatever the file's type would have them; where that gives some layers more
+    bits, it counts the layers that are left to it."""
     lib = library()
     names, rows = _columns(entries)
     array = (lib.llama_model_imatrix_data * (len(names) + 1))()  # a nameless entry ends it
@@ -45,12 +55,24 @@ def quantize(source: Path, target: Path, file_type: gguf.LlamaFileType, entries:
     params.nthread = torch.get_num_threads()
     if names:
         params.imatrix = array
+    overrides = (lib.llama_model_tensor_override * (len(other) + 1))()  # as above
+    for place, (tensor, kind) in zip(overrides, other.items(), strict=False):
+        # Of the names alone: the library's regular expressions are not those of the caller.
+        place.pattern, place.type = f"^{re.escape(tensor)}$".encode(), int(kind)
+    if other:
+        params.tt_overrides = overrides
     with _listening(lib) as said:
         failed = lib.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
     if failed:
         raise EdgeError(
             f"llama.cpp could not quantise to {file_type.name}: {''.join(said[-3:]).strip()}",
             hint="is there space on the disk? Else another --scheme",
+        )
+    stored = {tensor.name: tensor.tensor_type for tensor in gguf.GGUFReader(target).tensors}
+    if strayed := [f"{name} as {stored[name].name}" for name, kind in other.items() if stored[name] != kind]:
+        raise EdgeError(
+            f"llama.cpp stored {', '.join(strayed)}, against --tensor-type",
+            hint="pip install -U llama-cpp-python, or leave those tensors to the --scheme",
         )
 
 

@@ -19,7 +19,17 @@ from gguf_fakes import gguf_bytes, pair_decoder, pair_mmproj
 from edge import plugins
 
 HEAVY = {"torch", "torchvision", "transformers", "timm", "safetensors", "sentencepiece", "huggingface_hub"}
-CONVERTERS = {"onnx", "onnxscript", "onnx_ir", "gguf", "executorch", "coremltools", "litert_torch", "tensorflow"}
+CONVERTERS = {
+    "onnx",
+    "onnxscript",
+    "onnx_ir",
+    "gguf",
+    "executorch",
+    "coremltools",
+    "litert_torch",
+    "flatbuffers",
+    "tensorflow",
+}
 LIGHT = {"numpy", "PIL", "tokenizers", "typer", "rich"}
 OWN = {"edge", "runtimes", "exporters"}
 MODEL_NAMES = re.compile(
@@ -222,3 +232,8 @@ def test_the_doctor_of_files_needs_neither_torch_nor_converters(tmp_path: Path) 
     arguments += ["--repair", str(tmp_path / "out")]
     done = without(HEAVY | CONVERTERS | {"llama_cpp", "onnxruntime"}, f"ARGUMENTS = {arguments!r}\n{EDGE}")
     assert done.stdout.endswith("\n0\n") and (tmp_path / "out" / "a.gguf").is_file()
+
+
+def test_the_report_needs_neither_torch_nor_converters() -> None:
+    done = without(HEAVY | CONVERTERS | {"llama_cpp", "onnxruntime"}, "import exporters.report; print('fine')")
+    assert (done.stdout, done.stderr) == ("fine\n", "")

@@ -22,7 +22,6 @@ from PIL import Image, ImageDraw
 
 import edge
 from edge import image
-from edge.bench import UNITS
 from edge.bundle import Bundle
 from edge.prompt import Turn, segments
 from edge.tokenizer import Tokenizer
@@ -339,11 +338,16 @@ def test_a_chat_in_the_terminal(bundle: Path, pictures: tuple[Path, ...]) -> Non
 
 
 def test_bench(bundle: Path) -> None:
-    found = call("bench", bundle, "-n", 4, "--repeats", 1, "-t", 1, "--json").json
-    stages = {stage["name"]: stage for stage in found["stages"]}
-    assert set(stages) == {*UNITS}
-    assert all(stage["min"] > 0 for name, stage in stages.items() if name != "overhead")
-    assert (found["image_tokens"], found["generated_tokens"], found["threads"]) == (144, 4, 1)
+    rows = {row["test"]: row for row in call("bench", bundle, "-n", 4, "-r", 1, "-t", 1, "-o", "json").json}
+    assert list(rows) == [
+        *("peak memory", "picture decode", "preprocess", "vision encode", "pp190", "tg4"),
+        *("first token", "second question", "own code per token", "load"),
+    ]
+    assert all(row["avg_ns"] > 0 and row["stddev_ns"] is None for test, row in rows.items() if test != "peak memory")
+    speed = rows["tg4"]
+    assert (speed["backends"], speed["n_threads"], speed["n_gen"]) == ("onnxruntime", 1, 4)
+    assert speed["image_tokens"] == 144 < speed["prompt_tokens"]
+    assert speed["agreement_tokens"] == 1.0 and speed["agreement_cosine"] > 0.9999  # it is an fp32 bundle
 
 
 # on a machine without the export side

@@ -129,7 +129,7 @@ def test_a_disk_that_is_too_full_is_told_before_the_work(exports: Exports, tmp_p
 
 def test_an_engine_that_is_missing_is_told_before_the_work(tmp_path, monkeypatch):
     bare = tuple(replace(e, installed=e.name != "llamacpp", reason=None) for e in exporting.installed_engines())
-    monkeypatch.setattr(exporting, "installed_engines", lambda: bare)
+    monkeypatch.setattr(exporting, "installed_engines", lambda evaluators: bare)
     with pytest.raises(EngineError, match=r"no engine here opens gguf, so the decoder could not be proven") as caught:
         export(ExportRequest("no such folder", tmp_path / "out", device="rpi5"), lambda stage, done: None)
     assert "llama-cpp-python is not installed" in caught.value.message

@@ -588,7 +588,7 @@ def test_a_missing_quantiser_is_told_before_the_work(checkpoint, tmp_path, monke
 def test_what_the_quantiser_refuses_is_told(checkpoint, tmp_path, capfd):
     (tmp_path / "broken").write_bytes(b"GGUF?")
     with pytest.raises(EdgeError, match="MOSTLY_Q4_K_M"):
-        quantizer.quantize(tmp_path / "broken", tmp_path / "out", gguf.LlamaFileType.MOSTLY_Q4_K_M, [])
+        quantizer.quantize(tmp_path / "broken", tmp_path / "out", gguf.LlamaFileType.MOSTLY_Q4_K_M, [], {})
     assert capfd.readouterr() == ("", "")
 
 

@@ -12,7 +12,8 @@ import torch
 from commands import call
 from conftest import REPOSITORY
 
-from edge.bench import bench
+from edge.bench.request import Request
+from edge.bench.stages import measuring
 from edge.bundle import Bundle
 from edge.engines import open_part
 from edge.errors import EngineError
@@ -117,8 +118,10 @@ def test_the_pair_alone(checkpoint, tmp_path):
         with pytest.raises(EngineError, match="no vision part") as caught:
             session.ask(np.zeros((9, 9, 3), np.uint8), "What is this?")
         assert f"edge export {pair[0]} --mmproj {pair[1]} -o OUT" in caught.value.hint
-    with pytest.raises(EngineError, match="no vision part"):
-        bench(done.path, repeats=1)
+    events = measuring(Request(str(done.path), threads=1, n_prompt=(20,), n_gen=(2,), repetitions=1))
+    assert [event["test"] for event in events if event["event"] == "sample"] == [
+        *("pp20", "tg2", "first token", "own code per token")  # nothing of pictures
+    ]
     assert verify_against(bundle, str(checkpoint.folder), None, 1).ok
     whole = ExportRequest(pair[0], tmp_path / "whole", mmproj=Path(pair[1]), threads=1)
     assert export(whole, lambda *_: None).report.ok  # as the hint says

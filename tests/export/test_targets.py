@@ -92,13 +92,13 @@ def test_a_recipe_that_was_asked_for_goes_before_the_device_s():
 
 def test_a_format_is_looked_up_in_the_recipes_and_checked(monkeypatch):
     """A recipe of another format gives way to --format, and only to what that format can write."""
-    other = Recipe("other", {"vision": Target("tflite", "fp16"), "decoder": Target("tflite", "w3")})
+    other = Recipe("other", {"vision": Target("none", "fp16"), "decoder": Target("none", "w3")})
     monkeypatch.setattr(targets, "RECIPES", {"other": other, **RECIPES})
     assert targets.resolve("onnx", (), None, None) == RECIPES[DEFAULT]
     assert schemes(targets.resolve("onnx", ("decoder=w8",), "other", None)) == {"vision": "fp16", "decoder": "w8"}
     with pytest.raises(UsageError, match="onnx cannot write the decoder as 'w3'"):
         targets.resolve("onnx", (), "other", None)
-    with pytest.raises(UsageError, match="no format 'tflite'"):
+    with pytest.raises(UsageError, match="no format 'none'"):
         targets.resolve(None, (), "other", None)
 
 

@@ -1,135 +1,307 @@
+"""What the measuring processes do and say, on the engine that computes nothing."""
+
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from fakes import write_model_bundle
-from numpy.typing import NDArray
+from conftest import REPOSITORY
+from fakes import picture, words, write_model_bundle
+from PIL import Image
 
-from edge import bench as benches
 from edge import bundle as bundles
-from edge.bench import UNITS, bench, peak_rss_mb, timed
+from edge.bench import runner
+from edge.bench.memory import peak_bytes
+from edge.bench.request import Request, failure, numbers, raised, sweep
+from edge.bench.sensors import Sensors
+from edge.bench.stages import first, loading, measuring
+from edge.bench.traffic import bytes_per_token
 from edge.bundle import Bundle
-from edge.errors import ContextError, ImageError, UsageError
+from edge.errors import BundleError, EngineError, ImageError, UsageError
 from edge.golden import Golden, Outputs
-from edge.session import Session, load
+from edge.session import Session
 
 PROMPT = 1 + len("A chat. USER: ") + 4 + len("\n? ASSISTANT:")  # one id a byte
+SEEING = ["picture decode", "preprocess", "vision encode"]
+TESTS = [*SEEING, "pp190", "tg64", "first token", "second question", "own code per token"]
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Every session that a bench opens; all of them compute nothing."""
-    calls: list[dict[str, Any]] = []
-
-    def record(path: Path, **options: Any) -> Session:
-        calls.append(options)
-        return load(path, **{**options, "engine": "null"})
-
-    monkeypatch.setattr(benches, "load", record)
-    return calls
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Callable[..., Bundle]:
-    def made(context: int = 400) -> Bundle:
-        bundle = write_model_bundle(tmp_path / "bundle", context=context)
+def make(tmp_path: Path) -> Callable[..., str]:
+    def made(context: int = 400, where: str = "bundle") -> str:
+        bundle = write_model_bundle(tmp_path / where, context=context)
         rows, logits = np.zeros((1, 4, 32), np.float32), np.zeros(259, np.float32)
         outputs = Outputs(rows, logits, np.zeros(16, np.int32))
         golden = Golden(np.zeros((20, 30, 3), np.uint8), np.zeros((1, 3, 28, 28), np.float32), outputs, outputs)
         golden.save(bundle.path / "golden.npz")
         entry = bundles.describe(bundle.path, bundle.path / "golden.npz")
         bundles.write_manifest(bundle.path, replace(bundle.manifest, golden=entry))
-        return Bundle.open(bundle.path)
+        return str(bundle.path)
 
     return made
 
 
-def test_every_stage_is_measured(make: Callable[..., Bundle], opened: list[dict[str, Any]]) -> None:
-    found = bench(make().path, max_tokens=5, repeats=3, threads=1)
-    assert [(s.name, s.unit) for s in found.stages] == list(UNITS.items())
-    assert all(0 < s.min <= s.median <= s.max for s in found.stages)
-    assert (found.repeats, found.generated_tokens, found.threads) == (3, 5, 1)
-    assert (found.prompt_tokens, found.image_tokens) == (PROMPT, 4)
-    first, image, vision = (next(s for s in found.stages if s.name == n) for n in ("first token", "image", "vision"))
-    assert first.min > image.min + vision.min
-    assert json.loads(json.dumps(found.to_json()))["stages"][0]["name"] == "load"
+def ask(path: str, **changes: Any) -> Request:
+    return Request(**{"bundle": path, "engine": "null", "threads": 1, "repetitions": 2, **changes})
 
 
-def test_the_warm_up_is_not_counted(
-    make: Callable[..., Bundle], opened: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter(range(1_000_000))
-    monkeypatch.setattr(benches, "timed", lambda work: (work(), float(next(clock))))
-    found = bench(make().path, max_tokens=2, repeats=2)
-    # Five timings and one of the null engine in each of the three rounds: loading is the first two of them.
-    assert {s.name: (s.min, s.max) for s in found.stages}["load"] == (6.0 + 7.0, 12.0 + 13.0)
-    assert len(opened) == 6
+def samples(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in events if event["event"] == "sample"]
 
 
-def test_overhead_is_measured_with_the_engine_that_computes_nothing(
-    make: Callable[..., Bundle], opened: list[dict[str, Any]]
-) -> None:
-    bench(make().path, max_tokens=2, repeats=1, threads=2)
-    assert opened == [{"threads": 2, "cache": None}, {"threads": 2, "engine": "null"}] * 2
+# in one process
 
 
-def test_an_answer_longer_than_the_context_is_cut(make: Callable[..., Bundle], opened: list[dict[str, Any]]) -> None:
-    assert bench(make(context=PROMPT + 3).path, max_tokens=50, repeats=1).generated_tokens == 3
+def test_every_row_is_measured_so_many_times(make: Callable[..., str]) -> None:
+    events = list(measuring(ask(make())))
+    assert [event["event"] for event in events[:3]] == ["ready", "peak", "agreement"]
+    assert [s["test"] for s in samples(events)] == [test for test in TESTS for _ in range(2)]
+    assert all(s["ns"] > 0 for s in samples(events))
+    ready, peak, agreement = events[:3]
+    assert (ready["prompt_tokens"], ready["image_tokens"], ready["plan"]["threads"]) == (PROMPT, 4, 1)
+    assert peak["bytes"] > 10e6
+    assert agreement["agreement_cosine"] is None  # golden's logits are zeros: no direction
+    assert agreement["agreement_tokens"] == 0.0
+    json.dumps(events, allow_nan=False)
 
 
-def test_a_prompt_that_does_not_fit(make: Callable[..., Bundle], opened: list[dict[str, Any]]) -> None:
-    with pytest.raises(ContextError):
-        bench(make(context=PROMPT - 1).path, repeats=1)
-
-
-def test_a_picture_of_ones_own(
-    make: Callable[..., Bundle], opened: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    seen: list[NDArray[np.float32]] = []
+def test_what_is_not_counted_is_not_in_the_time(make: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock ticks with each row that is encoded: of three encodes two are counted, each of one tick."""
+    ticks = count()
+    now = [next(ticks)]
     encode = Session.encode_pixels
 
-    def record(self: Session, values: NDArray[np.float32]) -> Any:
-        seen.append(values)
+    def counted(self: Session, values: Any) -> Any:
+        now[0] = next(ticks)
         return encode(self, values)
 
-    monkeypatch.setattr(Session, "encode_pixels", record)
-    path = make().path
-    bench(path, max_tokens=1, repeats=1)
+    monkeypatch.setattr(Session, "encode_pixels", counted)
+    found = [s for s in samples(list(measuring(ask(make()), lambda: now[0]))) if s["test"] == "vision encode"]
+    assert [s["ns"] for s in found] == [1, 1]
+    assert found[1]["start"] == found[0]["start"] + 1
+
+
+def test_a_picture_is_encoded_anew_for_each_first_token(
+    make: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [s for s in samples(list(measuring(ask(make(), repetitions=3)))) if s["test"] == "first token"]
+    for sample in found:
+        assert sample["stages_ns"]["vision"] > 0 and sample["stages_ns"]["prefill"] > 0
+        assert sum(sample["stages_ns"].values()) <= sample["ns"]
+
+
+def test_prompts_answers_and_depths(make: Callable[..., str]) -> None:
+    request = ask(make(), n_prompt=(5, 100), n_gen=(3,), n_depth=(0, 40), repetitions=1)
+    found = {s["test"]: s for s in samples(list(measuring(request)))}
+    assert [test for test in found if test[:2] in ("pp", "tg")] == [
+        *("pp5", "pp100", "pp5 @ d40", "pp100 @ d40", "tg3", "tg3 @ d40")
+    ]
+    assert found["pp100 @ d40"]["n_prompt"] == 100 and found["pp100 @ d40"]["n_depth"] == 40
+    assert found["tg3"]["n_gen"] == 3 and found["tg3"]["n_depth"] == 0
+
+
+def test_a_small_context_shortens_what_was_not_asked_for(make: Callable[..., str]) -> None:
+    path = make(context=50)
+    assert {"pp50", "tg50"} <= {s["test"] for s in samples(list(measuring(ask(path, repetitions=1))))}
+    with pytest.raises(UsageError, match="51 tokens after 0 are more than a context of 50"):
+        list(measuring(ask(path, n_prompt=(51,))))
+    with pytest.raises(UsageError, match="20 tokens after 40 are"):
+        list(measuring(ask(path, n_gen=(20,), n_prompt=(1,), n_depth=(40,))))
+
+
+def test_the_first_positions_of_a_prompt() -> None:
+    image = picture(1)
+    prompt = [words("ab"), image, words("xyz")]
+    assert [len(s) for s in first(prompt, 2)] == [2]
+    _, cut = first(prompt, 5)
+    assert np.array_equal(cut.rows, image.rows[:3]) and cut.key != image.key
+    assert [len(s) for s in first(prompt, 9)] == [2, 4, 3]
+    assert [s.ids for s in first(prompt, 14)[2:]] == [words("xyz").ids, words("xyz").ids, words("xy").ids]
+
+
+def test_a_picture_of_ones_own(make: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = make(), []
+    encode = Session.encode_pixels
+    monkeypatch.setattr(Session, "encode_pixels", lambda self, v: (seen.append(v), encode(self, v))[1])
+    list(measuring(ask(path, repetitions=1)))
     golden = seen[-1]
-    bench(path, picture=np.full((9, 9, 3), 200, np.uint8), max_tokens=1, repeats=1)
+    Image.fromarray(np.full((9, 9, 3), 200, np.uint8)).save(tmp_path / "own.png")
+    list(measuring(ask(path, repetitions=1, picture=str(tmp_path / "own.png"))))
     assert not np.array_equal(seen[-1], golden)
-    with pytest.raises(ImageError):
-        bench(path, picture=str(tmp_path / "none.png"), repeats=1)
+    with pytest.raises(ImageError, match="no picture at"):
+        list(measuring(ask(path, picture=str(tmp_path / "none.png"))))
 
 
-@pytest.mark.parametrize("call", [{"max_tokens": 0}, {"repeats": 0}])
-def test_nothing_to_measure(make: Callable[..., Bundle], call: dict[str, int]) -> None:
-    with pytest.raises(UsageError, match="nothing to measure"):
-        bench(make().path, **call)
+def test_sustained_speed_comes_in_windows(make: Callable[..., str]) -> None:
+    """A clock of 0.1 s a look: a window takes answers until a second is full."""
+    clock = (n * 100_000_000 for n in count())
+    events = list(measuring(ask(make(), repetitions=1, sustained=20.0), lambda: next(clock)))
+    windows = [s for s in samples(events) if s["test"] == "sustained tg64"]
+    assert len(windows) > 3
+    assert all(w["tokens"] % 64 == 0 and w["ns"] == w["tokens"] // 64 * 100_000_000 for w in windows)
+    assert all(w["ns"] >= 1_000_000_000 for w in windows[:-1])
 
 
-def test_timed_gives_the_result_and_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 10.25])
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    assert timed(lambda: "done") == ("done", 250.0)
+def test_loading_is_measured_until_a_question_could_be_answered(make: Callable[..., str]) -> None:
+    (event,) = loading(ask(make()))
+    assert event["test"] == "load" and event["ns"] > 0
+
+
+# processes
+
+
+def test_the_rows_of_two_bundles(make: Callable[..., str]) -> None:
+    paths = [make(where="a"), make(where="b")]
+    found = list(runner.bench([ask(path, n_gen=(8,)) for path in paths], Sensors(Path("/nowhere"))))
+    tests = ["peak memory", *SEEING, "pp190", "tg8", *TESTS[5:], "load"]
+    assert [(row["model_filename"], row["test"]) for row in found] == [(p, t) for p in paths for t in tests]
+    by_test = {row["test"]: row for row in found[: len(tests)]}
+    speed = by_test["tg8"]
+    assert (speed["n_gen"], speed["n_threads"], speed["backends"]) == (8, 1, "null")
+    assert speed["samples_ts"] == [8e9 / ns for ns in speed["samples_ns"]]
+    assert speed["avg_ts"] == pytest.approx(sum(speed["samples_ts"]) / 2)
+    assert len(by_test["load"]["samples_ns"]) == 2
+    assert by_test["peak memory"]["peak_bytes"] > 10e6
+    assert not {"energy_j", "temp_c", "clock_mhz"} & {key for row in found for key in row}  # absent: not zero
+
+
+def test_peak_memory_is_of_the_process_alone(make: Callable[..., str]) -> None:
+    held = np.ones(300_000_000, np.uint8)
+    row = next(runner.bench([ask(make(), repetitions=1)]))
+    assert isinstance(row, dict) and row["peak_bytes"] < held.nbytes
+
+
+def test_what_fails_is_told_and_the_others_go_on(make: Callable[..., str]) -> None:
+    path = make()
+    found = list(runner.bench([ask(path, engine="none"), ask(path, repetitions=1)]))
+    assert isinstance(found[0], UsageError) and found[0].message == "no engine 'none'" and found[0].hint
+    assert [row["test"] for row in found[1:] if isinstance(row, dict)][-1] == "load"
+    with pytest.raises(BundleError, match="no bundle at"):
+        next(runner.bench([ask(path), ask(f"{path}/none")]))
+
+
+def test_a_process_that_is_killed_is_told_of(make: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_events", lambda child: (child.kill(), runner_events(child))[1])
+    runner_events = EVENTS
+    (error,) = runner.bench([ask(make())])
+    assert isinstance(error, EngineError)
+    assert error.message == "the measuring process ended by SIGKILL" and "memory" in str(error.hint)
+
+
+EVENTS = runner._events
+
+
+@pytest.mark.parametrize("wrong", [(0, -5), (3, 0)])
+def test_a_clock_that_goes_back_is_said(
+    make: Callable[..., str], monkeypatch: pytest.MonkeyPatch, wrong: tuple[int, int]
+) -> None:
+    events = [{"event": "sample", "test": "pp5", "start": 0, "ns": ns, "n_prompt": 5} for ns in (wrong[0], wrong[1])]
+    monkeypatch.setattr(runner, "_events", lambda child: iter([dict(e) for e in events]))
+    found = list(runner.bench([ask(make(), repetitions=1)]))
+    if wrong[0]:
+        assert found[0]["samples_ns"] == [3] and found[0]["stddev_ns"] is None
+        assert found[0]["warnings"] == ["the clock stood still or went backwards: 1 repetitions were left out"]
+    else:
+        assert isinstance(found[0], EngineError) and "at every repetition" in found[0].message
+
+
+def test_ctrl_c_keeps_what_was_measured(make: Callable[..., str], tmp_path: Path) -> None:
+    out, kept = tmp_path / "out.json", tmp_path / "kept.json"
+    call = ["bench", make(), "--engine", "null", "-r", "100000", "-n", "1", "-o", "json", "--save", str(kept)]
+    code = "from edge.cli import main; raise SystemExit(main())"
+    with out.open("w") as file:
+        going = subprocess.Popen(
+            [sys.executable, "-c", code, *call], stdout=file, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        )
+    deadline = time.monotonic() + 60
+    while "peak memory" not in out.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    going.send_signal(signal.SIGINT)
+    assert going.wait(30) == 130
+    rows = json.loads(out.read_text())
+    assert rows[0]["test"] == "peak memory" and rows == json.loads(kept.read_text())
+    begun = rows[-1]
+    assert begun["test"] == "picture decode" and 0 < len(begun["samples_ns"]) < 100_000
+
+
+def test_a_process_ends_with_the_one_that_asked(make: Callable[..., str]) -> None:
+    command = [sys.executable, "-m", "edge.bench.child", ask(make(), repetitions=10**6, n_gen=(1,)).to_text()]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY)
+    assert child.stdin and child.stdout and child.stdout.readline()
+    child.stdin.close()
+    child.stdout.close()
+    assert child.wait(30) != 0
+
+
+# requests
+
+
+def test_a_request_as_text() -> None:
+    request = ask("a b", n_prompt=(1, 2), cache="q8_0", sustained=3.5)
+    assert Request.from_text(request.to_text()) == request
+
+
+def test_errors_keep_their_kind() -> None:
+    error = raised(json.loads(json.dumps(failure(ImageError("no", hint="yes")))))
+    assert (type(error), error.message, error.hint) == (ImageError, "no", "yes")
+    assert type(raised({"kind": "Unheard", "message": "m", "hint": None})) is EngineError
+
+
+def test_a_sweep() -> None:
+    found = sweep(["a", "b"], "x, y", "1,2", "", Request(repetitions=7))
+    assert [(r.bundle, r.engine, r.threads) for r in found] == [
+        (b, e, t) for b in "ab" for e in ("x", "y") for t in (1, 2)
+    ]
+    assert all(r.repetitions == 7 and r.cache is None for r in found)
+    assert [(r.engine, r.threads, r.cache) for r in sweep(["a"], "", "", "f16,q8_0", Request())] == [
+        (None, 0, "f16"),
+        (None, 0, "q8_0"),
+    ]
+    with pytest.raises(UsageError, match="no cache of 'f8'"):
+        sweep(["a"], "", "", "f8", Request())
+
+
+@pytest.mark.parametrize("text", ["x", "1,,2", "0", "-1", "1.5", "²"])
+def test_what_is_no_list_of_numbers(text: str) -> None:
+    with pytest.raises(UsageError, match="-p is"):
+        numbers("-p", text)
+    assert numbers("-p", " 1, 20 ") == (1, 20)
+
+
+# memory
 
 
 def test_the_peak_counts_what_was_let_go() -> None:
-    before = peak_rss_mb()
-    np.ones(int(before * 1e6) + 50_000_000, np.uint8)  # as much again, and 50 MB
-    assert peak_rss_mb() >= before + 50
+    before = peak_bytes()
+    assert before is not None
+    np.ones(before + 50_000_000, np.uint8)  # as much again, and 50 MB
+    after = peak_bytes()
+    assert after is not None and after >= before + 50_000_000
 
 
 def test_the_peak_on_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "win32")
-    assert peak_rss_mb() == 0
+    assert peak_bytes() is None
     monkeypatch.setattr("sys.platform", "darwin")
     monkeypatch.setattr("resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=123_400_000))
-    assert peak_rss_mb() == 123.4
+    assert peak_bytes() == 123_400_000
+
+
+def test_what_a_token_reads_is_not_the_embedding_table(make: Callable[..., str]) -> None:
+    bundle = Bundle.open(make())
+    files = {file.path: file.bytes for file in bundle.manifest.part("decoder").files}
+    assert bytes_per_token(bundle) == files["decoder.onnx"]
+    assert files["embed_tokens.npy"] > 0

@@ -36,13 +36,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "edge-vlm" / "checked.json"
 
 
-PARTS = ["decoder.onnx", "decoder.onnx.data", "tokenizer.json", "vision.onnx"]
+FILES = ["decoder.onnx", "decoder.onnx.data", "golden.npz", "tokenizer.json", "vision.onnx"]
 
 
 def test_an_unchanged_file_is_read_once(make_bundle: Callable[..., Bundle], hashed: list[str]) -> None:
     bundle = make_bundle()
     checked.check(bundle)
-    assert sorted(hashed) == PARTS  # golden.npz answers nothing
+    assert sorted(hashed) == FILES
     hashed.clear()
     checked.check(bundle)
     assert hashed == []
@@ -87,7 +87,7 @@ def test_what_was_touched_just_now_is_not_remembered(
     bundle = make_bundle()
     checked.check(bundle)
     checked.check(bundle)
-    assert sorted(hashed) == sorted(2 * PARTS)
+    assert sorted(hashed) == sorted(2 * FILES)
     assert not place.exists()
 
 
@@ -102,7 +102,7 @@ def test_a_damaged_record_is_made_anew(
     hashed.clear()
     checked.check(bundle)
     assert hashed == []
-    assert len(json.loads(place.read_bytes())) == len(PARTS)
+    assert len(json.loads(place.read_bytes())) == len(FILES)
 
 
 def test_a_place_that_cannot_be_written_costs_time_only(
@@ -112,17 +112,17 @@ def test_a_place_that_cannot_be_written_costs_time_only(
     bundle = make_bundle()
     checked.check(bundle)
     checked.check(bundle)
-    assert sorted(hashed) == sorted(2 * PARTS)
+    assert sorted(hashed) == sorted(2 * FILES)
 
 
 def test_the_oldest_are_forgotten(
     make_bundle: Callable[..., Bundle], hashed: list[str], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checked, "_MOST", 5)
+    monkeypatch.setattr(checked, "_MOST", 6)
     first, second = make_bundle("first"), make_bundle("second")
     checked.check(first)
     checked.check(second)
-    assert len(json.loads(place.read_bytes())) == 5
+    assert len(json.loads(place.read_bytes())) == 6
     hashed.clear()
     checked.check(second)
     assert hashed == []

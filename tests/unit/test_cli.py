@@ -16,11 +16,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from bench_fakes import run as bench_rows
 from conftest import REPOSITORY, write_bundle
 from gguf_fakes import gguf_bytes, pair_decoder, pair_mmproj
 
 from edge import cli, plugins
-from edge.bench import Bench, Stage
+from edge.bench import results
+from edge.bench.request import Request
 from edge.bundle import Bundle, Manifest
 from edge.errors import ContextError, EngineError, ImageError, UsageError
 from edge.generate import Answer, Timings
@@ -348,7 +350,7 @@ def test_debug_shows_the_traceback(session: FakeSession, capsys: Capture, error:
 
 
 @pytest.mark.parametrize(
-    "arguments", ["run", "walk", "inspect b --fast", "run b -n 0", "run b -t -1", "export c", "bench b --repeats 0"]
+    "arguments", ["run", "walk", "inspect b --fast", "run b -n 0", "run b -t -1", "export c", "bench b -r 0"]
 )
 def test_a_call_that_is_off_exits_with_2(arguments: str, capsys: Capture) -> None:
     assert call(*arguments.split()) == 2
@@ -367,7 +369,7 @@ def test_the_commands_are_the_ones_of_the_design(capsys: Capture) -> None:
     assert call("--help") == 0
     shown = capsys.readouterr().out
     names = [line.split()[1] for line in shown.partition("Commands")[2].splitlines()[1:] if line[2:3].isalpha()]
-    assert names == ["export", "run", "verify", "bench", "inspect", "devices", "fit", "doctor"]
+    assert names == ["export", "run", "verify", "bench", "report", "inspect", "devices", "fit", "doctor"]
     assert [c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback] == names
 
 
@@ -404,6 +406,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return Bundle.open("OUT").manifest
 
     fake.export, fake.verify_against, fake.foresee = export, verify_against, foresee
+    fake.write = lambda *given: None
     load = plugins.load
     monkeypatch.setattr(plugins, "load", lambda package, name: fake if package == "exporters" else load(package, name))
     return fake
@@ -412,7 +415,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
     given = "--format onnx --scheme w4 --scheme vision=fp16 --recipe r --device rpi5 --calib pics --imatrix m.gguf"
     more = "--context 512 --vision-tower tower --mmproj m --gguf-only --threads 3 --max-loss 0.1"
-    more += " --mtmd-position-workaround -o out"
+    more += " --mtmd-position-workaround --tensor-type attn_v=Q8_0 --tensor-type blk=q6_k --compile -o out"
     assert call("export", "mtgv/some-model", *given.split(), *more.split()) == 0
     assert exporter.requests == [
         {
@@ -429,6 +432,8 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
             "mmproj": Path("m"),
             "gguf_only": True,
             "mtmd_position_workaround": True,
+            "tensor_type": ("attn_v=Q8_0", "blk=q6_k"),
+            "compile": True,
             "threads": 3,
             "max_loss": 0.1,
         }
@@ -440,7 +445,7 @@ def test_export_leaves_open_what_was_not_said(exporter: SimpleNamespace) -> None
     asked = exporter.requests[0]
     assert (asked.pop("checkpoint"), asked.pop("output"), asked.pop("threads")) == ("ckpt", Path("out"), 0)
     assert asked.pop("gguf_only") is False
-    assert asked.pop("mtmd_position_workaround") is False
+    assert (asked.pop("mtmd_position_workaround"), asked.pop("compile")) == (False, False)
     assert set(asked.values()) == {None, ()}
 
 
@@ -664,31 +669,111 @@ def test_doctor_shows_engines_and_processor(capsys: Capture) -> None:
     ).keys()
 
 
-def test_bench_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    calls: list[tuple[Any, ...]] = []
+class Measured:
+    """Stands for the measuring: gives rows, errors, or Ctrl-C."""
 
-    def measure(path: Path, **options: Any) -> Bench:
-        calls.append((path, options))
-        stages = (Stage("load", "ms", 1234.5, 1000.0, 2000.25), Stage("decode", "tokens/s", 11.5, 10.0, 12.0))
-        return Bench(stages, 5, 190, 144, 64, 2, 1234.5)
+    def __init__(self, *found: Any) -> None:
+        self.found = found
+        self.requests: list[Request] = []
 
-    monkeypatch.setattr("edge.bench.bench", measure)
-    assert call("bench", "bundle", "-n", "9", "--repeats", "3", "-t", "2", "--image", "cat.jpg", "--cache", "f16") == 0
-    shown = capsys.readouterr().out
-    assert fits(shown)
-    lines = [line.split() for line in shown.splitlines()]
-    assert lines[2:4] == [
-        ["load", "1,234.50", "1,000.00", "2,000.25", "ms"],
-        ["decode", "11.50", "10.00", "12.00", "tokens/s"],
-    ]
-    assert ["peak", "memory", "1.23", "GB"] in lines
-    assert call("bench", "bundle", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["stages"][1]["median"] == 11.5
-    given = {"picture": "cat.jpg", "max_tokens": 9, "repeats": 3, "threads": 2, "cache": "f16"}
-    assert calls == [
-        (Path("bundle"), given),
-        (Path("bundle"), {"picture": None, "max_tokens": 64, "repeats": 5, "threads": 0, "cache": None}),
-    ]
+    def __call__(self, requests: list[Request]) -> Iterator[Any]:
+        self.requests = requests
+        for item in self.found:
+            if isinstance(item, KeyboardInterrupt):
+                raise item
+            yield item
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
+    fake = Measured(*bench_rows())
+    monkeypatch.setattr("edge.bench.runner.bench", fake)
+    return fake
+
+
+def test_bench_passes_on_what_is_asked(measured: Measured, capsys: Capture) -> None:
+    options = "-p 100,190 -n 9 -d 0,188 -r 3 -t 1,2 --engine x --cache f16,q8_0 --image cat.jpg --sustained 2.5"
+    assert call("bench", "a", "b", *options.split()) == 0
+    sweep = [(r.bundle, r.threads, r.cache) for r in measured.requests]
+    assert sweep == [(b, t, c) for b in "ab" for t in (1, 2) for c in ("f16", "q8_0")]
+    asked = measured.requests[0]
+    assert (asked.n_prompt, asked.n_gen, asked.n_depth, asked.repetitions) == ((100, 190), (9,), (0, 188), 3)
+    assert (asked.engine, asked.picture, asked.sustained) == ("x", "cat.jpg", 2.5)
+    assert capsys.readouterr().out.splitlines()[2].split("|")[5].strip() == "peak memory"
+    assert call("bench", "a") == 0
+    assert measured.requests == [Request("a")]
+
+
+@pytest.mark.parametrize("output", ["json", "jsonl"])
+def test_bench_prints_and_keeps_the_rows(measured: Measured, capsys: Capture, tmp_path: Path, output: str) -> None:
+    assert call("bench", "bundle", "-o", output, "--save", str(tmp_path / "kept.json")) == 0
+    (tmp_path / "printed").write_text(capsys.readouterr().out)
+    assert results.read(tmp_path / "printed") == results.read(tmp_path / "kept.json") == bench_rows()
+
+
+def test_ctrl_c_in_a_bench_keeps_the_rows(measured: Measured, capsys: Capture, tmp_path: Path) -> None:
+    measured.found = (*bench_rows()[:4], KeyboardInterrupt())
+    assert call("bench", "bundle", "-o", "json", "--save", str(tmp_path / "kept.json")) == 130
+    assert json.loads(capsys.readouterr().out) == results.read(tmp_path / "kept.json") == bench_rows()[:4]
+
+
+def test_a_bundle_that_cannot_be_measured_does_not_stop_the_others(measured: Measured, capsys: Capture) -> None:
+    measured.found = (EngineError("no engine opens it", hint="pip install x"), *bench_rows())
+    assert call("bench", "a", "b", "-o", "jsonl") == 1
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == len(bench_rows())
+    assert shown.err == "error: no engine opens it\nhint: pip install x\n"
+    measured.found = (UsageError("too many tokens"),)
+    assert call("bench", "a", "-o", "json") == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_bench_warns_once(measured: Measured, capsys: Capture) -> None:
+    rows = [{**row, "warnings": [f"throttled: to {number} MHz"]} for number, row in enumerate(bench_rows())]
+    measured.found = tuple(rows)
+    assert call("bench", "bundle") == 0
+    assert capsys.readouterr().err == "warning: peak memory: throttled: to 0 MHz\n"
+
+
+def test_bench_compares_with_what_was_kept(measured: Measured, capsys: Capture, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    results.write(kept, bench_rows(0.8))
+    assert call("bench", "bundle", "--compare", str(kept)) == 1
+    shown = capsys.readouterr().err
+    assert f"error: slower than {kept}: tiny w8a8+q4_0" in shown and "tg64: 20.0% SLOWER" in shown
+    assert call("bench", "bundle", "--compare", str(kept), "--max-slower", "30") == 0
+    assert "tg64: 20.0% slower" in capsys.readouterr().err
+    kept.write_text("[")
+    measured.requests = []
+    assert call("bench", "bundle", "--compare", str(kept)) == 1
+    assert measured.requests == []  # told before the work
+
+
+@pytest.mark.parametrize("options", ["-o xml", "-p 0", "-n x", "-t 1,x", "-d -1", "--cache f8"])
+def test_a_bench_that_is_off_exits_with_2(measured: Measured, capsys: Capture, options: str) -> None:
+    assert call("bench", "bundle", *options.split()) == 2
+    assert measured.requests == [] and capsys.readouterr().out == ""
+
+
+def test_a_report_of_results(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
+    kept, calls = tmp_path / "kept.json", []
+    results.write(kept, bench_rows())
+    monkeypatch.setitem(sys.modules, "exporters.report", SimpleNamespace(write=lambda *given: calls.append(given)))
+    assert call("report", str(kept), "-o", "page.html", "--bandwidth", "17") == 0
+    assert calls == [({str(kept): bench_rows()}, Path("page.html"), 17e9)]
+    assert capsys.readouterr() == ("", "written: page.html\n")
+    kept.write_text("{")
+    assert call("report", str(kept), "-o", "page.html") == 1
+    assert len(calls) == 1
+
+
+def test_a_report_without_its_libraries(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
+    results.write(tmp_path / "kept.json", bench_rows())
+    for name in [name for name in sys.modules if name.startswith("exporters.report")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert call("report", str(tmp_path / "kept.json"), "-o", "page.html") == 1
+    assert capsys.readouterr().err.endswith("hint: pip install 'edge-vlm[report]'\n")
 
 
 # what the documents tell people to type
@@ -712,7 +797,8 @@ def test_the_documents_show_every_command() -> None:
 def test_a_documented_command_works(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("edge.verify.verify", lambda bundle, threads: REPORT)
-    monkeypatch.setattr("edge.bench.bench", lambda path, **options: Bench((), 5, 190, 144, 64, 2, 1.0))
+    monkeypatch.setattr("edge.bench.runner.bench", Measured(*bench_rows()))
+    results.write(tmp_path / "results.json", bench_rows())
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     write_bundle(tmp_path / "OUT")
     for name in ("photo.jpg", "before.jpg", "after.jpg"):

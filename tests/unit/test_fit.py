@@ -18,6 +18,7 @@ from edge.memory import RUNTIME, Need, cache_bytes, memory, parse_size, settle
 from edge.plan import EngineInfo
 from edge.roofline import PROCESSOR, Speed, Utilisation
 from edge.sizes import Sizes, sizes
+from edge.smaller import schemes
 from edge.spec import DecoderSpec
 from edge.types import TensorSpec
 
@@ -212,6 +213,23 @@ def test_keys_and_values_of_a_graph_have_its_dtype() -> None:
     weights = 2 * (LINEAR + 3200)
     assert decode("float32") == pytest.approx(1e9 / (weights + 41 * 256))
     assert decode("float16") == pytest.approx(1e9 / (weights + 41 * 128))
+
+
+def test_an_engine_of_another_system_keeps_keys_and_values_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(item: int) -> Any:
+        elsewhere = EngineInfo("speaks", ("gguf",), "speaks", False, None, None, unfit="not here", item=item)
+        monkeypatch.setattr(fits, "installed_engines", lambda: (ENGINES[0], elsewhere))
+        return fit(manifest(VISION, SPEAKS), known(bandwidth_reached=1)).value("decode")
+
+    weights = 2 * (LINEAR + 3200)
+    assert decode(4) == pytest.approx(1e9 / (weights + 41 * 256))
+    assert decode(2) == pytest.approx(1e9 / (weights + 41 * 128))
+
+
+def test_no_scheme_is_named_that_one_makers_systems_open_only() -> None:
+    room = Need(sizes(manifest(VISION, SPEAKS), (VISION, SPEAKS)), 0, 0, 4, ())
+    formats = {scheme.partition(" ")[0] for scheme in schemes(room, 1 << 40)}
+    assert formats == {"onnx", "gguf", "tflite"}
 
 
 def test_a_device_that_is_too_small() -> None:

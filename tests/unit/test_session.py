@@ -137,6 +137,14 @@ def test_the_same_picture_is_seen_and_read_once(session: Session, engine: Engine
     assert session.last.cached_tokens == 1 + len("A chat. USER: ")
 
 
+def test_what_is_forgotten_is_computed_again(session: Session, engine: Engine) -> None:
+    first = session.ask(photo(1), "Who?", max_tokens=4)
+    session.forget()
+    assert session.ask(photo(1), "Who?", max_tokens=4) == first
+    assert session.last.cached_tokens == 0
+    assert engine.eyes[0].looked == 2
+
+
 def test_several_pictures_and_none(session: Session) -> None:
     session.ask([photo(1), photo(2)], "Which?", max_tokens=1)
     assert session.last.image_tokens == 8
@@ -355,7 +363,7 @@ def test_the_null_engine_answers_with_a_growing_cache(tmp_path: Path) -> None:
 
 def test_a_missing_engine_is_explained(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     none = tuple(replace(e, installed=e.name == "null") for e in sessions.installed_engines())
-    monkeypatch.setattr(sessions, "installed_engines", lambda: none)
+    monkeypatch.setattr(sessions, "installed_engines", lambda evaluators: none)
     with pytest.raises(EngineError, match="no engine opens the vision of null") as caught:
         edge.load(bundle.path)
     assert caught.value.hint == "pip install 'edge-vlm[onnxruntime]'"

@@ -1,0 +1,209 @@
+"""Runs the measuring processes one after another, watches them, and makes rows of what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from edge import __version__
+from edge.bench import rows
+from edge.bench.request import Request, raised
+from edge.bench.rows import Row
+from edge.bench.sensors import Sensors
+from edge.bench.traffic import bytes_per_token
+from edge.bench.watch import Span, Watch
+from edge.bundle import Bundle
+from edge.devices import detect
+from edge.errors import EdgeError, EngineError
+
+Event = dict[str, Any]
+_BACKWARDS = "the clock stood still or went backwards"
+_NEW_GROUP: dict[str, Any] = (
+    {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+    if sys.platform == "win32"
+    else {"process_group": 0}
+)
+
+
+def bench(requests: Sequence[Request], sensors: Sensors | None = None) -> Iterator[Row | EdgeError]:
+    """Row after row as they are measured, and what went wrong with one request in its place: the others go on.
+
+    Ctrl-C gives the row that was begun, of the repetitions there are, and is raised then. Raises BundleError before
+    anything is measured when one of the bundles is none.
+    """
+    bundles = [Bundle.open(request.bundle) for request in requests]
+    for request, bundle in zip(requests, bundles, strict=True):
+        try:
+            yield from _Run(request, bundle, sensors or Sensors()).rows()
+        except EdgeError as error:
+            yield error
+
+
+class _Run:
+    """One request: a process for all rows but loading, then one for each time that the bundle is loaded."""
+
+    def __init__(self, request: Request, bundle: Bundle, sensors: Sensors) -> None:
+        self.request, self.sensors = request, sensors
+        self.facts = _facts(request, bundle)
+        self.busy: list[Span] = []
+        self.pending: list[Event] = []
+        self.watch: Watch | None = None
+
+    def rows(self) -> Iterator[Row | EdgeError]:
+        try:
+            with _process(self.request) as child, Watch(self.sensors, child.pid) as self.watch:
+                for event in _events(child):
+                    yield from self._take(event)
+                yield from self._finished()
+            self.watch = None
+            for _ in range(self.request.repetitions):
+                with _process(replace(self.request, only_load=True)) as child:
+                    for event in _events(child):
+                        yield from self._take(event)
+        except (KeyboardInterrupt, EdgeError):
+            yield from self._finished()
+            raise
+        yield from self._finished()
+
+    def _take(self, event: Event) -> Iterator[Row | EdgeError]:
+        kind = event.pop("event")
+        if kind == "sample":
+            if self.pending and self.pending[0]["test"] != event["test"]:
+                yield from self._finished()
+            self.pending.append(event)
+        elif kind == "ready":
+            self.facts.update(_planned(event))
+        elif kind == "peak":
+            self.facts["peak_bytes"] = event["bytes"]
+        elif kind == "agreement":
+            self.facts.update({name: value for name, value in event.items() if value is not None})
+            if (peak := self.facts.pop("peak_bytes")) is not None:
+                yield rows.memory(peak, self.facts)
+        else:
+            raise raised(event)
+
+    def _finished(self) -> Iterator[Row | EdgeError]:
+        """The row of the samples that were gathered."""
+        taken, self.pending = self.pending, []
+        samples = [sample for sample in taken if sample["ns"] > 0]
+        if not samples:
+            if taken:
+                yield EngineError(f"{taken[0]['test']}: {_BACKWARDS} at every repetition", hint="measure again")
+            return
+        facts = {**self.facts, "test_time": _now()}
+        if self.watch is None:
+            row = rows.timed(samples, facts)
+        elif "tokens" in samples[0]:
+            windows = [_window(sample, samples[0]["start"], self.watch) for sample in samples]
+            row = {**rows.sustained(samples[0]["test"], windows, facts), **self._watched(self.watch, samples)}
+        else:
+            row = {**rows.timed(samples, facts), **self._watched(self.watch, samples)}
+        if lost := len(taken) - len(samples):
+            row["warnings"] = [*row.get("warnings", ()), f"{_BACKWARDS}: {lost} repetitions were left out"]
+        yield row
+
+    def _watched(self, watch: Watch, samples: Sequence[Event]) -> Row:
+        spans = [_span(sample) for sample in samples]
+        self.busy.extend(spans)
+        found = {
+            "energy_j": watch.energy(spans),
+            "temp_c": watch.temperature(spans),
+            "clock_mhz": watch.clock(spans),
+            "warnings": watch.warnings(self.busy) or None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def _span(sample: Event) -> Span:
+    return (sample["start"], sample["start"] + sample["ns"])
+
+
+def _window(sample: Event, start: int, watch: Watch) -> dict[str, float]:
+    span = _span(sample)
+    found = {
+        "t_s": round((span[1] - start) / 1e9, 3),
+        "ts": 1e9 * sample["tokens"] / sample["ns"],
+        "temp_c": watch.temperature([span]),
+        "clock_mhz": watch.clock([span]),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _facts(request: Request, bundle: Bundle) -> Row:
+    """What a row says of the bundle and of this machine; no fact that is not known."""
+    manifest, here = bundle.manifest, detect()
+    cache = {} if request.cache is None else {"type_k": request.cache, "type_v": request.cache}
+    return {
+        "schema": rows.SCHEMA,
+        "build_commit": f"edge-vlm {__version__}",
+        "cpu_info": here.name,
+        "device": here.name,
+        "model_filename": request.bundle,
+        "model_type": f"{manifest.name} {'+'.join(part.scheme for part in manifest.parts)}",
+        "model_size": sum(file.bytes for part in manifest.parts for file in part.files),
+        "recipe": manifest.recipe,
+        "test_time": _now(),
+        **cache,
+        "memory_limit_bytes": here.memory_bytes,
+        "bytes_per_token": bytes_per_token(bundle),
+    }
+
+
+def _planned(event: Event) -> Row:
+    parts = event["plan"]["parts"]
+    return {
+        "backends": ",".join(dict.fromkeys(part["engine"] for part in parts)),
+        "n_threads": event["plan"]["threads"],
+        "context": event["plan"]["context"],
+        "prompt_tokens": event["prompt_tokens"],
+        "image_tokens": event["image_tokens"],
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@contextmanager
+def _process(request: Request) -> Iterator[subprocess.Popen[str]]:
+    """It is no part of the terminal's foreground: Ctrl-C is ours to hear, and however we leave, it ends."""
+    path = os.pathsep.join(str(Path(entry or ".").absolute()) for entry in sys.path)
+    command = [sys.executable, "-P", "-m", "edge.bench.child", request.to_text()]
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+        encoding="utf-8",
+        **_NEW_GROUP,
+    )
+    with child:
+        try:
+            yield child
+        except BaseException:
+            child.kill()
+            raise
+
+
+def _events(child: subprocess.Popen[str]) -> Iterator[Event]:
+    assert child.stdout is not None
+    told = False
+    for line in child.stdout:
+        event = json.loads(line)
+        told = told or event["event"] == "error"
+        yield event
+    if (code := child.wait()) and not told:
+        killed = code == -getattr(signal, "SIGKILL", 9)
+        raise EngineError(
+            f"the measuring process ended by {signal.Signals(-code).name if code < 0 else f'exit code {code}'}",
+            hint="the memory was too small, most likely: export with a smaller --scheme" if killed else "add --debug",
+        )

@@ -1,0 +1,60 @@
+"""A model that keeps keys and values itself, in states that its functions share, becomes a Decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import EngineError
+from edge.lift import too_long
+from edge.table import EmbeddingTable
+from edge.types import Array, Segment
+
+MASKED = -10000.0  # in a causal mask: half precision holds it, and no attention is left of it
+PREFILL, DECODE = "prefill", "decode"
+
+
+class StatefulModel(Protocol):
+    """Its functions take `inputs_embeds` f32 [1, S, hidden] and `causal_mask` f32 [1, 1, S, T], where T counts all
+    positions and the S new ones are the last of them; they give `logits` f32 [1, 1, vocab] of the last position.
+    `prefill` takes any S, `decode` one. What lies behind T is written over."""
+
+    def run(self, function: str, feeds: Mapping[str, Array]) -> Array:
+        """The logits. Raises EngineError."""
+        ...
+
+
+class StatefulDecoder:
+    def __init__(self, model: StatefulModel, table: EmbeddingTable, context: int) -> None:
+        self._model = model
+        self._table = table
+        self._context = context
+        self._position = 0
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    def extend(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
+        count = sum(map(len, segments))
+        if count == 0:
+            raise EngineError("a decoder was extended by nothing")
+        total = self._position + count
+        if total > self._context:
+            raise too_long(total, self._context)
+        rows = np.empty((1, count, self._table.hidden), np.float32)
+        self._table.embed(segments, rows[0])
+        mask = np.triu(np.full((count, total), MASKED, np.float32), k=1 + self._position)
+        logits = self._model.run(
+            DECODE if count == 1 else PREFILL, {"inputs_embeds": rows, "causal_mask": mask[None, None]}
+        )
+        self._position = total
+        return np.asarray(logits[0, -1], np.float32)
+
+    def rewind(self, position: int) -> None:
+        if not 0 <= position <= self._position:
+            raise EngineError(f"cannot rewind to {position} from {self._position}")
+        self._position = position

@@ -1,0 +1,268 @@
+"""Say a recorded graph in MIL, Core ML's language of ML programs: half precision, and fp32 where that overflows."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence, Set
+from typing import Any, cast
+
+import numpy as np
+import torch
+from coremltools.converters.mil.mil import Builder as mb
+from coremltools.converters.mil.mil import Var, types
+from torch import fx, nn
+from torch.nn import functional as F
+
+from edge.errors import EdgeError
+from exporters.coreml_program import trace
+from exporters.coreml_program.weights import Weights
+
+HALF, FLOAT = types.fp16, types.fp32
+Attending = Callable[[int, Var], Var]
+
+
+class Weight(str):
+    """A tensor of the module by its name, until an operation needs it."""
+
+    __slots__ = ()
+
+
+class Lowering:
+    """Runs a graph with variables of the MIL function that is being built."""
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        module: nn.Module,
+        weights: Weights,
+        wide: Set[str],
+        attending: Attending | None = None,
+    ) -> None:
+        self._graph = graph
+        self._module = module
+        self._weights = weights
+        self._wide_nodes = wide
+        self._attending = attending
+        self._wide = False  # of the operation that is being said
+
+    def run(self, x: Var, done: Callable[[float], None]) -> Var:
+        """`x` is the graph's input in half precision."""
+        values: dict[fx.Node, Any] = {}
+        nodes = list(self._graph.nodes)
+        for index, node in enumerate(nodes, 1):
+            if node.op == "output":
+                return cast("Var", fx.node.map_arg(node.args[0], values.__getitem__))
+            values[node] = x if node.op == "placeholder" else self._say(node, values)
+            done(index / len(nodes))
+        raise AssertionError("a graph without an output")
+
+    def _say(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        if node.op == "get_attr":
+            return Weight(node.target)
+        args: Any = fx.node.map_arg(node.args, values.__getitem__)
+        kwargs: Any = fx.node.map_arg(node.kwargs, values.__getitem__)
+        target: Any = node.target
+        leaf: Any = None
+        if node.op == "call_module":
+            leaf = self._module.get_submodule(target)
+            rule, args = _MODULES.get(type(leaf)), (leaf, target, *args)
+        else:
+            rule = (_FUNCTIONS if node.op == "call_function" else _METHODS).get(target)
+        if rule is None:
+            name = type(leaf).__name__ if node.op == "call_module" else getattr(target, "__name__", target)
+            raise EdgeError(
+                f"Core ML: there is no rule for {name!r}, which the model uses",
+                hint="another --format, and report this",
+            )
+        flat = [*args, *kwargs.values()]
+        self._wide = node.name in self._wide_nodes or any(isinstance(v, Var) and v.dtype == FLOAT for v in flat)
+        if self._wide:
+            args, kwargs = fx.node.map_aggregate((args, kwargs), _widened)
+        result = rule(self, *args, **kwargs)
+        if isinstance(result, Var) and result.dtype == FLOAT and node.name not in self._wide_nodes:
+            return mb.cast(x=result, dtype="fp16")
+        return result
+
+    # What the rules below are made of.
+
+    def number(self, value: float) -> np.floating[Any]:
+        return np.float32(value) if self._wide else np.float16(value)
+
+    def operand(self, value: Any) -> Any:
+        """A variable or a number of the operation's own type."""
+        if isinstance(value, Weight):
+            return self._weights.plain(value, self._wide)
+        return self.number(value) if isinstance(value, int | float) else value
+
+    def linear(self, x: Var, weight: Weight, bias: Weight | None) -> Var:
+        product = self._weights.product(weight, self._wide)
+        count = product.shape[0]
+        # One is written in any case, and coremltools' own is fp32.
+        added = (
+            self._weights.array(f"zeros.{count}", np.zeros(count), self._wide) if bias is None else self.operand(bias)
+        )
+        return mb.linear(x=x, weight=product, bias=added)
+
+    def layer_norm(self, x: Var, weight: Weight, bias: Weight, eps: float) -> Var:
+        gamma, beta = self.operand(weight), self.operand(bias)
+        return mb.layer_norm(x=x, axes=[-1], gamma=gamma, beta=beta, epsilon=self.number(eps))
+
+    def rms_norm(self, x: Var, weight: Weight, eps: float) -> Var:
+        """Divided by its largest value first: a square of more than 255 is beyond half precision."""
+        largest = mb.reduce_max(x=mb.abs(x=x), axes=[-1], keep_dims=True)
+        largest = mb.maximum(x=largest, y=self.number(1e-4))
+        y = mb.real_div(x=x, y=largest)
+        small = mb.real_div(x=self.number(eps**0.5), y=largest)
+        mean = mb.add(x=mb.reduce_mean(x=mb.mul(x=y, y=y), axes=[-1], keep_dims=True), y=mb.mul(x=small, y=small))
+        return mb.mul(x=mb.mul(x=y, y=mb.rsqrt(x=mean, epsilon=self.number(0.0))), y=self.operand(weight))
+
+    def swiglu(self, gate_up: Var) -> Var:
+        gate, up = mb.split(x=gate_up, num_splits=2, axis=-1)
+        return mb.mul(x=mb.silu(x=gate), y=up)
+
+    def attention(self, q: Var, k: Var, v: Var, heads: int) -> Var:
+        b, s, d = q.shape
+        q, k, v = (
+            mb.transpose(x=mb.reshape(x=t, shape=[b, -1, heads, d // heads]), perm=[0, 2, 1, 3]) for t in (q, k, v)
+        )
+        y = mb.scaled_dot_product_attention(query=q, key=k, value=v)
+        return mb.reshape(x=mb.transpose(x=y, perm=[0, 2, 1, 3]), shape=[b, s, d])
+
+    def attend(self, layer: int, qkv: Var) -> Var:
+        assert self._attending is not None
+        if self._wide:  # a state holds half precision, and nothing wider
+            qkv = mb.cast(x=qkv, dtype="fp16")
+        return self._attending(layer, qkv)
+
+    def add(self, x: Any, y: Any) -> Var:
+        return mb.add(x=self.operand(x), y=self.operand(y))
+
+    def mul(self, x: Any, y: Any) -> Var:
+        return mb.mul(x=self.operand(x), y=self.operand(y))
+
+    def getitem(self, x: Any, index: Any) -> Any:
+        if not isinstance(x, Var):
+            return x[index]
+        slices = list(index) + [slice(None)] * (x.rank - len(index))
+        if not all(isinstance(s, slice) and s.step in (None, 1) for s in slices):
+            raise EdgeError(f"Core ML: there is no rule for the index {index}", hint="another --format")
+        return mb.slice_by_index(
+            x=x,
+            begin=[s.start or 0 for s in slices],
+            end=[s.stop or 0 for s in slices],
+            begin_mask=[s.start is None for s in slices],
+            end_mask=[s.stop is None for s in slices],
+        )
+
+    def getattr(self, x: Var, name: str) -> Any:
+        if name != "shape":
+            raise EdgeError(f"Core ML: there is no rule for the attribute {name!r}", hint="another --format")
+        return tuple(x.shape)
+
+    def cat(self, tensors: Sequence[Any], dim: int = 0) -> Var:
+        return mb.concat(values=[self.operand(t) for t in tensors], axis=dim)
+
+    def sigmoid(self, x: Var) -> Var:
+        return mb.sigmoid(x=x)
+
+    def gelu(self, x: Var) -> Var:
+        return mb.gelu(x=x, mode="EXACT")
+
+    def relu(self, x: Var, inplace: bool = False) -> Var:
+        return mb.relu(x=x)
+
+    def hardsigmoid(self, x: Var, inplace: bool = False) -> Var:
+        return mb.sigmoid_hard(x=x, alpha=self.number(1 / 6), beta=self.number(0.5))
+
+    def adaptive_avg_pool2d(self, x: Var, output_size: int) -> Var:
+        side = x.shape[-1]
+        if side % output_size == 0:
+            step = side // output_size
+            return mb.avg_pool(x=x, kernel_sizes=[step, step], strides=[step, step], pad_type="valid")
+        # Each cell is the mean of its rows' means: two small products.
+        share = F.adaptive_avg_pool1d(torch.eye(side)[None], output_size)[0].T.numpy()  # [output_size, side]
+        pool = self._weights.array(f"pool.{side}.{output_size}", share, self._wide)
+        return mb.matmul(x=mb.matmul(x=pool, y=x), y=pool, transpose_y=True)
+
+    def flatten(self, x: Var, start: int = 0) -> Var:
+        return mb.reshape(x=x, shape=[*x.shape[:start], -1])
+
+    def transpose(self, x: Var, a: int, b: int) -> Var:
+        order = list(range(x.rank))
+        order[a], order[b] = order[b], order[a]
+        return mb.transpose(x=x, perm=order)
+
+    def permute(self, x: Var, *order: int) -> Var:
+        return mb.transpose(x=x, perm=list(order))
+
+    def reshape(self, x: Var, *shape: int) -> Var:
+        return mb.reshape(x=x, shape=list(shape))
+
+    def expand(self, x: Any, *sizes: int) -> Var:
+        var = self.operand(x)
+        whole = [1] * (len(sizes) - var.rank) + list(var.shape)
+        var = mb.reshape(x=var, shape=whole)
+        times = [1 if size in (-1, have) else size for size, have in zip(sizes, whole, strict=True)]
+        return var if set(times) == {1} else mb.tile(x=var, reps=times)
+
+    def mean(self, x: Var, dim: Sequence[int], keepdim: bool = False) -> Var:
+        return mb.reduce_mean(x=x, axes=list(dim), keep_dims=keepdim)
+
+    def conv2d(self, layer: nn.Conv2d, name: str, x: Var) -> Var:
+        given = {} if layer.bias is None else {"bias": self.operand(Weight(f"{name}.bias"))}
+        if not isinstance(layer.padding, tuple) or layer.padding_mode != "zeros":
+            raise EdgeError(f"Core ML: there is no rule for the padding {layer.padding!r}", hint="another --format")
+        top, left = layer.padding
+        return mb.conv(
+            x=x,
+            weight=self.operand(Weight(f"{name}.weight")),
+            strides=list(layer.stride),
+            pad_type="custom",
+            pad=[top, top, left, left],
+            dilations=list(layer.dilation),
+            groups=layer.groups,
+            **given,
+        )
+
+    def hardswish(self, layer: nn.Hardswish, name: str, x: Var) -> Var:
+        return mb.mul(x=x, y=self.hardsigmoid(x))
+
+    def identity(self, layer: nn.Identity, name: str, x: Var) -> Var:
+        return x
+
+
+def _widened(value: Any) -> Any:
+    return mb.cast(x=value, dtype="fp32") if isinstance(value, Var) and value.dtype == HALF else value
+
+
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    trace.linear: Lowering.linear,
+    trace.layer_norm: Lowering.layer_norm,
+    trace.rms_norm: Lowering.rms_norm,
+    trace.swiglu: Lowering.swiglu,
+    trace.attention: Lowering.attention,
+    trace.attend: Lowering.attend,
+    operator.add: Lowering.add,
+    operator.mul: Lowering.mul,
+    operator.getitem: Lowering.getitem,
+    getattr: Lowering.getattr,
+    torch.cat: Lowering.cat,
+    torch.sigmoid: Lowering.sigmoid,
+    F.gelu: Lowering.gelu,
+    F.relu: Lowering.relu,
+    F.hardsigmoid: Lowering.hardsigmoid,
+    F.adaptive_avg_pool2d: Lowering.adaptive_avg_pool2d,
+}
+_METHODS: dict[Any, Callable[..., Any]] = {
+    "flatten": Lowering.flatten,
+    "transpose": Lowering.transpose,
+    "permute": Lowering.permute,
+    "reshape": Lowering.reshape,
+    "expand": Lowering.expand,
+    "mean": Lowering.mean,
+}
+_MODULES: dict[Any, Callable[..., Any]] = {
+    nn.Conv2d: Lowering.conv2d,
+    nn.Hardswish: Lowering.hardswish,
+    nn.Identity: Lowering.identity,
+}

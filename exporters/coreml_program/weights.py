@@ -1,0 +1,184 @@
+"""A component's numbers in Core ML's weight file, each written once whatever function uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from coremltools import proto
+from coremltools.converters.mil.backend.mil import helper
+from coremltools.converters.mil.mil import Builder as mb
+from coremltools.converters.mil.mil import Var, types
+from coremltools.converters.mil.mil.block import curr_block
+from coremltools.libmilstoragepython import _BlobStorageWriter as BlobWriter
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edge.errors import EdgeError
+from edge.types import Array
+from exporters import quantize
+from exporters.coreml_program.palette import palettized
+
+FILE = "weight.bin"
+_INLINE = 10  # elements: coremltools itself writes smaller ones into the program
+_WRITERS = {
+    "fp16": "write_fp16_data",
+    "fp32": "write_float_data",
+    "int8": "write_int8_data",
+    "int4": "write_int4_data",
+    "uint4": "write_uint4_data",
+}
+_SUB_BYTE = {"int4": types.np_int4_dtype, "uint4": types.np_uint4_dtype}
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What stands in the file: a constant of the program has its type and shape, and no numbers of its own."""
+
+    key: str
+    like: Array
+
+
+@dataclass(frozen=True)
+class _Compressed:
+    """A product's weight as stored: the operation that makes numbers of it, and that operation's constants."""
+
+    expand: Callable[..., Var]
+    constants: Mapping[str, _Stored]
+
+
+class Weights:
+    """`state` is the module's own: each tensor there becomes what was stored, so that the module computes the reference
+    of the written artifact."""
+
+    def __init__(
+        self, state: Mapping[str, Tensor], scheme: str, importance: Mapping[str, Tensor], folder: Path
+    ) -> None:
+        self._state = state
+        self._importance = importance
+        self._compress = {"fp16": None, "w8": self._w8, "w4": self._w4, "pal4": self._pal4}[scheme]
+        self._writer = BlobWriter(str(folder / FILE))
+        self._compressed: dict[str, _Compressed] = {}
+        self._halved: dict[str, Tensor] = {}
+        self._vars: dict[tuple[int, str], Var] = {}
+        self.stored: dict[str, _Stored] = {}
+        self.places: dict[str, proto.MIL_pb2.Value] = {}  # by key, as coremltools' exporter looks them up
+        self.kinds: dict[str, str] = {}  # product -> how it is stored
+
+    def plain(self, name: str, wide: bool, shape: tuple[int, ...] | None = None) -> Var:
+        """A tensor of the module in half precision; where it is needed wide, the same numbers as fp32."""
+        if name not in self._halved:
+            half = _finite(name, self._state[name].half())
+            self._state[name].copy_(half)
+            self._halved[name] = half
+        array = self._halved[name].numpy()
+        return self.array(name, array.reshape(shape or array.shape), wide)
+
+    def array(self, name: str, array: Array, wide: bool) -> Var:
+        array = array.astype(np.float32 if wide else np.float16)
+        if array.size < _INLINE:
+            return mb.const(val=array)
+        kind = "fp32" if wide else "fp16"
+        return self._const(self._store(f"{name}.{kind}", array, kind))
+
+    def product(self, name: str, wide: bool) -> Var:
+        """A weight `[N, K]` of a product, in the scheme."""
+        if self._compress is None or self._state[name].ndim != 2:
+            self.kinds[name] = "fp16"
+            var = self.plain(name, wide=False)
+            return mb.cast(x=var, dtype="fp32") if wide else var
+        if name not in self._compressed:
+            self._compressed[name] = self._compress(name, wide)
+        found = self._compressed[name]
+        return found.expand(**{key: self._const(stored) for key, stored in found.constants.items()})
+
+    def close(self) -> None:
+        """The file is whole only when its writer is gone."""
+        del self._writer
+
+    def _w8(self, name: str, wide: bool) -> _Compressed:
+        """int8 with a scale for each row."""
+        self.kinds[name] = "w8"
+        packed = quantize.per_channel(self._state[name])
+        scales = _finite(name, packed.scales[:, None].half())
+        self._keep(name, packed.values.float() * scales.float(), wide)
+        return self._scaled(name, packed.values, "int8", scales, wide)
+
+    def _w4(self, name: str, wide: bool) -> _Compressed:
+        """int4 with a scale for each block of a row; a width that blocks do not divide stays at 8 bits."""
+        columns = self._state[name].shape[1]
+        if columns % quantize.BLOCK:
+            return self._w8(name, wide)
+        self.kinds[name] = "w4"
+        packed = quantize.blockwise(self._state[name], 4, self._importance.get(name))
+        scales = _finite(name, packed.scales.half())
+        dense = packed.values.float() * scales.float()[..., None]
+        self._keep(name, dense.flatten(1), wide)
+        return self._scaled(name, packed.values.flatten(1), "int4", scales, wide)
+
+    def _pal4(self, name: str, wide: bool) -> _Compressed:
+        """A table of 16 numbers for each group of rows, and 4 bits for each weight that point into it."""
+        self.kinds[name] = "pal4"
+        found = palettized(self._state[name], self._importance.get(name))
+        _finite(name, found.tables)
+        self._state[name].copy_(found.dense())
+        tables = found.tables.numpy()[:, None, :, None]  # [groups, 1, 16, 1]
+        if wide:
+            tables = tables.astype(np.float32)
+        constants = {
+            "indices": self._store(f"{name}.indices", found.indices.numpy(), "uint4"),
+            "lut": self._store(f"{name}.lut", tables, "fp32" if wide else "fp16"),
+        }
+        return _Compressed(mb.constexpr_lut_to_dense, constants)
+
+    def _scaled(self, name: str, values: Tensor, kind: str, scales: Tensor, wide: bool) -> _Compressed:
+        width = "fp32" if wide else "fp16"
+        numbers: NDArray[np.floating] = scales.float().numpy() if wide else scales.numpy()
+        constants = {
+            "data": self._store(f"{name}.{kind}", values.numpy(), kind),
+            "scale": self._store(f"{name}.scale", numbers, width),
+        }
+        return _Compressed(mb.constexpr_blockwise_shift_scale, constants)
+
+    def _keep(self, name: str, dense: Tensor, wide: bool) -> None:
+        # The operation gives numbers of its scales' type.
+        self._state[name].copy_(dense if wide else _finite(name, dense.half()))
+
+    def _store(self, key: str, array: Array, kind: str) -> _Stored:
+        if key not in self.stored:
+            flat = np.ascontiguousarray(array).reshape(-1)
+            bits = flat.view(np.uint16) if kind == "fp16" else flat
+            offset = getattr(self._writer, _WRITERS[kind])(bits)
+            dtype = _SUB_BYTE.get(kind, array.dtype)
+            like: Array = np.ndarray(array.shape, dtype, np.zeros(1, np.int64).data, strides=(0,) * array.ndim)
+            primitive = helper.types_to_proto_primitive(types.numpy_type_to_builtin_type(dtype))
+            self.places[key] = helper.create_file_value_tensor(
+                f"@model_path/weights/{FILE}", offset, array.shape, primitive
+            )
+            self.stored[key] = _Stored(key, like)
+        return self.stored[key]
+
+    def _const(self, stored: _Stored) -> Var:
+        if stored.like.size < _INLINE:
+            raise AssertionError(f"{stored.key} is too small for the weight file")
+        place = (id(curr_block()), stored.key)  # a name is given once in a function
+        if place not in self._vars:
+            self._vars[place] = mb.const(val=stored.like, name=identifier(stored.key))
+            self._vars[place].op.weight_id = stored.key
+        return self._vars[place]
+
+
+def _finite(name: str, half: Tensor) -> Tensor:
+    if not bool(torch.isfinite(half).all()):
+        raise EdgeError(
+            f"{name} holds a number that half precision does not", hint="Core ML stores nothing wider: another --format"
+        )
+    return half
+
+
+def identifier(key: str) -> str:
+    """As Core ML wants names: letters, digits and underscores."""
+    return "".join(c if c.isalnum() else "_" for c in key)

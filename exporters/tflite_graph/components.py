@@ -1,0 +1,107 @@
+"""A component as the few operations that XNNPACK takes whole: what `lower` sees when it is run on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from exporters import ops
+from exporters.decoders import DecoderConfig, LanguageModel
+
+
+class PlainOps(ops.Ops):
+    """Norms and attention written out: TFLite has no operators for them."""
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred * torch.rsqrt((centred * centred).mean(-1, keepdim=True) + eps) * weight + bias
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps) * weight
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return gate * torch.sigmoid(gate) * up
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        b, s, d = q.shape
+        q = q * (d // heads) ** -0.5
+        q, k, v = (t.view(b, s, heads, d // heads).transpose(1, 2) for t in (q, k, v))  # [B, H, S, D/H]
+        weights = F.softmax(q @ k.transpose(-1, -2), dim=-1)
+        return (weights @ v).transpose(1, 2).reshape(b, s, d)
+
+
+class Step(nn.Module):
+    """A decoder over `sequence` positions that follow `past` remembered ones (0: none).
+
+    Attention is in two parts, over what is remembered and over what is new, under one softmax; only the new keys and
+    values are given, and who runs this puts them into the cache. `cos` and `sin` `[1, S, 1, D]` and `mask`
+    `[1, 1, G * S, past + S]` (added to the scores; G query heads share a key) say where the positions stand: so a
+    shorter sequence may be padded in front.
+    """
+
+    def __init__(self, decoder: LanguageModel, sequence: int, past: int) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.sequence, self.past = sequence, past
+
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape, in the order of `forward`."""
+        c, s = self.decoder.config, self.sequence
+        shapes = ((1, c.kv_heads, self.past, c.head_dim), (1, c.kv_heads, c.head_dim, self.past)) * c.layers
+        cache = {f"past_key_values.{slot}": shape for slot, shape in zip(slots(c), shapes, strict=True)}
+        return {
+            "inputs_embeds": (1, s, c.hidden),
+            "cos": (1, s, 1, c.head_dim),
+            "sin": (1, s, 1, c.head_dim),
+            "mask": (1, 1, c.heads // c.kv_heads * s, self.past + s),
+            **(cache if self.past else {}),
+        }
+
+    def forward(
+        self, inputs_embeds: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, *cache: Tensor
+    ) -> tuple[Tensor, ...]:
+        """`inputs_embeds` `[1, S, hidden]`; cache: keys `[1, KV, past, D]` and values `[1, KV, D, past]` of each layer.
+        The new ones are of the same form, with S for `past`."""
+        c, s = self.decoder.config, self.sequence
+        kv, group, d = c.kv_heads, c.heads // c.kv_heads, c.head_dim
+        new: list[Tensor] = []
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            heads = qkv.view(1, s, c.heads + 2 * kv, d)
+            turned = _rotate(heads[:, :, : c.heads + kv], cos, sin)
+            q = turned[:, :, : c.heads].transpose(1, 2) * d**-0.5
+            q = q.reshape(1, kv, group * s, d)
+            k = turned[:, :, c.heads :].transpose(1, 2)  # [1, KV, S, D]
+            v = heads[:, :, c.heads + kv :].permute(0, 2, 3, 1)  # [1, KV, D, S]
+            new.extend((k, v))
+            y = self._attention(q, k, v, mask, cache[2 * layer : 2 * layer + 2])  # [1, KV, G * S, D]
+            return y.reshape(1, c.heads, s, d).transpose(1, 2).reshape(1, s, -1)
+
+        return (self.decoder(inputs_embeds, attend), *new)
+
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, cache: Sequence[Tensor]) -> Tensor:
+        scores = q @ k.transpose(-1, -2)
+        if not self.past:
+            return F.softmax(scores + mask, dim=-1) @ v.transpose(-1, -2)
+        keys, values = cache
+        # The right side of a product is packed anew each time: with one position the cache stands on the left.
+        one = self.sequence == 1
+        old = (keys @ q.transpose(-1, -2)).transpose(-1, -2) if one else q @ keys.transpose(-1, -2)
+        weights = F.softmax(torch.cat([old, scores], dim=-1) + mask, dim=-1)
+        before, here = weights[..., : self.past], weights[..., self.past :]
+        y = (values @ before.transpose(-1, -2)).transpose(-1, -2) if one else before @ values.transpose(-1, -2)
+        return y + here @ v.transpose(-1, -2)
+
+
+def slots(config: DecoderConfig) -> list[str]:
+    return [f"{layer}.{kind}" for layer in range(config.layers) for kind in ("key", "value")]
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x `[1, S, H, D]`; sin has its first half negated."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([b, a], dim=-1) * sin

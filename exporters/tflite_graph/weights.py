@@ -1,0 +1,104 @@
+"""The weights of a component, stored once in a scheme and used by every subgraph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ai_edge_litert import schema_py_generated as schema
+from torch import Tensor
+
+from edge.errors import EdgeError
+from edge.types import Array
+from exporters import quantize
+from exporters.tflite_graph.model import Graph
+
+# Of FULLY_CONNECTED, as TensorFlow Lite's op_version.cc counts: with kept dimensions; with int8 weights of one scale;
+# with several scales. A library that knows none of the last refuses the file: it would take the first scale for all.
+_FLOAT, _ONE_SCALE, _SCALES = 5, 9, 12
+
+
+class Product(NamedTuple):
+    """The right side of a product."""
+
+    tensor: int
+    dynamic: bool  # its left side is rounded to int8 as it comes
+    version: int  # of the operator
+
+
+class Weights:
+    """`state` is the module's own: where a product is quantised, its weight there becomes what was stored, so that the
+    module computes the reference of the written file."""
+
+    def __init__(self, state: Mapping[str, Tensor], scheme: str, importance: Mapping[str, Tensor]) -> None:
+        self._state = state
+        self._importance = importance
+        self._scheme = scheme
+        self._bytes: dict[str, Array] = {}
+        self._scales: dict[str, Array] = {}
+
+    def plain(self, graph: Graph, name: str) -> int:
+        return graph.stored(name, self._state[name].numpy())
+
+    def zeros(self, graph: Graph, count: int) -> int:
+        return graph.stored(f"zeros:{count}", np.zeros(count, np.float32))
+
+    def filters(self, graph: Graph, name: str, depthwise: bool) -> int:
+        """torch has `[out, in, H, W]`; TFLite `[out, H, W, in]`, and `[1, H, W, out]` where each channel is alone."""
+        axes = (1, 2, 3, 0) if depthwise else (0, 2, 3, 1)
+        return graph.stored(name, np.ascontiguousarray(self._state[name].permute(axes).numpy()))
+
+    def product(self, graph: Graph, name: str) -> Product:
+        """The weight `[N, K]` of that name."""
+        if self._scheme == "fp32":
+            return Product(self.plain(graph, name), False, _FLOAT)
+        if name not in self._bytes:
+            self._quantize(name)
+        bits = 4 if self._scheme == "w4" else 8
+        index = graph.quantized(name, lambda: self._tensor(graph, name, bits))
+        return Product(index, True, _ONE_SCALE if self._scheme == "legacy" else _SCALES)
+
+    def _quantize(self, name: str) -> None:
+        weight = self._state[name]
+        if self._scheme == "w4":
+            if weight.shape[1] % quantize.BLOCK:
+                raise EdgeError(
+                    f"{name} is {weight.shape[1]} wide, and 4-bit blocks of a TFLite file are {quantize.BLOCK}",
+                    hint="--scheme decoder=w8",
+                )
+            packed = quantize.blockwise(weight, 4, self._importance.get(name), positive=True)
+            self._bytes[name] = _nibbles(packed.values.flatten(1))
+            self._scales[name] = packed.scales.half().numpy()
+            weight.copy_(packed.dequantized())
+            return
+        rows = quantize.per_channel(weight) if self._scheme != "legacy" else quantize.per_tensor(weight)
+        self._bytes[name], self._scales[name] = rows.values.numpy(), rows.scales.numpy()
+        weight.copy_(rows.dequantized())
+
+    def _tensor(self, graph: Graph, name: str, bits: int) -> int:
+        data, shape = self._bytes[name], self._state[name].shape
+        buffer = graph.model.buffer(name, data.nbytes, lambda: data)
+        index = graph.tensor(shape, name=name, kind=f"INT{bits}", buffer=buffer)
+        graph.tensors[index].quantization = self._quantization(graph, name)
+        return index
+
+    def _quantization(self, graph: Graph, name: str) -> Any:
+        scales = self._scales[name]
+        found = schema.QuantizationParametersT(quantizedDimension=0)
+        if self._scheme == "w4":
+            found.detailsType = schema.QuantizationDetails.BlockwiseQuantization
+            found.details = schema.BlockwiseQuantizationT(
+                scales=graph.stored(f"{name}.scales", scales), zeroPoints=-1, blockSize=quantize.BLOCK
+            )
+        else:
+            found.scale, found.zeroPoint = scales, np.zeros(len(scales), np.int64)
+        return found
+
+
+def _nibbles(values: Tensor) -> Array:
+    """int8 `[N, K]` of -8..7 -> two in a byte, the first one low."""
+    nibbles = values.view(torch.uint8) & 15
+    packed: Array = (nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)).numpy()
+    return packed

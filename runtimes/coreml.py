@@ -1,0 +1,102 @@
+"""Opens `coreml` parts with Core ML, through coremltools, on macOS 15 and newer."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import coremltools as ct
+import numpy as np
+
+from edge.errors import EngineError
+from edge.stateful import DECODE, PREFILL, StatefulDecoder
+from edge.table import EmbeddingTable
+from edge.types import Array, ComputeUnits, Decoder, Graph, OpenOptions, PartFiles, TensorSpec
+
+FORMATS = ("coreml",)
+PACKAGE = "coremltools"
+ITEM = 2  # bytes of a key's or value's number in its states
+SYSTEMS = ("darwin",)
+ELSEWHERE = "Core ML runs on macOS 15 and iOS 18 only; edge verify proves the bundle on any machine"
+
+_LEAST = 15  # of macOS: the first that keeps states
+_UNITS: dict[ComputeUnits, str] = {"all": "ALL", "cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE"}
+
+
+def version() -> str:
+    return str(ct.__version__)
+
+
+def open(part: PartFiles, options: OpenOptions) -> Graph | Decoder:
+    """See `edge.types.Runtime`. A package is compiled for this machine each time that it is opened."""
+    release = platform.mac_ver()[0]
+    if sys.platform != "darwin" or int(release.partition(".")[0] or 0) < _LEAST:
+        raise EngineError(
+            f"{ELSEWHERE}: this is {f'macOS {release}' if release else platform.system()}",
+            hint=f"edge verify {part.files[0].parents[1]}",
+        )
+    package = part.files[0].parent  # the first file is the package's list
+    if part.decoder is None:
+        return CoreMLGraph(_load(package, options, None), part)
+    models = {name: _load(package, options, name) for name in (PREFILL, DECODE)}
+    table = EmbeddingTable.open(part.files, part.decoder.vocab, part.decoder.hidden)
+    context = min(options.context or part.decoder.context, part.decoder.context)
+    return StatefulDecoder(CoreMLDecoder(models), table, context)
+
+
+class CoreMLGraph:
+    """The default function of a package."""
+
+    def __init__(self, model: Any, part: PartFiles) -> None:
+        self._model = model
+        self._part = part
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._part.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._part.outputs
+
+    def run(self, feeds: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        outputs = _predict(self._model, feeds, None)
+        for name, array in (into or {}).items():
+            array[...] = outputs[name]
+        return {**outputs, **(into or {})}
+
+
+class CoreMLDecoder:
+    """The functions of a decoder's package, which share one state."""
+
+    def __init__(self, models: Mapping[str, Any]) -> None:
+        self._models = models
+        self._state = models[PREFILL].make_state()
+
+    def run(self, function: str, feeds: Mapping[str, Array]) -> Array:
+        return _predict(self._models[function], feeds, self._state)["logits"]
+
+
+def _load(package: Path, options: OpenOptions, function: str | None) -> Any:
+    units = ct.ComputeUnit[_UNITS[options.units]]
+    try:
+        return ct.models.MLModel(str(package), compute_units=units, function_name=function)
+    except Exception as error:  # its errors share no base class
+        raise EngineError(
+            f"Core ML cannot open {package.name}: {_first_line(error)}", hint=f"edge verify {package.parent}"
+        ) from error
+
+
+def _predict(model: Any, feeds: Mapping[str, Array], state: Any) -> dict[str, Array]:
+    try:
+        found = model.predict(dict(feeds), state=state)
+    except Exception as error:  # its errors share no base class
+        raise EngineError(f"Core ML failed: {_first_line(error)}") from error
+    return {name: np.asarray(array) for name, array in found.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

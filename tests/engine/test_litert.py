@@ -1,0 +1,226 @@
+"""The binding to LiteRT on small graphs written here; and files that it must not see."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from conftest import REPOSITORY
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge import packed, tflite
+from edge.engines import open_part
+from edge.errors import BundleError, EngineError
+from edge.types import Array, Graph, OpenOptions, PartFiles, TensorSpec
+from exporters.tflite_graph.model import Graph as Subgraph
+from exporters.tflite_graph.model import Model
+from runtimes import litert
+
+OPTIONS = OpenOptions(threads=1)
+WEIGHT = np.random.default_rng(7).normal(size=(48, 64)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache of packed weights is not touched."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / packed.FOLDER
+
+
+def product(path: Path, weight: Array = WEIGHT, names: tuple[str, ...] = ("run",)) -> PartFiles:
+    """x `[1, 2, 64]` -> y = x @ weight.T, in a subgraph for each name."""
+    model = Model()
+    for name in names:
+        graph = Subgraph(model, name)
+        graph.inputs["x"] = graph.tensor((1, 2, weight.shape[1]), name="x")
+        inputs = [graph.inputs["x"], graph.stored("weight", weight), -1]
+        shapes = [(1, 2, weight.shape[0])]
+        options = {"keepNumDims": True}
+        (made,) = graph.op("FULLY_CONNECTED", inputs, shapes, options, table="FullyConnectedOptions", version=5)
+        graph.outputs["y"] = made
+        model.add(graph)
+    model.save(path, lambda done: None)
+    ports = ((TensorSpec(n, "float32", (1, 2, size)),) for n, size in zip("xy", weight.shape[::-1], strict=True))
+    return PartFiles("tflite", "fp32", ("vision", "projector"), (path,), *ports)
+
+
+def opened(part: PartFiles, options: OpenOptions = OPTIONS) -> Graph:
+    graph = open_part(part, "litert", options)
+    assert not hasattr(graph, "extend")
+    return graph  # type: ignore[return-value]
+
+
+def x(seed: int = 0) -> Array:
+    found: Array = np.random.default_rng(seed).normal(size=(1, 2, 64)).astype(np.float32)
+    return found
+
+
+def test_a_graph_runs_and_keeps_nothing(tmp_path: Path) -> None:
+    graph = opened(product(tmp_path / "a.tflite"))
+    first = graph.run({"x": x(1)})["y"]
+    second = graph.run({"x": x(2)})["y"]
+    np.testing.assert_allclose(first, x(1) @ WEIGHT.T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(second, x(2) @ WEIGHT.T, rtol=1e-4, atol=1e-5)
+
+
+def test_what_others_say_while_a_file_is_opened_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
+    with litert._Listening(debug=False) as heard:
+        os.write(2, b"INFO: Created a delegate.\nERROR: no such kernel\nerror: no such picture\n")
+        assert heard.complaint() == ": no such kernel"
+    assert capfd.readouterr().err == "error: no such picture\n"
+
+
+def test_nothing_is_said_on_stderr(tmp_path: Path) -> None:
+    part = product(tmp_path / "a.tflite")
+    code = (
+        "from pathlib import Path; from edge.types import OpenOptions, PartFiles; from runtimes import litert\n"
+        f"from edge import tflite; s = tflite.read(Path({str(part.files[0])!r})).signatures['run']\n"
+        f"part = PartFiles('tflite', 'fp32', ('vision',), (Path({str(part.files[0])!r}),), s.inputs, s.outputs)\n"
+        "litert.open(part, OpenOptions(threads=1))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_second_start_packs_nothing(tmp_path: Path, cache: Path) -> None:
+    part = product(tmp_path / "a.tflite")
+    first = opened(part).run({"x": x()})["y"]
+    (kept,) = cache.iterdir()
+    before = kept.read_bytes()
+    second = opened(part).run({"x": x()})["y"]
+    assert [path.read_bytes() for path in cache.iterdir()] == [before]
+    np.testing.assert_array_equal(first, second)
+
+
+def test_other_weights_in_the_same_place_are_packed_anew(tmp_path: Path, cache: Path) -> None:
+    opened(product(tmp_path / "a.tflite"))
+    found = opened(product(tmp_path / "a.tflite", 2 * WEIGHT)).run({"x": x()})["y"]
+    np.testing.assert_allclose(found, x() @ (2 * WEIGHT).T, rtol=1e-4, atol=1e-5)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_packed_file_that_was_cut_is_made_again(tmp_path: Path, cache: Path) -> None:
+    part = product(tmp_path / "a.tflite")
+    opened(part)
+    (kept,) = cache.iterdir()
+    size = kept.stat().st_size
+    kept.write_bytes(kept.read_bytes()[: size // 2])
+    np.testing.assert_allclose(opened(part).run({"x": x()})["y"], x() @ WEIGHT.T, rtol=1e-4, atol=1e-5)
+    assert [path.stat().st_size for path in cache.iterdir()] == [size]
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder can be made below a file
+    found = opened(product(tmp_path / "a.tflite")).run({"x": x()})["y"]
+    np.testing.assert_allclose(found, x() @ WEIGHT.T, rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_not_used_for_longest_makes_room(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(product(tmp_path / "a.tflite"))
+    (first,) = cache.iterdir()
+    os.utime(first, (1, 1))
+    monkeypatch.setattr(packed, "MOST", first.stat().st_size)
+    opened(product(tmp_path / "b.tflite"))
+    (second,) = cache.iterdir()
+    assert second != first
+
+
+def test_signatures_share_the_packed_weights(tmp_path: Path, cache: Path) -> None:
+    part = product(tmp_path / "a.tflite", names=("one", "two"))
+    file = tflite.read(part.files[0])
+    program = litert.LiteRtProgram(file, OPTIONS)
+    for name in ("one", "two", "one"):
+        arrays = program.bind(name)
+        arrays["x"][:] = x(3)
+        program.run(name, {})
+        np.testing.assert_allclose(arrays["y"], x(3) @ WEIGHT.T, rtol=1e-4, atol=1e-5)
+    (kept,) = cache.iterdir()
+    assert kept.stat().st_size < 2 * WEIGHT.nbytes
+
+
+@pytest.mark.parametrize("found", ["2.0.1", "3.0.0", "1.4"])
+def test_a_library_whose_calls_are_not_known_is_refused(
+    tmp_path: Path, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = product(tmp_path / "a.tflite")
+    monkeypatch.setattr(litert, "version", lambda: found)
+    with pytest.raises(EngineError, match=f"ai-edge-litert {found} is not one whose C API is known here"):
+        open_part(part, "litert", OPTIONS)
+
+
+def test_what_the_library_says_is_told(tmp_path: Path) -> None:
+    """An operator of a version that it does not have."""
+    part = product(tmp_path / "a.tflite")
+    content = bytearray(part.files[0].read_bytes())
+    code = schema.Model.GetRootAs(content).OperatorCodes(0)._tab
+    at = code.Pos + code.Offset(8)
+    content[at : at + 4] = (99).to_bytes(4, "little")
+    part.files[0].write_bytes(content)
+    with pytest.raises(EngineError, match=r"LiteRT refused: .*(FULLY_CONNECTED|version)"):
+        open_part(part, "litert", OPTIONS)
+
+
+def test_a_part_that_xnnpack_does_not_take_whole_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a build without it: the options then name no delegate."""
+    part = product(tmp_path / "a.tflite")
+    monkeypatch.setattr(litert, "CPU_OPTIONS", "kernel_mode = 2\n")
+    with pytest.raises(EngineError, match="without XNNPACK"):
+        open_part(part, "litert", OPTIONS)
+
+
+def damaged(part: PartFiles, change: Callable[[bytes], bytes]) -> PartFiles:
+    part.files[0].write_bytes(change(part.files[0].read_bytes()))
+    return part
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda b: b"",
+        lambda b: b[:6],
+        lambda b: b[:200],
+        lambda b: b[: len(b) // 2],
+        lambda b: b[:4] + b"TFL2" + b[8:],
+        lambda b: b"PK\3\4" + bytes(100),
+        lambda b: b"\xff" * 4 + b[4:],
+        lambda b: bytes(4) + b[4:],
+    ],
+)
+def test_files_that_are_cut_or_foreign_are_told(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    part = damaged(product(tmp_path / "a.tflite"), change)
+    with pytest.raises(BundleError, match=r"TFLite|cannot read"):
+        open_part(part, "litert", OPTIONS)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 1 << 30), st.integers(0, 255))
+def test_a_changed_byte_is_read_or_told(tmp_path_factory: pytest.TempPathFactory, at: int, value: int) -> None:
+    path = tmp_path_factory.getbasetemp() / "changed.tflite"
+    content = bytearray(product(path, names=("one", "two")).files[0].read_bytes())
+    content[at % (len(content) - WEIGHT.nbytes)] = value
+    path.write_bytes(content)
+    with contextlib.suppress(BundleError):  # nothing else may come
+        assert set(tflite.read(path).signatures)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    part = product(tmp_path / "a.tflite")
+    part.files[0].unlink()
+    with pytest.raises(BundleError, match="cannot read"):
+        open_part(part, "litert", OPTIONS)
+
+
+def test_a_part_of_other_tensors_is_told(tmp_path: Path) -> None:
+    part = product(tmp_path / "a.tflite", names=("one", "two"))
+    with pytest.raises(BundleError, match="not the part that the manifest describes"):
+        open_part(part, "litert", OPTIONS)

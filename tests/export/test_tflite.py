@@ -1,0 +1,213 @@
+"""Written TFLite parts against torch on the weights that they hold, run by the engine as a session would."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from edge import packed, tflite
+from edge.engines import open_part
+from edge.errors import EdgeError
+from edge.spec import DecoderSpec
+from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
+from edge.verify import distance
+from exporters import projectors, quantize
+from exporters.attention import GrowingCache
+from exporters.component import Component
+from exporters.decoders import llama
+from exporters.encoder import Encoder
+from exporters.formats import tflite as format
+from exporters.projectors import ProjectorConfig
+from exporters.vision import clip
+
+OPTIONS = OpenOptions(threads=1)
+CONFIG = dataclasses.replace(llama.tiny().config, context=600)  # caches of 256, 512 and 600
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def randomized(module):
+    generator = torch.Generator().manual_seed(5)
+    for parameter in module.parameters():
+        scale = 0.08 if parameter.ndim > 1 else 0.3
+        parameter.data = parameter.data + scale * torch.randn(parameter.shape, generator=generator)
+    return module.eval().requires_grad_(False)
+
+
+def random_decoder(config):
+    torch.manual_seed(0)
+    return randomized(llama.Decoder(config))
+
+
+def written_decoder(config, scheme, folder, importance=None):
+    module = random_decoder(config)
+    component = Component("decoder", lambda: llama.Decoder(config), {})
+    written = format.write(component, module, scheme, folder, lambda done: None, importance)
+    c = config
+    spec = DecoderSpec(c.layers, c.heads, c.kv_heads, c.head_dim, c.hidden, c.vocab, c.context, c.rope_theta)
+    part = PartFiles("tflite", scheme, ("decoder",), written.files, written.inputs, written.outputs, spec)
+    return module, part
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory):
+    """fp32: what the engine adds is rounding only."""
+    return written_decoder(CONFIG, "fp32", tmp_path_factory.mktemp("exact"))
+
+
+def reference(module, rows):
+    c = module.config
+    with torch.inference_mode():
+        return module(rows[None], GrowingCache(c.heads, c.kv_heads, c.rope))[0, -1].numpy()
+
+
+def prompt(module, count):
+    ids = tuple(np.random.default_rng(count).integers(0, module.config.vocab, count).tolist())
+    return ids, module.embed_tokens.weight[list(ids)]
+
+
+@pytest.mark.parametrize("scheme", list(format.SCHEMES["decoder"]))
+@pytest.mark.parametrize("heads", [(4, 2), (4, 4)])
+def test_a_decoder_computes_what_torch_does_on_its_weights(scheme, heads, tmp_path):
+    config = dataclasses.replace(CONFIG, heads=heads[0], kv_heads=heads[1], context=300)
+    module, part = written_decoder(config, scheme, tmp_path)
+    decoder = open_part(part, "litert", OPTIONS)
+    ids, rows = prompt(module, 50)
+    tolerance = format.SCHEMES["decoder"][scheme]
+    found = [decoder.extend([Tokens(ids[:40])]), *(decoder.extend([Tokens((i,))]) for i in ids[40:])]
+    for end, logits in zip(range(40, 51), found, strict=True):
+        error = distance(logits, reference(module, rows[:end]))
+        assert error["cosine"] >= tolerance["cosine"]
+        assert error["max_abs"] <= tolerance.get("max_abs", 1.0)
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 96, 97, 128, 256, 257, 449, 599, 600])
+def test_a_prompt_at_the_edge_of_a_piece(exact, count):
+    module, part = exact
+    decoder = open_part(part, "litert", OPTIONS)
+    ids, rows = prompt(module, count)
+    np.testing.assert_allclose(decoder.extend([Tokens(ids)]), reference(module, rows), atol=1e-4)
+
+
+def test_the_cache_grows_and_rewinds(exact):
+    module, part = exact
+    decoder = open_part(part, "litert", OPTIONS)
+    ids, rows = prompt(module, 560)
+    decoder.extend([Tokens(ids[:250])])
+    for end in range(251, 260):  # over the first cache's end, one at a time
+        np.testing.assert_allclose(decoder.extend([Tokens((ids[end - 1],))]), reference(module, rows[:end]), atol=1e-4)
+    decoder.extend([Tokens(ids[259:530])])  # into the third
+    decoder.rewind(100)
+    again = torch.cat([rows[:100], rows[300:560]])
+    np.testing.assert_allclose(decoder.extend([Tokens(ids[300:560])]), reference(module, again), atol=1e-4)
+    decoder.rewind(0)
+    np.testing.assert_allclose(decoder.extend([Tokens(ids[:3])]), reference(module, rows[:3]), atol=1e-4)
+
+
+def test_a_picture_stands_between_tokens(exact):
+    module, part = exact
+    decoder = open_part(part, "litert", OPTIONS)
+    ids, rows = prompt(module, 30)
+    picture = Embeddings(rows[10:20].numpy() * 2, "p")
+    logits = decoder.extend([Tokens(ids[:10]), picture, Tokens(ids[20:])])
+    np.testing.assert_allclose(logits, reference(module, torch.cat([rows[:10], 2 * rows[10:20], rows[20:]])), atol=1e-4)
+
+
+@pytest.mark.parametrize("scheme", list(format.SCHEMES["vision"]))
+@pytest.mark.parametrize("projector", ["ldpnetv2", "ldpnet", "mlp2x_gelu", "linear"])
+def test_a_vision_part_computes_what_torch_does_on_its_weights(scheme, projector, tmp_path):
+    found, _ = projectors.find(projector)
+    tower = clip.TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=2, ffn=96)
+
+    def build():
+        return Encoder(clip.Tower(tower), found.Projector(ProjectorConfig(inputs=64, hidden=64, grid=24, depth=2)))
+
+    module = randomized(build())
+    written = format.write(Component("vision", build, {}), module, scheme, tmp_path, lambda done: None)
+    part = PartFiles("tflite", scheme, ("vision", "projector"), written.files, written.inputs, written.outputs)
+    pixels = np.random.default_rng(3).normal(size=(1, 3, 336, 336)).astype(np.float32)
+    rows = open_part(part, "litert", OPTIONS).run({"pixel_values": pixels})["image_embeds"]
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(pixels)).numpy()
+    assert expected.std() > 0.1
+    error, tolerance = distance(rows, expected), format.SCHEMES["vision"][scheme]
+    assert error["cosine"] >= tolerance["cosine"]
+    assert error["max_abs"] <= tolerance.get("max_abs", 1.0)
+
+
+def test_wrong_weights_are_seen(exact, tmp_path):
+    """The comparison of the tests above fails when one weight of the file is another's."""
+    module, part = exact
+    content = bytearray(part.files[0].read_bytes())
+    weight = module.layers[1].down_proj.weight.numpy().tobytes()
+    at = bytes(content).index(weight)
+    content[at : at + len(weight)] = (2 * module.layers[1].down_proj.weight).numpy().tobytes()
+    (tmp_path / "decoder.tflite").write_bytes(content)
+    changed = dataclasses.replace(part, files=(tmp_path / "decoder.tflite", *part.files[1:]))
+    ids, rows = prompt(module, 20)
+    logits = open_part(changed, "litert", OPTIONS).extend([Tokens(ids)])
+    assert distance(logits, reference(module, rows))["cosine"] < 0.999
+
+
+def test_weights_are_stored_once(exact):
+    _, part = exact
+    largest = llama.Decoder(CONFIG).state_dict()
+    numbers = sum(tensor.numel() for name, tensor in largest.items() if name != "embed_tokens.weight")
+    signatures = tflite.read(part.files[0]).signatures
+    assert {"prefill_32", "prefill_16_256", "decode_256", "decode_512", "decode_600"} <= set(signatures)
+    assert part.files[0].stat().st_size < 4 * numbers + 30_000 * len(signatures)
+
+
+def test_importance_guides_the_rounding(tmp_path):
+    name = "layers.0.down_proj.weight"
+    importance = torch.zeros(CONFIG.ffn)
+    importance[:8] = 1.0
+    config = dataclasses.replace(CONFIG, context=64)
+    errors = []
+    for given in ({}, {name: importance}):
+        (tmp_path / str(len(given))).mkdir()
+        module, _ = written_decoder(config, "w4", tmp_path / str(len(given)), given)
+        before = random_decoder(config).state_dict()[name]
+        errors.append(float((module.state_dict()[name] - before)[:, :8].square().sum()))
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_four_bits_need_whole_blocks(tmp_path):
+    config = dataclasses.replace(CONFIG, ffn=80, context=64)
+    with pytest.raises(EdgeError, match="80 wide, and 4-bit blocks of a TFLite file are 32"):
+        written_decoder(config, "w4", tmp_path)
+
+
+def test_scales_are_what_xnnpack_takes():
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(1)) * torch.logspace(-9, 2, 64)[:, None]
+    weight[3] = 0
+    found = quantize.blockwise(weight, 4, positive=True)
+    assert bool((found.scales >= torch.finfo(torch.float16).tiny).all())
+    assert torch.equal(found.scales.half().float(), found.scales)
+    assert torch.equal(found.scales.bfloat16().float(), found.scales)
+    assert int(found.values.min()) >= -8 and int(found.values.max()) <= 7
+    large = weight[40:]
+    error = (quantize.blockwise(large, 4, positive=True).dequantized() - large).square().sum() / large.square().sum()
+    assert float(error) < 0.008
+
+
+def test_large_files_keep_their_numbers_behind_the_structure(exact, tmp_path, monkeypatch):
+    """As beyond 2 GiB, where a flatbuffer ends."""
+    module, _ = exact
+    monkeypatch.setattr("exporters.tflite_graph.model._INLINE", 1000)
+    module, part = written_decoder(dataclasses.replace(CONFIG, context=64), "fp32", tmp_path)
+    ids, rows = prompt(module, 20)
+    logits = open_part(part, "litert", OPTIONS).extend([Tokens(ids)])
+    np.testing.assert_allclose(logits, reference(module, rows), atol=1e-4)
+
+
+def test_packed_weights_are_kept_for_the_next_start(exact):
+    _, part = exact
+    open_part(part, "litert", OPTIONS)
+    assert [path.suffix for path in packed.folder().iterdir()] == [".bin"]
