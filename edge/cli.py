@@ -46,6 +46,8 @@ PositionWorkaround = Annotated[
     bool,
     typer.Option("--mtmd-position-workaround", help="An mmproj for llama.cpp builds without #25844, and only those."),
 ]
+MaxMemory = Annotated[str | None, typer.Option(metavar="SIZE", help="The most to take at the peak: 1.5GB.")]
+Device = Annotated[str | None, typer.Option("--device", help="One of `edge devices`; this machine.")]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Processor threads; 0: this machine's best.")]
 
 
@@ -105,11 +107,14 @@ def export(
             done = side.export(request, stages.report)
     if as_json:
         facts = {"path": str(done.path), "bytes": done.bytes, "seconds": round(done.seconds, 3)}
+        facts["fit"] = done.fit.to_json() if done.fit else None
         _print_json({**facts, "report": done.report.to_json(), "next_command": done.next_command})
         return
     _print(show.parity(done.report))
     print(f"\n{done.path}: {show.size(done.bytes)} in {done.seconds:.1f} s")
     print(f"worst: {show.worst(done.report)}")
+    if done.fit:
+        print(f"predicted, not measured: {show.fit_line(done.fit)}")
     print(f"next: {done.next_command}")
 
 
@@ -125,6 +130,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     threads: Threads = 0,
     cache: Cache = None,
+    max_memory: MaxMemory = None,
     system: Annotated[str | None, typer.Option(help="Instead of the model's own system prompt.")] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -138,6 +144,7 @@ def run(
         raise UsageError(
             "--json answers one question, and there is none", hint='edge run BUNDLE IMAGE "question" --json'
         )
+    from edge.memory import parse_size
     from edge.sampling import Sampling
     from edge.session import load
 
@@ -145,7 +152,10 @@ def run(
         "max_tokens": max_tokens,
         "sampling": Sampling(temp, top_k, top_p, repeat_penalty, seed),
     }
-    with load(bundle, threads=threads, cache=cast("Any", cache), debug=debug) as session:
+    limit = parse_size(max_memory) if max_memory else None
+    with load(bundle, threads=threads, cache=cast("Any", cache), max_memory=limit, debug=debug) as session:
+        if session.plan.given_up:
+            _say("little memory: " + ", ".join(session.plan.given_up))
         if question is None:
             _chat(session, pictures, system, options)
         elif as_json:
@@ -352,12 +362,54 @@ def inspect(bundle: BundleArgument, as_json: Json = False, debug: Debug = False)
 
 
 @app.command()
-def devices(debug: Debug = False) -> None:
-    """List the devices that `edge export --device` knows, and this machine."""
+def devices(
+    name: Annotated[str | None, typer.Argument(metavar="DEVICE", help="One of them; `this`: measure it.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the devices that `edge export --device` knows, and this machine; or show one, with its sources."""
     from edge import show
-    from edge.devices import detect, profiles
+    from edge.devices import detect, measured, profile, profiles
 
-    _print(show.devices(profiles(), detect()))
+    if name is not None:
+        one = measured(profile(name))
+        _print_json(one.to_json()) if as_json else _print(show.device(one))
+    elif as_json:
+        _print_json({"devices": [p.to_json() for p in profiles()], "this": detect().to_json()})
+    else:
+        _print(show.devices(profiles(), detect()))
+
+
+@app.command()
+def fit(
+    model: Annotated[str, typer.Argument(metavar="BUNDLE|CHECKPOINT", help="A bundle, or what `edge export` takes.")],
+    device: Device = None,
+    recipe: Annotated[str | None, typer.Option(help="Of a checkpoint: instead of the device's.")] = None,
+    format: Annotated[str | None, typer.Option(help="Of a checkpoint, as for `edge export`.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(metavar="S|ROLE=S", help="Of a checkpoint.")] = None,
+    context: Annotated[int, typer.Option(min=0, help="Positions; 0: the model's, or what the memory holds.")] = 0,
+    cache: Cache = None,
+    vision_tower: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the vision tower lies.")] = None,
+    mmproj: Mmproj = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Predict memory, first token and speed on a device; refuse what does not fit, naming what would."""
+    from edge import show
+    from edge.bundle import MANIFEST, Bundle
+    from edge.devices import THIS, measured, profile
+    from edge.fit import fit as predict
+
+    target = measured(profile(device or THIS))
+    if Path(model, MANIFEST).is_file():
+        manifest = Bundle.open(model).manifest
+    else:
+        with _export_side():
+            manifest = plugins.load("exporters", "foresee").foresee(
+                model, recipe or target.recipe, format, tuple(scheme or ()), vision_tower=vision_tower, mmproj=mmproj
+            )
+    found = predict(manifest, target, context=context, cache=cast("Any", cache))
+    _print_json(found.to_json()) if as_json else _print(show.fit(found))
 
 
 @app.command()

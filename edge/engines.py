@@ -47,10 +47,21 @@ def _info(folder: str, name: str) -> EngineInfo:
     installed = version is not None or find_spec(package.replace("-", "_")) is not None
     reason = None if installed else f"{package} is not installed"
     unfit = facts["ELSEWHERE"] if sys.platform not in facts.get("SYSTEMS", (sys.platform,)) else None
-    extra = (
-        "export" if folder == EVALUATORS else name.replace("_", "-")
-    )  # older pips look extras up as they are spelled
-    return EngineInfo(name, tuple(facts["FORMATS"]), package, installed, version, reason, unfit, extra)
+    return EngineInfo(
+        name,
+        tuple(facts["FORMATS"]),
+        package,
+        installed,
+        version,
+        reason,
+        unfit=unfit,
+        # older pips look extras up as they are spelled
+        extra="export" if folder == EVALUATORS else name.replace("_", "-"),
+        resident=facts.get("RESIDENT", {}),
+        caches=tuple(facts.get("CACHES", ())),
+        item=facts.get("ITEM", 4),
+        gpus=tuple(facts.get("GPUS", ())),
+    )
 
 
 def _version(package: str) -> str | None:

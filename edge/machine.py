@@ -1,4 +1,4 @@
-"""What this machine is: free memory, physical cores, instruction set. Asked of the system, without subprocesses."""
+"""What this machine is: name, free memory, physical cores, instruction set. Asked of the system, no subprocesses."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Machine:
 
 def inspect() -> Machine:
     name = platform.processor() or platform.machine()
-    if sys.platform == "linux":
+    if sys.platform in ("linux", "android"):
         return linux(Path("/"), os.sched_getaffinity(0))
     if sys.platform == "darwin":
-        return darwin(_sysctl, name)
+        return darwin(_sysctl, _sysctl_text("machdep.cpu.brand_string") or name)
     if sys.platform == "win32":
         return windows(ctypes.WinDLL("kernel32"), name, os.cpu_count() or 1)
     return Machine(name, _FALLBACK_MEMORY, os.cpu_count() or 1, ())
@@ -65,7 +65,11 @@ def linux(root: Path, allowed: Iterable[int]) -> Machine:
     cpuinfo = _fields(root / "proc/cpuinfo")
     flags = set(f"{cpuinfo.get('flags', '')} {cpuinfo.get('Features', '')}".split())
     tree = _text(root / "proc/device-tree/model").strip("\0\n ")
-    name = tree or cpuinfo.get("model name", "") or platform.machine()
+    # A phone says on which chip it runs, in one place or the other.
+    name = (
+        tree or cpuinfo.get("model name", "") or cpuinfo.get("Hardware", "") or _text(root / "sys/devices/soc0/machine")
+    )
+    name = name or platform.machine()
     available = _kilobytes(_fields(root / "proc/meminfo").get("MemAvailable", ""))
     memory, quota = _cgroup(root, available or _FALLBACK_MEMORY)
     cores = _physical_cores(root / "sys/devices/system/cpu", sorted(allowed))
@@ -86,6 +90,14 @@ def windows(kernel32: ctypes.CDLL, name: str, processors: int) -> Machine:
     known = kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
     isa = tuple(n for n, feature in _WINDOWS_FEATURES.items() if kernel32.IsProcessorFeaturePresent(feature))
     return Machine(name, int(status.bytes[1]) if known else _FALLBACK_MEMORY, processors, isa)
+
+
+def trim() -> None:
+    """Give the system the memory that the C library holds and nobody uses. Only glibc is known to keep much."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
 
 
 def _physical_cores(cpus: Path, allowed: list[int]) -> int:
@@ -120,6 +132,14 @@ def _sysctl(name: str) -> int:
     value, size = ctypes.c_uint64(0), ctypes.c_size_t(8)
     failed = libc.sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0)
     return 0 if failed else value.value
+
+
+def _sysctl_text(name: str) -> str:
+    """Empty where the system has no such value."""
+    libc = ctypes.CDLL(find_library("c"))
+    text, size = ctypes.create_string_buffer(128), ctypes.c_size_t(128)
+    failed = libc.sysctlbyname(name.encode(), text, ctypes.byref(size), None, 0)
+    return "" if failed else text.value.decode(errors="replace")
 
 
 def _text(path: Path) -> str:

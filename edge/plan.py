@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from edge.bundle import ROLES, Manifest, Part
 from edge.devices import DeviceProfile
 from edge.errors import EngineError, UsageError
-from edge.spec import DecoderSpec
-
-STEP = 256  # a context that was not asked for shrinks by this until it fits
-_CACHE_BYTES = 4  # of a key's or value's number, at most
+from edge.memory import Need, settle
+from edge.sizes import cache_item, sizes, stored
+from edge.smaller import too_little
+from edge.types import CacheKind
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class EngineInfo:
     reason: str | None  # why it cannot be used
     unfit: str | None = None  # why no installation helps on this machine
     extra: str | None = None  # what brings its library, if it is not called like the engine
+    # scheme ("": all others) -> bytes in memory for one in the file
+    resident: Mapping[str, float] = field(default_factory=dict, hash=False)
+    caches: tuple[CacheKind, ...] = ()  # how it can store keys and values that it keeps itself
+    item: int = 4  # bytes of a key's or value's number, where neither a graph's inputs nor `caches` tell
+    gpus: tuple[str, ...] = ()  # classes of devices whose graphics processor its usual build computes on
 
     @property
     def install(self) -> str:
@@ -52,6 +57,10 @@ class Plan:
     choices: tuple[Choice, ...]  # in the order of the roles
     threads: int
     context: int
+    cache: CacheKind | None = None  # how an engine that keeps keys and values itself stores them; None: as it likes
+    one_at_a_time: bool = False  # the vision part is closed before the decoder opens, and the other way round
+    peak_bytes: int = 0  # of memory, at a full context, as predicted
+    given_up: tuple[str, ...] = ()  # what was not asked for and is done to fit, in words
 
     def to_json(self) -> dict[str, Any]:
         parts = [
@@ -63,7 +72,15 @@ class Plan:
             }
             for choice in self.choices
         ]
-        return {"parts": parts, "threads": self.threads, "context": self.context}
+        return {
+            "parts": parts,
+            "threads": self.threads,
+            "context": self.context,
+            "cache": self.cache,
+            "one_at_a_time": self.one_at_a_time,
+            "peak_bytes": self.peak_bytes,
+            "given_up": list(self.given_up),
+        }
 
 
 def plan(
@@ -74,11 +91,13 @@ def plan(
     engine: str | None = None,
     threads: int = 0,
     context: int = 0,
+    cache: CacheKind | None = None,
 ) -> Plan:
     """The device's preferred engine for every part; `engine` goes before it for the parts that it opens.
 
-    `threads` 0: the device's. `context` 0: the model's, or as much of it as the memory holds. Raises EngineError when
-    no engine opens a part or the memory is too small, UsageError when the call asks for what does not exist.
+    `threads` 0: the device's. `context` 0: the model's, or as much of it as the memory holds. Where memory is short,
+    keys and values are kept in 8 bits, and one half of the model is open at a time (`edge.memory`). Raises EngineError
+    when no engine opens a part or the memory is too small, UsageError when the call asks for what does not exist.
     """
     if engine is not None and engine not in {e.name for e in engines}:
         raise UsageError(f"no engine {engine!r}", hint="one of: " + ", ".join(e.name for e in engines))
@@ -90,13 +109,39 @@ def plan(
             choices.append(_choose(role, manifest, device, engines, engine))
     if engine is not None and all(choice.engine != engine for choice in choices):
         raise _refused(f"{engine} opens no part of {manifest.name}", manifest.parts, engines)
-    fitting = _context(manifest.spec.decoder, choices, device.memory_bytes, context)
-    return Plan(tuple(choices), threads or device.threads, fitting)
+    if not 0 <= context <= manifest.spec.decoder.context:
+        raise UsageError(f"a context of {context}", hint=f"the model's is {manifest.spec.decoder.context}")
+    need = needed(manifest, choices, engines)
+    found = settle(need, device.memory_bytes, context, cache)
+    if found is None:
+        raise too_little(manifest, need, device.memory_bytes, context, cache)
+    whole = context or manifest.spec.decoder.context
+    given_up = [f"keys and values in {found.cache}"] if found.cache != cache else []
+    given_up += ["one half of the model open at a time"] if found.one_at_a_time else []
+    given_up += [f"a context of {found.context}, not {whole}"] if found.context != whole else []
+    return Plan(
+        choices=tuple(choices),
+        threads=threads or device.threads,
+        context=found.context,
+        cache=found.cache,
+        one_at_a_time=found.one_at_a_time,
+        peak_bytes=found.memory.peak,
+        given_up=tuple(given_up),
+    )
 
 
-def cache_bytes(spec: DecoderSpec) -> int:
-    """What one position of the key-value cache takes."""
-    return 2 * spec.layers * spec.kv_heads * spec.head_dim * _CACHE_BYTES
+def needed(manifest: Manifest, choices: Sequence[Choice], engines: Sequence[EngineInfo]) -> Need:
+    """What the chosen parts take in memory, as their engines keep them."""
+    infos = {engine.name: engine for engine in engines}
+    vision = decoder = 0
+    for part, engine in ((choice.part, infos[choice.engine]) for choice in choices):
+        held = round(stored(part) * engine.resident.get(part.scheme, engine.resident.get("", 1.0)))
+        if "decoder" not in part.covers:
+            vision += held
+            continue
+        decoder, item, usual, kinds = held, cache_item(part), engine.item, engine.caches
+    measured = sizes(manifest, [choice.part for choice in choices])
+    return Need(measured, vision, decoder, item or usual, () if item else kinds)
 
 
 def _choose(
@@ -127,25 +172,3 @@ def _refused(what: str, parts: Sequence[Part], engines: Sequence[EngineInfo]) ->
         "\n".join([f"{what} ({', '.join(formats)})", *lines]),
         hint=missing[0].install if missing else "export the bundle again in another --format",
     )
-
-
-def _context(spec: DecoderSpec, choices: Sequence[Choice], memory: int, asked: int) -> int:
-    if not 0 <= asked <= spec.context:
-        raise UsageError(f"a context of {asked}", hint=f"the model's is {spec.context}")
-    weights = sum(file.bytes for choice in choices for file in choice.part.files)
-    room = (memory - weights) // cache_bytes(spec)
-    if room >= (asked or spec.context):
-        return asked or spec.context
-    largest = room // STEP * STEP
-    if largest >= STEP and not asked:
-        return largest
-    least = asked or min(STEP, spec.context)
-    raise EngineError(
-        f"too little memory: {_mb(memory)} are free, and the weights take {_mb(weights)}, a context of {least} "
-        f"{_mb(least * cache_bytes(spec))} more",
-        hint=f"a context of {largest} fits" if largest >= STEP else "export again with a smaller --scheme",
-    )
-
-
-def _mb(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from time import perf_counter
 from types import TracebackType
@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from edge import checked
 from edge.bundle import Bundle
 from edge.devices import detect
-from edge.engines import installed_engines, open_part
+from edge.engines import installed_engines
 from edge.errors import EdgeError, EngineError, UsageError
 from edge.generate import Answer, TextGenerator
+from edge.halves import Halves, beside
 from edge.image import Source, digest, pixels
-from edge.lift import lift
-from edge.plan import Choice, Plan, plan
+from edge.plan import Plan, plan
 from edge.prompt import Turn, segments
 from edge.sampling import Sampling
 from edge.tokenizer import Tokenizer
-from edge.types import Array, CacheKind, ComputeUnits, Decoder, Embeddings, Graph, OpenOptions
+from edge.types import Array, CacheKind, ComputeUnits, Decoder, Embeddings, OpenOptions
 
 Images = Source | Sequence[Source] | None  # no picture, one, or several
 REMEMBERED = 32  # pictures whose embeddings a session keeps
@@ -41,12 +41,16 @@ def load(
     engine: str | None = None,
     cache: CacheKind | None = None,
     units: ComputeUnits = "all",
+    max_memory: int | None = None,
     debug: bool = False,
     evaluators: bool = False,
 ) -> Session:
     """Open a bundle on this machine. `threads` 0: its physical cores; `context` 0: the model's, or what memory allows;
     `cache`: how an engine that keeps keys and values itself stores them; None: as it likes; `units`: what Core ML may
     use beside the processor; `evaluators`: what no engine opens may be computed by the export side, to prove it.
+    `max_memory`: bytes that the process may take at its peak, as `edge.memory` predicts it; None: what is free. Where
+    that is little, the plan keeps keys and values in 8 bits, or one half of the model open at a time: another picture
+    than the one before then costs opening both again.
 
     It is done when pictures can be encoded; the decoder may still be opening beside that. The files are hashed while
     the engines open them and after, unless they were before and have not changed since (`edge.checked`): a damaged one
@@ -59,50 +63,22 @@ def load(
     if units not in get_args(ComputeUnits):
         raise UsageError(f"no compute units {units!r}", hint="one of: " + ", ".join(get_args(ComputeUnits)))
     bundle = Bundle.open(path)
+    here = detect()
+    if max_memory is not None:
+        here = replace(here, memory_bytes=min(here.memory_bytes, max_memory))
     engines = installed_engines(evaluators=evaluators)
-    chosen = plan(bundle.manifest, detect(), engines, engine=engine, threads=threads, context=context)
-    options = OpenOptions(chosen.threads, chosen.context, debug, cache, units)
-    pool = ThreadPoolExecutor(len(chosen.choices) + 1, thread_name_prefix="edge-load")
-    check = pool.submit(checked.check, bundle)
-    vision = [pool.submit(_graph, bundle, choice, options) for choice in chosen.choices if not _decodes(choice)]
-    (decoder,) = (
-        pool.submit(_decoder, bundle, choice, options, started) for choice in chosen.choices if _decodes(choice)
-    )
-    pool.shutdown(wait=False)
+    chosen = plan(bundle.manifest, here, engines, engine=engine, threads=threads, context=context, cache=cache)
+    options = OpenOptions(chosen.threads, chosen.context, debug, chosen.cache, units)
+    check = beside(lambda: checked.check(bundle))
+    halves = Halves(bundle, chosen, options, started)
     try:
         tokenizer = Tokenizer.open(bundle.file(bundle.manifest.tokenizer))
-        graphs = [future.result() for future in vision]
-        if decoder.done():
-            decoder.result()  # what is known to have failed is told before a picture is looked at
+        halves.graphs()
+        halves.known_to_fail()  # told before a picture is looked at
     except EdgeError:
         check.result()  # a damaged file explains more than what an engine says of it
         raise
-    return Session(bundle, chosen, graphs, decoder, tokenizer, check, 1e3 * (perf_counter() - started))
-
-
-def _decodes(choice: Choice) -> bool:
-    return "decoder" in choice.part.covers
-
-
-def _graph(bundle: Bundle, choice: Choice, options: OpenOptions) -> Graph:
-    part = open_part(bundle.files(choice.part), choice.engine, options)
-    if isinstance(part, Decoder):
-        raise EngineError(f"{choice.engine} opened the {'+'.join(choice.part.covers)} as a decoder")
-    return part
-
-
-def _decoder(bundle: Bundle, choice: Choice, options: OpenOptions, started: float) -> tuple[Decoder, float]:
-    """And how long it took to be there, in milliseconds."""
-    files = bundle.files(choice.part)
-    part = open_part(files, choice.engine, options)
-    if not isinstance(part, Decoder):
-        if options.cache:
-            raise EngineError(
-                f"keys and values cannot be kept as {options.cache}: the graph that {choice.engine} runs fixes that",
-                hint="leave --cache away, or export a decoder that keeps them itself: --recipe onnx-w8a8-gguf-q4_0",
-            )
-        part = lift(part, files, bundle.manifest.spec.decoder, options.context)
-    return part, 1e3 * (perf_counter() - started)
+    return Session(bundle, chosen, halves, tokenizer, check, 1e3 * (perf_counter() - started))
 
 
 @dataclass
@@ -120,8 +96,7 @@ class Session:
         self,
         bundle: Bundle,
         chosen: Plan,
-        vision: Sequence[Graph],
-        decoder: Future[tuple[Decoder, float]],
+        halves: Halves,
         tokenizer: Tokenizer,
         check: Future[None],
         load_ms: float,
@@ -129,11 +104,10 @@ class Session:
         self.bundle = bundle
         self.plan = chosen
         self._spec = bundle.manifest.spec
-        self._vision = tuple(vision)
+        self._halves: Halves | None = halves  # None: closed
         self.tokenizer = tokenizer
         self._check = check
         self.load_ms = load_ms  # until all was open, once the decoder was waited for; until pictures could be encoded
-        self._opening: Future[tuple[Decoder, float]] | None = decoder  # None: closed
         self._text: TextGenerator | None = None  # made when the decoder is there
         self._seen: OrderedDict[str, Embeddings] = OrderedDict()
         self._last: Answer | None = None
@@ -201,7 +175,7 @@ class Session:
 
     def close(self) -> None:
         """Let the engines and their memory go."""
-        self._vision, self._text, self._opening = (), None, None
+        self._halves, self._text = None, None
         self._seen.clear()
 
     def __enter__(self) -> Session:
@@ -229,17 +203,17 @@ class Session:
         self._last = replace(answer, timings=times)
         return self._last
 
-    def _decoder(self) -> Future[tuple[Decoder, float]]:
-        if self._opening is None:
+    def _opened(self) -> Halves:
+        if self._halves is None:
             raise UsageError("the session is closed", hint="edge.load(path) opens another")
-        return self._opening
+        return self._halves
 
     def _open(self) -> TextGenerator:
         """Waits for the decoder."""
-        opening = self._decoder()
+        halves = self._opened()
         if self._text is None:
             try:
-                decoder, opened_ms = opening.result()
+                decoder, opened_ms = halves.decoder()
             except EdgeError:
                 self._check.result()  # a damaged file explains more than what an engine says of it
                 raise
@@ -266,13 +240,16 @@ class Session:
         return tuple(seen)
 
     def _see(self, values: NDArray[np.float32], seeing: _Seeing) -> Embeddings:
-        self._decoder()
-        if not self._vision:
+        halves = self._opened()
+        if not self.bundle.manifest.sees:
             raise _blind(self.bundle)
         started = perf_counter()
         key = digest(values)
         if key not in self._seen:
-            for graph in self._vision:
+            if halves.one_at_a_time and self._text is not None:
+                self._text.release()  # ends an answer that is still being read: its decoder is closed
+                self._text = None
+            for graph in halves.graphs():
                 values = graph.run({graph.inputs[0].name: values})[graph.outputs[0].name]
             self._seen[key] = Embeddings(self._rows(values), key)
             if len(self._seen) > REMEMBERED:

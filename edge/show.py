@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edge.devices import DeviceProfile
     from edge.doctor import Diagnosis
     from edge.findings import Findings
+    from edge.fit import Fit, Prediction
     from edge.generate import Answer
     from edge.spec import VLMSpec
     from edge.verify import Report, Row
@@ -177,11 +178,52 @@ def _files(files: Iterable[File]) -> Table:
 def devices(profiles: Sequence[DeviceProfile], here: DeviceProfile) -> RenderableType:
     """The profiles, and below them this machine."""
     table = _table("Id", "Device", "Memory", "Cores", "Recipe", right=("Memory", "Cores"))
+    table.columns[0].no_wrap = True
     for profile in profiles:
         table.add_row(profile.id, profile.name, _memory(profile), str(profile.threads), profile.recipe)
     features = f", {' '.join(here.isa)}" if here.isa else ""
     about = f"{here.name}, {_memory(here)} free, {here.threads} cores{features}; recipe {here.recipe}"
     return Group(table, "", _facts({"this machine": about}))
+
+
+def device(profile: DeviceProfile) -> RenderableType:
+    """One, with every figure's source; what nobody read off a device is marked."""
+    table = _table("Figure", "Value", "", "Source", right=("Value",))
+    for name, found in profile.figures.items():
+        for figure in found:
+            value = " ".join(map(str, figure.value)) if isinstance(figure.value, list) else figure.value
+            shown = "–" if value is None else f"{value} {figure.unit}".strip()
+            table.add_row(name.replace("_", " "), shown, "estimate" if figure.estimate else "", figure.source)
+    facts = {
+        "id": f"{profile.id} (like {profile.recognised})" if profile.recognised else profile.id,
+        "device": f"{profile.name}, {profile.kind}",
+        "memory": f"{_memory(profile)} {'free' if profile.recognised else 'usable'}, {profile.threads} cores, "
+        + " ".join(profile.isa),
+        **{f"{role} on": ", ".join(names) for role, names in profile.engines.items()},
+        "recipe": profile.recipe,
+    }
+    return Group(_facts(facts), "", table)
+
+
+def fit(found: Fit) -> RenderableType:
+    """Each prediction with what it assumes."""
+    table = _table("Predicted", "", "Assuming", right=("",))
+    for row in found.rows:
+        table.add_row(row.name, _predicted(row), row.assumes)
+    parts = [f"{'+'.join(c.part.covers)} {c.part.scheme} on {c.engine}" for c in found.plan.choices]
+    verdict = f"{found.bundle} fits {found.device}, with a context of {found.plan.context}: "
+    return Group(verdict + "; ".join(parts), "", table)
+
+
+def fit_line(found: Fit) -> str:
+    rows = [row for row in found.rows if row.name in ("peak memory, one answer", "first token", "decode")]
+    return f"{found.device}: " + ", ".join(f"{row.name.split(',')[0]} {_predicted(row)}" for row in rows)
+
+
+def _predicted(row: Prediction) -> str:
+    if row.value is None:
+        return "–"
+    return size(row.value) if row.unit == "B" else f"{row.value:.{1 if row.value >= 10 else 2}f} {row.unit}"
 
 
 def _memory(profile: DeviceProfile) -> str:

@@ -3,7 +3,6 @@ again with the weights as stored, and let go before the next."""
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Kind
@@ -73,7 +71,7 @@ def build(
     decoder = components(checkpoint)[1]
     vision, *others = encoders(checkpoint, to)
     matters = _read(matrix, decoder) if matrix else {}  # a wrong file is told before the work
-    _other_kinds(decoder, to["decoder"])  # as is a pattern for no tensor
+    other_kinds(decoder, to["decoder"])  # as is a pattern for no tensor
     write = _Writer(checkpoint, to, folder, progress)
 
     encoder = write.load(vision, Encoder)
@@ -119,7 +117,7 @@ def _read(matrix: Path, decoder: Component) -> dict[str, Tensor]:
     return imatrix.read(matrix, skeleton.config)
 
 
-def _other_kinds(decoder: Component, target: Target) -> dict[str, tuple[Kind, int]]:
+def other_kinds(decoder: Component, target: Target) -> dict[str, tuple[Kind, int]]:
     """What the target's `tensor_types` say, and how many numbers each of those tensors has."""
     if not target.tensor_types:
         return {}
@@ -162,20 +160,6 @@ def encoders(checkpoint: Checkpoint, to: Mapping[str, Target]) -> list[Component
     """Tower with projector under each role that the targets give them: the part if there is one, and what other
     people's tools want."""
     return [replace(components(checkpoint)[0], role=role) for role in to if role != "decoder"]
-
-
-def bytes_needed(checkpoint: Checkpoint, to: Mapping[str, Target]) -> int:
-    """What the parts will take, to a few percent."""
-    total = 0.0
-    for component in (components(checkpoint)[1], *encoders(checkpoint, to)):
-        target = to[component.role]
-        numbers = sum(math.prod(tensor.shape) for tensor in component.skeleton().state_dict().values())
-        usual = plugins.facts(targets.FORMATS, target.format)["BYTES_PER_WEIGHT"][target.scheme]
-        total += numbers * usual
-        for kind, share in _other_kinds(component, target).values():
-            block, size = gguf.GGML_QUANT_SIZES[kind]
-            total += share * (size / block - usual)
-    return int(total)
 
 
 @dataclass(frozen=True)

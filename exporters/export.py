@@ -15,15 +15,16 @@ import torch
 
 import edge
 from edge import bundle as bundles
-from edge import plugins, staging
+from edge import devices, plugins, staging
 from edge.bundle import Bundle, File, Manifest, Part
 from edge.calibration import read
 from edge.engines import installed_engines
 from edge.errors import EdgeError, EngineError, ParityError, UsageError
+from edge.fit import Fit, fit
 from edge.recipes import Recipe
 from edge.verify import Report, verify
-from exporters import example, targets
-from exporters.build import Built, Progress, build, bytes_needed
+from exporters import example, foresee, targets
+from exporters.build import Built, Progress, build
 from exporters.checkpoint import Checkpoint, open_checkpoint
 
 CALIBRATION = 32  # conversations: each costs a prompt through torch, and more hardly change the statistics
@@ -60,6 +61,7 @@ class Exported:
     seconds: float
     report: Report
     next_command: str
+    fit: Fit | None  # on the device that was named
 
 
 def export(request: ExportRequest, progress: Progress) -> Exported:
@@ -87,8 +89,10 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
         request.checkpoint, vision_tower=request.vision_tower, mmproj=request.mmproj, context=request.context
     )
     progress("read", 1.0)
+    foreseen = foresee.manifest(checkpoint, recipe)
+    predicted = fit(foreseen, devices.profile(request.device)) if request.device else None
     with staging.create(request.output) as folder:
-        _require_space(bytes_needed(checkpoint, recipe.targets), folder)
+        _require_space(sum(file.bytes for file in foreseen.files()), folder)
         built = build(
             checkpoint,
             recipe.targets,
@@ -115,7 +119,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     picture_of = ["PICTURE"] if manifest.sees else []
     asks = ["run", str(request.output), *picture_of, question]
     next_command = shlex.join(["edge", *(asks if _runs_here(recipe) else ["verify", str(request.output)])])
-    return Exported(request.output, size, time.perf_counter() - start, report, next_command)
+    return Exported(request.output, size, time.perf_counter() - start, report, next_command, predicted)
 
 
 def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Built, folder: Path) -> Manifest:

@@ -18,6 +18,7 @@ from edge.types import Array, ComputeUnits, Decoder, Graph, OpenOptions, PartFil
 
 FORMATS = ("coreml",)
 PACKAGE = "coremltools"
+ITEM = 2  # bytes of a key's or value's number in its states
 SYSTEMS = ("darwin",)
 ELSEWHERE = "Core ML runs on macOS 15 and iOS 18 only; edge verify proves the bundle on any machine"
 

@@ -28,6 +28,9 @@ FORMATS = ("gguf",)
 PACKAGE = "llama-cpp-python"
 BUILD = "CMAKE_ARGS=-DGGML_NATIVE=ON pip install --force-reinstall --no-cache-dir --no-binary :all: llama-cpp-python"
 
+RESIDENT = {"": 1.02}  # bytes in memory for one in the file, by scheme; "": all others
+CACHES = ("f16", "q8_0")  # how it can keep keys and values
+GPUS = ("jetson",)  # classes of devices for which it is usually built to compute on the graphics processor
 STEP = 512  # positions that memory is taken for at first; it doubles as they fill, so that memory follows use
 _BATCH = 512  # positions that are computed at a time
 _ERROR = 4  # of the library's log levels

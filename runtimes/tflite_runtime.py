@@ -20,6 +20,7 @@ from edge.types import Array, OpenOptions, PartFiles
 
 FORMATS = ("tflite",)
 PACKAGE = "tflite-runtime"
+RESIDENT = {"": 2.0}  # XNNPACK packs a copy of its own beside the file
 
 VERSION = "2.14"  # whose interpreter's inner calls are used here
 

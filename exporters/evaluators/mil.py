@@ -19,6 +19,9 @@ from exporters.mil.program import Precision, Program
 
 FORMATS = ("coreml",)
 PACKAGE = "coremltools"
+# The packed numbers, a byte each, stay beside the float16 ones that are made of them.
+RESIDENT = {"fp16": 1.0, "w8": 3.0, "w4": 5.2, "pal4": 5.8}
+ITEM = 2  # bytes of a key's or value's number in its states
 
 
 def version() -> str:

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -16,10 +17,11 @@ from conftest import REPOSITORY
 from exported import Exports, files_of, golden_of, manifest_of, weights
 from safetensors.torch import load_file, save_file
 
-from edge import image
+from edge import devices, image
 from edge.bundle import Bundle
-from edge.errors import CheckpointError, UsageError
-from exporters import example
+from edge.errors import CheckpointError, EngineError, UsageError
+from edge.fit import fit
+from exporters import example, foresee
 from exporters.export import ExportRequest, export
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
@@ -217,3 +219,34 @@ def test_an_export_tells_how_far_it_is_and_leaves_its_source(exports: Exports, t
     for stage, shares in seen.items():
         assert shares == sorted(shares), stage
         assert (shares[0], shares[-1]) == (0.0, 1.0), stage
+
+
+# a device that was named
+
+
+def test_what_a_device_cannot_hold_is_told_before_the_work(exports: Exports, tmp_path, monkeypatch):
+    small = replace(devices.profile("rpi5"), memory_bytes=90_000_000)
+    monkeypatch.setattr(devices, "profile", lambda name: small)
+    seen = []
+    request = ExportRequest(str(exports.checkpoint()), tmp_path / "out", device="rpi5", recipe="onnx-fp32")
+    with pytest.raises(EngineError, match=r"too little memory: .* and 90 MB are there"):
+        export(request, lambda stage, done: seen.append(stage))
+    assert set(seen) == {"read"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prediction_goes_with_an_export_for_a_device(exports: Exports):
+    assert exports.export(schemes=("fp32",)).fit is None
+    foreseen = foresee.foresee(str(exports.checkpoint()), "onnx-fp32", None, ())
+    found = fit(foreseen, devices.profile("rpi5"))
+    assert found.device == "Raspberry Pi 5"
+    assert [choice.engine for choice in found.plan.choices] == ["onnxruntime", "onnxruntime"]
+
+
+def test_what_is_foreseen_is_what_is_written(exports: Exports):
+    written = Bundle.open(exports.export(schemes=("fp32",)).path).manifest
+    foreseen = foresee.foresee(str(exports.checkpoint()), "onnx-fp32", None, ())
+    assert (foreseen.spec, foreseen.name) == (written.spec, written.name)
+    for part, told in zip(written.parts, foreseen.parts, strict=True):
+        assert (told.covers, told.format, told.scheme) == (part.covers, part.format, part.scheme)
+        assert sum(f.bytes for f in told.files) == pytest.approx(sum(f.bytes for f in part.files), rel=0.2)

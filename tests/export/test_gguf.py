@@ -20,10 +20,11 @@ from edge.bundle import sha256
 from edge.calibration import Record
 from edge.errors import CheckpointError, EdgeError, UsageError
 from edge.prompt import Turn, segments
+from edge.recipes import Recipe
 from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Tokens
 from edge.verify import distance
-from exporters import build, standin
+from exporters import build, foresee, standin
 from exporters.attention import Rope, rotate
 from exporters.checkpoint import open_checkpoint
 from exporters.component import Component
@@ -610,5 +611,8 @@ def test_a_bundle_of_two_formats(checkpoint, tmp_path):
     assert plain.read_bytes() == (tmp_path / "mmproj-Tiny-VLM-Q8_0.gguf").read_bytes()
     cosine = distance(built.golden.stored.logits, built.golden.fp32.logits)["cosine"]
     assert 0.9 < cosine < 0.99999  # the reference is of the rounded weights
-    without = build.bytes_needed(checkpoint, {role: target for role, target in to.items() if role != "mmproj"})
-    assert without < build.bytes_needed(checkpoint, to)
+    foreseen = foresee.manifest(checkpoint, Recipe("custom", to))
+    assert [(part.covers, part.format, part.scheme) for part in foreseen.parts] == [
+        (part.covers, part.format, part.scheme) for part in built.parts
+    ]
+    assert [file.path for file in foreseen.companions] == ["mmproj.gguf"]

@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType as Kind
 
 from edge.bundle import Bundle, Manifest
 from edge.errors import EdgeError, UsageError
-from exporters import build, standin, targets
+from exporters import build, foresee, standin, targets
 from exporters.checkpoint import open_checkpoint
 from exporters.decoders import DecoderConfig
 from exporters.export import ExportRequest, export
@@ -200,7 +200,10 @@ def test_nothing_is_computed_for_what_cannot_be(word, message, tmp_path):
 def test_the_room_that_is_needed(checkpoint):
     opened = open_checkpoint(str(checkpoint))
     usual, wide = (
-        build.bytes_needed(opened, targets.resolve("gguf", ("q4_k_m",), None, None, types=types).targets)
+        sum(
+            file.bytes
+            for file in foresee.manifest(opened, targets.resolve("gguf", ("q4_k_m",), None, None, types=types)).files()
+        )
         for types in ((), ("ffn_down=f32",))
     )
     assert wide - usual == pytest.approx(2 * 256 * 512 * (4 - format.BYTES_PER_WEIGHT["q4_k_m"]), abs=2)

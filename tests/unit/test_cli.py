@@ -23,7 +23,7 @@ from gguf_fakes import gguf_bytes, pair_decoder, pair_mmproj
 from edge import cli, plugins
 from edge.bench import results
 from edge.bench.request import Request
-from edge.bundle import Bundle
+from edge.bundle import Bundle, Manifest
 from edge.errors import ContextError, EngineError, ImageError, UsageError
 from edge.generate import Answer, Timings
 from edge.sampling import Sampling
@@ -60,7 +60,7 @@ class FakeSession:
         self.opened: list[dict[str, Any]] = []
         self.before_piece: Callable[[int], None] = lambda number: None
         self.last = ANSWER
-        self.plan = SimpleNamespace(to_json=lambda: {"parts": [], "threads": 2, "context": 64})
+        self.plan = SimpleNamespace(to_json=lambda: {"parts": [], "threads": 2, "context": 64}, given_up=())
         self.closed = False
 
     def load(self, path: Path, **options: Any) -> FakeSession:
@@ -201,7 +201,9 @@ def test_options_reach_the_session(session: FakeSession, picture: str) -> None:
         "-n 9 --temp 0.5 --top-k 40 --top-p 0.9 --repeat-penalty 1.1 --seed 3 -t 2 --cache q8_0 --system Short. --debug"
     )
     assert call("run", "bundle", *given.split(), picture, picture, "Which?") == 0
-    assert session.opened == [{"path": Path("bundle"), "threads": 2, "cache": "q8_0", "debug": True}]
+    assert session.opened == [
+        {"path": Path("bundle"), "threads": 2, "cache": "q8_0", "max_memory": None, "debug": True}
+    ]
     sampling = Sampling(temperature=0.5, top_k=40, top_p=0.9, repeat_penalty=1.1, seed=3)
     options = {"max_tokens": 9, "system": "Short.", "sampling": sampling}
     assert session.calls == [("stream", [picture, picture], "Which?", options)]
@@ -367,7 +369,7 @@ def test_the_commands_are_the_ones_of_the_design(capsys: Capture) -> None:
     assert call("--help") == 0
     shown = capsys.readouterr().out
     names = [line.split()[1] for line in shown.partition("Commands")[2].splitlines()[1:] if line[2:3].isalpha()]
-    assert names == ["export", "run", "verify", "bench", "report", "inspect", "devices", "doctor"]
+    assert names == ["export", "run", "verify", "bench", "report", "inspect", "devices", "fit", "doctor"]
     assert [c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback] == names
 
 
@@ -391,10 +393,20 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         if fake.error:
             raise fake.error
         return SimpleNamespace(
-            path=request.output, bytes=12_345_678, seconds=61.26, report=REPORT, next_command="edge run out PICTURE"
+            path=request.output,
+            bytes=12_345_678,
+            seconds=61.26,
+            report=REPORT,
+            next_command="edge run out PICTURE",
+            fit=None,
         )
 
-    fake.export, fake.verify_against, fake.write = export, verify_against, lambda *given: None
+    def foresee(checkpoint: str, recipe: str, format: str | None, schemes: tuple[str, ...], **places: Any) -> Manifest:
+        fake.requests.append((checkpoint, recipe, format, schemes, places))
+        return Bundle.open("OUT").manifest
+
+    fake.export, fake.verify_against, fake.foresee = export, verify_against, foresee
+    fake.write = lambda *given: None
     load = plugins.load
     monkeypatch.setattr(plugins, "load", lambda package, name: fake if package == "exporters" else load(package, name))
     return fake
@@ -595,6 +607,55 @@ def test_devices_lists_the_profiles_and_this_machine(capsys: Capture) -> None:
     rows = [line.split() for line in table.splitlines()[2:] if line[:1].strip()]
     assert [p.id for p in profiles()] == [row[0] for row in rows]
     assert detect().name in " ".join(here.split())
+
+
+def test_one_device_is_shown_with_its_sources(capsys: Capture) -> None:
+    assert call("devices", "sd_888") == 0
+    shown = capsys.readouterr().out
+    assert fits(shown)
+    assert "51.2 GB/s" in shown and "nanoreview" in shown and "estimate" in shown
+    assert call("devices", "generic_x86", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["id"] == "linux-x86"
+    assert call("devices", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {"rpi5", "jetson_xavier_nx"} <= {device["id"] for device in listed["devices"]}
+    assert listed["this"]["id"] == "this"
+    assert call("devices", "rpi6") == 2
+    assert "did you mean rpi4, rpi5" in capsys.readouterr().err
+
+
+def test_fit_of_a_bundle(make_bundle: Callable[..., Bundle], capsys: Capture) -> None:
+    path = make_bundle().path
+    assert call("fit", path, "--device", "rpi5") == 0
+    shown = capsys.readouterr().out
+    assert fits(shown)
+    assert "tiny fits Raspberry Pi 5, with a context of 64" in " ".join(shown.split())
+    assert "from published decoding" in " ".join(shown.split())
+    assert call("fit", path, "--device", "rpi5", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["name"] for row in found["rows"]} >= {"peak memory, one answer", "first token", "decode"}
+    assert call("fit", path, "--device", "rpi6") == 2
+    assert call("fit", path, "--device", "rpi5", "--context", "65") == 2
+
+
+def test_fit_of_a_checkpoint(
+    exporter: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_bundle(tmp_path / "OUT")
+    assert call("fit", "CKPT", "--device", "rpi_zero_2w", "--scheme", "w4", "--mmproj", "m") == 0
+    places = {"vision_tower": None, "mmproj": Path("m")}
+    assert exporter.requests == [("CKPT", "onnx-w8a8-w4", None, ("w4",), places)], "the device's recipe"
+    assert "tiny fits Raspberry Pi Zero 2 W" in " ".join(capsys.readouterr().out.split())
+
+
+def test_run_takes_no_more_than_it_may(session: FakeSession, picture: str, capsys: Capture) -> None:
+    session.plan.given_up = ("keys and values in q8_0", "one half of the model open at a time")
+    assert call("run", "b", picture, "What?", "--max-memory", "1.5GB") == 0
+    assert session.opened[0]["max_memory"] == 1_500_000_000
+    assert "little memory: keys and values in q8_0, one half of the model open at a time\n" in capsys.readouterr().err
+    assert call("run", "b", picture, "What?", "--max-memory", "much") == 2
+    assert "no size: 'much'" in capsys.readouterr().err
 
 
 def test_doctor_shows_engines_and_processor(capsys: Capture) -> None:

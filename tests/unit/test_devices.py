@@ -8,41 +8,171 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
-from edge import devices, machine
+from edge import devices, machine, probe
 from edge.devices import detect, profile, profiles
 from edge.errors import UsageError
 from edge.machine import ISA
+from edge.recipes import RECIPES
 
-ENGINES = {"onnxruntime", "llamacpp", "executorch", "coreml", "litert"}
+FILES = sorted((Path(devices.__file__).parent).glob("*.json"))
+SCHEMA = json.loads((Path(devices.__file__).parents[1] / "device.schema.json").read_text())
+# The ids of the first list: they stay valid.
+BEFORE = ["rpi4", "rpi5", "jetson_orin_nano", "jetson_orin_nx", "jetson_agx_orin", "pixel_8", "sd_778g", "sd_888"]
+BEFORE += ["sd_8gen2", "sd_8gen3", "sd_8elite", "dimensity_9300", "apple_a15", "apple_a16", "apple_a17pro"]
+BEFORE += ["apple_a18pro", "apple_m1", "apple_m2", "generic_arm", "generic_x86"]
+SINCE = ["rpi_zero_2w", "jetson_orin_nano_super", "jetson_xavier_nx", "linux-x86", "linux-arm64", "macos"]
 
 
-def test_the_profiles_are_what_the_design_says() -> None:
-    ids = [p.id for p in profiles()]
-    assert len(ids) == len(set(ids))
-    assert {"rpi4", "rpi5", "jetson_orin_nano", "jetson_agx_orin", "generic_x86", "generic_arm"} <= set(ids)
-    for p in profiles():
-        assert p.memory_bytes >= 2**30
-        assert p.threads >= 1
-        assert set(p.isa) <= set(ISA)
-        assert p.engines.keys() == {"vision", "decoder"}
-        assert {name for names in p.engines.values() for name in names} <= ENGINES
-        assert p.recipe == "onnx-w8a8-gguf-q4_0"
-        assert set(p.estimates) <= {"memory_bytes", "threads", "isa"}
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_profile_is_what_the_schema_says(file: Path) -> None:
+    data = json.loads(file.read_text())
+    jsonschema.validate(data, SCHEMA)
+    assert data["id"] == file.stem
+    figures = data["figures"]
+    assert figures["usable_memory"]["value"] <= figures["memory"]["value"]
+    assert set(figures["isa"]["value"]) <= set(ISA)
+    for figure in (*figures.values(), *figures["bandwidth_measured"]):
+        for one in figure if isinstance(figure, list) else [figure]:
+            assert one["source"].strip(), "each figure tells where it is from"
+            if one["source"].startswith(("general knowledge", "computed")):
+                assert one["estimate"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["figures"]["memory"].pop("source"),
+        lambda data: data["figures"].pop("int8"),
+        lambda data: data["figures"]["int8"].update(unit="GFLOPS"),
+        lambda data: data["figures"]["memory"].update(value=None),
+        lambda data: data["figures"]["bandwidth_theoretical"].update(value=-1),
+        lambda data: data["engines"].update(vision=["tensorrt"]),
+        lambda data: data.update(extra=1),
+    ],
+)
+def test_the_schema_refuses(change: Callable[[Any], object]) -> None:
+    data = json.loads(FILES[0].read_text())
+    change(data)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(data, SCHEMA)
+
+
+def test_the_profiles_are_what_the_files_say() -> None:
+    assert sorted(p.id for p in profiles()) == [file.stem for file in FILES]
+    for name in (*BEFORE, *SINCE):
+        found = profile(name)
+        assert name in (found.id, *found.aliases)
+        assert found.recipe in RECIPES
+        assert found.threads >= 1
+    names = [name for p in profiles() for name in (p.id, *p.aliases)]
+    assert len(names) == len(set(names))
 
 
 def test_facts_that_are_known() -> None:
     pi = profile("rpi5")
-    assert (pi.name, pi.threads, pi.isa) == ("Raspberry Pi 5", 4, ("neon", "dotprod", "fp16"))
+    assert (pi.name, pi.threads, pi.isa, pi.kind) == ("Raspberry Pi 5", 4, ("neon", "dotprod", "fp16"), "board")
     assert pi.estimates == ("memory_bytes",), "a Pi 5 comes with 2 to 16 GB"
+    assert pi.known("bandwidth_measured") == devices.Figure(
+        14.88, "GB/s", "sbc-bench 8-NK: NEON LDP load, 1 thread", False
+    )
+    assert pi.known("gpu_fp16") is None
     assert profile("rpi4").isa == ("neon",), "no dot product: quantised kernels are slow there"
+    assert profile("jetson_orin_nano").memory_bytes == int(5.2 * 2**30)
+    assert profile("rpi_zero_2w").recipe == "onnx-w8a8-w4", "one engine's library, in 427 MB"
+    assert profile("sd_888").to_json()["figures"]["bandwidth_theoretical"] == [
+        {"value": 51.2, "unit": "GB/s", "source": "nanoreview", "estimate": False}
+    ]
 
 
 def test_an_unknown_device() -> None:
     with pytest.raises(UsageError, match="no device 'toaster'") as caught:
         profile("toaster")
     assert "rpi5" in str(caught.value.hint)
+    with pytest.raises(UsageError) as caught:
+        profile("RPI_5")
+    assert str(caught.value.hint).startswith("did you mean rpi4, rpi5, ")
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        ("Raspberry Pi 5 Model B Rev 1.0", "rpi5"),
+        ("Raspberry Pi 500 Rev 1.0", "rpi5"),
+        ("Raspberry Pi 4 Model B Rev 1.4", "rpi4"),
+        ("Raspberry Pi Zero 2 W Rev 1.0", "rpi_zero_2w"),
+        ("NVIDIA Jetson Orin Nano Developer Kit", "jetson_orin_nano"),
+        ("NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super", "jetson_orin_nano_super"),
+        ("NVIDIA Jetson AGX Orin Developer Kit", "jetson_agx_orin"),
+        ("Qualcomm Technologies, Inc SM8350", "sd_888"),
+        ("Apple M1", "apple_m1"),
+        ("Apple M1 Pro", "linux-x86"),
+        ("Raspberry Pi 3 Model B", "linux-x86"),
+        ("", "linux-x86"),
+    ],
+)
+def test_what_a_machine_calls_itself(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert devices.recognise(name).id == device
+
+
+def test_a_board_is_recognised_by_its_device_tree(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(root, "proc/cpuinfo", "Features\t: fp asimd asimdhp asimddp\n")
+    put(root, "proc/device-tree/model", "Raspberry Pi 5 Model B Rev 1.0\0")
+    monkeypatch.setattr(devices.machine, "inspect", lambda: machine.linux(root, range(4)))
+    here = detect()
+    assert (here.id, here.recognised, here.name) == ("this", "rpi5", "Raspberry Pi 5 Model B Rev 1.0")
+    assert (here.memory_bytes, here.threads, here.isa) == (4096 * 1024, 4, ("neon", "dotprod", "fp16"))
+    assert (here.engines, here.figures) == (profile("rpi5").engines, profile("rpi5").figures)
+    assert devices.measured(here) is here, "what is known is not measured"
+
+
+def test_a_phone_is_recognised_by_its_chip(root: Path) -> None:
+    put(root, "proc/cpuinfo", "Features\t: fp asimd\nHardware\t: Qualcomm Technologies, Inc SM8550\n")
+    assert devices.recognise(machine.linux(root, range(8)).name).id == "sd_8gen2"
+    put(root, "proc/cpuinfo", "Features\t: fp asimd\n")
+    put(root, "sys/devices/soc0/machine", "SM8650\n")
+    assert devices.recognise(machine.linux(root, range(8)).name).id == "sd_8gen3"
+
+
+def test_an_unknown_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def measure(threads: int, memory: int) -> probe.Speed:
+        asked.append((threads, memory))
+        return probe.Speed(42.5e9, 0.5e12)
+
+    monkeypatch.setattr(probe, "measure", measure)
+    monkeypatch.setattr(devices.machine, "inspect", lambda: machine.Machine("x", 8 << 30, 2, ("avx2", "avx512_vnni")))
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(sys, "platform", "linux")
+    here = profile("this")
+    assert (here.recognised, asked) == ("linux-x86", []), "looking at it measures nothing"
+    found = devices.measured(here)
+    assert asked == [(2, 8 << 30)]
+    values = [(f.value, f.unit, f.estimate) for n in ("bandwidth_measured", "fp32", "int8") if (f := found.known(n))]
+    assert values == [(42.5, "GB/s", False), (500, "GFLOPS", False), (2000, "GOPS", True)]
+    assert devices.measured(profile("linux-x86")) is profile("linux-x86"), "another machine cannot be measured"
+
+
+@pytest.mark.parametrize(
+    ("isa", "factor"),
+    [((), 2), (("avx2",), 2), (("neon", "dotprod"), 4), (("dotprod", "i8mm"), 8), (("avx2", "amx", "avx512_vnni"), 16)],
+)
+def test_int8_to_fp32(isa: tuple[str, ...], factor: int) -> None:
+    assert probe.int8_factor(isa)[0] == factor
+
+
+def test_measuring_takes_little_memory_and_counts_what_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10_000))
+    monkeypatch.setattr(probe, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(probe, "SIDE", 8)
+    found = probe.measure(2, 1 << 22)  # each second one second: the bytes and the operations themselves
+    assert found == probe.Speed(2 * (1 << 18), 2 * 8**3)
+    assert probe.measure(1, 0).bandwidth == 1 << 16
 
 
 def test_this_machine() -> None:
@@ -52,16 +182,14 @@ def test_this_machine() -> None:
     assert here.memory_bytes > 2**20
     assert here.threads >= 1
     assert here.estimates == ()
-    assert (
-        here.engines == profile("generic_arm" if platform.machine() in ("aarch64", "arm64") else "generic_x86").engines
-    )
+    assert here.engines == profile(str(here.recognised)).engines
 
 
 def test_a_mac_prefers_what_a_mac_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(devices.machine, "inspect", lambda: machine.Machine("M9", 8 << 30, 4, ("neon",)))
-    assert detect().engines == profile("apple_m1").engines
+    assert detect().engines == profile("macos").engines == profile("apple_m1").engines
     assert (detect().name, detect().threads) == ("M9", 4)
 
 
@@ -174,6 +302,7 @@ def test_each_system_is_asked_its_own_way(system: str, monkeypatch: pytest.Monke
     for name, function in {"linux": "linux", "darwin": "darwin", "win32": "windows"}.items():
         monkeypatch.setattr(machine, function, note(name))
     monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(machine, "_sysctl_text", lambda name: "")
     monkeypatch.setattr(ctypes, "WinDLL", lambda name: Kernel32(1), raising=False)
     found = machine.inspect()
     assert asked == ([system] if system != "plan9" else [])
@@ -191,6 +320,12 @@ def test_sysctl_takes_what_the_system_answers(monkeypatch: pytest.MonkeyPatch) -
     assert machine._sysctl("hw.nothing") == 0
 
 
-def test_the_data_is_plain() -> None:
-    data = json.loads(Path(devices.__file__).with_name("devices.json").read_text())
-    assert [entry["id"] for entry in data] == [p.id for p in profiles()]
+def test_sysctl_s_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Libc:
+        def sysctlbyname(self, name: bytes, value: Any, size: Any, new: None, length: int) -> int:
+            value.value = b"Apple M1"
+            return 0 if name == b"machdep.cpu.brand_string" else -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Libc())
+    assert machine._sysctl_text("machdep.cpu.brand_string") == "Apple M1"
+    assert machine._sysctl_text("hw.nothing") == ""

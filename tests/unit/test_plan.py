@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib import metadata
+from typing import Any
 
 import pytest
 from conftest import SPEC
@@ -11,10 +12,9 @@ from edge.bundle import File, Manifest, Part
 from edge.devices import DeviceProfile
 from edge.engines import installed_engines, open_part
 from edge.errors import BundleError, EngineError, UsageError
-from edge.plan import Choice, EngineInfo, cache_bytes, plan
+from edge.memory import memory
+from edge.plan import Choice, EngineInfo, needed, plan
 from edge.types import OpenOptions, PartFiles
-
-POSITION = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, width, bytes
 
 
 def part(*covers: str, format: str = "onnx", scheme: str = "w4", size: int = 100) -> Part:
@@ -69,6 +69,10 @@ def test_the_plain_case() -> None:
         ],
         "threads": 3,
         "context": 1024,
+        "cache": None,
+        "one_at_a_time": False,
+        "peak_bytes": made.peak_bytes,
+        "given_up": [],
     }
 
 
@@ -167,40 +171,78 @@ def test_what_cannot_be(options: dict[str, int]) -> None:
         plan(manifest(), device(), (ORT,), **options)  # type: ignore[arg-type]
 
 
-def test_a_cache_position() -> None:
-    assert cache_bytes(SPEC.decoder) == POSITION
+def takes(of: Manifest, context: int, cache: Any = None, apart: bool = False, engines: Any = (ORT,)) -> int:
+    choices = plan(of, device(), engines).choices
+    return memory(needed(of, choices, engines), context, cache, apart).peak
 
 
 @pytest.mark.parametrize(
-    ("positions", "asked", "context"),
-    [(1024, 0, 1024), (1023, 0, 768), (256, 0, 256), (300, 300, 300), (1024, 1024, 1024), (2000, 512, 512)],
+    ("room", "asked", "context"),
+    [(1024, 0, 1024), (1023, 0, 768), (256, 0, 256), (300, 300, 300), (1024, 1024, 1024), (1000, 512, 512)],
 )
-def test_the_context_that_fits(positions: int, asked: int, context: int) -> None:
-    made = plan(manifest(), device(200 + positions * POSITION), (ORT,), context=asked)
-    assert made.context == context
+def test_the_context_that_fits(room: int, asked: int, context: int) -> None:
+    apart = not asked and room < 1024  # a shorter context is the last resort
+    made = plan(manifest(), device(takes(manifest(), room, apart=apart)), (ORT,), context=asked)
+    assert (made.context, made.one_at_a_time) == (context, apart)
+    assert made.given_up == (
+        ("one half of the model open at a time", f"a context of {context}, not 1024") if apart else ()
+    )
+    assert made.peak_bytes <= takes(manifest(), room, apart=apart)
 
 
 def test_a_short_context_fits_whole_or_not_at_all() -> None:
     short = manifest(context=64)
-    assert plan(short, device(200 + 64 * POSITION), (ORT,)).context == 64
-    with pytest.raises(EngineError, match="a context of 64"):
-        plan(short, device(200 + 63 * POSITION), (ORT,))
+    enough = takes(short, 64, apart=True)
+    assert plan(short, device(enough), (ORT,)).context == 64
+    with pytest.raises(EngineError, match="too little memory"):
+        plan(short, device(enough - 1), (ORT,))
+
+
+def test_what_is_given_up_first_costs_least() -> None:
+    keeps = replace(LLAMA, caches=("f16", "q8_0"))
+    mixed = manifest(part("vision", "projector", size=1_000_000), part("decoder", format="gguf", size=4_000_000))
+    engines = (ORT, keeps)
+
+    def ways(room: int, **options: Any) -> tuple[Any, ...]:
+        made = plan(mixed, device(room), engines, **options)
+        return made.cache, made.one_at_a_time, made.context
+
+    whole, eight = (takes(mixed, 1024, kind, engines=engines) for kind in (None, "q8_0"))
+    apart, both = (takes(mixed, 1024, kind, True, engines=engines) for kind in (None, "q8_0"))
+    assert whole > eight > apart > both
+    assert ways(whole) == (None, False, 1024)
+    assert ways(whole - 1) == ("q8_0", False, 1024)
+    assert ways(eight - 1) == (None, True, 1024)
+    assert ways(apart - 1) == ("q8_0", True, 1024)
+    assert ways(both - 1) == ("q8_0", True, 768)
+    assert ways(eight, cache="f16") == ("f16", True, 1024), "what was asked for is not given up"
+    assert plan(mixed, device(whole - 1), engines).given_up == ("keys and values in q8_0",)
 
 
 def test_too_little_memory_for_what_was_asked() -> None:
     large = manifest(part("vision", "projector", size=300_000_000), part("decoder", size=900_000_000), context=1 << 20)
+    room = takes(large, 1000, apart=True)
     with pytest.raises(EngineError) as caught:
-        plan(large, device(1_200_000_000 + 1000 * POSITION), (ORT,), context=1 << 20)
-    assert caught.value.message == (
-        "too little memory: 1,200 MB are free, and the weights take 1,200 MB, a context of 1048576 268 MB more"
-    ).replace("1,200 MB are", f"{(1_200_000_000 + 1000 * POSITION) / 1e6:,.0f} MB are")
+        plan(large, device(room), (ORT,), context=1 << 20)
+    assert caught.value.message.startswith(
+        f"too little memory: tiny takes {takes(large, 1 << 20) / 1e6:,.0f} MB at a context of 1048576, "
+        f"and {room / 1e6:,.0f} MB are there\n  vision 300 MB, decoder 900 MB, keys and values 268 MB, "
+    )
     assert caught.value.hint == "a context of 768 fits"
 
 
 def test_too_little_memory_for_the_weights() -> None:
-    with pytest.raises(EngineError, match=r"too little memory: 0 MB are free") as caught:
-        plan(manifest(), device(150), (ORT,))
-    assert caught.value.hint == "export again with a smaller --scheme"
+    large = manifest(part("vision", "projector", scheme="w8a8", size=10_000_000), part("decoder", size=900_000_000))
+    with pytest.raises(
+        EngineError, match=r"at the least, with one half open at a time, and 860 MB are there"
+    ) as caught:
+        plan(large, device(860_000_000), (ORT,))
+    assert caught.value.hint == (
+        "edge export CHECKPOINT -o OUT --recipe onnx-w8a8-gguf-q4_0 --scheme decoder=q3_k_m would fit"
+    )
+    with pytest.raises(EngineError) as caught:
+        plan(large, device(300_000_000), (ORT,))
+    assert str(caught.value.hint).startswith("no scheme makes it fit: 2")
 
 
 # the engines of this machine

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from fakes import DECODER, FIXED, GROWING, NumpyGraph, write_model_bundle
 from PIL import Image
 
 import edge
-from edge import checked
+from edge import checked, halves
 from edge import session as sessions
 from edge.bundle import Bundle, write_manifest
 from edge.errors import BundleError, ContextError, EdgeError, EngineError, ImageError, UsageError
@@ -71,7 +72,7 @@ class Engine:
 @pytest.fixture(params=[FIXED, GROWING], ids=["fixed", "growing"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
     made = Engine(request.param)
-    monkeypatch.setattr(sessions, "open_part", made)
+    monkeypatch.setattr(halves, "open_part", made)
     return made
 
 
@@ -410,7 +411,7 @@ def opens_late(engine: Engine, opened: threading.Event, monkeypatch: pytest.Monk
             assert opened.wait(30)
         return engine(part, name, options)
 
-    monkeypatch.setattr(sessions, "open_part", open_part)
+    monkeypatch.setattr(halves, "open_part", open_part)
 
 
 def test_a_picture_is_seen_while_the_decoder_opens(
@@ -450,7 +451,7 @@ def test_a_decoder_that_fails_late_is_told_at_the_first_question(
             raise EngineError("no such kernel")
         return engine(part, name, options)
 
-    monkeypatch.setattr(sessions, "open_part", open_part)
+    monkeypatch.setattr(halves, "open_part", open_part)
     session = edge.load(bundle.path, engine="null")
     opened.set()
     for _ in range(2):
@@ -465,7 +466,7 @@ def test_damage_explains_more_than_the_engine(bundle: Bundle, monkeypatch: pytes
     def refuse(*arguments: object) -> Graph:
         raise EngineError("protobuf parsing failed")
 
-    monkeypatch.setattr(sessions, "open_part", refuse)
+    monkeypatch.setattr(halves, "open_part", refuse)
     with pytest.raises(EngineError, match="protobuf"):
         edge.load(bundle.path, engine="null")
     flip(bundle, "decoder.onnx")
@@ -485,7 +486,7 @@ def test_engines_that_own_a_decoder(role: str, bundle: Bundle, monkeypatch: pyte
         files = bundle.files(bundle.manifest.part("decoder"))
         return lift(NumpyGraph(spec), files, spec, options.context)
 
-    monkeypatch.setattr(sessions, "open_part", open_part)
+    monkeypatch.setattr(halves, "open_part", open_part)
     if role == "decoder":
         assert edge.load(bundle.path, engine="null").ask(photo(1), "What?", max_tokens=3)
     else:
@@ -526,3 +527,69 @@ def test_a_failure_is_survived(session: Session, engine: Engine) -> None:
         list(stream)
     engine.brain.fail = False
     assert session.ask(photo(1), "What?", max_tokens=6) == expected
+
+
+# little memory
+
+
+@pytest.fixture
+def apart(engine: Engine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Session:
+    """One half at a time: the limit is just below what both take."""
+    with edge.load(bundle.path, engine="null") as whole:
+        limit = whole.plan.peak_bytes - 1
+    engine.eyes.clear()
+    return edge.load(bundle.path, engine="null", max_memory=limit)
+
+
+def test_one_half_is_open_at_a_time(engine: Engine, apart: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = weakrefs(engine, monkeypatch)
+    assert (apart.plan.one_at_a_time, apart.plan.context) == (True, CONTEXT)
+    first = apart.ask(photo(1), "What?", max_tokens=5)
+    assert [kind for kind, part in opened if part() is not None] == ["decoder"]
+    assert apart.ask(photo(1), "What?", max_tokens=5) == first
+    assert apart.last.cached_tokens > 0, "the same picture opens nothing"
+    other = apart.ask(photo(2), "What?", max_tokens=5)
+    assert [kind for kind, _ in opened] == ["decoder", "vision", "decoder"]
+    assert [kind for kind, part in opened if part() is not None] == ["decoder"]
+    assert apart.last.cached_tokens == 0
+    assert apart.ask(photo(1), "What?", max_tokens=5) == first, "its rows are remembered"
+    with edge.load(apart.bundle.path, engine="null") as whole:
+        assert whole.ask(photo(1), "What?", max_tokens=5) == first
+        assert whole.ask(photo(2), "What?", max_tokens=5) == other
+
+
+def weakrefs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What is opened from now on; the engine's own references are dropped."""
+    opened: list[tuple[str, Any]] = []
+
+    def open_part(part: PartFiles, name: str, options: OpenOptions) -> Graph:
+        found = engine(part, name, options)
+        opened.append(("decoder" if "decoder" in part.covers else "vision", weakref.ref(found)))
+        engine.eyes.clear()
+        engine.brain = None
+        return found
+
+    monkeypatch.setattr(halves, "open_part", open_part)
+    return opened
+
+
+def test_an_answer_that_is_still_read_ends_when_another_picture_is_seen(apart: Session) -> None:
+    answer = apart.stream(photo(1), "What?", max_tokens=20)
+    next(answer)
+    apart.encode_image(photo(2))
+    with pytest.raises(UsageError, match="another question was asked"):
+        list(answer)
+    assert apart.ask(photo(2), "What?", max_tokens=3)
+
+
+def test_no_memory_is_told_before_anything_opens(engine: Engine, bundle: Bundle) -> None:
+    with pytest.raises(EngineError, match="too little memory: null takes"):
+        edge.load(bundle.path, engine="null", max_memory=1000)
+    assert engine.options == []
+
+
+def test_what_is_free_bounds_what_may_be_taken(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = replace(sessions.detect(), memory_bytes=1000)
+    monkeypatch.setattr(sessions, "detect", lambda: here)
+    with pytest.raises(EngineError, match="too little memory"):
+        edge.load(bundle.path, engine="null", max_memory=1 << 40)

@@ -1,0 +1,102 @@
+"""The two halves of a model, what sees and what speaks, opened as a plan says: both at once, or one at a time."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from time import perf_counter
+from typing import TypeVar
+
+from edge import machine
+from edge.bundle import Bundle
+from edge.engines import open_part
+from edge.errors import EngineError
+from edge.lift import lift
+from edge.plan import Choice, Plan
+from edge.types import Decoder, Graph, OpenOptions
+
+T = TypeVar("T")
+
+
+class Halves:
+    """Both open beside each other from the start, each in a thread of its own. One at a time, a half opens when it is
+    asked for, after the other is closed: whoever holds that one must have let it go."""
+
+    def __init__(self, bundle: Bundle, chosen: Plan, options: OpenOptions, started: float) -> None:
+        self.one_at_a_time = chosen.one_at_a_time
+        self._bundle = bundle
+        self._options = options
+        self._started = started  # when loading began, by perf_counter
+        self._seeing = [choice for choice in chosen.choices if "decoder" not in choice.part.covers]
+        (self._speaking,) = (choice for choice in chosen.choices if "decoder" in choice.part.covers)
+        self._graphs: list[Future[Graph]] = []
+        self._decoder: Future[tuple[Decoder, float]] | None = None
+        if not self.one_at_a_time:
+            self._open_graphs()
+            self._open_decoder()
+
+    def graphs(self) -> tuple[Graph, ...]:
+        """What turns a picture into rows, in order; none where no part sees. Raises EngineError."""
+        if self.one_at_a_time and self._seeing and not self._graphs:
+            self._decoder = None
+            _give_back()
+            self._open_graphs()
+        return tuple(future.result() for future in self._graphs)
+
+    def decoder(self) -> tuple[Decoder, float]:
+        """And how long it took to be there, in milliseconds: from the start of loading, or from when it was asked for.
+        Raises EngineError."""
+        if self._decoder is None:
+            self._graphs = []
+            _give_back()
+            self._started = perf_counter()
+            self._open_decoder()
+        assert self._decoder is not None
+        return self._decoder.result()
+
+    def known_to_fail(self) -> None:
+        """Raises what opening the decoder did, if it has ended; does not wait for it."""
+        if self._decoder is not None and self._decoder.done():
+            self._decoder.result()
+
+    def _open_graphs(self) -> None:
+        self._graphs = [beside(partial(self._graph, choice)) for choice in self._seeing]
+
+    def _open_decoder(self) -> None:
+        self._decoder = beside(self._speak)
+
+    def _graph(self, choice: Choice) -> Graph:
+        part = open_part(self._bundle.files(choice.part), choice.engine, self._options)
+        if isinstance(part, Decoder):
+            raise EngineError(f"{choice.engine} opened the {'+'.join(choice.part.covers)} as a decoder")
+        return part
+
+    def _speak(self) -> tuple[Decoder, float]:
+        choice, options = self._speaking, self._options
+        files = self._bundle.files(choice.part)
+        part = open_part(files, choice.engine, options)
+        if not isinstance(part, Decoder):
+            if options.cache:
+                raise EngineError(
+                    f"keys and values cannot be kept as {options.cache}: "
+                    f"the graph that {choice.engine} runs fixes that",
+                    hint="leave --cache away, or export a decoder that keeps them itself: --recipe onnx-w8a8-gguf-q4_0",
+                )
+            part = lift(part, files, self._bundle.manifest.spec.decoder, options.context)
+        return part, 1e3 * (perf_counter() - self._started)
+
+
+def beside(work: Callable[[], T]) -> Future[T]:
+    """Done in a thread of its own."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="edge-load")
+    future = pool.submit(work)
+    pool.shutdown(wait=False)
+    return future
+
+
+def _give_back() -> None:
+    """What was let go, to the system: the C library keeps it for itself otherwise."""
+    gc.collect()
+    machine.trim()

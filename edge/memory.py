@@ -1,0 +1,123 @@
+"""How much memory a plan takes at its peak, and what to give up where it is too little. Pure arithmetic."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from edge.errors import UsageError
+from edge.roofline import decoder_activations, vision_activations
+from edge.sizes import Sizes
+from edge.spec import DecoderSpec
+from edge.types import CacheKind
+
+STEP = 256  # a context that was not asked for shrinks by this until it fits
+RUNTIME = 90_000_000  # Python, numpy and two engines' libraries, measured (`BENCHMARKS.md`)
+BATCH = 512  # positions that an engine computes at a time, and first makes room for
+ITEMS: dict[CacheKind, float] = {"f16": 2.0, "q8_0": 34 / 32}  # bytes of a key's or value's number; a scale for 32
+
+
+_UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `1.5GB` (decimal), `1.5GiB`, `800M` or `1500000000`. Raises UsageError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?I?)B?", text.strip(), re.ASCII | re.IGNORECASE)
+    if not found or found[2].upper() not in _UNITS or float(found[1]) <= 0:
+        raise UsageError(f"no size: {text!r}", hint="a number with its unit: 1.5GB, 800MB, 1.5GiB")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a model takes apart from its context, in bytes. `kinds`: how an engine can keep keys and values that keeps
+    them itself, and moves them to a longer memory as they grow; none: a graph fixes that, at `item` bytes a number."""
+
+    sizes: Sizes
+    vision: int  # weights as they lie in memory
+    decoder: int
+    item: int
+    kinds: tuple[CacheKind, ...]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. The parts of the peak; where only one half is open at a time, the larger half counts."""
+
+    runtime: int
+    vision: int
+    decoder: int
+    cache: int
+    activations: tuple[int, int]  # of the vision part, of the decoder
+    one_at_a_time: bool
+
+    @property
+    def peak(self) -> int:
+        seeing, speaking = self.vision + self.activations[0], self.decoder + self.cache + self.activations[1]
+        return self.runtime + (max(seeing, speaking) if self.one_at_a_time else seeing + speaking)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """How a model fits. `cache` None: as the engine likes."""
+
+    context: int
+    cache: CacheKind | None
+    one_at_a_time: bool
+    memory: Memory
+
+
+def cache_bytes(spec: DecoderSpec, item: float) -> int:
+    """What one position of the key-value cache takes."""
+    return round(2 * spec.layers * spec.kv_heads * spec.head_dim * item)
+
+
+def memory(need: Need, context: int, cache: CacheKind | None = None, one_at_a_time: bool = False) -> Memory:
+    """At a full context of so many positions."""
+    spec = need.sizes.spec
+    kept = cache_bytes(spec, ITEMS[cache or "f16"] if need.kinds else need.item) * context
+    moving = need.kinds and context > BATCH  # old, copy and new: twice the new one in all
+    # A graph takes a prompt whole, and has its inputs and outputs beside each other.
+    speaking = decoder_activations(spec.hidden, min(context, BATCH) if need.kinds else 2 * context)
+    activations = vision_activations(need.sizes), speaking
+    return Memory(RUNTIME, need.vision, need.decoder, kept * (2 if moving else 1), activations, one_at_a_time)
+
+
+def settle(need: Need, limit: int, asked: int = 0, cache: CacheKind | None = None) -> Settled | None:
+    """The first way that fits `limit` bytes: everything open; keys and values in 8 bits; one half open at a time; both.
+    Then, where no context was asked for, the longest shorter one. None where nothing fits."""
+    for way, kind in _ways(need, cache):
+        if (found := memory(need, asked or need.sizes.spec.context, kind, way)).peak <= limit:
+            return Settled(asked or need.sizes.spec.context, kind, way, found)
+    return None if asked else shrunk(need, limit, cache)
+
+
+def shrunk(need: Need, limit: int, cache: CacheKind | None = None) -> Settled | None:
+    """With the most thrifty way: the longest context that fits, of at least a picture and a question."""
+    (way, kind), whole = list(_ways(need, cache))[-1], need.sizes.spec.context
+    shorter = range(whole // STEP * STEP, _shortest(need) - 1, -STEP)
+    for context in (whole, *shorter):
+        if (found := memory(need, context, kind, way)).peak <= limit:
+            return Settled(context, kind, way, found)
+    return None
+
+
+def least(need: Need, cache: CacheKind | None = None) -> Memory:
+    """The least that it can do with."""
+    way, kind = list(_ways(need, cache))[-1]
+    return memory(need, _shortest(need), kind, way)
+
+
+def _shortest(need: Need) -> int:
+    """A context that holds a picture and a question."""
+    return min(need.sizes.spec.context, -(-(need.sizes.image_tokens + STEP // 2) // STEP) * STEP)
+
+
+def _ways(need: Need, cache: CacheKind | None) -> Iterator[tuple[bool, CacheKind | None]]:
+    """(one half at a time, how keys and values are kept): what costs least first."""
+    kinds: Sequence[CacheKind | None] = [None, "q8_0"] if "q8_0" in need.kinds and not cache else [cache]
+    halves = [False, True] if need.vision else [False]
+    for half in halves:
+        for kind in kinds:
+            yield half, kind

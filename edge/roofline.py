@@ -1,0 +1,125 @@
+"""How long a model should take on a device: bytes over bandwidth, and operations over throughput (Williams, Waterman
+and Patterson, "Roofline", 2009). Pure arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge.sizes import HEAD, Sizes
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a device can do at most. None: not known, and no time is predicted from it."""
+
+    bandwidth: float | None  # bytes/s
+    int8: float | None  # operations/s, a product and a sum being two
+    fp32: float | None
+
+
+@dataclass(frozen=True)
+class Utilisation:
+    """The shares of a device's speed that the kernels reach."""
+
+    decode: float  # of the bandwidth
+    prefill: float  # of int8, or of fp32 where weights are not rounded
+    vision: float
+    attention: float  # of fp32
+
+
+# Calibrated on one machine with today's kernels (`BENCHMARKS.md`); a Raspberry Pi 5's published figures agree.
+PROCESSOR = Utilisation(decode=0.75, prefill=0.24, vision=0.55, attention=0.55)
+# llama.cpp on CUDA, as published for a Jetson AGX Orin; of fp16 throughput, and of the theoretical bandwidth.
+GRAPHICS = Utilisation(decode=0.33, prefill=0.04, vision=0.03, attention=0.04)
+READING = 0.75  # of a theoretical bandwidth that reading reaches
+
+
+@dataclass(frozen=True)
+class Work:
+    """One stage: operations by the arithmetic that does them, and bytes that move."""
+
+    int8: float = 0.0
+    fp32: float = 0.0
+    attention: float = 0.0
+    bytes: float = 0.0
+
+    @property
+    def flop(self) -> float:
+        return self.int8 + self.fp32 + self.attention
+
+
+def see(sizes: Sizes, quantised: bool) -> Work:
+    """One picture through the vision tower and the projector. A class token is among the positions."""
+    positions = sizes.patches + 1
+    linear = 2.0 * sizes.vision * positions
+    attention = 4.0 * positions**2 * sizes.width * sizes.layers
+    return Work(int8=linear, attention=attention) if quantised else Work(fp32=linear, attention=attention)
+
+
+def prefill(sizes: Sizes, tokens: int, quantised: bool, weight_bytes: float) -> Work:
+    """A prompt of so many positions in one pass; the head sees the last one only. The attention is causal."""
+    spec = sizes.spec
+    linear = 2.0 * (sizes.decoder * tokens + sizes.head)
+    attention = 2.0 * tokens**2 * spec.heads * spec.head_dim * spec.layers
+    moved = weight_bytes + activations_moved(sizes, tokens)
+    if quantised:
+        return Work(int8=linear, attention=attention, bytes=moved)
+    return Work(fp32=linear, attention=attention, bytes=moved)
+
+
+def step(sizes: Sizes, position: int, weight_bytes: float, cache_item: float) -> Work:
+    """One token after so many: all weights but the embedding table, and all keys and values."""
+    spec = sizes.spec
+    cached = 2.0 * spec.layers * spec.kv_heads * spec.head_dim * cache_item * position
+    return Work(int8=2.0 * (sizes.decoder + sizes.head), bytes=weight_bytes + cached)
+
+
+def activations_moved(sizes: Sizes, tokens: int, item: float = 2.0) -> float:
+    """Bytes that the operators of one prompt read and write, each on its own, without weights: what nothing fused
+    would move. Scores are read and written by the softmax, and by the products before and after it."""
+    spec = sizes.spec
+    hidden, kept = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    ffn = feed_forward(sizes)
+    linear = 2 * (spec.hidden + hidden) + 2 * (spec.hidden + kept) + 3 * (spec.hidden + ffn)
+    pointwise = 4 * spec.hidden + 6 * spec.hidden + 4 * ffn  # two norms, two sums, the gate
+    attention = 4 * hidden + 4 * spec.heads * tokens
+    return item * tokens * spec.layers * (linear + pointwise + attention)
+
+
+def feed_forward(sizes: Sizes) -> int:
+    """The width of the decoder's gated feed-forward layers, from its weights."""
+    spec = sizes.spec
+    attention = 2 * spec.hidden * spec.head_dim * (spec.heads + spec.kv_heads)
+    return max(0, round((sizes.decoder / spec.layers - attention) / (3 * spec.hidden)))
+
+
+def seconds(work: Work, speed: Speed, share: float, use: Utilisation) -> float | None:
+    """The longer of computing and moving; `share` is what the kernels of this stage reach of a peak."""
+    times: list[float] = []
+    for amount, peak, reached in (
+        (work.int8, speed.int8, share),
+        (work.fp32, speed.fp32, share),
+        (work.attention, speed.fp32, use.attention),
+    ):
+        if amount:
+            if not peak:
+                return None
+            times.append(amount / (peak * reached))
+    moving = work.bytes / (speed.bandwidth * use.decode) if speed.bandwidth else 0.0
+    return max(sum(times), moving) if times or moving else None
+
+
+def token_seconds(work: Work, speed: Speed, use: Utilisation) -> float | None:
+    """A token is bound by what it reads."""
+    return work.bytes / (speed.bandwidth * use.decode) if speed.bandwidth else None
+
+
+def vision_activations(sizes: Sizes) -> int:
+    """Bytes alive at once while a picture is seen: fp32, a dozen rows of the width at each position, and all scores."""
+    positions = sizes.patches + 1
+    return 4 * (12 * positions * sizes.width + sizes.width // HEAD * positions**2) if sizes.vision else 0
+
+
+def decoder_activations(spec_hidden: int, positions: int) -> int:
+    """Bytes alive at once while so many positions are computed: fp32, a dozen rows of the width at each."""
+    return 4 * 12 * positions * spec_hidden

@@ -1,0 +1,82 @@
+"""What of a model that does not fit would: another context, another scheme, another recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from edge import plugins
+from edge.bundle import Manifest
+from edge.errors import EngineError
+from edge.memory import Need, least, memory, shrunk
+from edge.recipes import RECIPES
+from edge.sizes import FORMATS
+from edge.types import CacheKind
+
+MARGIN = 0.97  # of the memory: bytes of a weight are known to a few percent
+
+
+def too_little(manifest: Manifest, need: Need, limit: int, context: int, cache: CacheKind | None) -> EngineError:
+    """What it would take of the `limit` bytes, and what would fit. `context` 0: none was asked for."""
+    asked = memory(need, context, cache) if context else least(need, cache)
+    where = f"at a context of {context}" if context else "at the least, with one half open at a time"
+    message = (
+        f"too little memory: {manifest.name} takes {_mb(asked.peak)} {where}, and {_mb(limit)} are there\n"
+        f"  vision {_mb(need.vision)}, decoder {_mb(need.decoder)}, keys and values {_mb(asked.cache)}, "
+        f"while computing {_mb(sum(asked.activations))}, libraries {_mb(asked.runtime)}"
+    )
+    if context and (shorter := shrunk(need, limit, cache)):
+        return EngineError(message, hint=f"a context of {shorter.context} fits")
+    return EngineError(message, hint=_hint(need, limit))
+
+
+def schemes(need: Need, limit: int) -> Iterator[str]:
+    """The decoder's schemes that would fit, as `format scheme`, the widest first."""
+    weights = need.sizes.decoder + 2 * need.sizes.head
+    options = {
+        (plugins.facts(FORMATS, name)["BYTES_PER_WEIGHT"][scheme], name, scheme)
+        for name in plugins.names(FORMATS)
+        if _anywhere(name)
+        for scheme in _decoder_schemes(name)
+    }
+    for bytes_per_weight, name, scheme in sorted(options, reverse=True):
+        decoder = round(weights * bytes_per_weight * _copies(name))
+        if least(replace(need, decoder=decoder)).peak <= MARGIN * limit:
+            yield f"{name} {scheme}"
+
+
+def _hint(need: Need, limit: int) -> str:
+    fitting = list(schemes(need, limit))
+    if not fitting:
+        floor = memory(replace(need, decoder=0), 1, None, True).peak
+        room = max(0, limit - floor)
+        return f"no scheme makes it fit: {_mb(room)} are left for a decoder; take a smaller model, or another device"
+    format, _, scheme = fitting[0].partition(" ")
+    able = [recipe for recipe in RECIPES.values() if recipe.targets["decoder"].format == format]
+    recipe = min(able, key=lambda recipe: len(recipe.targets)).name  # nothing beside the parts
+    return f"edge export CHECKPOINT -o OUT --recipe {recipe} --scheme decoder={scheme} would fit"
+
+
+def _decoder_schemes(format: str) -> Iterator[str]:
+    facts: dict[str, Any] = plugins.facts(FORMATS, format)
+    yield from (scheme for scheme in facts["SCHEMES"].get("decoder", ()) if scheme in facts["BYTES_PER_WEIGHT"])
+
+
+def _anywhere(format: str) -> bool:
+    """Whether an engine opens the format that is not tied to one maker's systems."""
+    engines = (plugins.facts("runtimes", name) for name in plugins.names("runtimes"))
+    return any(format in facts["FORMATS"] and "SYSTEMS" not in facts for facts in engines)
+
+
+def _copies(format: str) -> float:
+    """Bytes in memory for one in the file, of the engine that opens the format."""
+    for name in plugins.names("runtimes"):
+        facts = plugins.facts("runtimes", name)
+        if format in facts["FORMATS"]:
+            return float(facts.get("RESIDENT", {}).get("", 1.0))
+    return 1.0
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
