@@ -47,7 +47,9 @@ def test_a_line_works(place: Path, line: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_these_are_all_commands() -> None:
-    assert {line.split()[1] for line in HERE} == {"run", "verify", "bench", "report", "inspect", "devices", "doctor"}
+    assert {line.split()[1] for line in HERE} == {
+        *("run", "verify", "bench", "report", "inspect", "devices", "fit", "doctor")
+    }
     assert {line.split()[1] for line in LINES} - {line.split()[1] for line in HERE} == {"export"}
 
 

@@ -82,8 +82,10 @@ def test_a_name_of_a_recipe_stays_as_long_as_its_targets_do():
 def test_a_device_names_its_recipe(device):
     assert targets.resolve(None, (), None, device) == RECIPES[devices.profile(device).recipe]
     # GGUF has no fp32: that part stays as it is.
+    decoder = RECIPES[devices.profile(device).recipe].targets["decoder"]
+    kept = decoder if decoder.format == "gguf" else Target("onnx", "fp32")
     changed = targets.resolve(None, ("fp32",), None, device).targets
-    assert changed == {"vision": Target("onnx", "fp32"), "decoder": Target("gguf", "q4_0")}
+    assert changed == {"vision": Target("onnx", "fp32"), "decoder": kept}
 
 
 def test_a_recipe_that_was_asked_for_goes_before_the_device_s():
