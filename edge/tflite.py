@@ -172,6 +172,8 @@ class _Reader:
                 for named, places in ((inputs, sources), (outputs, targets))
             ]
             found[name] = Signature(name, subgraph, specs[0], specs[1], sources, targets)
+        if not found:
+            raise Damage("it has no signature")
         return found
 
     def _ports(
