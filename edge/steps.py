@@ -172,23 +172,21 @@ class StepDecoder:
         mask[:, past:].reshape(self._group, count, count)[:] = np.triu(np.full((count, count), HIDDEN), 1)
 
     def _reserve(self, total: int) -> None:
-        """A cache for `total` positions, with what the one before holds."""
-        if total <= self._length:
-            return
+        """The shortest cache for `total` positions, with what the one before holds: a step reads the whole of it."""
         length = next(cache for cache in self._calls.caches if cache >= total)
+        if length == self._length:
+            return
         try:
-            longer = self._program.cache(self._calls.make(1, length))
+            fitting = self._program.cache(self._calls.make(1, length))
         except MemoryError as error:
             raise EngineError(
                 f"no memory for the keys and values of {length} positions", hint="load with a smaller context"
             ) from error
-        for name, array in self._cache.items():
-            if not name.startswith(PAST):
-                continue
-            keys = name.endswith(".key")
-            kept = array[:, :, : self._position] if keys else array[..., : self._position]
-            (longer[name][:, :, : self._position] if keys else longer[name][..., : self._position])[:] = kept
-        self._cache, self._length = longer, length
+        for layer in range(self._layers if self._position else 0):
+            key, value = f"{PAST}{layer}.key", f"{PAST}{layer}.value"
+            fitting[key][:, :, : self._position] = self._cache[key][:, :, : self._position]
+            fitting[value][..., : self._position] = self._cache[value][..., : self._position]
+        self._cache, self._length = fitting, length
 
     def _rows(self, segments: Sequence[Segment], count: int) -> NDArray[np.float32]:
         rows = np.empty((count, self._table.hidden), np.float32)

@@ -57,7 +57,7 @@ class Numpy:
 
     def cache(self, call: Call) -> dict[str, Array]:
         self.kept = {t.name: np.zeros(t.shape, t.dtype) for t in call.inputs if t.name.startswith(PAST)}
-        return self.kept
+        return self.kept  # what was given before stays as it is
 
     def bind(self, call: Call) -> dict[str, Array]:
         self.arrays = {t.name: np.full(t.shape, np.nan, t.dtype) for t in call.own}
@@ -174,6 +174,16 @@ def test_a_prompt_is_computed_as_it_is_and_cut_where_it_is_longer_than_a_call(
     for count in counts:
         decoding.extend([Tokens((1,) * count)])
     assert program.calls == calls
+
+
+def test_a_cache_that_grew_is_not_read_by_the_next_question(part: PartFiles) -> None:
+    decoding, program = decoder(part)
+    decoding.extend([Tokens((1, 2, 3) * 6)])
+    decoding.rewind(5)
+    program.calls.clear()
+    logits = decoding.extend([Tokens((4,))])
+    assert program.calls == [("decode_8", 1)]
+    np.testing.assert_allclose(logits, whole(rows_of(part, [1, 2, 3, 1, 2, 4]), np.load(part.files[2])), rtol=1e-4)
 
 
 def test_a_prompt_beyond_the_largest_cache_is_told(part: PartFiles) -> None:
