@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from edge import tflite
 from edge.errors import BundleError, EngineError
-from edge.lift import too_long
+from edge.lift import position_after, require_held
 from edge.spec import DecoderSpec
 from edge.table import EmbeddingTable
 from edge.tflite import Signature, TFLite
-from edge.types import Array, OpenOptions, PartFiles, Segment, TensorSpec, Tokens
+from edge.types import Array, OpenOptions, PartFiles, Segment, TensorSpec
 
 ROTATIONS = "rope.npy"  # f32 [2, context, head_dim]: cos, and sin with its first half negated
 PAST = "past_key_values."  # what the names of the cache's tensors begin with
@@ -121,14 +121,11 @@ class StepDecoder:
         return self._position
 
     def extend(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
-        count = sum(map(len, segments))
-        total = self._position + count
-        if count == 0:
-            raise EngineError("a decoder was extended by nothing")
-        if total > self._context:
-            raise too_long(total, self._context)
+        total = position_after(segments, self._position, self._context)
+        count = total - self._position
         self._reserve(total)
-        rows = self._rows(segments, count)
+        rows = np.empty((count, self._table.hidden), np.float32)
+        self._table.embed(segments, rows)
         position, logits = self._position, np.empty(0, np.float32)
         for piece in self._pieces.cut(count, position, self._length):
             taken = rows[position - self._position :][: piece.length]  # all but the last piece are full
@@ -138,8 +135,7 @@ class StepDecoder:
         return logits
 
     def rewind(self, position: int) -> None:
-        if not 0 <= position <= self._position:
-            raise EngineError(f"cannot rewind to {position} from {self._position}")
+        require_held(position, self._position)
         self._position = position  # what lies behind it is hidden, and written over
 
     def _run(self, piece: Piece, rows: NDArray[np.float32], position: int) -> NDArray[np.float32]:
@@ -187,21 +183,6 @@ class StepDecoder:
             kept = array[:, :, : self._position] if keys else array[..., : self._position]
             (longer[name][:, :, : self._position] if keys else longer[name][..., : self._position])[:] = kept
         self._cache, self._length = longer, length
-
-    def _rows(self, segments: Sequence[Segment], count: int) -> NDArray[np.float32]:
-        rows = np.empty((count, self._table.hidden), np.float32)
-        start = 0
-        for segment in segments:
-            end = start + len(segment)
-            if isinstance(segment, Tokens):
-                if segment.ids:
-                    self._table.gather(segment.ids, rows[start:end])
-            elif segment.rows.ndim != 2 or segment.rows.shape[1] != self._table.hidden:
-                raise EngineError(f"embeddings of {segment.rows.shape}, for a decoder of width {self._table.hidden}")
-            else:
-                rows[start:end] = segment.rows
-            start = end
-        return rows
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,15 @@ from exporters import embedding_table
 from exporters.apple import TARGET
 from exporters.checkpoint import Checkpoint
 from exporters.component import Component
-from exporters.coreml_program import functions, package, placement, ranges, trace
+from exporters.coreml_program import functions, package, ranges, trace
 from exporters.coreml_program.functions import Recorded
 from exporters.coreml_program.weights import Weights
 from exporters.decoders import LanguageModel
 from exporters.encoder import Encoder
 from exporters.formats import Progress, Written
+from exporters.mil import package as reading
+from exporters.mil import placement
+from exporters.mil.program import Program
 
 # The tolerance is on the distance to torch on the same stored weights: what stays above zero is half precision, each
 # operation's result rounded.
@@ -92,7 +95,7 @@ def _encoder(
         files,
         (TensorSpec("pixel_values", "float32", (1, 3, size, size)),),
         (TensorSpec("image_embeds", "float32", (1, *rows)),),
-        _details(written, wide, weights),
+        _details(path, written, wide, weights),
     )
 
 
@@ -127,7 +130,7 @@ def _decoder(
             TensorSpec("causal_mask", "float32", (1, 1, new, total)),
         ),
         (TensorSpec("logits", "float32", (1, 1, config.vocab)),),
-        _details(written, wide, weights),
+        _details(path, written, wide, weights),
     )
 
 
@@ -141,9 +144,10 @@ def _metadata(checkpoint: Checkpoint, what: str, scheme: str) -> package.Metadat
     )
 
 
-def _details(written: Sequence[Any], wide: Mapping[str, float], weights: Weights) -> dict[str, Any]:
+def _details(path: Path, written: Sequence[Any], wide: Mapping[str, float], weights: Weights) -> dict[str, Any]:
     """What an app must know, and what was decided. `fp32` names what overflowed half precision, with its largest."""
     first = written[0][1]
+    program = Program(reading.read(path))
     details: dict[str, Any] = {
         "minimum": {"ios": "18.0", "macos": "15.0"},
         "specification": int(TARGET),
@@ -157,7 +161,7 @@ def _details(written: Sequence[Any], wide: Mapping[str, float], weights: Weights
         },
         "weights": dict(Counter(weights.kinds.values())),
         "fp32": wide,
-        "predicted_placement": {description.name: placement.predicted(function) for function, description in written},
+        "predicted_placement": {name: placement.counted(name, program.function(name)) for name in program.names},
     }
     if first.state:
         states = [(feature.name, feature.type.stateType.arrayType.shape) for feature in first.state]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import coremltools
@@ -110,6 +111,23 @@ def test_run_points_to_verify_and_verify_proves(exports: Exports):
     said = call("verify", bundle, "--json")
     assert (said.code, said.json["ok"], said.json["evaluated"]) == (0, True, ["coreml"])
     assert "computes the same model (coreml: computed by an evaluator, not run)" in said.err
+
+
+@elsewhere
+def test_inspect_predicts_where_each_operation_runs(exports: Exports):
+    bundle = exports.bundle(recipe="coreml-w8-w4", context=256)
+    said = call("inspect", bundle, "--placement", "--json")
+    vision, decoder = said.json["parts"]
+    assert (vision["covers"], vision["engine"], vision["predicted"]) == (["vision", "projector"], "mil", True)
+    assert {op["function"] for op in decoder["operations"]} == {"prefill", "decode"}
+    counted = Counter(op["processor"] for op in decoder["operations"] if op["function"] == "decode")
+    told = manifest_of(bundle)["parts"][1]["details"]["predicted_placement"]["decode"]
+    assert counted["ane"] == told["ane"] > 0
+    assert counted["gpu or cpu"] == sum(told["gpu_or_cpu"].values()) > 0
+    shown = call("inspect", bundle, "--placement")
+    assert shown.code == 0 and "ane (predicted)" in shown.out and "shape not known" in shown.out
+    said = call("inspect", exports.bundle(), "--placement")
+    assert said.code == 2 and "no part whose operations are placed one by one" in said.err
 
 
 def test_what_was_computed_in_fp32_is_in_the_manifest(exports: Exports):
