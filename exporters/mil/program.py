@@ -126,7 +126,7 @@ class _Walk:
             if not own and not self._of_states.isdisjoint(op.names):
                 results = results.clone() if isinstance(results, Tensor) else tuple(r.clone() for r in results)
         else:
-            wide = {k: v.float() if _is_half(v) and k != "weight" else v for k, v in arguments.items()}
+            wide = {k: v if k == "weight" else _widened(v) for k, v in arguments.items()}
             results = arithmetic.TABLE[op.type](**wide)
         results = results if isinstance(results, tuple) else (results,)
         for name, declared, result in zip(op.outputs, op.declared, results, strict=True):
@@ -189,8 +189,10 @@ def _cast(x: Tensor, dtype: str) -> Tensor:
     return x if NAMES[dtype].is_floating_point and x.is_floating_point() else x.to(NAMES[dtype])
 
 
-def _is_half(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.float16
+def _widened(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_widened(one) for one in value]
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float16 else value
 
 
 def _static(kind: Type) -> list[int]:

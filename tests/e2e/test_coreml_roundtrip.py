@@ -61,10 +61,38 @@ def test_a_wrong_weight_is_found(exports: Exports, tmp_path):
     assert ("prefill", "stored") in failed(verify(Bundle.open(bundle)))
 
 
+@pytest.mark.parametrize("device", ["macos", "apple_a17pro"])
+def test_an_apple_device_takes_its_recipe_and_the_plan_its_engine(exports: Exports, device):
+    done = exports.export(device=device, context=256)
+    assert manifest_of(done.path)["recipe"] == "coreml-w8-w4"
+    assert done.fit and {choice.engine for choice in done.fit.plan.choices} == {"coreml"}
+    said = call("fit", done.path, "--device", device, "--json")
+    assert said.code == 0 and said.json["fits"]
+
+
 @elsewhere
 def test_the_next_command_is_one_that_works_here(exports: Exports):
     done = exports.export(recipe="coreml-w8-w4", context=256)
     assert done.next_command == f"edge verify {done.path}"
+
+
+def test_the_form_for_the_neural_engine_is_proven_too(exports: Exports):
+    done = exports.export(recipe="coreml-w8-w4", context=256, ane=True)
+    plain = exports.export(recipe="coreml-w8-w4", context=256)
+    parts, before = (manifest_of(made.path)["parts"] for made in (done, plain))
+    assert [part["details"]["layout"] for part in parts] == ["channels first"] * 2
+    assert [part["details"]["layout"] for part in before] == ["rows"] * 2
+    for stage in ("vision", "prefill"):
+        assert done.report.error(stage, "stored")["cosine"] >= 0.9999
+        assert abs(done.report.error(stage, "fp32")["cosine"] - plain.report.error(stage, "fp32")["cosine"]) < 1e-3
+    said = call("inspect", done.path, "--placement", "--json")
+    kinds = {op["operation"] for part in said.json["parts"] for op in part["operations"]}
+    assert {"conv", "einsum"} < kinds and "linear" not in kinds
+
+
+def test_the_form_for_the_neural_engine_is_core_ml_s_only(exports: Exports, tmp_path):
+    said = call("export", exports.checkpoint(), "-o", tmp_path / "out", "--ane")
+    assert said.code == 2 and "--ane is for Core ML packages, and none is written" in said.err
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from exporters.decoders import llama
 from exporters.encoder import Encoder
 from exporters.evaluators import mil
 from exporters.formats import coreml
+from exporters.layers import Linear
 from exporters.mil import package
 from exporters.mil.program import SUPPORTED, Program
 from exporters.projectors import ProjectorConfig
@@ -41,7 +42,7 @@ def source(image=SPEC.image, tokens=4, decoder=None):
     return SimpleNamespace(name="Tiny Model", license="cc0-1.0", sha256="0" * 64, spec=spec)
 
 
-def write_decoder(folder, scheme, config=TINY, module=None, samples=()):
+def write_decoder(folder, scheme, config=TINY, module=None, samples=(), ane=False):
     module = module or random_decoder(config)
     component = Component("decoder", lambda: llama.Decoder(config), {})
     written = coreml.write(
@@ -52,12 +53,13 @@ def write_decoder(folder, scheme, config=TINY, module=None, samples=()):
         lambda done: None,
         checkpoint=source(decoder=spec_of(config)),
         samples=samples,
+        ane=ane,
     )
     part = PartFiles("coreml", scheme, ("decoder",), written.files, written.inputs, written.outputs, spec_of(config))
     return module, part, written
 
 
-def write_encoder(folder, scheme, name="ldpnetv2", module=None, samples=()):
+def write_encoder(folder, scheme, name="ldpnetv2", module=None, samples=(), ane=False):
     tower = dataclasses.replace(clip.tiny().config, image_size=56 if name != "ldpnetv2" else 336)
     sizes = ProjectorConfig(inputs=tower.hidden, hidden=64, grid=tower.grid, depth=2)
     projector = plugins.load("exporters.projectors", name)
@@ -77,6 +79,7 @@ def write_encoder(folder, scheme, name="ldpnetv2", module=None, samples=()):
         lambda done: None,
         checkpoint=checkpoint,
         samples=samples,
+        ane=ane,
     )
     part = PartFiles("coreml", scheme, ("vision", "projector"), written.files, written.inputs, written.outputs)
     return module, part, written
@@ -99,13 +102,14 @@ CONFIGS = {
 }
 
 
+@pytest.mark.parametrize("ane", [False, True], ids=["rows", "channels first"])
 @pytest.mark.parametrize(
     ("scheme", "config"),
     [*((scheme, "gqa") for scheme in coreml.SCHEMES["decoder"]), *(("w4", name) for name in list(CONFIGS)[1:])],
 )
-def test_a_decoder_computes_its_reference_over_a_prompt_and_steps(scheme, config, tmp_path):
+def test_a_decoder_computes_its_reference_over_a_prompt_and_steps(scheme, config, ane, tmp_path):
     """A prompt with a picture's rows, then one token after another: the states are shared by both functions."""
-    module, part, _ = write_decoder(tmp_path, scheme, CONFIGS[config])
+    module, part, _ = write_decoder(tmp_path, scheme, CONFIGS[config], ane=ane)
     generator = torch.Generator().manual_seed(6)
     picture = torch.randn(1, 5, module.config.hidden, generator=generator)
     ids = torch.randint(0, 320, (1, STEPS), generator=generator)
@@ -165,6 +169,7 @@ def test_the_rounding_follows_what_matters(tmp_path):
 # the encoder
 
 
+@pytest.mark.parametrize("ane", [False, True], ids=["rows", "channels first"])
 @pytest.mark.parametrize(
     ("name", "scheme"),
     [
@@ -172,8 +177,8 @@ def test_the_rounding_follows_what_matters(tmp_path):
         *((name, "w8") for name in plugins.names("exporters.projectors") if name != "ldpnet"),
     ],
 )
-def test_an_encoder_computes_its_reference_from_pixels_and_from_a_picture(name, scheme, tmp_path):
-    module, part, _ = write_encoder(tmp_path, scheme, name)
+def test_an_encoder_computes_its_reference_from_pixels_and_from_a_picture(name, scheme, ane, tmp_path):
+    module, part, _ = write_encoder(tmp_path, scheme, name, ane=ane)
     side = module.image_size
     picture = np.random.default_rng(1).integers(0, 256, (1, 3, side, side)).astype(np.float32)
     mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (SPEC.image.mean, SPEC.image.std))
@@ -346,6 +351,25 @@ def test_no_operation_of_a_package_is_unknown_to_the_evaluator(tmp_path):
         for function in ("encode", "encode_image"):
             kinds.update(op.type for op in program.function(function).operations)
     assert kinds["constexpr_lut_to_dense"] and set(kinds) <= SUPPORTED
+
+
+def test_a_product_of_other_than_rows_is_no_convolution(tmp_path):
+    class Pooled(Encoder):
+        def __init__(self, *parts):
+            super().__init__(*parts)
+            self.last = Linear(64, 64)
+
+        def forward(self, pixel_values):
+            return self.last(super().forward(pixel_values).mean([1]))
+
+    def build():
+        return Pooled(clip.tiny(), plugins.load("exporters.projectors", "linear").tiny())
+
+    checkpoint = source(dataclasses.replace(SPEC.image, size=56))
+    options = {"checkpoint": checkpoint, "ane": True}
+    with pytest.raises(EdgeError, match=r"last.weight multiplies 2 axes") as caught:
+        coreml.write(Component("vision", build, {}), randomized(build()), "w8", tmp_path, lambda done: None, **options)
+    assert caught.value.hint == "leave out --ane"
 
 
 def test_a_rule_that_is_missing_is_named(tmp_path):
