@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edge import plugins
+from edge import engines
 from edge.bundle import Bundle
-from edge.engines import EVALUATORS, PACKAGE, evaluator_names, installed_engines
 from edge.errors import UsageError
 
 Processor = Literal["ane", "gpu", "cpu", "gpu or cpu", "unknown"]
@@ -37,12 +36,12 @@ def placements(bundle: Bundle) -> tuple[Placement, ...]:
     does not open."""
     found = []
     for part in bundle.manifest.parts:
-        for engine in installed_engines(evaluators=True):
+        for engine in engines.installed_engines(evaluators=True):
             if engine.formats and engine.refusal((part.format,)) is None:
-                predicted = engine.name in evaluator_names()
-                module = plugins.load(EVALUATORS if predicted else PACKAGE, engine.name)
-                if hasattr(module, "placement"):
-                    operations = tuple(module.placement(bundle.files(part)))
+                opener = engines.module(engine.name)
+                if hasattr(opener, "placement"):
+                    operations = tuple(opener.placement(bundle.files(part)))
+                    predicted = engine.name in engines.evaluator_names()
                     found.append(Placement(part.covers, engine.name, predicted, operations))
                 break
     if not found:
