@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from importlib import metadata
 from importlib.util import find_spec
+from typing import Any
 
 from edge import plugins
 from edge.errors import EngineError
@@ -24,14 +25,18 @@ def installed_engines(*, evaluators: bool = False) -> tuple[EngineInfo, ...]:
 
 def open_part(part: PartFiles, engine: str, options: OpenOptions) -> Graph | Decoder:
     """Raises EngineError when the engine's library does not load, or refuses the part."""
+    opened: Graph | Decoder = module(engine).open(part, options)
+    return opened
+
+
+def module(engine: str) -> Any:
+    """What opens parts (edge.types.Runtime). Raises EngineError when the engine's library does not load."""
     package = EVALUATORS if engine in evaluator_names() else PACKAGE
     try:
-        runtime = plugins.load(package, engine)
+        return plugins.load(package, engine)
     except ImportError as error:
         hint = _info(package, engine).install
         raise EngineError(f"the engine {engine} does not load: {error}", hint=hint) from error
-    opened: Graph | Decoder = runtime.open(part, options)
-    return opened
 
 
 def evaluator_names() -> tuple[str, ...]:

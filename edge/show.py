@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from edge.findings import Findings
     from edge.fit import Fit, Prediction
     from edge.generate import Answer
+    from edge.placement import Placement
     from edge.spec import VLMSpec
     from edge.verify import Report, Row
 
@@ -172,6 +174,17 @@ def _files(files: Iterable[File]) -> Table:
     table = _table("File", "Size", "sha256", right=("Size",))
     for file in files:
         table.add_row(file.path, size(file.bytes), f"{file.sha256[:12]}…")
+    return table
+
+
+def placements(found: Sequence[Placement]) -> RenderableType:
+    """How many operations of each function run where, and why."""
+    table = _table("Part", "Function", "Runs on", "Operations", "Why", right=("Operations",))
+    for part in found:
+        runs = Counter((op.function, op.processor, op.why) for op in part.operations)
+        for (function, processor, why), count in sorted(runs.items()):
+            on = f"{processor} (predicted)" if part.predicted else processor
+            table.add_row("+".join(part.covers), function, on, str(count), why)
     return table
 
 

@@ -112,7 +112,8 @@ class Runtime(Protocol):
     are, where it has them, `RESIDENT` (scheme -> bytes in memory for one in the file; 1 without), `CACHES` (how it can
     store keys and values that it keeps itself), `ITEM` (bytes of one of their numbers, where it has no choice; 4
     without), `GPUS` (classes of devices on whose graphics processor it computes), `SYSTEMS` (the only ones that it is
-    made for, as `sys.platform`) and `ELSEWHERE` (what to say on others)."""
+    made for, as `sys.platform`) and `ELSEWHERE` (what to say on others). One whose system places each operation on a
+    processor of its own has `placement(part)`, which yields `edge.placement.Placed`."""
 
     FORMATS: tuple[str, ...]  # the formats it opens
     PACKAGE: str  # the distribution that brings its library

@@ -20,7 +20,7 @@ from edge import gguf, machine
 from edge.errors import EngineError
 from edge.gguf import GGUF
 from edge.gguf_check import check_decoder
-from edge.lift import too_long
+from edge.lift import position_after, require_held
 from edge.spec import DecoderSpec
 from edge.types import Array, OpenOptions, PartFiles, Segment, Tokens
 
@@ -105,11 +105,7 @@ class LlamaCppDecoder:
         return self._position
 
     def extend(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
-        total = self._position + sum(map(len, segments))
-        if total == self._position:
-            raise EngineError("a decoder was extended by nothing")
-        if total > self._limit:
-            raise too_long(total, self._limit)
+        total = position_after(segments, self._position, self._limit)
         inputs = self._inputs([segment for segment in segments if len(segment)])
         if total > self._length:
             self._grow(total)
@@ -123,8 +119,7 @@ class LlamaCppDecoder:
         return logits
 
     def rewind(self, position: int) -> None:
-        if not 0 <= position <= self._position:
-            raise EngineError(f"cannot rewind to {position} from {self._position}")
+        require_held(position, self._position)
         if position < self._position:
             self._forget(position)
             self._position = position

@@ -416,7 +416,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
     given = "--format onnx --scheme w4 --scheme vision=fp16 --recipe r --device rpi5 --calib pics --imatrix m.gguf"
     more = "--context 512 --vision-tower tower --mmproj m --gguf-only --threads 3 --max-loss 0.1"
-    more += " --mtmd-position-workaround --tensor-type attn_v=Q8_0 --tensor-type blk=q6_k --compile -o out"
+    more += " --mtmd-position-workaround --tensor-type attn_v=Q8_0 --tensor-type blk=q6_k --ane --compile -o out"
     assert call("export", "mtgv/some-model", *given.split(), *more.split()) == 0
     assert exporter.requests == [
         {
@@ -434,6 +434,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
             "gguf_only": True,
             "mtmd_position_workaround": True,
             "tensor_type": ("attn_v=Q8_0", "blk=q6_k"),
+            "ane": True,
             "compile": True,
             "threads": 3,
             "max_loss": 0.1,
@@ -446,7 +447,7 @@ def test_export_leaves_open_what_was_not_said(exporter: SimpleNamespace) -> None
     asked = exporter.requests[0]
     assert (asked.pop("checkpoint"), asked.pop("output"), asked.pop("threads")) == ("ckpt", Path("out"), 0)
     assert asked.pop("gguf_only") is False
-    assert (asked.pop("mtmd_position_workaround"), asked.pop("compile")) == (False, False)
+    assert [asked.pop(name) for name in ("mtmd_position_workaround", "ane", "compile")] == [False] * 3
     assert set(asked.values()) == {None, ()}
 
 

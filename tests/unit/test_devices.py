@@ -185,6 +185,13 @@ def test_this_machine() -> None:
     assert here.engines == profile(str(here.recognised)).engines
 
 
+@pytest.mark.parametrize("name", ["macos", *(name for name in BEFORE if name.startswith("apple_"))])
+def test_apple_s_devices_take_core_ml_and_prefer_its_engine(name: str) -> None:
+    found = profile(name)
+    assert {target.format for target in RECIPES[found.recipe].targets.values()} == {"coreml"}
+    assert {names[0] for names in found.engines.values()} == {"coreml"}
+
+
 def test_a_mac_prefers_what_a_mac_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     monkeypatch.setattr(sys, "platform", "darwin")
