@@ -93,8 +93,10 @@ class _Walk:
             for name in self._function.done[index]:
                 self._values.pop(name, None)
         for name in self._function.outputs:
-            if not isinstance(self._values.get(name), Tensor):
+            if not isinstance(given := self._values.get(name), Tensor):
                 raise EngineError(f"the program gives no {name!r}")
+            if given.is_floating_point():
+                _require_finite(name, given, given.dtype)  # it may have been moved only
         return {name: self._values[name] for name in self._function.outputs}
 
     def _step(self, index: int, op: Operation) -> None:

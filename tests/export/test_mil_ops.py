@@ -257,6 +257,11 @@ def test_what_does_not_fit_half_precision_is_told_by_its_name(build, message, tm
         computed(tmp_path, build, half(300))
 
 
+def test_what_was_only_moved_to_an_output_is_looked_at_too(tmp_path):
+    with pytest.raises(EngineError, match="is not a number"):
+        computed(tmp_path, lambda x: mb.reshape(x=x, shape=(1, -1)), half(1, float("nan")))
+
+
 def counting(state, x):
     """Adds to a state, and gives what it was before and after."""
     before = mb.read_state(input=state)
