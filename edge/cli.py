@@ -48,6 +48,9 @@ PositionWorkaround = Annotated[
 ]
 MaxMemory = Annotated[str | None, typer.Option(metavar="SIZE", help="The most to take at the peak: 1.5GB.")]
 Device = Annotated[str | None, typer.Option("--device", help="One of `edge devices`; this machine.")]
+Isa = Annotated[
+    str | None, typer.Option("--isa", metavar="NAME", help="The widest instruction set to use: neon, avx2, …")
+]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Processor threads; 0: this machine's best.")]
 
 
@@ -130,6 +133,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     threads: Threads = 0,
     cache: Cache = None,
+    isa: Isa = None,
     max_memory: MaxMemory = None,
     system: Annotated[str | None, typer.Option(help="Instead of the model's own system prompt.")] = None,
     as_json: Json = False,
@@ -153,9 +157,11 @@ def run(
         "sampling": Sampling(temp, top_k, top_p, repeat_penalty, seed),
     }
     limit = parse_size(max_memory) if max_memory else None
-    with load(bundle, threads=threads, cache=cast("Any", cache), max_memory=limit, debug=debug) as session:
+    with load(bundle, threads=threads, cache=cast("Any", cache), isa=isa, max_memory=limit, debug=debug) as session:
         if session.plan.given_up:
             _say("little memory: " + ", ".join(session.plan.given_up))
+        if session.plan.free:
+            _say(f"--isa {isa} does not bind {', '.join(session.plan.free)}: what its kernels use is its own choice")
         if question is None:
             _chat(session, pictures, system, options)
         elif as_json:
@@ -176,13 +182,14 @@ def verify(
     ] = None,
     mmproj: Mmproj = None,
     threads: Threads = 0,
+    isa: Isa = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Replay what the export recorded, and compare stage by stage."""
     from edge import show
 
-    report = _verified(bundle, against, mmproj, threads)
+    report = _verified(bundle, against, mmproj, threads, isa)
     if as_json:
         _print_json(report.to_json())
     else:
@@ -194,16 +201,16 @@ def verify(
     _say(f"{bundle} computes the same model{how}")
 
 
-def _verified(bundle: Path, against: str | None, mmproj: Path | None, threads: int) -> Report:
+def _verified(bundle: Path, against: str | None, mmproj: Path | None, threads: int, isa: str | None) -> Report:
     from edge.bundle import Bundle
 
     opened = Bundle.open(bundle)
     if against is None:
         from edge.verify import verify
 
-        return verify(opened, threads=threads)
+        return verify(opened, threads=threads, isa=isa)
     with _export_side(), _leaving_tidily():
-        report: Report = plugins.load("exporters", "against").verify_against(opened, against, mmproj, threads)
+        report: Report = plugins.load("exporters", "against").verify_against(opened, against, mmproj, threads, isa)
     return report
 
 
@@ -219,6 +226,7 @@ def bench(
     threads: Annotated[str, typer.Option("--threads", "-t", metavar="N,N", help="Processor threads to try.")] = "",
     engine: Annotated[str, typer.Option(metavar="NAME,NAME", help="Engines to try before the device's own.")] = "",
     cache: Annotated[str, typer.Option(metavar="f16,q8_0", help="How llama.cpp keeps keys and values; f16.")] = "",
+    isa: Isa = None,
     sustained: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Then go on for so long.")] = 0.0,
     output: Annotated[str, typer.Option("--output", "-o", help="md, json, jsonl, csv.")] = "md",
     save: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep the results, as JSON.")] = None,
@@ -235,6 +243,7 @@ def bench(
     from edge.bench.request import Request, numbers, sweep
 
     common = Request(
+        isa=isa,
         picture=image,
         n_prompt=numbers("-p", n_prompt) or None,
         n_gen=numbers("-n", n_gen) or None,

@@ -14,6 +14,7 @@ from edge.types import Decoder, Graph, OpenOptions, PartFiles
 
 PACKAGE = "runtimes"
 EVALUATORS = "exporters.evaluators"
+UNKNOWN = "unknown"  # kernels that no library tells of
 
 
 def installed_engines(*, evaluators: bool = False) -> tuple[EngineInfo, ...]:
@@ -32,6 +33,15 @@ def open_part(part: PartFiles, engine: str, options: OpenOptions) -> Graph | Dec
         raise EngineError(f"the engine {engine} does not load: {error}", hint=hint) from error
     opened: Graph | Decoder = runtime.open(part, options)
     return opened
+
+
+def kernels(engine: str) -> tuple[str, ...]:
+    """What its arithmetic uses here, in the words of `edge.machine.ISA` or its own (`metal`); empty where neither the
+    library tells nor anything shows it. Raises ImportError when the library does not load."""
+    if "KERNELS" not in plugins.facts(PACKAGE, engine):
+        return ()
+    found: tuple[str, ...] = plugins.load(PACKAGE, engine).kernels()
+    return found
 
 
 def evaluator_names() -> tuple[str, ...]:
@@ -61,6 +71,7 @@ def _info(folder: str, name: str) -> EngineInfo:
         caches=tuple(facts.get("CACHES", ())),
         item=facts.get("ITEM", 4),
         gpus=tuple(facts.get("GPUS", ())),
+        narrows=facts.get("NARROWS", False),
     )
 
 
