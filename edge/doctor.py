@@ -50,7 +50,7 @@ class Engine:
     formats: tuple[str, ...]
     version: str | None
     todo: str | None  # what to do before it can be used
-    kernels: str  # what its arithmetic uses here; unknown where nothing tells
+    kernels: str | None  # what its arithmetic uses; unknown where nothing tells, None where it cannot run
     known_by: str | None  # how that is known
 
 
@@ -90,16 +90,17 @@ def _engine(info: EngineInfo, isa: Sequence[str]) -> Engine:
     todo = info.unfit or (_rebuild(info.name, isa) if info.installed else info.install)
     found = _kernels(info)
     known_by = plugins.facts(ENGINES, info.name).get("KERNELS") if found else None
-    return Engine(info.name, info.formats, info.version, todo, " ".join(found) or UNKNOWN, known_by)
+    shown = None if found is None else " ".join(found) or UNKNOWN
+    return Engine(info.name, info.formats, info.version, todo, shown, known_by)
 
 
-def _kernels(info: EngineInfo) -> tuple[str, ...]:
+def _kernels(info: EngineInfo) -> tuple[str, ...] | None:
     if not info.installed or info.unfit:
-        return ()
+        return None
     try:
         return kernels(info.name)
-    except ImportError:  # `_rebuild` tells it, of libraries that are built on machines
-        return ()
+    except ImportError:
+        return None
 
 
 def _rebuild(engine: str, isa: Sequence[str]) -> str | None:

@@ -247,7 +247,7 @@ def doctor(found: Diagnosis) -> RenderableType:
     engines.add_row("edge export", "", "", f"pip install 'edge-vlm[export]' (lacks {lacks})" if lacks else "ready")
     kernels = _table("Engine", "Kernels in use", "Known by")
     for engine in found.engines:
-        if engine.version is not None:
+        if engine.kernels:
             kernels.add_row(engine.name, engine.kernels, engine.known_by or "")
     return Group(_facts(facts), "", features, "", engines, "", kernels)
 

@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 from gguf_fakes import SPEC, decoder_bytes, gathered, part_of, reference
 from onnx import TensorProto, helper
 
-from edge import gguf
+from edge import gguf, machine
 from edge.engines import installed_engines, open_part
 from edge.errors import BundleError, ContextError, EngineError
 from edge.machine import ISA, Machine
@@ -284,6 +284,27 @@ def test_what_the_listing_says() -> None:
     assert (info.formats, info.installed, info.version) == (("gguf",), True, llamacpp.version())
     assert set(llamacpp.features()) <= set(ISA)
     assert any(llamacpp.features().values())
+
+
+# kernels
+
+
+def test_what_computes_is_read_off_its_own_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = b"MTL : EMBED_LIBRARY = 1 | CPU : NEON = 1 | ARM_FMA = 1 | DOTPROD = 1 | MATMUL_INT8 = 0 | REPACK = 1 | "
+    monkeypatch.setattr(llamacpp.lib, "llama_print_system_info", lambda: report)
+    assert llamacpp.kernels() == ("neon", "dotprod", "metal")
+
+
+def test_what_computes_is_what_this_processor_has() -> None:
+    assert set(llamacpp.kernels()) <= set(machine.inspect().isa)
+    assert llamacpp.kernels()[0] in ("avx2", "neon")
+
+
+def test_a_build_with_one_set_of_kernels_cannot_be_held_to_less(part: PartFiles) -> None:
+    with pytest.raises(EngineError, match=r"llama\.cpp's kernels cannot be held to mmx: ") as caught:
+        opened(part, isa=("mmx",))
+    assert caught.value.hint == llamacpp.BUILD_ALL
+    assert len(opened(part, isa=machine.inspect().isa).extend(PROMPT)) == SPEC.vocab
 
 
 # files
