@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -74,5 +75,9 @@ def test_a_bundle_answers_in_little_memory(within: Limited, limit: int) -> None:
 def test_what_does_not_fit_is_refused_before_it_is_loaded(within: Limited) -> None:
     done = within(96 << 20)
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
-    assert "needs" in done.stderr
-    assert "hint: " in done.stderr
+    told = re.match(
+        r"error: too little memory: .+ takes (\d+) MB at the least, .+, and (\d+) MB are there\n", done.stderr
+    )
+    assert told, done.stderr
+    assert int(told[2]) * 1e6 < 96 << 20, "what is there is what the group leaves"
+    assert "\nhint: " in done.stderr
