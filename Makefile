@@ -33,8 +33,8 @@ ARM_GCC := aarch64-linux-gnu-gcc
 ARM_GXX := aarch64-linux-gnu-g++
 # One library of kernels for each generation of processors: the best one is chosen when they are loaded.
 ARM_OPTIONS := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_C_COMPILER=$(ARM_GCC) \
-	-DCMAKE_CXX_COMPILER=$(ARM_GXX) -DCMAKE_STRIP=$(shell command -v aarch64-linux-gnu-strip) -DGGML_NATIVE=OFF \
-	-DGGML_OPENMP=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON -DCMAKE_INSTALL_BINDIR=llama_cpp/lib \
+	-DCMAKE_CXX_COMPILER=$(ARM_GXX) -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF \
+	-DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON -DCMAKE_INSTALL_BINDIR=llama_cpp/lib \
 	-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TOOLS=OFF
 # Wheels that a Raspberry Pi OS of 2023 and newer can install, for Python 3.11 as it has it.
 ARM_PIP := --platform linux_aarch64 $(foreach n,17 27 28 31 34 35 36,--platform manylinux_2_$(n)_aarch64) \
