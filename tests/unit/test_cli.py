@@ -24,6 +24,7 @@ from edge import cli, plugins
 from edge.bench import results
 from edge.bench.request import Request
 from edge.bundle import Bundle, Manifest
+from edge.cli.run import split
 from edge.errors import ContextError, EngineError, ImageError, UsageError
 from edge.generate import Answer, Timings
 from edge.sampling import Sampling
@@ -152,7 +153,7 @@ def test_pictures_and_question_are_told_apart(
     for name in ("cat.jpg", "CAT.PNG", "plain"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
-    assert cli.split(inputs) == (pictures, question)
+    assert split(inputs) == (pictures, question)
 
 
 @pytest.mark.parametrize("inputs", [["no.jpg"], ["no.jpg", "What?"], ["nothing", "What?"], ["What is in no.png"]])
@@ -161,7 +162,7 @@ def test_a_picture_that_is_not_there_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ImageError) as caught:
-        cli.split(inputs)
+        split(inputs)
     assert caught.value.message == f"no such picture: {inputs[0]!r}"
 
 
@@ -371,7 +372,7 @@ def test_the_commands_are_the_ones_of_the_design(capsys: Capture) -> None:
     shown = capsys.readouterr().out
     names = [line.split()[1] for line in shown.partition("Commands")[2].splitlines()[1:] if line[2:3].isalpha()]
     assert names == ["export", "run", "verify", "bench", "report", "inspect", "devices", "fit", "doctor"]
-    assert [c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback] == names
+    assert [c.name or c.callback.__name__ for c in cli.app().registered_commands if c.callback] == names
 
 
 # export
@@ -795,7 +796,7 @@ def documented(start: str) -> list[str]:
 
 def test_the_documents_show_every_command() -> None:
     assert {line.split()[1] for line in documented("edge ")} == {
-        c.callback.__name__ for c in cli.app.registered_commands if c.callback
+        c.callback.__name__ for c in cli.app().registered_commands if c.callback
     }
 
 
