@@ -15,6 +15,7 @@ from edge.types import Decoder, Graph, OpenOptions, PartFiles
 
 PACKAGE = "runtimes"
 EVALUATORS = "exporters.evaluators"
+UNKNOWN = "unknown"  # kernels that no library tells of
 
 
 def installed_engines(*, evaluators: bool = False) -> tuple[EngineInfo, ...]:
@@ -37,6 +38,15 @@ def module(engine: str) -> Any:
     except ImportError as error:
         hint = _info(package, engine).install
         raise EngineError(f"the engine {engine} does not load: {error}", hint=hint) from error
+
+
+def kernels(engine: str) -> tuple[str, ...]:
+    """What its arithmetic uses here, in the words of `edge.machine.ISA` or its own (`metal`); empty where neither the
+    library tells nor anything shows it. Raises ImportError when the library does not load."""
+    if "KERNELS" not in plugins.facts(PACKAGE, engine):
+        return ()
+    found: tuple[str, ...] = plugins.load(PACKAGE, engine).kernels()
+    return found
 
 
 def evaluator_names() -> tuple[str, ...]:
@@ -66,6 +76,7 @@ def _info(folder: str, name: str) -> EngineInfo:
         caches=tuple(facts.get("CACHES", ())),
         item=facts.get("ITEM", 4),
         gpus=tuple(facts.get("GPUS", ())),
+        narrows=facts.get("NARROWS", False),
     )
 
 

@@ -258,7 +258,11 @@ def doctor(found: Diagnosis) -> RenderableType:
         engines.add_row(engine.name, ", ".join(engine.formats), state, engine.todo or "ready")
     lacks = ", ".join(found.export_lacks)
     engines.add_row("edge export", "", "", f"pip install 'edge-vlm[export]' (lacks {lacks})" if lacks else "ready")
-    return Group(_facts(facts), "", features, "", engines)
+    kernels = _table("Engine", "Kernels in use", "Known by")
+    for engine in found.engines:
+        if engine.kernels:
+            kernels.add_row(engine.name, engine.kernels, engine.known_by or "")
+    return Group(_facts(facts), "", features, "", engines, "", kernels)
 
 
 def findings(found: Findings) -> RenderableType:
