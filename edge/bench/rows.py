@@ -22,6 +22,8 @@ def timed(samples: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> Row
     if "stages_ns" in samples[0]:
         names = samples[0]["stages_ns"]
         row["stages_ns"] = {name: round(statistics.fmean(s["stages_ns"][name] for s in samples)) for name in names}
+    if "right" in samples[0]:
+        row["accuracy"] = statistics.fmean(sample["right"] for sample in samples)
     return row
 
 

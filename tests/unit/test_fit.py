@@ -17,7 +17,7 @@ from edge.fit import fit
 from edge.memory import RUNTIME, Need, cache_bytes, memory, parse_size, settle
 from edge.plan import EngineInfo
 from edge.roofline import PROCESSOR, Speed, Utilisation
-from edge.sizes import Sizes, sizes
+from edge.sizes import Sizes, bytes_per_token, sizes
 from edge.smaller import schemes
 from edge.spec import DecoderSpec
 from edge.types import TensorSpec
@@ -72,6 +72,15 @@ def test_a_stage_takes_the_longer_of_computing_and_moving() -> None:
     assert roofline.seconds(work, Speed(1e8, 32e9, 4e9), 0.25, use) == 20.0
     assert roofline.seconds(work, Speed(1e9, None, 4e9), 0.25, use) is None
     assert roofline.seconds(work, Speed(None, 32e9, 4e9), 0.25, use) == 2.0
+
+
+def test_what_a_token_reads_is_not_the_embedding_table() -> None:
+    beside = tuple(
+        File(name, count, "") for name, count in (("d", 900), ("embed_tokens.npy", 70), ("embed_scales.npy", 5))
+    )
+    assert bytes_per_token(Part(("decoder",), "onnx", "w4", beside, (), ()), TINY) == 900
+    within = Part(("decoder",), "gguf", "q8_0", (File("d", 30_000, ""),), (), ())
+    assert bytes_per_token(within, TINY) == 30_000 - 3200 * 34 / 32
 
 
 # memory
