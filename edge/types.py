@@ -111,7 +111,7 @@ class Runtime(Protocol):
     """A module of `runtimes/`. `FORMATS` and `PACKAGE` are literals, so that they are read without importing it; so
     are, where it has them, `RESIDENT` (scheme -> bytes in memory for one in the file; 1 without), `CACHES` (how it can
     store keys and values that it keeps itself), `ITEM` (bytes of one of their numbers, where it has no choice; 4
-    without), `GPUS` (classes of devices on whose graphics processor it computes), `SYSTEMS` (the only ones that it is
+    without), `COPIES` (how often they lie in memory once they grew; 1 without), `GPUS` (classes of devices on whose graphics processor it computes), `SYSTEMS` (the only ones that it is
     made for, as `sys.platform`) and `ELSEWHERE` (what to say on others)."""
 
     FORMATS: tuple[str, ...]  # the formats it opens

@@ -12,6 +12,7 @@ from edge import fit as fits
 from edge import roofline
 from edge.bundle import File, Manifest, Part
 from edge.devices import DeviceProfile, Figure, profile
+from edge.engines import installed_engines
 from edge.errors import EngineError, UsageError
 from edge.fit import fit
 from edge.memory import RUNTIME, Need, cache_bytes, memory, parse_size, settle
@@ -106,12 +107,16 @@ def test_the_peak() -> None:
 
 
 def test_keys_and_values_that_move_are_there_twice() -> None:
-    keeps = replace(NEED, kinds=("f16", "q8_0"))
+    keeps = replace(NEED, kinds=("f16", "q8_0"), copies=2)
     assert memory(keeps, 512).cache == 512 * 128
     assert memory(keeps, 1024).activations[1] == 4 * 12 * 512 * 32, "and takes a prompt piece by piece"
     assert memory(keeps, 1024).cache == 2 * 1024 * 128
     assert memory(keeps, 1024, "q8_0").cache == 2 * 1024 * 68
     assert memory(NEED, 1024).cache == 1024 * 256, "a graph's are written where they lie"
+
+
+def test_engines_tell_how_often_the_cache_lies_in_memory() -> None:
+    assert {e.name: e.copies for e in installed_engines() if e.copies != 1} == {"llamacpp": 2, "tflite_runtime": 4}
 
 
 def test_the_shortest_context_holds_a_picture() -> None:
