@@ -32,8 +32,8 @@ def parse_size(text: str) -> int:
 @dataclass(frozen=True)
 class Need:
     """What a model takes apart from its context, in bytes. `kinds`: how an engine can keep keys and values that keeps
-    them itself; none: a graph fixes that, at `item` bytes a number. `copies`: how often keys and values lie in memory once
-    they outgrew the first room for them."""
+    them itself; none: a graph fixes that, at `item` bytes a number. `copies`: how often keys and values lie in memory
+    once they outgrew the first room for them."""
 
     sizes: Sizes
     vision: int  # weights as they lie in memory

@@ -48,6 +48,7 @@ class ExportRequest:
     mmproj: Path | None = None
     gguf_only: bool = False
     mtmd_position_workaround: bool = False
+    ane: bool = False
     compile: bool = False
     threads: int = 0
     tensor_type: tuple[str, ...] = ()  # PATTERN=KIND, of the decoder's GGUF file
@@ -77,8 +78,10 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     )
     if request.mtmd_position_workaround and "mmproj" not in recipe.targets:
         raise UsageError("--mtmd-position-workaround is for an mmproj, and none is written", hint="add --format gguf")
+    if request.ane or request.compile:
+        _require_core_ml(recipe, "--compile" if request.compile else "--ane")
     if request.compile:
-        _require_compiler(recipe)
+        _require_compiler()
     _require_engines(recipe)
     calibration = read(request.calib)[:CALIBRATION] if request.calib else []
     picture, question = example.choose(calibration)
@@ -103,6 +106,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
             calibration,
             request.imatrix,
             request.mtmd_position_workaround,
+            request.ane,
         )
         if request.compile:
             built = replace(built, companions=(*built.companions, *_compiled(folder)))
@@ -168,9 +172,12 @@ def _tools(recipe: Recipe) -> tuple[str, ...]:
     return (*TOOLS, "coremltools") if apple else TOOLS
 
 
-def _require_compiler(recipe: Recipe) -> None:
+def _require_core_ml(recipe: Recipe, option: str) -> None:
     if all(target.format != "coreml" for target in recipe.targets.values()):
-        raise UsageError("--compile is for Core ML packages, and none is written", hint="add --format coreml")
+        raise UsageError(f"{option} is for Core ML packages, and none is written", hint="add --format coreml")
+
+
+def _require_compiler() -> None:
     if sys.platform != "darwin":
         raise UsageError(
             "--compile needs Apple's compiler, which is on a Mac only",

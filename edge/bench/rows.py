@@ -48,6 +48,13 @@ def value(row: Mapping[str, Any]) -> tuple[float, bool] | None:
     return None
 
 
+def roofline(row: Mapping[str, Any], bandwidth: float | None = None) -> float | None:
+    """Tokens per second of decoding at which the weights alone would fill the memory's bandwidth: the row's own, else
+    the one given, in bytes per second."""
+    bandwidth, traffic = row.get("bandwidth") or bandwidth, row.get("bytes_per_token")
+    return bandwidth / traffic if bandwidth and traffic and row.get("n_gen") else None
+
+
 def _spread(unit: str, samples: Sequence[float], *, whole: bool = False) -> Row:
     mean: float = statistics.fmean(samples)
     deviation: float | None = statistics.stdev(samples) if len(samples) > 1 else None

@@ -169,6 +169,7 @@ def _planned(event: Event, here: DeviceProfile) -> Row:
     bandwidth = speed_of(here, info)[0].bandwidth
     return {
         "backends": ",".join(dict.fromkeys(part["engine"] for part in parts)),
+        "kernels": event["kernels"],
         "n_threads": event["plan"]["threads"],
         "context": event["plan"]["context"],
         "prompt_tokens": event["prompt_tokens"],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge.cli.leaving import leaving_tidily
-from edge.cli.options import Debug
+from edge.cli.options import Debug, Isa
 from edge.cli.screen import complain, say
 from edge.errors import EdgeError, ImageError, UsageError
 
@@ -32,6 +32,7 @@ def bench(
     questions: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Ask those of its prompts.jsonl, and count the right answers.")
     ] = None,
+    isa: Isa = None,
     sustained: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Then go on for so long.")] = 0.0,
     output: Annotated[str, typer.Option("--output", "-o", help="md, json, jsonl, csv.")] = "md",
     save: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep the results, as JSON.")] = None,
@@ -51,6 +52,7 @@ def bench(
     from edge.bench.request import Request, numbers, sweep
 
     common = Request(
+        isa=isa,
         picture=image,
         n_prompt=numbers("-p", n_prompt) or None,
         n_gen=numbers("-n", n_gen) or None,

@@ -32,6 +32,7 @@ def export(
     tensor_type: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN=KIND", help="A kind for tensors of the decoder's GGUF file.")
     ] = None,
+    ane: Annotated[bool, typer.Option("--ane", help="Core ML in the form that the neural engine likes.")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="Core ML packages compiled too; on a Mac.")] = False,
     threads: Threads = 0,
     max_loss: Annotated[float | None, typer.Option(help="Fail when quantising costs more (1 - cosine).")] = None,
@@ -60,6 +61,7 @@ def export(
             gguf_only=gguf_only,
             mtmd_position_workaround=mtmd_position_workaround,
             tensor_type=tuple(tensor_type or ()),
+            ane=ane,
             compile=compile,
             threads=threads,
             max_loss=max_loss,

@@ -81,8 +81,12 @@ def test_a_name_of_a_recipe_stays_as_long_as_its_targets_do():
 @pytest.mark.parametrize("device", [profile.id for profile in devices.profiles()])
 def test_a_device_names_its_recipe(device):
     assert targets.resolve(None, (), None, device) == RECIPES[devices.profile(device).recipe]
-    # GGUF has no fp32: that part stays as it is.
     decoder = RECIPES[devices.profile(device).recipe].targets["decoder"]
+    if decoder.format == "coreml":  # which has no fp32 at all
+        half = Target("coreml", "fp16")
+        assert targets.resolve(None, ("fp16",), None, device).targets == {"vision": half, "decoder": half}
+        return
+    # GGUF has no fp32: that part stays as it is.
     kept = decoder if decoder.format == "gguf" else Target("onnx", "fp32")
     changed = targets.resolve(None, ("fp32",), None, device).targets
     assert changed == {"vision": Target("onnx", "fp32"), "decoder": kept}
