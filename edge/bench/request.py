@@ -30,6 +30,7 @@ class Request:
     n_depth: tuple[int, ...] = (0,)
     repetitions: int = 5
     sustained: float = 0.0  # seconds
+    questions: str | None = None  # a folder of them, with answers
     only_load: bool = False
     debug: bool = False
 

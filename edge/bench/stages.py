@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from edge import image
+from edge import calibration, image
 from edge.bench.memory import peak_bytes
 from edge.bench.request import GENERATED, PROMPT, Request
 from edge.bundle import Bundle
@@ -79,6 +79,7 @@ class _Stages:
         self.sees = manifest.sees
         self.question: str = manifest.golden_prompt["question"]
         self.source = self._source(golden) if self.sees else None
+        self.questions = self._questions()
         rows = (session.encode_image(self.source),) if self.source is not None else ()
         self.prompt = segments(self.spec.prompt, session.tokenizer, [Turn(self.question, rows)])
         room = session.plan.context - max(request.n_depth)
@@ -98,6 +99,20 @@ class _Stages:
         Image.fromarray(golden.picture).save(file, "PNG")
         return file.getvalue()
 
+    def _questions(self) -> list[calibration.Record]:
+        """Those whose answers are known."""
+        if self.request.questions is None:
+            return []
+        if not self.sees:
+            raise UsageError("questions about pictures, to a bundle that sees none", hint="leave --questions away")
+        found = [record for record in calibration.read(Path(self.request.questions)) if record.answer.strip()]
+        if not found:
+            raise UsageError(
+                f"no answers in {self.request.questions!r}",
+                hint='a line reads {"image": "cat.jpg", "question": "What is this?", "answer": "A cat."}',
+            )
+        return found
+
     def events(self) -> Iterator[Event]:
         if self.source is not None:
             yield from self._seeing(self.source)
@@ -110,6 +125,7 @@ class _Stages:
             yield from self._second_question(self.source)
         if self.request.sustained:
             yield from self._sustained()
+        yield from self._asked()
 
     def _seeing(self, source: bytes) -> Iterator[Event]:
         picture = image.open_image(source)
@@ -161,6 +177,15 @@ class _Stages:
                 spent += self._timed("", lambda: self._generate(count))["ns"]
                 tokens += count
             yield {**_sample(f"sustained tg{count}", start, spent), "tokens": tokens}
+
+    def _asked(self) -> Iterator[Event]:
+        """Each once; right is what says the same as the known answer, but for the white space around it."""
+        test = f"{len(self.questions)} questions"
+        for record in self.questions:
+            start = self.clock()
+            given = self.session.ask(str(record.picture), record.question)
+            right = given.strip() == record.answer.strip()
+            yield {**_sample(test, start, self.clock() - start), "right": right}
 
     def _repeated(
         self, test: str, work: Callable[[], object], before: Callable[[], object] = lambda: None, **facts: int
