@@ -20,7 +20,7 @@ from edge.types import Array, OpenOptions, PartFiles
 
 FORMATS = ("tflite",)
 PACKAGE = "tflite-runtime"
-COPIES = 4  # keys and values of the signatures that a long conversation uses, each with memory of its own (measured)
+COPIES = 4  # of keys and values: measured when there was a signature for each length; at most so many now
 
 VERSION = "2.14"  # whose interpreter's inner calls are used here
 
