@@ -49,7 +49,7 @@ def measuring(request: Request, clock: Clock = time.perf_counter_ns) -> Iterator
             "prompt_tokens": sum(map(len, stages.prompt)),
             "image_tokens": sum(len(s) for s in stages.prompt if isinstance(s, Embeddings)),
         }
-        session.ask(stages.source, stages.question, max_tokens=max(stages.n_gen))
+        session.ask(stages.source, stages.question, max_tokens=stages.answer)
         yield {"event": "peak", "bytes": peak_bytes()}
         yield {"event": "agreement", **_agreement(session, golden)}
         yield from stages.events()
@@ -85,6 +85,7 @@ class _Stages:
         room = session.plan.context - max(request.n_depth)
         self.n_prompt = request.n_prompt or (max(1, min(PROMPT, room)),)
         self.n_gen = request.n_gen or (max(1, min(GENERATED, room)),)
+        self.answer = max(self.n_gen) or max(1, min(GENERATED, room))  # its tokens, where whole answers are measured
         if (most := max(*self.n_prompt, *self.n_gen)) > room:
             raise UsageError(
                 f"{most} tokens after {max(request.n_depth)} are more than a context of {session.plan.context}",
@@ -116,9 +117,9 @@ class _Stages:
     def events(self) -> Iterator[Event]:
         if self.source is not None:
             yield from self._seeing(self.source)
-        for depth, count in itertools.product(self.request.n_depth, self.n_prompt):
+        for depth, count in itertools.product(self.request.n_depth, filter(None, self.n_prompt)):
             yield from self._prefill(count, depth)
-        for depth, count in itertools.product(self.request.n_depth, self.n_gen):
+        for depth, count in itertools.product(self.request.n_depth, filter(None, self.n_gen)):
             yield from self._decode(count, depth)
         yield from self._first_token()
         if self.source is not None:
@@ -168,7 +169,7 @@ class _Stages:
 
     def _sustained(self) -> Iterator[Event]:
         """Answers of the first length, one after another, without a rest; told of about once a second."""
-        count, depth = self.n_gen[0], self.request.n_depth[0]
+        count, depth = self.n_gen[0] or self.answer, self.request.n_depth[0]
         end = self.clock() + int(1e9 * self.request.sustained)
         while (start := self.clock()) < end:
             tokens = spent = 0
@@ -221,7 +222,7 @@ def _own_code(request: Request, stages: _Stages, clock: Clock) -> Iterator[Event
         for repetition in range(request.repetitions + 1):
             session.forget()
             start = clock()
-            session.ask(stages.source, stages.question, max_tokens=max(stages.n_gen))
+            session.ask(stages.source, stages.question, max_tokens=stages.answer)
             whole = clock() - start - _ns(session.last.timings.ttft_ms)
             if repetition:
                 yield _sample("own code per token", start, whole // max(1, session.last.generated_tokens))

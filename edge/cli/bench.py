@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 def bench(
     context: typer.Context,
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="Directories that `edge export` wrote.")],
-    n_prompt: Annotated[str, typer.Option("--n-prompt", "-p", metavar="N,N", help="Prompts to read; 190.")] = "",
-    n_gen: Annotated[str, typer.Option("--n-gen", "-n", metavar="N,N", help="Tokens to generate; 64.")] = "",
+    n_prompt: Annotated[
+        str, typer.Option("--n-prompt", "-p", metavar="N,N", help="Prompts to read; 190. 0: none.")
+    ] = "",
+    n_gen: Annotated[str, typer.Option("--n-gen", "-n", metavar="N,N", help="Tokens to generate; 64. 0: none.")] = "",
     n_depth: Annotated[str, typer.Option("--n-depth", "-d", metavar="N,N", help="After so many positions.")] = "0",
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="How often each is measured.")] = 5,
     image: Annotated[str | None, typer.Option(metavar="IMAGE", help="Instead of the bundle's own picture.")] = None,
@@ -54,8 +56,8 @@ def bench(
     common = Request(
         isa=isa,
         picture=image,
-        n_prompt=numbers("-p", n_prompt) or None,
-        n_gen=numbers("-n", n_gen) or None,
+        n_prompt=numbers("-p", n_prompt, 0) or None,
+        n_gen=numbers("-n", n_gen, 0) or None,
         n_depth=numbers("-d", n_depth, 0) or (0,),
         repetitions=repetitions,
         sustained=sustained,

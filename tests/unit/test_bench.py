@@ -140,6 +140,17 @@ def test_prompts_answers_and_depths(make: Callable[..., str]) -> None:
     assert found["tg3"]["n_gen"] == 3 and found["tg3"]["n_depth"] == 0
 
 
+def test_nothing_of_a_kind_is_measured_where_0_is_asked_for(make: Callable[..., str]) -> None:
+    for asked, left in (
+        ({"n_prompt": (0,)}, ["tg64"]),
+        ({"n_gen": (0,)}, ["pp190"]),
+        ({"n_gen": (0, 3)}, ["pp190", "tg3"]),
+    ):
+        found = samples(list(measuring(ask(make(), repetitions=1, **asked))))
+        assert [s["test"] for s in found if s["test"][:2] in ("pp", "tg")] == left
+        assert {"first token", "own code per token"} <= {s["test"] for s in found}
+
+
 def test_a_small_context_shortens_what_was_not_asked_for(make: Callable[..., str]) -> None:
     path = make(context=50)
     assert {"pp50", "tg50"} <= {s["test"] for s in samples(list(measuring(ask(path, repetitions=1))))}
