@@ -32,6 +32,7 @@ from edge.types import Array, OpenOptions, PartFiles, TensorSpec
 
 FORMATS = ("tflite",)
 PACKAGE = "ai-edge-litert"
+COPIES = 2  # of keys and values: as they move to a longer memory, the old one and what a long call gives
 
 VERSIONS = ((2, 3), (2, 4))  # of the library whose C API is used here: from, and before
 CPU_OPTIONS = "kernel_mode = 0\n"  # XNNPACK

@@ -116,7 +116,11 @@ def test_keys_and_values_that_move_are_there_twice() -> None:
 
 
 def test_engines_tell_how_often_the_cache_lies_in_memory() -> None:
-    assert {e.name: e.copies for e in installed_engines() if e.copies != 1} == {"llamacpp": 2, "tflite_runtime": 4}
+    assert {e.name: e.copies for e in installed_engines() if e.copies != 1} == {
+        "litert": 2,
+        "llamacpp": 2,
+        "tflite_runtime": 4,
+    }
 
 
 def test_the_shortest_context_holds_a_picture() -> None:
