@@ -55,7 +55,7 @@ Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Processor 
 def export(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, a hub id, or a GGUF file.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Where the bundle is written.")],
-    format: Annotated[str | None, typer.Option(help="onnx, gguf, tflite, coreml; planned: executorch.")] = None,
+    format: Annotated[str | None, typer.Option(help="onnx, gguf, tflite, coreml, executorch.")] = None,
     scheme: Annotated[list[str] | None, typer.Option(metavar="S|ROLE=S", help="How numbers are stored.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A named choice of format and scheme for each role.")] = None,
     device: Annotated[str | None, typer.Option(help="A device of `edge devices`: its recipe.")] = None,
@@ -72,6 +72,7 @@ def export(
         list[str] | None, typer.Option(metavar="PATTERN=KIND", help="A kind for tensors of the decoder's GGUF file.")
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Core ML packages compiled too; on a Mac.")] = False,
+    split: Annotated[bool, typer.Option("--split", help="An ExecuTorch program for each half, not one.")] = False,
     threads: Threads = 0,
     max_loss: Annotated[float | None, typer.Option(help="Fail when quantising costs more (1 - cosine).")] = None,
     as_json: Json = False,
@@ -100,6 +101,7 @@ def export(
             mtmd_position_workaround=mtmd_position_workaround,
             tensor_type=tuple(tensor_type or ()),
             compile=compile,
+            split=split,
             threads=threads,
             max_loss=max_loss,
         )

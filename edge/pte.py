@@ -136,7 +136,9 @@ class _Reader:
             if kind not in (_INT, _BOOL, _TENSOR):
                 continue
             one = Tables(values.data, np.array([place[index]]), "a value")
-            found[plan].append(_tensor(one) if kind == _TENSOR else int(one.scalar(0, "<i8" if kind == _INT else "<u1")[0]))
+            found[plan].append(
+                _tensor(one) if kind == _TENSOR else int(one.scalar(0, "<i8" if kind == _INT else "<u1")[0])
+            )
         return found
 
 

@@ -29,6 +29,7 @@ from exporters.checkpoint import Checkpoint, open_checkpoint
 
 CALIBRATION = 32  # conversations: each costs a prompt through torch, and more hardly change the statistics
 TOOLS = ("torch", "onnx-ir", "onnxruntime", "gguf", "ai-edge-litert")
+TOOLS_OF = {"coreml": "coremltools", "executorch": "executorch"}  # too large to name them where they had no part
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class ExportRequest:
     gguf_only: bool = False
     mtmd_position_workaround: bool = False
     compile: bool = False
+    split: bool = False
     threads: int = 0
     tensor_type: tuple[str, ...] = ()  # PATTERN=KIND, of the decoder's GGUF file
     max_loss: float | None = None  # of 1 - cosine between a quantised part and fp32
@@ -79,6 +81,8 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
         raise UsageError("--mtmd-position-workaround is for an mmproj, and none is written", hint="add --format gguf")
     if request.compile:
         _require_compiler(recipe)
+    if request.split and all(target.format != "executorch" for target in recipe.targets.values()):
+        raise UsageError("--split is for ExecuTorch programs, and none is written", hint="add --format executorch")
     _require_engines(recipe)
     calibration = read(request.calib)[:CALIBRATION] if request.calib else []
     picture, question = example.choose(calibration)
@@ -103,6 +107,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
             calibration,
             request.imatrix,
             request.mtmd_position_workaround,
+            request.split,
         )
         if request.compile:
             built = replace(built, companions=(*built.companions, *_compiled(folder)))
@@ -164,8 +169,8 @@ def _with_errors(manifest: Manifest, report: Report) -> Manifest:
 
 
 def _tools(recipe: Recipe) -> tuple[str, ...]:
-    apple = any(target.format == "coreml" for target in recipe.targets.values())
-    return (*TOOLS, "coremltools") if apple else TOOLS
+    formats = {target.format for target in recipe.targets.values()}
+    return (*TOOLS, *(tool for format, tool in TOOLS_OF.items() if format in formats))
 
 
 def _require_compiler(recipe: Recipe) -> None:

@@ -32,7 +32,9 @@ class Kernels(ops.Ops):
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         _, s, d = q.shape
-        q, k, v = (t.view(s, heads, d // heads).transpose(0, 1) for t in (q * (d // heads) ** -0.5, k, v))  # [H, S, D/H]
+        q, k, v = (
+            t.view(s, heads, d // heads).transpose(0, 1) for t in (q * (d // heads) ** -0.5, k, v)
+        )  # [H, S, D/H]
         y = torch.bmm(F.softmax(torch.bmm(q, k.transpose(1, 2)), dim=-1), v)
         return y.transpose(0, 1).reshape(1, s, d)
 

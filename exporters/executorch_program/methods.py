@@ -114,5 +114,3 @@ def attended(config: DecoderConfig) -> tuple[Tensor, ...]:
     q, k, v = torch.arange((h + 2 * kv) * d).split([h * d, kv * d, kv * d])
     halves = [half.flatten() for t in (q, k) for half in t.view(-1, 2, d // 2).unbind(1)]
     return (*halves, v)
-
-

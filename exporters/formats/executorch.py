@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from edge.errors import CheckpointError
 from edge.types import TensorSpec
 from exporters import embedding_table
 from exporters.checkpoint import Checkpoint
@@ -16,6 +18,7 @@ from exporters.component import Component
 from exporters.decoders import DecoderConfig, LanguageModel
 from exporters.encoder import Encoder
 from exporters.executorch_program import lower
+from exporters.executorch_program.join import join
 from exporters.executorch_program.lower import Method
 from exporters.executorch_program.methods import TextDecoder, TokenEmbedding, VisionEncoder
 from exporters.executorch_program.products import Product, store
@@ -36,6 +39,8 @@ SCHEMES = {
         "8da4w": {"cosine": 0.999},
     },
 }
+__all__ = ["join", "write"]
+JOINED = "model.pte"  # what holds all methods
 BYTES_PER_WEIGHT = {"fp32": 4.0, "w8a8": 1.0, "w8": 1.0, "8da4w": 0.59}
 
 
@@ -85,14 +90,19 @@ def _decoder(
 ) -> Written:
     assert isinstance(module, LanguageModel)
     path, config = folder / "decoder.pte", module.config
+    _require_vocabulary(checkpoint, config)
     found = survey(skeleton)
     products = _fill(skeleton, module, scheme, importance, found.rows)
     table, scales, stored = embedding_table.packed(module.embed_tokens.weight, scheme)
     some = min(8, config.context - 1)
     methods = {
-        "token_embedding": Method(TokenEmbedding(table, scales), (torch.zeros(1, some, dtype=torch.int64),), _longest(config)),
+        "token_embedding": Method(
+            TokenEmbedding(table, scales), (torch.zeros(1, some, dtype=torch.int64),), _longest(config)
+        ),
         "text_decoder": Method(
-            TextDecoder(skeleton, found.widths), (torch.zeros(1, some, config.hidden), torch.tensor([0])), _longest(config)
+            TextDecoder(skeleton, found.widths),
+            (torch.zeros(1, some, config.hidden), torch.tensor([0])),
+            _longest(config),
         ),
     }
     lower.write(path, methods, _constants(checkpoint, config), progress)
@@ -111,6 +121,17 @@ def _decoder(
 def _longest(config: DecoderConfig) -> int:
     """Positions that are computed at once: one less than the cache holds, or tracing takes it for the whole cache."""
     return config.context - 1
+
+
+def _require_vocabulary(checkpoint: Checkpoint, config: DecoderConfig) -> None:
+    """ExecuTorch's runner ends the process on a token that the table does not have."""
+    tokenizer = json.loads(checkpoint.tokenizer_json())
+    ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
+    if max(ids) >= config.vocab:
+        raise CheckpointError(
+            f"the tokenizer has the token {max(ids)}, and the embedding table has {config.vocab} rows",
+            hint="is it this model's tokenizer? ExecuTorch's runner would end with the process",
+        )
 
 
 def _constants(checkpoint: Checkpoint, config: DecoderConfig) -> dict[str, Any]:
