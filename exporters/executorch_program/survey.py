@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from exporters import ops
-from exporters.attention import Attend
 from exporters.decoders import LanguageModel
 from exporters.encoder import Encoder
 from exporters.executorch_program.methods import attended
@@ -64,5 +62,5 @@ def survey(skeleton: Encoder | LanguageModel) -> Survey:
             watch.taken(qkv, attended(config))
             return torch.empty(1, 1, config.heads * config.head_dim, device="meta")
 
-        skeleton(torch.empty(1, 1, config.hidden, device="meta"), cast("Attend", attend))
+        skeleton(torch.empty(1, 1, config.hidden, device="meta"), attend)
     return found

@@ -184,7 +184,10 @@ def test_all_of_the_tower_is_one_piece_for_xnnpack(sees):
 def test_a_layer_is_one_piece_between_two_looks_at_the_cache(exact):
     method = pte.read(exact[1].files[0]).methods["text_decoder"]
     assert method.delegates == ("XnnpackBackend",) * (CONFIG.layers + 2)
-    assert {name for name in method.operators if "llama" in name} == {"llama::update_cache.out", "llama::custom_sdpa.out"}
+    assert {name for name in method.operators if "llama" in name} == {
+        "llama::update_cache.out",
+        "llama::custom_sdpa.out",
+    }
 
 
 def test_wrong_weights_are_seen(exact, tmp_path):
@@ -257,7 +260,8 @@ def decoded(between):
     for length, names in zip((8, 1, 1, 1, 1), (between, *([between] * 4))):
         for name in names:
             methods[name].call(others[name])
-        found.append(methods["text_decoder"].call((rows[:, start:start + length].contiguous(), torch.tensor([start])))[0])
+        piece = rows[:, start:start + length].contiguous()
+        found.append(methods["text_decoder"].call((piece, torch.tensor([start])))[0])
         start += length
     return torch.cat(found)
 
@@ -298,5 +302,5 @@ def test_a_part_that_is_another_s_is_refused(exact, sees):
     with pytest.raises(BundleError, match="built for a context of 48, and the manifest says 49"):
         open_part(dataclasses.replace(exact[1], decoder=longer), "executorch", OPTIONS)
     wider = dataclasses.replace(exact[1].decoder, vocab=321)
-    with pytest.raises(BundleError, match="text_decoder of decoder.pte is not what the manifest describes"):
+    with pytest.raises(BundleError, match=r"text_decoder of decoder\.pte is not what the manifest describes"):
         open_part(dataclasses.replace(exact[1], decoder=wider), "executorch", OPTIONS)
