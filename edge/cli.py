@@ -73,6 +73,9 @@ def export(
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Core ML packages compiled too; on a Mac.")] = False,
     split: Annotated[bool, typer.Option("--split", help="An ExecuTorch program for each half, not one.")] = False,
+    backend: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="coreml, mps, vulkan: ExecuTorch's encoder for it, too.")
+    ] = None,
     threads: Threads = 0,
     max_loss: Annotated[float | None, typer.Option(help="Fail when quantising costs more (1 - cosine).")] = None,
     as_json: Json = False,
@@ -102,6 +105,7 @@ def export(
             tensor_type=tuple(tensor_type or ()),
             compile=compile,
             split=split,
+            backend=tuple(backend or ()),
             threads=threads,
             max_loss=max_loss,
         )

@@ -85,7 +85,7 @@ def build(
     if vision.role in ROLES:
         parts += (write.part(vision, encoder, ("vision", "projector"), samples=map(torch.from_numpy, pictures)),)
     else:
-        companions += write.files(vision, encoder, position_workaround=position_workaround)[0]
+        companions += write.files(vision, encoder, **write.beside(vision, position_workaround))[0]
     stored_rows = reference.encode(encoder, pixel_values)
     del encoder
 
@@ -108,7 +108,7 @@ def build(
 
     for component in others:
         module = write.load(component, Encoder)
-        companions += write.files(component, module, position_workaround=position_workaround)[0]
+        companions += write.files(component, module, **write.beside(component, position_workaround))[0]
     parts = parts if split else _joined(parts, folder)
     golden = Golden(picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer))
     return Built(parts, golden, prompt, companions)
@@ -191,6 +191,10 @@ class _Writer:
         module = component.load(self.checkpoint.weights)
         assert isinstance(module, kind)
         return module
+
+    def beside(self, component: Component, position_workaround: bool) -> dict[str, Any]:
+        """What a role that is no part of the bundle may be told."""
+        return {"position_workaround": position_workaround} if self.to[component.role].format == "gguf" else {}
 
     def files(
         self, component: Component, module: nn.Module, matters: Mapping[str, Tensor] | None = None, **options: Any

@@ -51,6 +51,7 @@ class ExportRequest:
     mtmd_position_workaround: bool = False
     compile: bool = False
     split: bool = False
+    backend: tuple[str, ...] = ()  # that ExecuTorch's picture encoder is written for, too
     threads: int = 0
     tensor_type: tuple[str, ...] = ()  # PATTERN=KIND, of the decoder's GGUF file
     max_loss: float | None = None  # of 1 - cosine between a quantised part and fp32
@@ -76,6 +77,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
         request.device,
         gguf_only=request.gguf_only,
         types=request.tensor_type,
+        backends=request.backend,
     )
     if request.mtmd_position_workaround and "mmproj" not in recipe.targets:
         raise UsageError("--mtmd-position-workaround is for an mmproj, and none is written", hint="add --format gguf")

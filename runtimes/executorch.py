@@ -84,7 +84,7 @@ class ExecuTorchGraph:
 
 
 class ExecuTorchDecoder:
-    """Keys and values lie in the program's own memory; what stands behind the position is not read, and written over."""
+    """Keys and values lie in the program's memory. What stands behind the position is not read, and written over."""
 
     def __init__(self, methods: _Methods, spec: DecoderSpec, longest: int, context: int) -> None:
         self._methods = methods

@@ -15,7 +15,19 @@ from exporters import ops
 from exporters.executorch_program.products import Pieces
 
 
-class Kernels(ops.Ops):
+class Explicit(ops.Ops):
+    """Attention without a mask: torch's own, taken apart, looks for rows that see nothing, which no backend can."""
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        _, s, d = q.shape
+        q, k, v = (
+            t.view(s, heads, d // heads).transpose(0, 1) for t in (q * (d // heads) ** -0.5, k, v)
+        )  # [H, S, D/H]
+        y = torch.bmm(F.softmax(torch.bmm(q, k.transpose(1, 2)), dim=-1), v)
+        return y.transpose(0, 1).reshape(1, s, d)
+
+
+class Kernels(Explicit):
     def __init__(self, shares: Callable[[int], Tensor]) -> None:
         self._shares = shares  # width -> f32 [1, width], each 1 / width
 
@@ -29,14 +41,6 @@ class Kernels(ops.Ops):
     def swiglu(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.tensors if isinstance(gate_up, Pieces) else gate_up.chunk(2, dim=-1)
         return gate * torch.sigmoid(gate) * up
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        _, s, d = q.shape
-        q, k, v = (
-            t.view(s, heads, d // heads).transpose(0, 1) for t in (q * (d // heads) ** -0.5, k, v)
-        )  # [H, S, D/H]
-        y = torch.bmm(F.softmax(torch.bmm(q, k.transpose(1, 2)), dim=-1), v)
-        return y.transpose(0, 1).reshape(1, s, d)
 
     def _mean(self, x: Tensor) -> Tensor:
         """Of the last axis, which is kept: a product, which XNNPACK has where it has no mean."""

@@ -22,7 +22,10 @@ from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEv
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
+from edge import plugins
 from exporters.formats import Progress
+
+BACKENDS = "exporters.executorch_program.backends"
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,25 @@ class Method:
     longest: int = 0  # of axis 1 of the first input, where any length from 1 on is taken
 
 
-def write(path: Path, methods: Mapping[str, Method], constants: Mapping[str, Any], progress: Progress) -> None:
-    """A program with these methods, and methods that give `constants`."""
+def write(
+    path: Path,
+    methods: Mapping[str, Method],
+    constants: Mapping[str, Any],
+    progress: Progress,
+    backend: str | None = None,
+) -> None:
+    """A program with these methods, and methods that give `constants`. `backend`: one of `backends`, before XNNPACK."""
+    other = plugins.load(BACKENDS, backend) if backend else None
+    config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=other is None or not other.DIM_ORDER)
+    partitioners = [XnnpackPartitioner()] if other is None else [other.partitioner(), XnnpackPartitioner()]
     with _quickly():
         traced = {name: _traced(method) for name, method in methods.items()}
         progress(0.2)
         lowered = to_edge_transform_and_lower(
             traced,
-            partitioner={name: [XnnpackPartitioner()] for name in traced},
+            partitioner=dict.fromkeys(traced, partitioners),
             constant_methods=dict(constants),
-            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+            compile_config=config,
         )
         del traced
         progress(0.8)
@@ -90,3 +102,4 @@ def _quickly() -> Iterator[None]:
         logging.disable(before)
         if collecting:
             gc.enable()
+        gc.collect()  # programs refer to themselves, and to all weights

@@ -12,20 +12,21 @@ from torch.nn import functional as F
 from exporters import ops
 from exporters.attention import Attend
 from exporters.decoders import DecoderConfig, LanguageModel
-from exporters.executorch_program.kernels import Kernels
+from exporters.executorch_program.kernels import Explicit, Kernels
 from exporters.executorch_program.products import Pieces
 
 
 class VisionEncoder(nn.Module):
     """pixel values f32 [1, 3, H, W] -> rows f32 [1, N, D]."""
 
-    def __init__(self, encoder: nn.Module, widths: set[int]) -> None:
+    def __init__(self, encoder: nn.Module, widths: set[int] | None) -> None:
+        """`widths` of its norms, for XNNPACK; None: another backend has norms."""
         super().__init__()
         self.encoder = encoder
-        self.shares = Shares(widths)
+        self.shares = None if widths is None else Shares(widths)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        with ops.using(Kernels(self.shares)):
+        with ops.using(Explicit() if self.shares is None else Kernels(self.shares)):
             return cast("Tensor", self.encoder(pixel_values))
 
 

@@ -38,10 +38,14 @@ SCHEMES = {
         "w8": {"cosine": 0.999},
         "8da4w": {"cosine": 0.999},
     },
+    # Beside the parts, handed to another backend. None of those runs here: written, and not proven.
+    "vision-coreml": {"fp16": {}},
+    "vision-mps": {"fp16": {}},
+    "vision-vulkan": {"fp32": {}},
 }
 __all__ = ["join", "write"]
 JOINED = "model.pte"  # what holds all methods
-BYTES_PER_WEIGHT = {"fp32": 4.0, "w8a8": 1.0, "w8": 1.0, "8da4w": 0.59}
+BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "w8a8": 1.0, "w8": 1.0, "8da4w": 0.59}
 
 
 def write(
@@ -57,6 +61,8 @@ def write(
     """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored."""
     skeleton = component.skeleton()
     if isinstance(skeleton, Encoder):
+        if component.role != "vision":
+            return _beside(skeleton, module, component.role, folder, progress)
         return _encoder(skeleton, module, scheme, folder, progress, checkpoint)
     assert isinstance(skeleton, LanguageModel)
     return _decoder(skeleton, module, scheme, folder, progress, importance or {}, checkpoint)
@@ -77,6 +83,15 @@ def _encoder(
         (TensorSpec("pixel_values", "float32", (1, 3, size, size)),),
         (TensorSpec("image_embeds", "float32", (1, *rows)),),
     )
+
+
+def _beside(skeleton: Encoder, module: nn.Module, role: str, folder: Path, progress: Progress) -> Written:
+    """The same encoder for the backend that the role names: `vision-coreml`."""
+    path, size = folder / f"{role}.pte", skeleton.image_size
+    skeleton.load_state_dict(module.state_dict(), assign=True)
+    method = Method(VisionEncoder(skeleton, None), (torch.zeros(1, 3, size, size),))
+    lower.write(path, {"vision_encoder": method}, {}, progress, role.removeprefix("vision-"))
+    return Written((path,), (), ())
 
 
 def _decoder(
@@ -178,3 +193,4 @@ def _give_back(products: Mapping[str, Product], module: nn.Module) -> None:
     """The weights as stored, for the reference."""
     for name, product in products.items():
         module.get_parameter(name).data = product.weight()
+        product.pieces = nn.ModuleList()  # both at once would be too much

@@ -15,9 +15,9 @@ from conftest import REPOSITORY, SPEC
 
 from edge import plugins, pte
 from edge.engines import open_part
-from edge.errors import BundleError, CheckpointError, ContextError, EdgeError
+from edge.errors import BundleError, CheckpointError, ContextError, EdgeError, EngineError
 from edge.spec import DecoderSpec, VLMSpec
-from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
+from edge.types import Embeddings, OpenOptions, PartFiles, TensorSpec, Tokens
 from edge.verify import distance
 from exporters.attention import GrowingCache
 from exporters.component import Component
@@ -70,7 +70,7 @@ def written_decoder(folder, scheme, config=CONFIG, importance=None, **checkpoint
     return module, part
 
 
-def written_encoder(folder, scheme, name="ldpnetv2"):
+def written_encoder(folder, scheme, name="ldpnetv2", role="vision"):
     tower = dataclasses.replace(clip.tiny().config, image_size=56 if name != "ldpnetv2" else 336, layers=2)
     sizes = ProjectorConfig(inputs=tower.hidden, hidden=CONFIG.hidden, grid=tower.grid, depth=2)
     projector = plugins.load("exporters.projectors", name)
@@ -80,7 +80,7 @@ def written_encoder(folder, scheme, name="ldpnetv2"):
 
     module, image = randomized(build()), dataclasses.replace(SPEC.image, size=tower.image_size)
     checkpoint = source(spec_of(CONFIG), image, projector.tokens(sizes))
-    component = Component("vision", build, {})
+    component = Component(role, build, {})
     written = format.write(component, module, scheme, folder, lambda done: None, checkpoint=checkpoint)
     return module, PartFiles("executorch", scheme, ("vision", "projector"), *written[:3])
 
@@ -179,6 +179,19 @@ def test_a_vision_part_computes_what_torch_does_on_its_weights(scheme, projector
 def test_all_of_the_tower_is_one_piece_for_xnnpack(sees):
     method = pte.read(sees[1].files[0]).methods["vision_encoder"]
     assert (method.delegates, method.operators) == (("XnnpackBackend",), ())
+
+
+@pytest.mark.parametrize(("backend", "id"), [("coreml", "CoreML"), ("mps", "MPS"), ("vulkan", "Vulkan")])
+def test_another_backend_takes_the_encoder(backend, id, tmp_path):
+    """Written only: none of them runs on this machine, and our engine says so."""
+    (scheme,) = format.SCHEMES[f"vision-{backend}"]
+    _, part = written_encoder(tmp_path, scheme, "linear", f"vision-{backend}")
+    assert part.files[0].name == f"vision-{backend}.pte"
+    method = pte.read(part.files[0]).methods["vision_encoder"]
+    assert (method.delegates, method.operators) == ((f"{id}Backend",), ())
+    port = TensorSpec("pixel_values", "float32", (1, 3, 56, 56)), TensorSpec("image_embeds", "float32", (1, 16, 64))
+    with pytest.raises(EngineError, match=f"needs {id}Backend, which executorch"):
+        open_part(dataclasses.replace(part, inputs=port[:1], outputs=port[1:]), "executorch", OPTIONS)
 
 
 def test_a_layer_is_one_piece_between_two_looks_at_the_cache(exact):
