@@ -15,6 +15,7 @@ from exported import Exports, failed, golden_of, manifest_of, vouch
 from edge import pte
 from edge.bundle import Bundle
 from edge.verify import verify
+from exporters.checkpoint import open_checkpoint
 
 CONTEXT = 256
 METHODS = {"vision_encoder", "token_embedding", "text_decoder", "get_max_seq_len", "get_max_context_len"}
@@ -99,17 +100,19 @@ def test_executorch_s_own_runner_says_the_same_words(exact: Path) -> None:
     assert [piece.strip() for piece in said[0]] == [ids[i].replace("▁", " ").strip() for i in tokens]
 
 
-def test_a_wrong_weight_is_found(exports: Exports, tmp_path: Path) -> None:
-    bundle = shutil.copytree(exports.bundle(recipe="executorch-w8a8-8da4w", context=CONTEXT), tmp_path / "bundle")
+def test_a_wrong_weight_is_found(exports: Exports, exact: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(exact, tmp_path / "bundle")
     file = bundle / "model.pte"
     content = bytearray(file.read_bytes())
-    at = len(content) * 9 // 10  # among the decoder's weights
-    content[at : at + 4000] = bytes(4000)
+    weight = open_checkpoint(str(exports.checkpoint())).weights["model.layers.1.mlp.down_proj.weight"].float()
+    at = bytes(content).index(weight.numpy().tobytes())
+    content[at : at + 4 * weight.numel()] = (2 * weight).numpy().tobytes()
     file.write_bytes(content)
     said = call("verify", bundle)
     assert said.code == 1 and "model.pte is not the file that was exported" in said.err
     vouch(bundle)
-    assert failed(verify(Bundle.open(bundle)))
+    found = failed(verify(Bundle.open(bundle)))
+    assert ("prefill", "stored") in found and ("vision", "stored") not in found
 
 
 def test_a_manifest_of_another_context_is_refused(exact: Path, tmp_path: Path) -> None:
