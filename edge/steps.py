@@ -1,8 +1,7 @@
-"""A decoder from a program whose shapes are fixed: each signature computes so many positions after so many remembered.
+"""A decoder from a program of two kinds of call: `prefill` begins a prompt, `decode_T` goes on after a cache of T.
 
-`prefill_N` computes the first N positions of a prompt, `prefill_N_T` N more after a cache of T, `decode_T` one more. A
-prompt is cut into such pieces. What is too short for its piece is padded in front, so that the last row, whose logits
-are asked for, is a real one; the mask hides the padding, and what of the cache is not filled.
+Each takes as many positions as it is given, up to a number that the file tells; a longer prompt is cut. Only the new
+keys and values come back, and are put into the cache here; a mask hides what of the cache is not filled.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -25,37 +23,44 @@ from edge.table import EmbeddingTable
 from edge.tflite import Signature, TFLite
 from edge.types import Array, OpenOptions, PartFiles, Segment, TensorSpec, Tokens
 
+PREFILL, DECODE = "prefill", "decode_"  # names of signatures; a cache's length follows the second
 ROTATIONS = "rope.npy"  # f32 [2, context, head_dim]: cos, and sin with its first half negated
 PAST = "past_key_values."  # what the names of the cache's tensors begin with
 HIDDEN = np.float32(-1e9)  # added to the score of what must not be seen
-# What a piece costs beside its positions, in positions: all weights are read once more. An estimate.
-PIECE = 12
-_NAME = re.compile(r"prefill_(?P<first>\d+)|prefill_(?P<later>\d+)_(?P<cache>\d+)|decode_(?P<one>\d+)")
+_AFTER = re.compile(DECODE + r"\d{1,9}")
 
 Arrays = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One signature, with the sizes that its tensors have this time."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def own(self) -> tuple[TensorSpec, ...]:
+        """What is not the cache."""
+        return tuple(spec for spec in (*self.inputs, *self.outputs) if not spec.name.startswith(PAST))
 
 
 class Program(Protocol):
     """What an engine makes of a file: memory that native code reads and writes, and a way to run it."""
 
-    def cache(self, length: int) -> Arrays:
-        """Zeros for the keys and values of so many positions; what was given before is not used any more."""
+    def cache(self, call: Call) -> Arrays:
+        """Zeros for the keys and values that the call remembers; what was given before is not written any more. The
+        arrays may be others after another call was bound, with the same in them: take them from the mapping anew."""
         ...
 
-    def bind(self, name: str) -> Arrays:
-        """Inputs to fill and outputs to read of one signature, but for the cache's; good until another one is bound."""
+    def bind(self, call: Call) -> Arrays:
+        """Inputs to fill and outputs to read, but for the cache's; good until another call is bound."""
         ...
 
-    def run(self, name: str, cache: Arrays) -> None:
-        """Raises EngineError. `cache` is what was given last; a signature without one does not read it."""
+    def run(self, call: Call) -> None:
+        """What was bound last, with the cache that was given last. Raises EngineError."""
         ...
-
-
-@dataclass(frozen=True)
-class Piece:
-    name: str
-    length: int  # positions that it computes
-    cache: int  # positions that it remembers; 0: it begins
 
 
 def opened(part: PartFiles, options: OpenOptions, program: Callable[[TFLite], Program]) -> FixedGraph | StepDecoder:
@@ -64,8 +69,8 @@ def opened(part: PartFiles, options: OpenOptions, program: Callable[[TFLite], Pr
     if part.decoder is None:
         signature = _only(file, part)
         return FixedGraph(program(file), signature)
-    pieces = Pieces.of(file.signatures, part.decoder, part)
-    return StepDecoder(program(file), pieces, part, part.decoder, options.context)
+    calls = Calls.of(file.signatures, part.decoder, part)
+    return StepDecoder(program(file), calls, part, part.decoder, options.context)
 
 
 class FixedGraph:
@@ -73,19 +78,19 @@ class FixedGraph:
 
     def __init__(self, program: Program, signature: Signature) -> None:
         self._program = program
-        self._signature = signature
+        self._call = Call(signature.name, signature.inputs, signature.outputs)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._signature.inputs
+        return self._call.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._signature.outputs
+        return self._call.outputs
 
     def run(self, feeds: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """See Graph. Raises EngineError when an array does not fit the graph, or the library fails."""
-        into, own = into or {}, self._program.bind(self._signature.name)
+        into, own = into or {}, self._program.bind(self._call)
         if feeds.keys() != {spec.name for spec in self.inputs}:
             names = ", ".join(spec.name for spec in self.inputs)
             raise EngineError(f"the graph takes {names}, and was fed {', '.join(sorted(feeds)) or 'nothing'}")
@@ -94,7 +99,7 @@ class FixedGraph:
                 raise EngineError(f"{name} is {array.dtype} {list(array.shape)}, and not so in the graph")
         for name, array in feeds.items():
             own[name][:] = array
-        self._program.run(self._signature.name, {})
+        self._program.run(self._call)
         found = {spec.name: into.get(spec.name, np.empty_like(own[spec.name])) for spec in self.outputs}
         for name, array in found.items():
             array[:] = own[name]
@@ -104,16 +109,16 @@ class FixedGraph:
 class StepDecoder:
     """Keys `[1, KV, T, D]` and values `[1, KV, D, T]` lie where the program reads them; new ones are written there."""
 
-    def __init__(self, program: Program, pieces: Pieces, part: PartFiles, spec: DecoderSpec, context: int) -> None:
+    def __init__(self, program: Program, calls: Calls, part: PartFiles, spec: DecoderSpec, context: int) -> None:
         self._program = program
-        self._pieces = pieces
+        self._calls = calls
         self._table = EmbeddingTable.open(part.files, spec.vocab, spec.hidden)
         self._rotations = _rotations(part.files, spec)
-        self._context = min(context or spec.context, self._pieces.caches[-1])
+        self._context = min(context or spec.context, calls.caches[-1])
         self._layers = spec.layers
         self._group = spec.heads // spec.kv_heads
         self._position = 0
-        self._length = 0
+        self._length = 0  # of the cache
         self._cache: Arrays = {}
 
     @property
@@ -130,9 +135,9 @@ class StepDecoder:
         self._reserve(total)
         rows = self._rows(segments, count)
         position, logits = self._position, np.empty(0, np.float32)
-        for piece in self._pieces.cut(count, position, self._length):
-            taken = rows[position - self._position :][: piece.length]  # all but the last piece are full
-            logits = self._run(piece, taken, position)
+        while position < total:
+            taken = rows[position - self._position :][: self._calls.longest]
+            logits = self._run(taken, position)
             position += len(taken)
         self._position = total
         return logits
@@ -142,51 +147,46 @@ class StepDecoder:
             raise EngineError(f"cannot rewind to {position} from {self._position}")
         self._position = position  # what lies behind it is hidden, and written over
 
-    def _run(self, piece: Piece, rows: NDArray[np.float32], position: int) -> NDArray[np.float32]:
-        count, padding = len(rows), piece.length - len(rows)
-        arrays = self._program.bind(piece.name)
-        arrays["inputs_embeds"][0, :padding] = 0
-        arrays["inputs_embeds"][0, padding:] = rows
+    def _run(self, rows: NDArray[np.float32], position: int) -> NDArray[np.float32]:
+        count, past = len(rows), self._length if position else 0
+        places = slice(position, position + count)
+        call = self._calls.make(count, past)
+        arrays = self._program.bind(call)
+        arrays["inputs_embeds"][0] = rows
         for name, table in zip(("cos", "sin"), self._rotations, strict=True):
-            arrays[name][0, :padding, 0] = 0
-            arrays[name][0, padding:, 0] = table[position : position + count]
-        self._hide(arrays["mask"][0, 0], piece, padding, position)
-        self._program.run(piece.name, self._cache)
+            arrays[name][0, :, 0] = table[places]
+        self._hide(arrays["mask"][0, 0], past, position)
+        self._program.run(call)
         for layer in range(self._layers):
             key, value = f"{layer}.key", f"{layer}.value"
-            places = slice(position, position + count)
-            self._cache[PAST + key][:, :, places] = arrays[f"present.{key}"][:, :, padding:]
-            self._cache[PAST + value][..., places] = arrays[f"present.{value}"][..., padding:]
+            self._cache[PAST + key][:, :, places] = arrays[f"present.{key}"]
+            self._cache[PAST + value][..., places] = arrays[f"present.{value}"]
         logits: NDArray[np.float32] = arrays["logits"][0, -1].copy()
         return logits
 
-    def _hide(self, mask: NDArray[np.float32], piece: Piece, padding: int, position: int) -> None:
+    def _hide(self, mask: NDArray[np.float32], past: int, position: int) -> None:
         """mask `[G * S, T + S]`: each row sees the filled part of the cache, and itself with what stands before it."""
-        mask[:, : min(position, piece.cache)] = 0
-        mask[:, position : piece.cache] = HIDDEN
-        new = mask[:, piece.cache :].reshape(self._group, piece.length, piece.length)
-        new[:] = np.triu(np.full((piece.length, piece.length), HIDDEN), 1)
-        if padding:
-            new[:, :, :padding] = HIDDEN
-            # A row that sees nothing would divide by nothing: padding sees itself.
-            new[:, np.arange(padding), np.arange(padding)] = 0
+        count = mask.shape[1] - past
+        mask[:, : min(position, past)] = 0
+        mask[:, position:past] = HIDDEN
+        mask[:, past:].reshape(self._group, count, count)[:] = np.triu(np.full((count, count), HIDDEN), 1)
 
     def _reserve(self, total: int) -> None:
-        """A cache for `total` positions, with what the one before holds."""
-        if total <= self._length:
+        """The shortest cache for `total` positions, with what the one before holds: a step reads the whole of it."""
+        length = next(cache for cache in self._calls.caches if cache >= total)
+        if length == self._length:
             return
-        length = next(cache for cache in self._pieces.caches if cache >= total)
         try:
-            longer = self._program.cache(length)
+            fitting = self._program.cache(self._calls.make(1, length))
         except MemoryError as error:
             raise EngineError(
                 f"no memory for the keys and values of {length} positions", hint="load with a smaller context"
             ) from error
-        for name, array in self._cache.items():
-            keys = name.endswith(".key")
-            kept = array[:, :, : self._position] if keys else array[..., : self._position]
-            (longer[name][:, :, : self._position] if keys else longer[name][..., : self._position])[:] = kept
-        self._cache, self._length = longer, length
+        for layer in range(self._layers if self._position else 0):
+            key, value = f"{PAST}{layer}.key", f"{PAST}{layer}.value"
+            fitting[key][:, :, : self._position] = self._cache[key][:, :, : self._position]
+            fitting[value][..., : self._position] = self._cache[value][..., : self._position]
+        self._cache, self._length = fitting, length
 
     def _rows(self, segments: Sequence[Segment], count: int) -> NDArray[np.float32]:
         rows = np.empty((count, self._table.hidden), np.float32)
@@ -204,78 +204,75 @@ class StepDecoder:
         return rows
 
 
-@dataclass(frozen=True)
-class Pieces:
-    """The signatures of a file, by what they compute."""
+class Calls:
+    """What a file's signatures compute: `longest` positions at most, after caches of `caches` positions."""
 
-    pieces: tuple[Piece, ...]
+    def __init__(self, spec: DecoderSpec, longest: int, caches: Sequence[int]) -> None:
+        self._spec = spec
+        self.longest = longest
+        self.caches = tuple(sorted(caches))
+        self._made: dict[int, Call] = {}  # the last one after each cache
 
     @classmethod
-    def of(cls, signatures: Mapping[str, Signature], spec: DecoderSpec, part: PartFiles) -> Pieces:
+    def of(cls, signatures: Mapping[str, Signature], spec: DecoderSpec, part: PartFiles) -> Calls:
         """Raises BundleError where signatures are missing, or are not of the decoder that the manifest describes."""
-        found = cls(tuple(piece for name in signatures if (piece := _piece(name))))
-        wrong = [p.name for p in found.pieces if not _fits(signatures[p.name], p, spec)]
-        missing = [f"decode_{cache}" for cache in found.caches if not found.some(1, cache)]
-        if wrong or missing or not found.caches or not found.some(0, 0):
-            problem = (
-                f"wrong: {', '.join(wrong)}" if wrong else f"missing: {', '.join(missing) or 'prefill_N, decode_T'}"
-            )
+        caches = [int(name.removeprefix(DECODE)) for name in signatures if _AFTER.fullmatch(name)]
+        sequence = next((t.shape[1:2] for t in _inputs(signatures, PREFILL) if t.name == "inputs_embeds"), ())
+        if not caches or not sequence:
             raise BundleError(
-                f"{part.files[0].name} is not the decoder that the manifest describes; signatures {problem}",
+                f"{part.files[0].name} has the signatures {', '.join(signatures)}, "
+                f"and a decoder has {PREFILL} and {DECODE}T",
                 hint="export the bundle again",
             )
-        return found
+        calls = cls(spec, int(sequence[0]), caches)
+        wrong = [name for past in (0, *calls.caches) if (name := calls._other(past, signatures))]
+        if wrong:
+            raise BundleError(
+                f"{part.files[0].name} is not the decoder that the manifest describes: {', '.join(wrong)} is another's",
+                hint="export the bundle again",
+            )
+        return calls
 
-    @cached_property
-    def caches(self) -> tuple[int, ...]:
-        return tuple(sorted({piece.cache for piece in self.pieces if piece.cache}))
+    def make(self, count: int, past: int) -> Call:
+        """The call that computes `count` positions after a cache of `past`; 0: after none."""
+        made = self._made.get(past)
+        if made is None or made.inputs[0].shape[1] != count:
+            made = self._made[past] = self._call(count, past)
+        return made
 
-    def some(self, length: int, cache: int) -> bool:
-        """Whether there is a piece after that cache, of that length if it is not 0."""
-        return any(piece.cache == cache and length in (0, piece.length) for piece in self.pieces)
+    def _call(self, s: int, t: int) -> Call:
+        kv, d = self._spec.kv_heads, self._spec.head_dim
+        inputs: dict[str, tuple[int, ...]] = {
+            "inputs_embeds": (1, s, self._spec.hidden),
+            "cos": (1, s, 1, d),
+            "sin": (1, s, 1, d),
+            "mask": (1, 1, self._spec.heads // kv * s, t + s),
+        }
+        outputs: dict[str, tuple[int, ...]] = {"logits": (1, 1, self._spec.vocab)}
+        for layer in range(self._spec.layers):
+            outputs |= {f"present.{layer}.key": (1, kv, s, d), f"present.{layer}.value": (1, kv, d, s)}
+            if t:
+                inputs |= {f"{PAST}{layer}.key": (1, kv, t, d), f"{PAST}{layer}.value": (1, kv, d, t)}
+        return Call(f"{DECODE}{t}" if t else PREFILL, _specs(inputs), _specs(outputs))
 
-    def cut(self, count: int, position: int, cache: int) -> list[Piece]:
-        """The cheapest pieces for `count` positions after `position`, in a cache of that length. All but the last are
-        full."""
-        later = [piece for piece in self.pieces if piece.cache == cache]
-        first = [piece for piece in self.pieces if not piece.cache] if position == 0 else later
-        best: list[tuple[int, list[Piece]]] = [(0, [])]  # for so many positions at the end
-        for left in range(1, count + 1):
-            able = first if left == count else later
-            options = [(piece.length + PIECE + best[max(0, left - piece.length)][0], piece) for piece in able]
-            cost, piece = min(options, key=lambda option: option[0])
-            best.append((cost, [piece, *best[max(0, left - piece.length)][1]]))
-        return best[count][1]
-
-
-def _piece(name: str) -> Piece | None:
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return None
-    if match["first"]:
-        return Piece(name, int(match["first"]), 0)
-    return Piece(name, int(match["later"] or 1), int(match["cache"] or match["one"]))
-
-
-def _fits(signature: Signature, piece: Piece, spec: DecoderSpec) -> bool:
-    s, t, kv, d = piece.length, piece.cache, spec.kv_heads, spec.head_dim
-    inputs: dict[str, tuple[int, ...]] = {
-        "inputs_embeds": (1, s, spec.hidden),
-        "cos": (1, s, 1, d),
-        "sin": (1, s, 1, d),
-        "mask": (1, 1, spec.heads // kv * s, t + s),
-    }
-    outputs: dict[str, tuple[int, ...]] = {"logits": (1, 1, spec.vocab)}
-    for layer in range(spec.layers):
-        outputs |= {f"present.{layer}.key": (1, kv, s, d), f"present.{layer}.value": (1, kv, d, s)}
-        if t:
-            inputs[f"{PAST}{layer}.key"] = (1, kv, t, d)
-            inputs[f"{PAST}{layer}.value"] = (1, kv, d, t)
-    return _shapes(signature.inputs) == inputs and _shapes(signature.outputs) == outputs
+    def _other(self, past: int, signatures: Mapping[str, Signature]) -> str:
+        """The name of the signature where the file says another thing; also of which sizes may be others."""
+        call, fewer = self._call(self.longest, past), self._call(self.longest - 1, past)
+        found = signatures[call.name]
+        same = {*call.inputs} == {*found.inputs} and {*call.outputs} == {*found.outputs}
+        free = {
+            one.name: tuple(axis for axis, size in enumerate(one.shape) if size != other.shape[axis])
+            for one, other in zip((*call.inputs, *call.outputs), (*fewer.inputs, *fewer.outputs), strict=True)
+        }
+        return "" if same and found.varying == {name: axes for name, axes in free.items() if axes} else call.name
 
 
-def _shapes(tensors: Sequence[TensorSpec]) -> dict[str, tuple[int | str, ...]]:
-    return {t.name: t.shape for t in tensors if t.dtype == "float32"}
+def _inputs(signatures: Mapping[str, Signature], name: str) -> tuple[TensorSpec, ...]:
+    return signatures[name].inputs if name in signatures else ()
+
+
+def _specs(shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, "float32", shape) for name, shape in shapes.items())
 
 
 def _only(file: TFLite, part: PartFiles) -> Signature:

@@ -38,7 +38,7 @@ OPERATORS = {
     39: ("TRANSPOSE", 26),
     40: ("MEAN", 27),
     41: ("SUB", 28),
-    65: ("SLICE", 48),
+    45: ("STRIDED_SLICE", 32),
     76: ("RSQRT", 0),
     117: ("HARD_SWISH", 91),
     126: ("BATCH_MATMUL", 101),
@@ -60,6 +60,7 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
     input_tensors: tuple[int, ...]  # their numbers in the subgraph
     output_tensors: tuple[int, ...]
+    varying: Mapping[str, tuple[int, ...]]  # the axes of each tensor that may be given another size; without the others
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,9 @@ class _Reader:
                 tuple(tensors.spec(n, int(first[subgraph]) + at) for n, at in zip(named, places, strict=True))
                 for named, places in ((inputs, sources), (outputs, targets))
             ]
-            found[name] = Signature(name, subgraph, specs[0], specs[1], sources, targets)
+            places = zip((*inputs, *outputs), (*sources, *targets), strict=True)
+            free = {n: axes for n, at in places if (axes := tensors.varying(int(first[subgraph]) + at))}
+            found[name] = Signature(name, subgraph, specs[0], specs[1], sources, targets, free)
         if not found:
             raise Damage("it has no signature")
         return found
@@ -202,6 +205,7 @@ class _Tensors:
         self._kinds = tables.scalar(1, "<i1")
         self._dims, self._whose = tables.numbers(0, "<i4")
         self._begin = np.searchsorted(self._whose, np.arange(len(tables) + 1))
+        self._free, self._freely = tables.numbers(7, "<i4")
 
     def check(self) -> NDArray[np.bool_]:
         """Whether each tensor has several scales."""
@@ -222,9 +226,10 @@ class _Tensors:
         if np.any((stored > 0) & (stored * 8 != elements * bits[self._kinds])):
             raise Damage("a tensor whose numbers are more or fewer than its shape says")
         tables.texts(3)  # their names
-        for entry in (6, 7, 9):  # sparsity, a shape that changes, variants
+        for entry in (6, 9):  # sparsity, variants
             if np.any(tables.there(entry)):
                 raise Damage("a tensor of a kind that no file of ours has")
+        self._signature(stored)
         return self._quantization(elements)
 
     def _quantization(self, elements: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -259,6 +264,18 @@ class _Tensors:
             raise Damage("blocks with zero points")
         if np.any(size < 1) or np.any(elements[self._first[:-1][self._owner[whose]] + scale] * size != elements[whose]):
             raise Damage("a tensor with more or fewer scales than blocks")
+
+    def _signature(self, stored: Numbers) -> None:
+        """Shapes that may change: each as its tensor's, with -1 for some sizes."""
+        told = np.unique(self._freely)
+        mine = np.isin(self._whose, told)
+        same = np.array_equal(self._whose[mine], self._freely)
+        if not same or np.any((self._free != -1) & (self._free != self._dims[mine])) or np.any(stored[told]):
+            raise Damage("a tensor whose shape may change to what it is not")
+
+    def varying(self, index: int) -> tuple[int, ...]:
+        """The axes of a tensor whose sizes may change."""
+        return tuple(np.flatnonzero(self._free[self._freely == index] == -1).tolist())
 
     def spec(self, name: str, index: int) -> TensorSpec:
         shape = tuple(self._dims[self._begin[index] : self._begin[index + 1]].tolist())

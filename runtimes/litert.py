@@ -25,8 +25,8 @@ import numpy as np
 from edge import machine, packed, steps
 from edge.errors import EngineError
 from edge.listening import Listening
-from edge.steps import PAST, Arrays, FixedGraph, StepDecoder
-from edge.tflite import Signature, TFLite
+from edge.steps import PAST, Arrays, Call, FixedGraph, StepDecoder
+from edge.tflite import TFLite
 from edge.types import Array, OpenOptions, PartFiles, TensorSpec
 
 FORMATS = ("tflite",)
@@ -110,7 +110,8 @@ def _places(specs: Sequence[TensorSpec]) -> list[int]:
 
 class _Model:
     """A file as the library reads it; each of its signatures is compiled when it is first run, which looks at all
-    scales of 4-bit weights: a third of a second for a billion weights."""
+    scales of 4-bit weights: a third of a second for a billion weights. The first is compiled at once: every answer
+    begins with it, and a file that cannot run is told now."""
 
     def __init__(self, file: TFLite, options: OpenOptions) -> None:
         self._library = _load()
@@ -123,10 +124,7 @@ class _Model:
             self._environment = self._start()
             path = os.fsencode(file.path)
             self._model = self._make("LiteRtCreateModelFromFile", "LiteRtDestroyModel", self._environment.pointer, path)
-        # What every answer needs, so that a file that cannot run is told now.
-        self.compile(
-            next((name for name in file.signatures if name.startswith("decode_")), next(iter(file.signatures)))
-        )
+        self.compile(next(iter(file.signatures)))
 
     def buffer(self, array: Array) -> _Handle:
         """An array's own memory, as the library is given it."""
@@ -237,52 +235,58 @@ def _mapped(path: Path | None) -> frozenset[tuple[int, int]]:
     return frozenset(found)
 
 
+@dataclass(frozen=True)
+class _Bound:
+    """A call with the memory that it reads and writes, as the library is given it."""
+
+    call: Call
+    arrays: Arrays
+    buffers: tuple[Any, Any]  # of the inputs and the outputs, in the signature's order
+    owners: Sequence[_Handle]
+
+
 class LiteRtProgram:
-    """The signatures of a decoder. Inputs and outputs of all lie in one memory: one runs at a time."""
+    """The signatures of a file. Inputs and outputs of all lie in one memory: one runs at a time. The library takes the
+    sizes of a call from those of the memory that it is given."""
 
     def __init__(self, file: TFLite, options: OpenOptions) -> None:
         self._model = _Model(file, options)
         self._signatures = file.signatures
-        self._memory = _Memory(*map(_own, file.signatures.values()))
-        self._arrays: dict[str, Arrays] = {}
-        self._buffers: dict[int, _Handle] = {}
-        self._calls: dict[str, Sequence[Any]] = {}
+        largest = (Call(s.name, s.inputs, s.outputs).own for s in file.signatures.values())
+        self._memory = _Memory(*largest)
+        self._bound: dict[str, _Bound] = {}
+        self._cache: dict[str, tuple[Array, _Handle]] = {}
 
-    def cache(self, length: int) -> Arrays:
-        signature = self._signatures[f"decode_{length}"]
-        specs = [spec for spec in signature.inputs if spec.name.startswith(PAST)]
-        self._calls.clear()
-        self._buffers.clear()
-        return _Memory(specs).arrays(specs)
+    def cache(self, call: Call) -> Arrays:
+        specs = [spec for spec in call.inputs if spec.name.startswith(PAST)]
+        arrays = _Memory(specs).arrays(specs)
+        self._bound.clear()
+        self._cache = {name: (array, self._model.buffer(array)) for name, array in arrays.items()}
+        return arrays
 
-    def bind(self, name: str) -> Arrays:
-        if name not in self._arrays:
-            self._arrays[name] = self._memory.arrays(_own(self._signatures[name]))
-        return self._arrays[name]
+    def bind(self, call: Call) -> Arrays:
+        if call.name not in self._bound or self._bound[call.name].call != call:
+            self._bound[call.name] = self._bind(call)
+        return self._bound[call.name].arrays
 
-    def run(self, name: str, cache: Arrays) -> None:
-        if name not in self._calls:
-            signature, arrays = self._signatures[name], {**cache, **self.bind(name)}
-            self._calls[name] = [
-                (ctypes.c_void_p * len(specs))(*(self._buffer(arrays[spec.name]) for spec in specs))
-                for specs in (signature.inputs, signature.outputs)
-            ]
-        self._model.run(name, *self._calls[name])
+    def run(self, call: Call) -> None:
+        self._model.run(call.name, *self._bound[call.name].buffers)
 
-    def _buffer(self, array: Array) -> Any:
-        if id(array) not in self._buffers:
-            self._buffers[id(array)] = self._model.buffer(array)
-        return self._buffers[id(array)].pointer
+    def _bind(self, call: Call) -> _Bound:
+        arrays = self._memory.arrays(call.own)
+        handles = {name: self._model.buffer(array) for name, array in arrays.items()}
+        handles |= {name: handle for name, (_, handle) in self._cache.items()}
+        signature = self._signatures[call.name]
+        inputs, outputs = (
+            (ctypes.c_void_p * len(specs))(*(handles[spec.name].pointer for spec in specs))
+            for specs in (signature.inputs, signature.outputs)
+        )
+        return _Bound(call, arrays, (inputs, outputs), [*handles.values()])
 
 
 def _complaint(heard: Listening) -> str:
     errors = [line for line in heard.heard() if line.startswith("ERROR")]
     return f": {errors[0].removeprefix('ERROR:').strip()}" if errors else ""
-
-
-def _own(signature: Signature) -> list[TensorSpec]:
-    """The tensors of a signature that are not the cache."""
-    return [spec for spec in (*signature.inputs, *signature.outputs) if not spec.name.startswith(PAST)]
 
 
 def _shape(spec: TensorSpec) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from tflite_runtime.interpreter import Interpreter
 
 from edge import machine, steps
 from edge.errors import EngineError
-from edge.steps import PAST, Arrays, FixedGraph, StepDecoder
+from edge.steps import PAST, Arrays, Call, FixedGraph, StepDecoder
 from edge.tflite import TFLite
 from edge.types import Array, OpenOptions, PartFiles
 
@@ -36,7 +36,8 @@ def open(part: PartFiles, options: OpenOptions) -> FixedGraph | StepDecoder:
 
 
 class InterpreterProgram:
-    """Each signature has memory of its own. The cache is that of decoding, the many steps; others are given a copy.
+    """Each signature has memory of its own, which is laid out anew for another number of positions. The cache is that
+    of the signature which reads it, and is carried over then.
 
     The interpreter's inner calls, which reach each signature's tensors where they lie, all stand here.
     """
@@ -59,36 +60,49 @@ class InterpreterProgram:
         except (ValueError, RuntimeError) as error:
             raise EngineError(f"tflite-runtime cannot open {file.path.name}: {error}") from error
         self._signatures = file.signatures
-        self._arrays: dict[str, dict[str, Array]] = {}
+        self._laid: dict[str, Call] = {}  # how each signature's memory is laid out
+        self._arrays: dict[str, dict[str, Array]] = {}  # all inputs and outputs, where the library has them
 
-    def cache(self, length: int) -> Arrays:
-        arrays = {name: array for name, array in self._all(f"decode_{length}").items() if name.startswith(PAST)}
-        for array in arrays.values():
-            array[:] = 0
+    def cache(self, call: Call) -> Arrays:
+        arrays = self._lay(call)
+        for name, array in arrays.items():
+            if name.startswith(PAST):
+                array[:] = 0
         return arrays
 
-    def bind(self, name: str) -> Arrays:
-        return self._all(name)
+    def bind(self, call: Call) -> Arrays:
+        return self._lay(call)
 
-    def run(self, name: str, cache: Arrays) -> None:
-        for slot, array in self._all(name).items():
-            if slot.startswith(PAST) and array is not cache[slot]:
-                np.copyto(array, cache[slot])
+    def run(self, call: Call) -> None:
         try:
-            self._inner.Invoke(self._signatures[name].subgraph)
+            self._inner.Invoke(self._signatures[call.name].subgraph)
         except RuntimeError as error:
-            raise EngineError(f"tflite-runtime failed while running {name}: {error}") from error
+            raise EngineError(f"tflite-runtime failed while running {call.name}: {error}") from error
 
-    def _all(self, name: str) -> dict[str, Array]:
-        """All inputs and outputs of a signature, where the library reads and writes them."""
-        if name not in self._arrays:
-            signature = self._signatures[name]
-            specs = (*signature.inputs, *signature.outputs)
-            tensors = (*signature.input_tensors, *signature.output_tensors)
-            try:
-                self._inner.AllocateTensors(signature.subgraph)
-                arrays = [self._inner.tensor(self._inner, index, signature.subgraph) for index in tensors]
-            except (ValueError, RuntimeError) as error:
-                raise EngineError(f"tflite-runtime cannot prepare {name}: {error}") from error
-            self._arrays[name] = {spec.name: array for spec, array in zip(specs, arrays, strict=True)}
-        return self._arrays[name]
+    def _lay(self, call: Call) -> dict[str, Array]:
+        """All inputs and outputs of a call, the cache included: the same mapping for a signature each time."""
+        arrays = self._arrays.setdefault(call.name, {})
+        if self._laid.get(call.name) == call:
+            return arrays
+        kept = {name: array.copy() for name, array in arrays.items() if name.startswith(PAST)}
+        arrays.clear()  # the library frees what they show
+        signature = self._signatures[call.name]
+        shapes = {spec.name: spec.shape for spec in call.inputs}
+        try:
+            for spec, index in zip(signature.inputs, signature.input_tensors, strict=True):
+                if signature.varying.get(spec.name):
+                    size = np.array(shapes[spec.name], np.int32)
+                    self._inner.ResizeInputTensor(index, size, True, signature.subgraph)
+            self._inner.AllocateTensors(signature.subgraph)
+            for named, tensors in (
+                (signature.inputs, signature.input_tensors),
+                (signature.outputs, signature.output_tensors),
+            ):
+                for spec, index in zip(named, tensors, strict=True):
+                    arrays[spec.name] = self._inner.tensor(self._inner, index, signature.subgraph)
+        except (ValueError, RuntimeError) as error:
+            raise EngineError(f"tflite-runtime cannot prepare {call.name}: {error}") from error
+        for name, array in kept.items():
+            arrays[name][:] = array
+        self._laid[call.name] = call
+        return arrays

@@ -70,13 +70,13 @@ class Decoder(LanguageModel):
         delta: Tensor | None = None
         for index, layer in enumerate(cast("list[Layer]", self.layers)):
             normed, x = (layer.input_layernorm(x), x) if delta is None else layer.input_layernorm.add(x, delta)
-            attended = layer.o_proj(attend(index, layer.qkv_proj(normed)))
-            normed, x = layer.post_attention_layernorm.add(x, attended)
+            attended = attend(index, layer.qkv_proj(normed))
+            if index == len(self.layers) - 1 and not everywhere:
+                # Only the last row is asked for: nothing behind the last keys and values is computed for the others.
+                attended, x = attended[:, -1:], x[:, -1:]
+            normed, x = layer.post_attention_layernorm.add(x, layer.o_proj(attended))
             delta = layer.down_proj(ops.current().swiglu(layer.gate_up_proj(normed)))
-        # Mostly only the last row is asked for: the head is the largest product of a short prompt.
-        first = 0 if everywhere else -1
-        x = x[:, first:] if delta is None else x[:, first:] + delta[:, first:]
-        return self.lm_head(self.norm(x))
+        return self.lm_head(self.norm(x if delta is None else x + delta))
 
 
 def keys(config: DecoderConfig, prefix: str = "model.") -> dict[str, tuple[str, ...]]:

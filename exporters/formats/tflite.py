@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edge.steps import ROTATIONS
+from edge import steps
 from edge.types import Array, TensorSpec
 from exporters import quantize
 from exporters.checkpoint import Checkpoint
@@ -38,10 +38,9 @@ SCHEMES = {
     },
 }
 BYTES_PER_WEIGHT = {"fp32": 4.0, "w8a8": 1.0, "w8": 1.0, "w4": 0.60, "legacy": 1.0}
-# Shapes in a TFLite file are fixed. A prompt is cut into pieces of these lengths, after nothing or after a cache. Most
-# prompts hold one picture: there the lengths lie close, so that little is computed for nothing.
-FIRST = (32, 64, 96, 112, 128, 144, 160, 176, 192, 208, 224, 256, 288, 320, 384, 448)
-LATER = (16, 64, 128)
+# How many positions a call computes at most. XNNPACK lays out its memory for so many when a signature is compiled, and
+# shorter calls cost nothing then. A prime, so that no size of a model is taken for it.
+LONGEST = 509
 CACHES = (256, 512, 1024, 2048)  # and the model's context
 
 
@@ -70,29 +69,17 @@ def write(
     assert isinstance(skeleton, LanguageModel)
     assert isinstance(module, LanguageModel)
     path = folder / "decoder.tflite"
-    steps = list(_steps(skeleton.config.context))
-    for done, (name, sequence, past) in enumerate(steps, 1):
-        step = Step(skeleton, sequence, past)
+    caches = [*(length for length in CACHES if length < skeleton.config.context), skeleton.config.context]
+    signatures = {steps.PREFILL: 0, **{f"{steps.DECODE}{length}": length for length in caches}}
+    for done, (name, past) in enumerate(signatures.items(), 1):
+        step = Step(skeleton, LONGEST, past)
         outputs = ["logits", *(f"present.{slot}" for slot in slots(skeleton.config))]
-        lower.run(Graph(model, name), weights, names, step.inputs(), outputs, step)
-        progress(0.9 * done / len(steps))
+        lower.run(Graph(model, name, step.varying), weights, names, step.inputs(), outputs, step)
+        progress(0.9 * done / len(signatures))
     model.save(path, lambda done: progress(0.9 + 0.1 * done))
-    rotations = folder / ROTATIONS
+    rotations = folder / steps.ROTATIONS
     np.save(rotations, _rotations(module.config))
     return Written((path, *_write_table(module.embed_tokens.weight, scheme, folder), rotations), (), ())
-
-
-def _steps(context: int) -> Iterator[tuple[str, int, int]]:
-    """Each signature's name, the positions that it computes, and those that its cache holds."""
-    caches = [length for length in CACHES if length < context] + [context]
-    for length in FIRST:
-        if length <= context:
-            yield f"prefill_{length}", length, 0
-    for cache in caches:
-        for length in LATER:
-            if length <= cache:
-                yield f"prefill_{length}_{cache}", length, cache
-        yield f"decode_{cache}", 1, cache
 
 
 def _rotations(config: DecoderConfig) -> Array:

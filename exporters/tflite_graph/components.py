@@ -35,18 +35,23 @@ class PlainOps(ops.Ops):
 
 
 class Step(nn.Module):
-    """A decoder over `sequence` positions that follow `past` remembered ones (0: none).
+    """A decoder over as many positions as it is given, `sequence` while it is traced, that follow a cache of `past`.
 
     Attention is in two parts, over what is remembered and over what is new, under one softmax; only the new keys and
     values are given, and who runs this puts them into the cache. `cos` and `sin` `[1, S, 1, D]` and `mask`
-    `[1, 1, G * S, past + S]` (added to the scores; G query heads share a key) say where the positions stand: so a
-    shorter sequence may be padded in front.
+    `[1, 1, G * S, past + S]` (added to the scores; G query heads share a key) say where the positions stand.
     """
 
     def __init__(self, decoder: LanguageModel, sequence: int, past: int) -> None:
         super().__init__()
         self.decoder = decoder
         self.sequence, self.past = sequence, past
+
+    @property
+    def varying(self) -> frozenset[int]:
+        """The sizes that follow from the sequence; nothing else of the model may be as large."""
+        c, s = self.decoder.config, self.sequence
+        return frozenset((s, c.heads // c.kv_heads * s, self.past + s))
 
     def inputs(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape, in the order of `forward`."""
@@ -88,12 +93,11 @@ class Step(nn.Module):
         if not self.past:
             return F.softmax(scores + mask, dim=-1) @ v.transpose(-1, -2)
         keys, values = cache
-        # The right side of a product is packed anew each time: with one position the cache stands on the left.
-        one = self.sequence == 1
-        old = (keys @ q.transpose(-1, -2)).transpose(-1, -2) if one else q @ keys.transpose(-1, -2)
+        # The right side of a product is packed anew each time: the cache, which is long, stands on the left.
+        old = (keys @ q.transpose(-1, -2)).transpose(-1, -2)
         weights = F.softmax(torch.cat([old, scores], dim=-1) + mask, dim=-1)
         before, here = weights[..., : self.past], weights[..., self.past :]
-        y = (values @ before.transpose(-1, -2)).transpose(-1, -2) if one else before @ values.transpose(-1, -2)
+        y = (values @ before.transpose(-1, -2)).transpose(-1, -2)
         return y + here @ v.transpose(-1, -2)
 
 

@@ -153,7 +153,8 @@ class Lowering(TorchFunctionMode):
         self._keep(out, made)
 
     def _reshape_to(self, out: Tensor, x: Tensor) -> None:
-        shape = list(out.shape)
+        shape = self.graph.free(out.shape)
+        assert shape.count(-1) < 2, "one size is what the others leave"
         options = {"newShape": shape}
         inputs = [self[x], self.graph.constant(shape)]
         self._keep(out, self._one("RESHAPE", inputs, out, options=options, table="ReshapeOptions"))
@@ -188,27 +189,34 @@ class Lowering(TorchFunctionMode):
         inputs = [self[t] for t in tensors]
         self._keep(out, self._one("CONCATENATION", inputs, out, options=options, table="ConcatenationOptions"))
 
-    def _slice(self, out: Tensor, x: Tensor, begin: Sequence[int]) -> None:
-        inputs = [self[x], self.graph.constant(list(begin)), self.graph.constant(list(out.shape))]
-        self._keep(out, self._one("SLICE", inputs, out, table="SliceOptions"))
+    def _slice(self, out: Tensor, x: Tensor, axis: int, begin: int, end: int) -> None:
+        """Of one axis, from `begin` (negative: counted from the end) to `end` (its size: all that is left)."""
+        others = (1 << x.dim()) - 1 - (1 << axis)  # masks: what begins at the beginning, what ends at the end
+        options = {"beginMask": others, "endMask": others | (end == x.shape[axis]) << axis}
+        places = [[0] * x.dim(), [0] * x.dim(), [1] * x.dim()]
+        places[0][axis], places[1][axis] = begin, end
+        inputs = [self[x], *(self.graph.constant(numbers) for numbers in places)]
+        self._keep(out, self._one("STRIDED_SLICE", inputs, out, options=options, table="StridedSliceOptions"))
 
     def _getitem(self, out: Tensor, x: Tensor, index: Any) -> None:
         index = index if isinstance(index, tuple) else (index,)
         if index[0] is Ellipsis:
             index = (*(slice(None),) * (x.dim() - len(index) + 1), *index[1:])
         assert all(isinstance(part, slice) and part.step is None for part in index)
-        begin = [part.indices(size)[0] for part, size in zip(index, x.shape, strict=False)]
+        cut = [axis for axis, part in enumerate(index) if part != slice(None)]
         if tuple(out.shape) == tuple(x.shape):
             self._keep(out, self[x])
-        else:
-            self._slice(out, x, [*begin, *[0] * (x.dim() - len(begin))])
+            return
+        (axis,) = cut
+        begin, end, _ = index[axis].indices(x.shape[axis])
+        if x.shape[axis] in self.graph.varying and index[axis].start and index[axis].start < 0:
+            begin = index[axis].start
+        self._slice(out, x, axis, begin, end)
 
     def _chunk(self, out: Sequence[Tensor], x: Tensor, chunks: int, dim: int = 0) -> None:
         at = 0
         for piece in out:
-            begin = [0] * x.dim()
-            begin[dim] = at
-            self._slice(piece, x, begin)
+            self._slice(piece, x, dim % x.dim(), at, at + piece.shape[dim])
             at += piece.shape[dim]
 
     def _adaptive_avg_pool2d(self, out: Tensor, x: Tensor, size: Any) -> None:

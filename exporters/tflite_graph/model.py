@@ -94,11 +94,13 @@ class Model:
 
 
 class Graph:
-    """One subgraph. Tensors are numbers into it; all of them are float32 unless told otherwise."""
+    """One subgraph. Tensors are numbers into it; all of them are float32 unless told otherwise. Whoever runs it may
+    change the sizes that are `varying`."""
 
-    def __init__(self, model: Model, name: str) -> None:
+    def __init__(self, model: Model, name: str, varying: frozenset[int] = frozenset()) -> None:
         self.model = model
         self.name = name
+        self.varying = varying
         self.tensors: list[Any] = []
         self.operators: list[Any] = []
         self.inputs: dict[str, int] = {}
@@ -110,8 +112,15 @@ class Graph:
         tensor.shape, tensor.type, tensor.buffer = list(shape), getattr(schema.TensorType, kind), buffer
         tensor.name = name or f"t{len(self.tensors)}"
         tensor.hasRank = True
+        if self.varying.intersection(shape):
+            assert not buffer, f"a constant of {list(shape)} is as large as what varies"
+            tensor.shapeSignature = self.free(shape)
         self.tensors.append(tensor)
         return len(self.tensors) - 1
+
+    def free(self, shape: Sequence[int]) -> list[int]:
+        """The shape with -1 for what varies."""
+        return [-1 if size in self.varying else size for size in shape]
 
     def stored(self, name: str, array: Array) -> int:
         """A constant that all subgraphs share under its name."""

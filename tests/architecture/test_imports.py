@@ -135,7 +135,7 @@ def prints(path: Path) -> list[str]:
 
 @each("edge", "runtimes", "exporters")
 def test_6_only_the_command_line_prints(path: Path) -> None:
-    assert name(path) == "edge/cli.py" or prints(path) == []
+    assert name(path).startswith("edge/cli/") or prints(path) == []
 
 
 QUIET = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)

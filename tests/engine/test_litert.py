@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from edge import packed, tflite
 from edge.engines import open_part
 from edge.errors import BundleError, EngineError
 from edge.listening import Listening
+from edge.steps import Call
 from edge.types import Array, Graph, OpenOptions, PartFiles, TensorSpec
 from exporters.tflite_graph.model import Graph as Subgraph
 from exporters.tflite_graph.model import Model
@@ -37,20 +39,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     return folder / packed.FOLDER
 
 
-def product(path: Path, weight: Array = WEIGHT, names: tuple[str, ...] = ("run",)) -> PartFiles:
-    """x `[1, 2, 64]` -> y = x @ weight.T, in a subgraph for each name."""
+def product(path: Path, weight: Array = WEIGHT, names: tuple[str, ...] = ("run",), most: int = 2) -> PartFiles:
+    """x `[1, most, 64]` -> y = x @ weight.T, in a subgraph for each name; "free" may be given fewer rows."""
     model = Model()
     for name in names:
-        graph = Subgraph(model, name)
-        graph.inputs["x"] = graph.tensor((1, 2, weight.shape[1]), name="x")
+        graph = Subgraph(model, name, frozenset({most} if name == "free" else ()))
+        graph.inputs["x"] = graph.tensor((1, most, weight.shape[1]), name="x")
         inputs = [graph.inputs["x"], graph.stored("weight", weight), -1]
-        shapes = [(1, 2, weight.shape[0])]
+        shapes = [(1, most, weight.shape[0])]
         options = {"keepNumDims": True}
         (made,) = graph.op("FULLY_CONNECTED", inputs, shapes, options, table="FullyConnectedOptions", version=5)
         graph.outputs["y"] = made
+        graph.tensors[made].name = "y"
         model.add(graph)
     model.save(path, lambda done: None)
-    ports = ((TensorSpec(n, "float32", (1, 2, size)),) for n, size in zip("xy", weight.shape[::-1], strict=True))
+    ports = ((TensorSpec(n, "float32", (1, most, size)),) for n, size in zip("xy", weight.shape[::-1], strict=True))
     return PartFiles("tflite", "fp32", ("vision", "projector"), (path,), *ports)
 
 
@@ -141,12 +144,50 @@ def test_signatures_share_the_packed_weights(tmp_path: Path, cache: Path) -> Non
     file = tflite.read(part.files[0])
     program = litert.LiteRtProgram(file, OPTIONS)
     for name in ("one", "two", "one"):
-        arrays = program.bind(name)
+        call = Call(name, part.inputs, part.outputs)
+        arrays = program.bind(call)
         arrays["x"][:] = x(3)
-        program.run(name, {})
+        program.run(call)
         np.testing.assert_allclose(arrays["y"], x(3) @ WEIGHT.T, rtol=1e-4, atol=1e-5)
     (kept,) = cache.iterdir()
     assert kept.stat().st_size < 2 * WEIGHT.nbytes
+
+
+def test_a_call_has_the_size_of_its_memory(tmp_path: Path) -> None:
+    part = product(tmp_path / "a.tflite", names=("free", "one"), most=11)
+    file = tflite.read(part.files[0])
+    assert [file.signatures[name].varying for name in ("free", "one")] == [{"x": (1,), "y": (1,)}, {}]
+    program = litert.LiteRtProgram(file, OPTIONS)
+    random = np.random.default_rng(0)
+    for count in (3, 11, 1, 3):
+        ports = [
+            (dataclasses.replace(spec, shape=(1, count, spec.shape[2])),) for spec in (*part.inputs, *part.outputs)
+        ]
+        call = Call("free", *ports)
+        rows = random.normal(size=(1, count, 64)).astype(np.float32)
+        program.bind(call)["x"][:] = rows
+        program.run(call)
+        np.testing.assert_allclose(program.bind(call)["y"], rows @ WEIGHT.T, rtol=1e-4, atol=1e-5)
+
+
+def test_a_call_of_another_size_than_the_file_allows_is_told(tmp_path: Path) -> None:
+    part = product(tmp_path / "a.tflite", most=11)
+    program = litert.LiteRtProgram(tflite.read(part.files[0]), OPTIONS)
+    ports = [(dataclasses.replace(spec, shape=(1, 3, spec.shape[2])),) for spec in (*part.inputs, *part.outputs)]
+    call = Call("run", *ports)
+    program.bind(call)["x"][:] = 1
+    with pytest.raises(EngineError, match="LiteRT failed while running run"):
+        program.run(call)
+
+
+@pytest.mark.parametrize("signature", [[1, -1], [1, -1, 65], [-1, 12, 64], [1, -1, 64, 1]])
+def test_a_shape_that_may_change_to_what_it_is_not_is_told(
+    tmp_path: Path, signature: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Subgraph, "free", lambda self, shape: signature)
+    part = product(tmp_path / "a.tflite", names=("free",), most=11)
+    with pytest.raises(BundleError, match="a tensor whose shape may change to what it is not"):
+        tflite.read(part.files[0])
 
 
 @pytest.mark.parametrize("found", ["2.0.1", "3.0.0", "1.4"])
@@ -208,7 +249,7 @@ def test_files_that_are_cut_or_foreign_are_told(tmp_path: Path, change: Callable
 @given(st.integers(0, 1 << 30), st.integers(0, 255))
 def test_a_changed_byte_is_read_or_told(tmp_path_factory: pytest.TempPathFactory, at: int, value: int) -> None:
     path = tmp_path_factory.getbasetemp() / "changed.tflite"
-    content = bytearray(product(path, names=("one", "two")).files[0].read_bytes())
+    content = bytearray(product(path, names=("one", "free"), most=11).files[0].read_bytes())
     content[at % (len(content) - WEIGHT.nbytes)] = value
     path.write_bytes(content)
     with contextlib.suppress(BundleError):  # nothing else may come

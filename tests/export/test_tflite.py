@@ -87,8 +87,8 @@ def test_a_decoder_computes_what_torch_does_on_its_weights(scheme, heads, tmp_pa
         assert error["max_abs"] <= tolerance.get("max_abs", 1.0)
 
 
-@pytest.mark.parametrize("count", [1, 31, 32, 33, 96, 97, 128, 256, 257, 449, 599, 600])
-def test_a_prompt_at_the_edge_of_a_piece(exact, count):
+@pytest.mark.parametrize("count", [1, 2, 255, 256, 257, 508, 509, 510, 599, 600])
+def test_a_prompt_at_the_edge_of_a_call_or_a_cache(exact, count):
     module, part = exact
     decoder = open_part(part, "litert", OPTIONS)
     ids, rows = prompt(module, count)
@@ -160,7 +160,7 @@ def test_weights_are_stored_once(exact):
     largest = llama.Decoder(CONFIG).state_dict()
     numbers = sum(tensor.numel() for name, tensor in largest.items() if name != "embed_tokens.weight")
     signatures = tflite.read(part.files[0]).signatures
-    assert {"prefill_32", "prefill_16_256", "decode_256", "decode_512", "decode_600"} <= set(signatures)
+    assert list(signatures) == ["prefill", "decode_256", "decode_512", "decode_600"]
     assert part.files[0].stat().st_size < 4 * numbers + 30_000 * len(signatures)
 
 

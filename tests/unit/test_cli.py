@@ -24,6 +24,7 @@ from edge import cli, plugins
 from edge.bench import results
 from edge.bench.request import Request
 from edge.bundle import Bundle, Manifest
+from edge.cli.run import split
 from edge.errors import ContextError, EngineError, ImageError, UsageError
 from edge.generate import Answer, Timings
 from edge.sampling import Sampling
@@ -152,7 +153,7 @@ def test_pictures_and_question_are_told_apart(
     for name in ("cat.jpg", "CAT.PNG", "plain"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
-    assert cli.split(inputs) == (pictures, question)
+    assert split(inputs) == (pictures, question)
 
 
 @pytest.mark.parametrize("inputs", [["no.jpg"], ["no.jpg", "What?"], ["nothing", "What?"], ["What is in no.png"]])
@@ -161,7 +162,7 @@ def test_a_picture_that_is_not_there_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ImageError) as caught:
-        cli.split(inputs)
+        split(inputs)
     assert caught.value.message == f"no such picture: {inputs[0]!r}"
 
 
@@ -370,7 +371,7 @@ def test_the_commands_are_the_ones_of_the_design(capsys: Capture) -> None:
     shown = capsys.readouterr().out
     names = [line.split()[1] for line in shown.partition("Commands")[2].splitlines()[1:] if line[2:3].isalpha()]
     assert names == ["export", "run", "verify", "bench", "report", "inspect", "devices", "fit", "doctor"]
-    assert [c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback] == names
+    assert [c.name or c.callback.__name__ for c in cli.app().registered_commands if c.callback] == names
 
 
 # export
@@ -415,7 +416,8 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
     given = "--format onnx --scheme w4 --scheme vision=fp16 --recipe r --device rpi5 --calib pics --imatrix m.gguf"
     more = "--context 512 --vision-tower tower --mmproj m --gguf-only --threads 3 --max-loss 0.1"
-    more += " --mtmd-position-workaround --tensor-type attn_v=Q8_0 --tensor-type blk=q6_k --compile -o out"
+    more += " --mtmd-position-workaround --tensor-type attn_v=Q8_0 --tensor-type blk=q6_k --compile --split -o out"
+    more += " --backend coreml --backend vulkan"
     assert call("export", "mtgv/some-model", *given.split(), *more.split()) == 0
     assert exporter.requests == [
         {
@@ -434,6 +436,8 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
             "mtmd_position_workaround": True,
             "tensor_type": ("attn_v=Q8_0", "blk=q6_k"),
             "compile": True,
+            "split": True,
+            "backend": ("coreml", "vulkan"),
             "threads": 3,
             "max_loss": 0.1,
         }
@@ -445,7 +449,7 @@ def test_export_leaves_open_what_was_not_said(exporter: SimpleNamespace) -> None
     asked = exporter.requests[0]
     assert (asked.pop("checkpoint"), asked.pop("output"), asked.pop("threads")) == ("ckpt", Path("out"), 0)
     assert asked.pop("gguf_only") is False
-    assert (asked.pop("mtmd_position_workaround"), asked.pop("compile")) == (False, False)
+    assert {asked.pop(flag) for flag in ("mtmd_position_workaround", "compile", "split")} == {False}
     assert set(asked.values()) == {None, ()}
 
 
@@ -788,7 +792,7 @@ def documented(start: str) -> list[str]:
 
 def test_the_documents_show_every_command() -> None:
     assert {line.split()[1] for line in documented("edge ")} == {
-        c.callback.__name__ for c in cli.app.registered_commands if c.callback
+        c.callback.__name__ for c in cli.app().registered_commands if c.callback
     }
 
 

@@ -1,7 +1,8 @@
-"""The decoder of fixed shapes over a program in numpy, whose answer hangs on the rows, their places and their order."""
+"""The decoder of steps over a program in numpy, whose answer hangs on the rows, their places and their order."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,17 +14,17 @@ from hypothesis import strategies as st
 from edge import tflite
 from edge.errors import BundleError, ContextError, EngineError
 from edge.spec import DecoderSpec
-from edge.steps import PAST, FixedGraph, Piece, Pieces, StepDecoder, opened
+from edge.steps import PAST, Call, Calls, FixedGraph, StepDecoder, opened
 from edge.tflite import Signature, TFLite
 from edge.types import Array, Embeddings, OpenOptions, PartFiles, TensorSpec, Tokens
 
 SPEC = DecoderSpec(2, 2, 1, 4, 8, 8, 32, 10000.0)
-NAMES = ("prefill_4", "prefill_8", "prefill_4_8", "decode_8", "prefill_4_16", "decode_16", "prefill_4_32", "decode_32")
+LONGEST = 7
+NAMES = ("prefill", "decode_8", "decode_16", "decode_32")
 
 
 def signature(name: str, spec: DecoderSpec = SPEC) -> Signature:
-    numbers = [int(n) for n in name.split("_")[1:]]
-    s, t = (1, numbers[0]) if name.startswith("decode") else (numbers[0], numbers[1] if numbers[1:] else 0)
+    s, t = LONGEST, int(name.partition("_")[2] or 0)
     kv, d = spec.kv_heads, spec.head_dim
     shapes: dict[str, tuple[int, ...]] = {
         "inputs_embeds": (1, s, spec.hidden),
@@ -32,43 +33,47 @@ def signature(name: str, spec: DecoderSpec = SPEC) -> Signature:
         "mask": (1, 1, spec.heads // kv * s, t + s),
     }
     given: dict[str, tuple[int, ...]] = {"logits": (1, 1, spec.vocab)}
+    free: dict[str, tuple[int, ...]] = {"inputs_embeds": (1,), "cos": (1,), "sin": (1,), "mask": (2, 3)}
     for layer in range(spec.layers):
         given |= {f"present.{layer}.key": (1, kv, s, d), f"present.{layer}.value": (1, kv, d, s)}
+        free |= {f"present.{layer}.key": (2,), f"present.{layer}.value": (3,)}
         if t:
             shapes |= {f"{PAST}{layer}.key": (1, kv, t, d), f"{PAST}{layer}.value": (1, kv, d, t)}
     inputs, outputs = (
         tuple(TensorSpec(name, "float32", shape) for name, shape in specs.items()) for specs in (shapes, given)
     )
-    return Signature(name, 0, inputs, outputs, (), ())
+    return Signature(name, 0, inputs, outputs, (), (), free)
 
 
 class Numpy:
-    """Attention of two layers and two query heads over one head of keys; memory that was not written is NaN."""
+    """Attention of two layers and two query heads over one head of keys; memory that was not written is NaN, and all of
+    it is other memory after each call, the cache's too."""
 
     def __init__(self, signatures: Mapping[str, Signature]) -> None:
         self.signatures = signatures
-        self.calls: list[str] = []
-        self.arrays: dict[str, dict[str, Array]] = {}
+        self.calls: list[tuple[str, int]] = []
+        self.kept: dict[str, Array] = {}
+        self.arrays: dict[str, Array] = {}
 
-    def cache(self, length: int) -> dict[str, Array]:
-        inputs = self.signatures[f"decode_{length}"].inputs
-        return {t.name: np.zeros(t.shape, t.dtype) for t in inputs if t.name.startswith(PAST)}
+    def cache(self, call: Call) -> dict[str, Array]:
+        self.kept = {t.name: np.zeros(t.shape, t.dtype) for t in call.inputs if t.name.startswith(PAST)}
+        return self.kept  # what was given before stays as it is
 
-    def bind(self, name: str) -> dict[str, Array]:
-        if name not in self.arrays:
-            own = (*self.signatures[name].inputs, *self.signatures[name].outputs)
-            self.arrays[name] = {t.name: np.full(t.shape, np.nan, t.dtype) for t in own if not t.name.startswith(PAST)}
-        return self.arrays[name]
+    def bind(self, call: Call) -> dict[str, Array]:
+        self.arrays = {t.name: np.full(t.shape, np.nan, t.dtype) for t in call.own}
+        for name, array in list(self.kept.items()):
+            self.kept[name] = array.copy()
+            array[:] = np.nan
+        return self.arrays
 
-    def run(self, name: str, cache: Mapping[str, Array]) -> None:
-        self.calls.append(name)
-        arrays = self.arrays[name]
+    def run(self, call: Call) -> None:
+        arrays, cache = self.arrays, self.kept
         x, place = arrays["inputs_embeds"][0], arrays["cos"][0, :, 0] - arrays["sin"][0, :, 0]
-        after = not name.startswith("prefill") or name.count("_") == 2
+        self.calls.append((call.name, len(x)))
         for layer in range(2):
             k, v = x[:, :4] + place, x[:, 4:]
             arrays[f"present.{layer}.key"][0, 0], arrays[f"present.{layer}.value"][0, 0] = k, v.T
-            if after:
+            if call.name != "prefill":
                 k = np.concatenate([cache[f"{PAST}{layer}.key"][0, 0], k])
                 v = np.concatenate([cache[f"{PAST}{layer}.value"][0, 0].T, v])
             queries = np.concatenate([x[:, :4], x[:, 4:]])  # [G * S, D]
@@ -105,7 +110,7 @@ def part(tmp_path_factory: pytest.TempPathFactory) -> PartFiles:
 
 def decoder(part: PartFiles, context: int = 0) -> tuple[StepDecoder, Numpy]:
     program = Numpy({name: signature(name) for name in NAMES})
-    return StepDecoder(program, Pieces.of(program.signatures, SPEC, part), part, SPEC, context), program
+    return StepDecoder(program, Calls.of(program.signatures, SPEC, part), part, SPEC, context), program
 
 
 def rows_of(part: PartFiles, ids: list[int]) -> Array:
@@ -154,29 +159,31 @@ def test_pictures_stand_between_tokens(part: PartFiles) -> None:
 @pytest.mark.parametrize(
     ("counts", "calls"),
     [
-        ([3], ["prefill_4"]),
-        ([4], ["prefill_4"]),
-        ([5], ["prefill_8"]),
-        ([8], ["prefill_8"]),
-        ([9], ["prefill_8", "decode_16"]),  # one more is a step, not a piece of four
-        ([5, 1], ["prefill_8", "decode_8"]),
-        ([8, 1], ["prefill_8", "decode_16"]),
-        ([8, 3], ["prefill_8", "prefill_4_16"]),
-        ([20], ["prefill_8", "prefill_4_32", "prefill_4_32", "prefill_4_32"]),
+        ([1], [("prefill", 1)]),
+        ([6], [("prefill", 6)]),
+        ([7], [("prefill", 7)]),
+        ([8], [("prefill", 7), ("decode_8", 1)]),
+        ([7, 1, 1], [("prefill", 7), ("decode_8", 1), ("decode_16", 1)]),
+        ([20, 3], [("prefill", 7), ("decode_32", 7), ("decode_32", 6), ("decode_32", 3)]),
     ],
 )
-def test_a_prompt_is_cut_into_the_fewest_positions(part: PartFiles, counts: list[int], calls: list[str]) -> None:
+def test_a_prompt_is_computed_as_it_is_and_cut_where_it_is_longer_than_a_call(
+    part: PartFiles, counts: list[int], calls: list[tuple[str, int]]
+) -> None:
     decoding, program = decoder(part)
     for count in counts:
         decoding.extend([Tokens((1,) * count)])
     assert program.calls == calls
 
 
-def test_the_cheapest_pieces_pay_for_reading_the_weights_once_more() -> None:
-    pieces = Pieces((*(Piece(f"prefill_{n}", n, 0) for n in (128, 192, 256)), Piece("prefill_64_512", 64, 512)))
-    assert [p.length for p in pieces.cut(190, 0, 512)] == [192]
-    assert [p.length for p in pieces.cut(193, 0, 512)] == [256]
-    assert [p.length for p in pieces.cut(300, 0, 512)] == [256, 64]
+def test_a_cache_that_grew_is_not_read_by_the_next_question(part: PartFiles) -> None:
+    decoding, program = decoder(part)
+    decoding.extend([Tokens((1, 2, 3) * 6)])
+    decoding.rewind(5)
+    program.calls.clear()
+    logits = decoding.extend([Tokens((4,))])
+    assert program.calls == [("decode_8", 1)]
+    np.testing.assert_allclose(logits, whole(rows_of(part, [1, 2, 3, 1, 2, 4]), np.load(part.files[2])), rtol=1e-4)
 
 
 def test_a_prompt_beyond_the_largest_cache_is_told(part: PartFiles) -> None:
@@ -204,7 +211,7 @@ def test_no_memory_for_a_longer_cache_leaves_the_decoder_as_it_was(part: PartFil
     decoding, program = decoder(part)
     decoding.extend([Tokens((1, 2, 3))])
 
-    def full(length: int) -> dict[str, Array]:
+    def full(call: Call) -> dict[str, Array]:
         raise MemoryError
 
     program.cache = full  # type: ignore[method-assign]
@@ -214,25 +221,25 @@ def test_no_memory_for_a_longer_cache_leaves_the_decoder_as_it_was(part: PartFil
     np.testing.assert_allclose(logits, whole(rows_of(part, [1, 2, 3, 4]), np.load(part.files[2])), rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("names", "complaint"),
-    [
-        (["decode_32"], "missing: prefill_N"),
-        (["prefill_4"], "missing: prefill_N"),
-        (["prefill_4", "prefill_4_32"], "missing: decode_32"),
-        (["encode"], "missing: prefill_N"),
-    ],
-)
-def test_missing_signatures_are_told(part: PartFiles, names: list[str], complaint: str) -> None:
-    signatures = {name: signature(name if name != "encode" else "prefill_4") for name in names}
-    with pytest.raises(BundleError, match=complaint):
-        Pieces.of(signatures, SPEC, part)
+@pytest.mark.parametrize("names", [["decode_32"], ["prefill"], ["prefill", "decode_"], ["prefill", "decode_x"], []])
+def test_missing_signatures_are_told(part: PartFiles, names: list[str]) -> None:
+    signatures = {name: signature("decode_8" if name.startswith("decode_") else name) for name in names}
+    with pytest.raises(BundleError, match=r"has the signatures .*, and a decoder has prefill and decode_T"):
+        Calls.of(signatures, SPEC, part)
 
 
 def test_signatures_of_another_model_are_told(part: PartFiles) -> None:
     other = DecoderSpec(2, 2, 1, 4, 8, 9, 32, 10000.0)
-    with pytest.raises(BundleError, match="wrong: prefill_4, decode_8"):
-        Pieces.of({name: signature(name, other) for name in ("prefill_4", "decode_8")}, SPEC, part)
+    with pytest.raises(BundleError, match="prefill, decode_8 is another's"):
+        Calls.of({name: signature(name, other) for name in ("prefill", "decode_8")}, SPEC, part)
+
+
+@pytest.mark.parametrize("free", [{}, {"inputs_embeds": (1,)}, {**signature("prefill").varying, "logits": (2,)}])
+def test_a_file_whose_sizes_cannot_be_changed_so_is_told(part: PartFiles, free: dict[str, tuple[int, ...]]) -> None:
+    fixed = {name: signature(name) for name in NAMES}
+    fixed["prefill"] = dataclasses.replace(fixed["prefill"], varying=free)
+    with pytest.raises(BundleError, match="describes: prefill is another's"):
+        Calls.of(fixed, SPEC, part)
 
 
 @pytest.mark.parametrize(
@@ -254,27 +261,27 @@ def test_a_wrong_table_of_rotations_is_told(
     program = Numpy({name: signature(name) for name in NAMES})
     changed = PartFiles("tflite", "fp32", ("decoder",), files, (), (), SPEC)
     with pytest.raises(BundleError, match=complaint):
-        StepDecoder(program, Pieces.of(program.signatures, SPEC, part), changed, SPEC, 0)
+        StepDecoder(program, Calls.of(program.signatures, SPEC, part), changed, SPEC, 0)
 
 
 class Doubling:
     def __init__(self) -> None:
         self.arrays = {"x": np.zeros((1, 2), np.float32), "y": np.zeros((1, 2), np.float32)}
 
-    def cache(self, length: int) -> dict[str, Array]:
+    def cache(self, call: Call) -> dict[str, Array]:
         return {}
 
-    def bind(self, name: str) -> dict[str, Array]:
+    def bind(self, call: Call) -> dict[str, Array]:
         return self.arrays
 
-    def run(self, name: str, cache: Mapping[str, Array]) -> None:
+    def run(self, call: Call) -> None:
         self.arrays["y"][:] = 2 * self.arrays["x"]
 
 
 PORTS = tuple((TensorSpec(name, "float32", (1, 2)),) for name in ("x", "y"))
 
 
-ONE = Signature("encode", 0, *PORTS, (), ())
+ONE = Signature("encode", 0, *PORTS, (), (), {})
 
 
 def test_a_graph_copies_to_and_from_the_programs_memory() -> None:
@@ -292,7 +299,7 @@ def test_a_graph_copies_to_and_from_the_programs_memory() -> None:
 
 def test_a_graph_of_other_signatures_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     part = PartFiles("tflite", "fp32", ("vision",), (Path("v.tflite"),), *PORTS)
-    turned = Signature("encode", 0, PORTS[1], PORTS[0], (), ())
+    turned = Signature("encode", 0, PORTS[1], PORTS[0], (), (), {})
     for signatures in ({}, {"a": ONE, "b": ONE}, {"encode": turned}):
         file = TFLite(part.files[0], signatures, True)
         monkeypatch.setattr(tflite, "read", lambda path, file=file: file)

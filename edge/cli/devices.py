@@ -1,0 +1,28 @@
+"""`edge devices`: what is known of them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edge.cli.options import Debug, Json
+from edge.cli.screen import print_json, render
+
+
+def devices(
+    name: Annotated[str | None, typer.Argument(metavar="DEVICE", help="One of them; `this`: measure it.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the devices that `edge export --device` knows, and this machine; or show one, with its sources."""
+    from edge import show
+    from edge.devices import detect, measured, profile, profiles
+
+    if name is not None:
+        one = measured(profile(name))
+        print_json(one.to_json()) if as_json else render(show.device(one))
+    elif as_json:
+        print_json({"devices": [p.to_json() for p in profiles()], "this": detect().to_json()})
+    else:
+        render(show.devices(profiles(), detect()))

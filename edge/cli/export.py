@@ -1,0 +1,85 @@
+"""`edge export`: the exporting side's work, shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge import plugins
+from edge.cli.leaving import export_side, leaving_tidily
+from edge.cli.options import Debug, Json, Mmproj, PositionWorkaround, Threads
+from edge.cli.screen import print_json, render
+
+
+def export(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, a hub id, or a GGUF file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Where the bundle is written.")],
+    format: Annotated[str | None, typer.Option(help="onnx, gguf, tflite, coreml, executorch.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(metavar="S|ROLE=S", help="How numbers are stored.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A named choice of format and scheme for each role.")] = None,
+    device: Annotated[str | None, typer.Option(help="A device of `edge devices`: its recipe.")] = None,
+    calib: Annotated[Path | None, typer.Option(metavar="DIR", help="Pictures and questions to calibrate with.")] = None,
+    imatrix: Annotated[Path | None, typer.Option(metavar="FILE", help="An importance matrix: no measuring.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Positions to export for; the checkpoint's own.")] = None,
+    vision_tower: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the vision tower lies.")] = None,
+    mmproj: Mmproj = None,
+    gguf_only: Annotated[
+        bool, typer.Option("--gguf-only", help="Without the vision part that `edge run` uses.")
+    ] = False,
+    mtmd_position_workaround: PositionWorkaround = False,
+    tensor_type: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN=KIND", help="A kind for tensors of the decoder's GGUF file.")
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Core ML packages compiled too; on a Mac.")] = False,
+    split: Annotated[bool, typer.Option("--split", help="An ExecuTorch program for each half, not one.")] = False,
+    backend: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="coreml, mps, vulkan: ExecuTorch's encoder for it, too.")
+    ] = None,
+    threads: Threads = 0,
+    max_loss: Annotated[float | None, typer.Option(help="Fail when quantising costs more (1 - cosine).")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Turn a checkpoint into a bundle, and prove that it computes the same model."""
+    from rich.console import Console
+
+    from edge import show
+
+    with export_side(), leaving_tidily():
+        side = plugins.load("exporters", "export")
+        request = side.ExportRequest(
+            checkpoint=checkpoint,
+            output=output,
+            format=format,
+            schemes=tuple(scheme or ()),
+            recipe=recipe,
+            device=device,
+            calib=calib,
+            imatrix=imatrix,
+            context=context,
+            vision_tower=vision_tower,
+            mmproj=mmproj,
+            gguf_only=gguf_only,
+            mtmd_position_workaround=mtmd_position_workaround,
+            tensor_type=tuple(tensor_type or ()),
+            compile=compile,
+            split=split,
+            backend=tuple(backend or ()),
+            threads=threads,
+            max_loss=max_loss,
+        )
+        with show.Stages(console=Console(stderr=True)) as stages:
+            done = side.export(request, stages.report)
+    if as_json:
+        facts = {"path": str(done.path), "bytes": done.bytes, "seconds": round(done.seconds, 3)}
+        facts["fit"] = done.fit.to_json() if done.fit else None
+        print_json({**facts, "report": done.report.to_json(), "next_command": done.next_command})
+        return
+    render(show.parity(done.report))
+    print(f"\n{done.path}: {show.size(done.bytes)} in {done.seconds:.1f} s")
+    print(f"worst: {show.worst(done.report)}")
+    if done.fit:
+        print(f"predicted, not measured: {show.fit_line(done.fit)}")
+    print(f"next: {done.next_command}")

@@ -1,0 +1,44 @@
+"""`edge fit`: memory and speed, predicted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from edge import plugins
+from edge.cli.leaving import export_side
+from edge.cli.options import Cache, Debug, Json, Mmproj
+from edge.cli.screen import print_json, render
+
+
+def fit(
+    model: Annotated[str, typer.Argument(metavar="BUNDLE|CHECKPOINT", help="A bundle, or what `edge export` takes.")],
+    device: Annotated[str | None, typer.Option("--device", help="One of `edge devices`; this machine.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Of a checkpoint: instead of the device's.")] = None,
+    format: Annotated[str | None, typer.Option(help="Of a checkpoint, as for `edge export`.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(metavar="S|ROLE=S", help="Of a checkpoint.")] = None,
+    context: Annotated[int, typer.Option(min=0, help="Positions; 0: the model's, or what the memory holds.")] = 0,
+    cache: Cache = None,
+    vision_tower: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the vision tower lies.")] = None,
+    mmproj: Mmproj = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Predict memory, first token and speed on a device; refuse what does not fit, naming what would."""
+    from edge import show
+    from edge.bundle import MANIFEST, Bundle
+    from edge.devices import THIS, measured, profile
+    from edge.fit import fit as predict
+
+    target = measured(profile(device or THIS))
+    if Path(model, MANIFEST).is_file():
+        manifest = Bundle.open(model).manifest
+    else:
+        with export_side():
+            manifest = plugins.load("exporters", "foresee").foresee(
+                model, recipe or target.recipe, format, tuple(scheme or ()), vision_tower=vision_tower, mmproj=mmproj
+            )
+    found = predict(manifest, target, context=context, cache=cast("Any", cache))
+    print_json(found.to_json()) if as_json else render(show.fit(found))

@@ -1,0 +1,128 @@
+"""`edge run`: one answer, or a chat."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from edge.cli.options import BundleArgument, Cache, Debug, Json, Threads
+from edge.cli.screen import complain, print_json, say
+from edge.errors import ContextError, ImageError, UsageError
+
+if TYPE_CHECKING:
+    from edge.session import Session
+
+# How a picture's file name ends: what tells a picture that is missing from a question.
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".tga", ".avif", ".heic", ".jp2"}
+
+
+def run(
+    bundle: BundleArgument,
+    inputs: Annotated[list[str] | None, typer.Argument(metavar="IMAGE|QUESTION", show_default=False)] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="The longest answer.")] = 256,
+    temp: Annotated[float, typer.Option(help="Temperature; 0: always the most probable token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Pick among so many tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Pick among the tokens of so much probability.")] = 1.0,
+    repeat_penalty: Annotated[float, typer.Option(help="Above 1: say less of what was said.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
+    threads: Threads = 0,
+    cache: Cache = None,
+    max_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="The most to take at the peak: 1.5GB.")] = None,
+    system: Annotated[str | None, typer.Option(help="Instead of the model's own system prompt.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Answer a question about pictures; without a question, chat about them.
+
+    The last argument is the question, unless it ends like a picture's file name or, standing alone, names a file.
+    """
+    pictures, question = split(inputs or [])
+    if as_json and question is None:
+        raise UsageError(
+            "--json answers one question, and there is none", hint='edge run BUNDLE IMAGE "question" --json'
+        )
+    from edge.memory import parse_size
+    from edge.sampling import Sampling
+    from edge.session import load
+
+    options: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "sampling": Sampling(temp, top_k, top_p, repeat_penalty, seed),
+    }
+    limit = parse_size(max_memory) if max_memory else None
+    with load(bundle, threads=threads, cache=cast("Any", cache), max_memory=limit, debug=debug) as session:
+        if session.plan.given_up:
+            say("little memory: " + ", ".join(session.plan.given_up))
+        if question is None:
+            _chat(session, pictures, system, options)
+        elif as_json:
+            session.ask(pictures or None, question, system=system, **options)
+            print_json(_answer(session))
+        else:
+            from edge import show
+
+            _stream(session.stream(pictures or None, question, system=system, **options))
+            say(show.answer(session.last))
+
+
+def split(inputs: Sequence[str]) -> tuple[list[str], str | None]:
+    """Pictures, and the question if there is one. Raises ImageError on a picture that does not exist."""
+    *pictures, last = inputs or [""]
+    # os.path, not Path: a long question is no file name, and no error either.
+    if os.path.splitext(last)[1].lower() in PICTURES or (not pictures and os.path.isfile(last)):
+        pictures, last = [*pictures, last], ""
+    for picture in pictures:
+        if not os.path.exists(picture):
+            raise ImageError(f"no such picture: {picture!r}", hint='edge run BUNDLE IMAGE "question"')
+    return pictures, last or None
+
+
+def _chat(session: Session, pictures: list[str], system: str | None, options: dict[str, Any]) -> None:
+    chat = session.chat(pictures or None, system=system)
+    for question in _questions():
+        try:
+            _stream(chat.stream(question, **options))
+        except ContextError as error:  # the next question may be shorter
+            complain(error)
+
+
+def _questions() -> Iterator[str]:
+    """The lines of stdin; with a prompt and line editing where somebody types them."""
+    typed = sys.stdin.isatty()
+    if typed:
+        with contextlib.suppress(ImportError):  # Windows has none
+            importlib.import_module("readline")  # input() finds it loaded
+        say("Ask; Ctrl-D ends.")
+    with contextlib.suppress(EOFError):
+        while True:
+            line = input("> " if typed and sys.stdout.isatty() else "")
+            if line.strip():
+                yield line.strip()
+
+
+def _stream(pieces: Iterable[str]) -> None:
+    begun = False
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+            begun = True
+    except BaseException:
+        if begun:  # Ctrl-C ended the answer, or an error did
+            print(flush=True)
+        raise
+    print(flush=True)
+
+
+def _answer(session: Session) -> dict[str, Any]:
+    from edge.bench.memory import peak_bytes
+
+    peak = peak_bytes()
+    peak_mb = None if peak is None else round(peak / 1e6, 1)
+    return {**asdict(session.last), "peak_rss_mb": peak_mb, "plan": session.plan.to_json()}

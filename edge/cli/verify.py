@@ -1,0 +1,55 @@
+"""`edge verify`: the recorded proof, or a new one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge import plugins
+from edge.cli.leaving import export_side, leaving_tidily
+from edge.cli.options import BundleArgument, Debug, Json, Mmproj, Threads
+from edge.cli.screen import print_json, render, say
+from edge.errors import ParityError
+
+if TYPE_CHECKING:
+    from edge.verify import Report
+
+
+def verify(
+    bundle: BundleArgument,
+    against: Annotated[
+        str | None, typer.Option(metavar="CHECKPOINT", help="Compare anew with this checkpoint.")
+    ] = None,
+    mmproj: Mmproj = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Replay what the export recorded, and compare stage by stage."""
+    from edge import show
+
+    report = _verified(bundle, against, mmproj, threads)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        render(show.parity(report))
+    if not report.ok:
+        stages = ", ".join(row.stage for row in report.rows if not row.ok)
+        raise ParityError(f"{bundle} does not compute the same model: {stages}", hint="export the bundle again")
+    how = f" ({', '.join(report.evaluated)}: computed by an evaluator, not run)" if report.evaluated else ""
+    say(f"{bundle} computes the same model{how}")
+
+
+def _verified(bundle: Path, against: str | None, mmproj: Path | None, threads: int) -> Report:
+    from edge.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    if against is None:
+        from edge.verify import verify
+
+        return verify(opened, threads=threads)
+    with export_side(), leaving_tidily():
+        report: Report = plugins.load("exporters", "against").verify_against(opened, against, mmproj, threads)
+    return report
