@@ -2,10 +2,11 @@
 # make test-llamacpp: the GGUF pair in llama.cpp's own multimodal CLI.
 # make test-browser: the page of edge report in headless Chromium.
 # make test-remote: edge bench --on against OpenSSH's own server.
+# make test-arm: the run side on emulated ARM processors.   make wheel-arm: llama-cpp-python for 64-bit ARM.
 # All keep their environment in .venv/ and need Python 3.11 or newer: make demo PYTHON=/path/to/python3.12
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-llamacpp test-browser test-remote lint
+.PHONY: demo test test-llamacpp test-browser test-remote test-arm arm-machine wheel-arm lint
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,6 +25,21 @@ MTMD := $(CACHE)/llama-mtmd-cli-$(LLAMACPP)
 MTMD_BUILD := $(MTMD).build
 MTMD_OPTIONS := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF \
 	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF
+# What make test-arm needs: the emulated machine, and llama-cpp-python for it, compiled here.
+ARM := $(CACHE)/arm
+ARM_WHEEL := $(WHEELS)/llama_cpp_python-$(LLAMACPP)-py3-none-linux_aarch64.whl
+ARM_BUILD := $(ARM_WHEEL).build
+ARM_GCC := aarch64-linux-gnu-gcc
+ARM_GXX := aarch64-linux-gnu-g++
+# One library of kernels for each generation of processors: the best one is chosen when they are loaded.
+ARM_OPTIONS := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_C_COMPILER=$(ARM_GCC) \
+	-DCMAKE_CXX_COMPILER=$(ARM_GXX) -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF \
+	-DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON -DCMAKE_INSTALL_BINDIR=llama_cpp/lib \
+	-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TOOLS=OFF
+# Wheels that a Raspberry Pi OS of 2023 and newer can install, for Python 3.11 as it has it.
+ARM_PIP := --platform linux_aarch64 $(foreach n,17 27 28 31 34 35 36,--platform manylinux_2_$(n)_aarch64) \
+	--platform manylinux2014_aarch64 --python-version 3.11 --implementation cp --only-binary :all:
+ARM_TESTS := pytest hypothesis jsonschema jinja2 'onnx>=1.20'
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable chrome microsoft-edge
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 INSTALL = torch=$(TORCH); \
@@ -68,6 +84,21 @@ test-remote: $(VENV)/installed-dev
 		echo "error: sshd run by root wants /run/sshd; hint: mkdir -p /run/sshd, or run this as a user" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/e2e -m sshd
 
+arm-machine:
+	@tests/arm/make-machine '$(ARM)'
+
+test-arm: arm-machine $(ARM_WHEEL) $(VENV)/installed-dev
+	@rm -rf '$(ARM)/source' '$(ARM)/site' && mkdir -p '$(ARM)/source'
+	@cp -R edge runtimes exporters pyproject.toml README.md LICENSE '$(ARM)/source'
+	@echo "installing the run side for Python 3.11 on ARM"
+	@$(PIP) wheel --quiet --no-deps --wheel-dir '$(ARM)/source/dist' '$(ARM)/source'
+	@$(PIP) install --quiet --target '$(ARM)/site' $(ARM_PIP) --find-links '$(WHEELS)' $(ARM_TESTS) \
+		"$$(ls '$(ARM)'/source/dist/*.whl)[onnxruntime,llamacpp,litert]"
+	EDGE_ARM='$(ARM)' $(BIN)/python -m pytest tests/arm -m arm -rs
+
+wheel-arm: $(ARM_WHEEL)
+	@echo "for 64-bit ARM, any Python 3: $(ARM_WHEEL)"
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -110,6 +141,25 @@ $(MTMD): | $(BIN)/pip
 		$$cmake --build '$(MTMD_BUILD)/made' --target llama-mtmd-cli --parallel $(CORES) >>'$(MTMD_BUILD)/log' 2>&1 || \
 		{ tail -n 30 '$(MTMD_BUILD)/log' >&2; exit 1; }
 	@cp '$(MTMD_BUILD)/made/bin/llama-mtmd-cli' '$@' && rm -rf '$(MTMD_BUILD)'
+
+$(ARM_WHEEL): | $(BIN)/pip
+	@install() { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing g++-aarch64-linux-gnu" && \
+			apt-get -qq update && \
+			DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes g++-aarch64-linux-gnu >/dev/null; }; \
+		command -v $(ARM_GXX) >/dev/null || install || { \
+		echo "error: no $(ARM_GXX): llama-cpp-python cannot be compiled for ARM;" \
+			"hint: install g++-aarch64-linux-gnu, or ARM_GXX=/path/to/one and ARM_GCC" >&2; exit 1; }
+	@echo "building llama-cpp-python $(LLAMACPP) for ARM: once, some 5 minutes on two cores"
+	@rm -rf '$(ARM_BUILD)' && mkdir -p '$(ARM_BUILD)'
+	@$(PIP) download --quiet --no-deps --no-binary llama-cpp-python --dest '$(ARM_BUILD)' 'llama-cpp-python==$(LLAMACPP)'
+	@tar -xzf '$(ARM_BUILD)'/llama_cpp_python-*.tar.gz -C '$(ARM_BUILD)' --strip-components 1
+	@# Its own settings build what is not installed; and older compilers know nothing of SME.
+	@sed -i 's/LLAMA_BUILD_COMMON ON/LLAMA_BUILD_COMMON OFF/' '$(ARM_BUILD)/CMakeLists.txt'
+	@$(ARM_GXX) -march=armv9.2-a+sme -x c++ -fsyntax-only /dev/null 2>/dev/null || \
+		sed -i '/armv9\.2_/d' '$(ARM_BUILD)/vendor/llama.cpp/ggml/src/CMakeLists.txt'
+	@_PYTHON_HOST_PLATFORM=linux-aarch64 CMAKE_ARGS='$(ARM_OPTIONS)' \
+		$(PIP) wheel --quiet --no-deps --wheel-dir '$(WHEELS)' '$(ARM_BUILD)'
+	@rm -rf '$(ARM_BUILD)' && test -e '$@'
 
 $(BIN)/pip:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer; hint: make PYTHON=/path/to/python3.11" >&2; exit 1; }

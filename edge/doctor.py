@@ -13,7 +13,7 @@ import edge
 from edge import plugins
 from edge.devices import detect
 from edge.engines import PACKAGE as ENGINES
-from edge.engines import installed_engines
+from edge.engines import UNKNOWN, installed_engines, kernels
 from edge.plan import EngineInfo
 
 DISTRIBUTION = "edge-vlm"
@@ -50,6 +50,8 @@ class Engine:
     formats: tuple[str, ...]
     version: str | None
     todo: str | None  # what to do before it can be used
+    kernels: str | None  # what its arithmetic uses; unknown where nothing tells, None where it cannot run
+    known_by: str | None  # how that is known
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,19 @@ def diagnose() -> Diagnosis:
 
 def _engine(info: EngineInfo, isa: Sequence[str]) -> Engine:
     todo = info.unfit or (_rebuild(info.name, isa) if info.installed else info.install)
-    return Engine(info.name, info.formats, info.version, todo)
+    found = _kernels(info)
+    known_by = plugins.facts(ENGINES, info.name).get("KERNELS") if found else None
+    shown = None if found is None else " ".join(found) or UNKNOWN
+    return Engine(info.name, info.formats, info.version, todo, shown, known_by)
+
+
+def _kernels(info: EngineInfo) -> tuple[str, ...] | None:
+    if not info.installed or info.unfit:
+        return None
+    try:
+        return kernels(info.name)
+    except ImportError:
+        return None
 
 
 def _rebuild(engine: str, isa: Sequence[str]) -> str | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from importlib import metadata
 from importlib.util import find_spec
+from typing import Any
 
 from edge import plugins
 from edge.errors import EngineError
@@ -14,6 +15,7 @@ from edge.types import Decoder, Graph, OpenOptions, PartFiles
 
 PACKAGE = "runtimes"
 EVALUATORS = "exporters.evaluators"
+UNKNOWN = "unknown"  # kernels that no library tells of
 
 
 def installed_engines(*, evaluators: bool = False) -> tuple[EngineInfo, ...]:
@@ -24,14 +26,27 @@ def installed_engines(*, evaluators: bool = False) -> tuple[EngineInfo, ...]:
 
 def open_part(part: PartFiles, engine: str, options: OpenOptions) -> Graph | Decoder:
     """Raises EngineError when the engine's library does not load, or refuses the part."""
+    opened: Graph | Decoder = module(engine).open(part, options)
+    return opened
+
+
+def module(engine: str) -> Any:
+    """What opens parts (edge.types.Runtime). Raises EngineError when the engine's library does not load."""
     package = EVALUATORS if engine in evaluator_names() else PACKAGE
     try:
-        runtime = plugins.load(package, engine)
+        return plugins.load(package, engine)
     except ImportError as error:
         hint = _info(package, engine).install
         raise EngineError(f"the engine {engine} does not load: {error}", hint=hint) from error
-    opened: Graph | Decoder = runtime.open(part, options)
-    return opened
+
+
+def kernels(engine: str) -> tuple[str, ...]:
+    """What its arithmetic uses here, in the words of `edge.machine.ISA` or its own (`metal`); empty where neither the
+    library tells nor anything shows it. Raises ImportError when the library does not load."""
+    if "KERNELS" not in plugins.facts(PACKAGE, engine):
+        return ()
+    found: tuple[str, ...] = plugins.load(PACKAGE, engine).kernels()
+    return found
 
 
 def evaluator_names() -> tuple[str, ...]:
@@ -61,6 +76,7 @@ def _info(folder: str, name: str) -> EngineInfo:
         caches=tuple(facts.get("CACHES", ())),
         item=facts.get("ITEM", 4),
         gpus=tuple(facts.get("GPUS", ())),
+        narrows=facts.get("NARROWS", False),
     )
 
 

@@ -73,12 +73,8 @@ class LiftedDecoder:
         return self._position
 
     def extend(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
-        count = sum(map(len, segments))
-        if count == 0:
-            raise EngineError("a decoder was extended by nothing")
-        total = self._position + count
-        if total > self._context:
-            raise too_long(total, self._context)
+        total = position_after(segments, self._position, self._context)
+        count = total - self._position
         feeds: dict[str, Array] = {
             "inputs_embeds": self._embed(segments, count),
             "attention_mask": self._ones[:, :total],
@@ -100,8 +96,7 @@ class LiftedDecoder:
         return np.asarray(outputs["logits"][0, -1], np.float32)
 
     def rewind(self, position: int) -> None:
-        if not 0 <= position <= self._position:
-            raise EngineError(f"cannot rewind to {position} from {self._position}")
+        require_held(position, self._position)
         if position < self._position:
             self._cache.rewind(position)
             self._position = position
@@ -116,6 +111,23 @@ class LiftedDecoder:
             return np.arange(self._position, self._position + count, dtype=np.int64)[None]
         self._here[0, 0] = self._position
         return self._here
+
+
+def position_after(segments: Sequence[Segment], position: int, context: int) -> int:
+    """Where a decoder stands when it is extended. Raises EngineError where it is by nothing, ContextError where the
+    context does not hold it."""
+    total = position + sum(map(len, segments))
+    if total == position:
+        raise EngineError("a decoder was extended by nothing")
+    if total > context:
+        raise too_long(total, context)
+    return total
+
+
+def require_held(position: int, held: int) -> None:
+    """Raises EngineError when a decoder that holds so many positions is rewound to another."""
+    if not 0 <= position <= held:
+        raise EngineError(f"cannot rewind to {position} from {held}")
 
 
 def too_long(needed: int, context: int) -> ContextError:

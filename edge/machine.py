@@ -6,10 +6,12 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ctypes.util import find_library
 from dataclasses import dataclass
 from pathlib import Path
+
+from edge.errors import UsageError
 
 ISA = {  # our name -> the word in Linux's flags
     "neon": "asimd",
@@ -27,6 +29,11 @@ ISA = {  # our name -> the word in Linux's flags
     "avx512_bf16": "avx512_bf16",
     "amx": "amx_tile",
 }
+# Of each kind of processor, in the order in which they came: what has one mostly has those before it.
+GENERATIONS = (
+    ("neon", "dotprod", "fp16", "sve", "i8mm", "bf16", "sve2", "sme"),
+    ("avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx"),
+)
 _SYSCTL = {
     "neon": "hw.optional.AdvSIMD",
     "dotprod": "hw.optional.arm.FEAT_DotProd",
@@ -39,6 +46,19 @@ _SYSCTL = {
 }
 _WINDOWS_FEATURES = {"neon": 19, "dotprod": 43, "avx2": 40, "avx512": 41}  # PF_… of IsProcessorFeaturePresent
 _FALLBACK_MEMORY = 4 << 30
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Files of a control group, and of its statistics the bytes that the kernel takes back when it needs them."""
+
+    limit: str
+    used: str
+    reclaimable: str
+
+
+_V2 = _Names("memory.max", "memory.current", "inactive_file")
+_V1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,17 @@ def windows(kernel32: ctypes.CDLL, name: str, processors: int) -> Machine:
     return Machine(name, int(status.bytes[1]) if known else _FALLBACK_MEMORY, processors, isa)
 
 
+def up_to(name: str, isa: Sequence[str]) -> tuple[str, ...]:
+    """The instruction sets that came before `name`, and itself, of a processor that has `isa`. Raises UsageError."""
+    known = next((names for names in GENERATIONS if set(names) & set(isa)), ())
+    if name not in known:
+        raise UsageError(
+            f"no instruction set {name!r} on this kind of processor",
+            hint="one of: " + ", ".join(known) if known else "this system does not tell what its processor has",
+        )
+    return known[: known.index(name) + 1]
+
+
 def trim() -> None:
     """Give the system the memory that the C library holds and nobody uses. Only glibc is known to keep much."""
     if sys.platform == "linux":
@@ -108,22 +139,34 @@ def _physical_cores(cpus: Path, allowed: list[int]) -> int:
 
 
 def _cgroup(root: Path, memory: int) -> tuple[int, int]:
-    """What control groups (version 2) leave of the memory, and how many processors' time."""
+    """What control groups leave of the memory, and (version 2) how many processors' time."""
     quota = 1 << 16
-    line = next((x for x in _text(root / "proc/self/cgroup").splitlines() if x.startswith("0::")), "0::/")
-    mount = root / "sys/fs/cgroup"
-    group = mount / line[3:].strip("/")
-    while True:
-        if limit := _number(group / "memory.max"):
-            reclaimable = _fields(group / "memory.stat", " ").get("inactive_file", "0")
-            used = (_number(group / "memory.current") or 0) - int(reclaimable)
+    for group, names in _groups(root):
+        if limit := _number(group / names.limit):
+            reclaimable = _fields(group / "memory.stat", " ").get(names.reclaimable, "0")
+            used = (_number(group / names.used) or 0) - int(reclaimable)
             memory = min(memory, max(0, limit - used))
         allowance, _, period = _text(group / "cpu.max").partition(" ")
         if allowance.isdigit() and period.strip().isdigit():
             quota = min(quota, -(-int(allowance) // int(period)))
-        if group == mount or mount not in group.parents:
-            return memory, quota
-        group = group.parent
+    return memory, quota
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, _Names]]:
+    """The control groups that hold this process, each hierarchy's own one first and its mount last."""
+    lines = _text(root / "proc/self/cgroup").splitlines()
+    for line in lines if any(line.startswith("0::") for line in lines) else [*lines, "0::/"]:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        group = mount / path.strip("/")
+        yield from ((place, _V1 if controllers else _V2) for place in (group, *group.parents) if _inside(place, mount))
+
+
+def _inside(place: Path, mount: Path) -> bool:
+    return place == mount or mount in place.parents
 
 
 def _sysctl(name: str) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edge import machine
 from edge.bundle import ROLES, Manifest, Part
 from edge.devices import DeviceProfile
 from edge.errors import EngineError, UsageError
@@ -30,6 +31,7 @@ class EngineInfo:
     caches: tuple[CacheKind, ...] = ()  # how it can store keys and values that it keeps itself
     item: int = 4  # bytes of a key's or value's number, where neither a graph's inputs nor `caches` tell
     gpus: tuple[str, ...] = ()  # classes of devices whose graphics processor its usual build computes on
+    narrows: bool = False  # it can be held to fewer instruction sets than the processor has
 
     @property
     def install(self) -> str:
@@ -61,6 +63,12 @@ class Plan:
     one_at_a_time: bool = False  # the vision part is closed before the decoder opens, and the other way round
     peak_bytes: int = 0  # of memory, at a full context, as predicted
     given_up: tuple[str, ...] = ()  # what was not asked for and is done to fit, in words
+    isa: tuple[str, ...] | None = None  # the instruction sets that engines are held to; None: all
+    free: tuple[str, ...] = ()  # the engines that cannot be held to them
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(choice.engine for choice in self.choices))
 
     def to_json(self) -> dict[str, Any]:
         parts = [
@@ -80,6 +88,7 @@ class Plan:
             "one_at_a_time": self.one_at_a_time,
             "peak_bytes": self.peak_bytes,
             "given_up": list(self.given_up),
+            "isa": self.isa and list(self.isa),
         }
 
 
@@ -92,12 +101,14 @@ def plan(
     threads: int = 0,
     context: int = 0,
     cache: CacheKind | None = None,
+    isa: str | None = None,
 ) -> Plan:
     """The device's preferred engine for every part; `engine` goes before it for the parts that it opens.
 
     `threads` 0: the device's. `context` 0: the model's, or as much of it as the memory holds. Where memory is short,
-    keys and values are kept in 8 bits, and one half of the model is open at a time (`edge.memory`). Raises EngineError
-    when no engine opens a part or the memory is too small, UsageError when the call asks for what does not exist.
+    keys and values are kept in 8 bits, and one half of the model is open at a time (`edge.memory`). `isa`: the widest
+    instruction set to use, by the engines that can be held to it. Raises EngineError when no engine opens a part, none
+    can be held, or the memory is too small; UsageError when the call asks for what does not exist.
     """
     if engine is not None and engine not in {e.name for e in engines}:
         raise UsageError(f"no engine {engine!r}", hint="one of: " + ", ".join(e.name for e in engines))
@@ -111,6 +122,13 @@ def plan(
         raise _refused(f"{engine} opens no part of {manifest.name}", manifest.parts, engines)
     if not 0 <= context <= manifest.spec.decoder.context:
         raise UsageError(f"a context of {context}", hint=f"the model's is {manifest.spec.decoder.context}")
+    names = {choice.engine for choice in choices}
+    free = tuple(e.name for e in engines if e.name in names and not e.narrows) if isa else ()
+    if isa and len(free) == len(names):
+        raise EngineError(
+            f"{' and '.join(free)} cannot be held to {isa}: what their kernels use is their own choice",
+            hint="leave --isa away, or export a GGUF decoder: llama.cpp can be held to less",
+        )
     need = needed(manifest, choices, engines)
     found = settle(need, device.memory_bytes, context, cache)
     if found is None:
@@ -127,6 +145,8 @@ def plan(
         one_at_a_time=found.one_at_a_time,
         peak_bytes=found.memory.peak,
         given_up=tuple(given_up),
+        isa=machine.up_to(isa, device.isa) if isa else None,
+        free=free,
     )
 
 

@@ -41,13 +41,15 @@ def load(
     engine: str | None = None,
     cache: CacheKind | None = None,
     units: ComputeUnits = "all",
+    isa: str | None = None,
     max_memory: int | None = None,
     debug: bool = False,
     evaluators: bool = False,
 ) -> Session:
     """Open a bundle on this machine. `threads` 0: its physical cores; `context` 0: the model's, or what memory allows;
     `cache`: how an engine that keeps keys and values itself stores them; None: as it likes; `units`: what Core ML may
-    use beside the processor; `evaluators`: what no engine opens may be computed by the export side, to prove it.
+    use beside the processor; `isa`: the widest instruction set to use, by engines that can be held to it;
+    `evaluators`: what no engine opens may be computed by the export side, to prove it.
     `max_memory`: bytes that the process may take at its peak, as `edge.memory` predicts it; None: what is free. Where
     that is little, the plan keeps keys and values in 8 bits, or one half of the model open at a time: another picture
     than the one before then costs opening both again.
@@ -67,8 +69,8 @@ def load(
     if max_memory is not None:
         here = replace(here, memory_bytes=min(here.memory_bytes, max_memory))
     engines = installed_engines(evaluators=evaluators)
-    chosen = plan(bundle.manifest, here, engines, engine=engine, threads=threads, context=context, cache=cache)
-    options = OpenOptions(chosen.threads, chosen.context, debug, chosen.cache, units)
+    chosen = plan(bundle.manifest, here, engines, engine=engine, threads=threads, context=context, cache=cache, isa=isa)
+    options = OpenOptions(chosen.threads, chosen.context, debug, chosen.cache, units, chosen.isa)
     check = beside(lambda: checked.check(bundle))
     halves = Halves(bundle, chosen, options, started)
     try:

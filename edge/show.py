@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from edge.findings import Findings
     from edge.fit import Fit, Prediction
     from edge.generate import Answer
+    from edge.placement import Placement
     from edge.spec import VLMSpec
     from edge.verify import Report, Row
 
@@ -175,6 +177,17 @@ def _files(files: Iterable[File]) -> Table:
     return table
 
 
+def placements(found: Sequence[Placement]) -> RenderableType:
+    """How many operations of each function run where, and why."""
+    table = _table("Part", "Function", "Runs on", "Operations", "Why", right=("Operations",))
+    for part in found:
+        runs = Counter((op.function, op.processor, op.why) for op in part.operations)
+        for (function, processor, why), count in sorted(runs.items()):
+            on = f"{processor} (predicted)" if part.predicted else processor
+            table.add_row("+".join(part.covers), function, on, str(count), why)
+    return table
+
+
 def devices(profiles: Sequence[DeviceProfile], here: DeviceProfile) -> RenderableType:
     """The profiles, and below them this machine."""
     table = _table("Id", "Device", "Memory", "Cores", "Recipe", right=("Memory", "Cores"))
@@ -245,7 +258,11 @@ def doctor(found: Diagnosis) -> RenderableType:
         engines.add_row(engine.name, ", ".join(engine.formats), state, engine.todo or "ready")
     lacks = ", ".join(found.export_lacks)
     engines.add_row("edge export", "", "", f"pip install 'edge-vlm[export]' (lacks {lacks})" if lacks else "ready")
-    return Group(_facts(facts), "", features, "", engines)
+    kernels = _table("Engine", "Kernels in use", "Known by")
+    for engine in found.engines:
+        if engine.kernels:
+            kernels.add_row(engine.name, engine.kernels, engine.known_by or "")
+    return Group(_facts(facts), "", features, "", engines, "", kernels)
 
 
 def findings(found: Findings) -> RenderableType:

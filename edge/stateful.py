@@ -8,8 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import EngineError
-from edge.lift import too_long
+from edge.lift import position_after, require_held
 from edge.table import EmbeddingTable
 from edge.types import Array, Segment
 
@@ -39,12 +38,8 @@ class StatefulDecoder:
         return self._position
 
     def extend(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
-        count = sum(map(len, segments))
-        if count == 0:
-            raise EngineError("a decoder was extended by nothing")
-        total = self._position + count
-        if total > self._context:
-            raise too_long(total, self._context)
+        total = position_after(segments, self._position, self._context)
+        count = total - self._position
         rows = np.empty((1, count, self._table.hidden), np.float32)
         self._table.embed(segments, rows[0])
         mask = np.triu(np.full((count, total), MASKED, np.float32), k=1 + self._position)
@@ -55,6 +50,5 @@ class StatefulDecoder:
         return np.asarray(logits[0, -1], np.float32)
 
     def rewind(self, position: int) -> None:
-        if not 0 <= position <= self._position:
-            raise EngineError(f"cannot rewind to {position} from {self._position}")
+        require_held(position, self._position)
         self._position = position

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from edge import tflite
 from edge.errors import BundleError, EngineError
-from edge.lift import too_long
+from edge.lift import position_after, require_held
 from edge.spec import DecoderSpec
 from edge.table import EmbeddingTable
 from edge.tflite import Signature, TFLite
-from edge.types import Array, OpenOptions, PartFiles, Segment, TensorSpec, Tokens
+from edge.types import Array, OpenOptions, PartFiles, Segment, TensorSpec
 
 PREFILL, DECODE = "prefill", "decode_"  # names of signatures; a cache's length follows the second
 ROTATIONS = "rope.npy"  # f32 [2, context, head_dim]: cos, and sin with its first half negated
@@ -126,14 +126,11 @@ class StepDecoder:
         return self._position
 
     def extend(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
-        count = sum(map(len, segments))
-        total = self._position + count
-        if count == 0:
-            raise EngineError("a decoder was extended by nothing")
-        if total > self._context:
-            raise too_long(total, self._context)
+        total = position_after(segments, self._position, self._context)
+        count = total - self._position
         self._reserve(total)
-        rows = self._rows(segments, count)
+        rows = np.empty((count, self._table.hidden), np.float32)
+        self._table.embed(segments, rows)
         position, logits = self._position, np.empty(0, np.float32)
         while position < total:
             taken = rows[position - self._position :][: self._calls.longest]
@@ -143,8 +140,7 @@ class StepDecoder:
         return logits
 
     def rewind(self, position: int) -> None:
-        if not 0 <= position <= self._position:
-            raise EngineError(f"cannot rewind to {position} from {self._position}")
+        require_held(position, self._position)
         self._position = position  # what lies behind it is hidden, and written over
 
     def _run(self, rows: NDArray[np.float32], position: int) -> NDArray[np.float32]:
@@ -187,21 +183,6 @@ class StepDecoder:
             fitting[key][:, :, : self._position] = self._cache[key][:, :, : self._position]
             fitting[value][..., : self._position] = self._cache[value][..., : self._position]
         self._cache, self._length = fitting, length
-
-    def _rows(self, segments: Sequence[Segment], count: int) -> NDArray[np.float32]:
-        rows = np.empty((count, self._table.hidden), np.float32)
-        start = 0
-        for segment in segments:
-            end = start + len(segment)
-            if isinstance(segment, Tokens):
-                if segment.ids:
-                    self._table.gather(segment.ids, rows[start:end])
-            elif segment.rows.ndim != 2 or segment.rows.shape[1] != self._table.hidden:
-                raise EngineError(f"embeddings of {segment.rows.shape}, for a decoder of width {self._table.hidden}")
-            else:
-                rows[start:end] = segment.rows
-            start = end
-        return rows
 
 
 class Calls:

@@ -85,13 +85,14 @@ class Decoder(Protocol):
 class OpenOptions:
     """What an engine may be told. `threads` and `context` 0 leave the choice to the engine, and so does `cache` None:
     how one stores keys and values that keeps them itself; `units` is what it may use beside the processor, where it
-    can choose."""
+    can choose; `isa` are the instruction sets that it may use, in the words of `edge.machine.ISA`; None: all."""
 
     threads: int = 0
     context: int = 0
     debug: bool = False
     cache: CacheKind | None = None
     units: ComputeUnits = "all"
+    isa: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,10 @@ class Runtime(Protocol):
     are, where it has them, `RESIDENT` (scheme -> bytes in memory for one in the file; 1 without), `CACHES` (how it can
     store keys and values that it keeps itself), `ITEM` (bytes of one of their numbers, where it has no choice; 4
     without), `GPUS` (classes of devices on whose graphics processor it computes), `SYSTEMS` (the only ones that it is
-    made for, as `sys.platform`) and `ELSEWHERE` (what to say on others)."""
+    made for, as `sys.platform`), `ELSEWHERE` (what to say on others), `NARROWS` (it can be held to `OpenOptions.isa`)
+    and `KERNELS` (how it is known which kernels run; it has a function `kernels() -> tuple[str, ...]` then, the words
+    of `edge.machine.ISA` or an own one, as `metal`; empty where it cannot tell). One whose system places each operation
+    on a processor of its own has `placement(part)`, which yields `edge.placement.Placed`."""
 
     FORMATS: tuple[str, ...]  # the formats it opens
     PACKAGE: str  # the distribution that brings its library

@@ -62,11 +62,11 @@ class Report:
         return {"ok": self.ok, "rows": rows, **({"evaluated": list(self.evaluated)} if self.evaluated else {})}
 
 
-def verify(bundle: Bundle, *, threads: int = 0) -> Report:
+def verify(bundle: Bundle, *, threads: int = 0, isa: str | None = None) -> Report:
     """Hash every file, then compare each stage with golden. Raises EdgeError when a stage cannot run at all."""
     bundle.check()
     golden = Golden.load(bundle.file(bundle.manifest.golden))
-    with load(bundle.path, threads=threads, evaluators=True) as session:
+    with load(bundle.path, threads=threads, isa=isa, evaluators=True) as session:
         return compare(session, golden)
 
 

@@ -21,7 +21,9 @@ from exporters.encoder import Encoder
 _SAME = {"max_abs": 1e-3, "cosine": 0.999999}  # torch against torch, maybe of another version
 
 
-def verify_against(bundle: Bundle, checkpoint: str, mmproj: Path | None, threads: int) -> Report:
+def verify_against(
+    bundle: Bundle, checkpoint: str, mmproj: Path | None, threads: int, isa: str | None = None
+) -> Report:
     """Golden's fp32 side is computed anew, compared with the bundle's (rows against "checkpoint"), and replayed.
 
     Its stored side is the bundle's own: how weights were rounded hangs on calibration data that a bundle does not hold.
@@ -49,7 +51,7 @@ def verify_against(bundle: Bundle, checkpoint: str, mmproj: Path | None, threads
         Row("vision", "checkpoint", distance(golden.fp32.image_embeds, anew.image_embeds), _SAME),
         Row("prefill", "checkpoint", distance(golden.fp32.logits, anew.logits), _SAME),
     )
-    with load(bundle.path, threads=threads, evaluators=True) as session:
+    with load(bundle.path, threads=threads, isa=isa, evaluators=True) as session:
         found = compare(session, replace(golden, fp32=anew))
         return replace(found, rows=(*rows, *found.rows))
 

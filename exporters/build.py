@@ -61,6 +61,7 @@ def build(
     matrix: Path | None = None,
     position_workaround: bool = False,
     split: bool = False,
+    ane: bool = False,
 ) -> Built:
     """Write the parts and `tokenizer.json` into `folder`; picture is RGB `[H, W, 3]`, for golden. The importance of the
     decoder's columns is read from `matrix`, or else measured on the calibration and kept beside the parts. Parts of one
@@ -75,6 +76,7 @@ def build(
     matters = _read(matrix, decoder) if matrix else {}  # a wrong file is told before the work
     other_kinds(decoder, to["decoder"])  # as is a pattern for no tensor
     write = _Writer(checkpoint, to, folder, progress)
+    apple = {role: {"ane": True} if ane and target.format == "coreml" else {} for role, target in to.items()}
 
     encoder = write.load(vision, Encoder)
     rows = reference.encode(encoder, pixel_values)
@@ -83,7 +85,11 @@ def build(
     parts: tuple[Part, ...] = ()
     companions: tuple[File, ...] = ()
     if vision.role in ROLES:
-        parts += (write.part(vision, encoder, ("vision", "projector"), samples=map(torch.from_numpy, pictures)),)
+        parts += (
+            write.part(
+                vision, encoder, ("vision", "projector"), None, map(torch.from_numpy, pictures), **apple["vision"]
+            ),
+        )
     else:
         companions += write.files(vision, encoder, **write.beside(vision, position_workaround))[0]
     stored_rows = reference.encode(encoder, pixel_values)
@@ -101,7 +107,8 @@ def build(
         if to["decoder"].format == "gguf":  # llama.cpp's own tools take it too
             imatrix.write(folder / IMATRIX, matters, model.config, len(calibration))
             companions += (bundle.describe(folder, folder / IMATRIX),)
-    chosen = {"tensor_types": types} if (types := to["decoder"].tensor_types) else {}
+    types = to["decoder"].tensor_types
+    chosen = {**({"tensor_types": types} if types else {}), **apple["decoder"]}
     parts += (write.part(decoder, model, ("decoder",), matters, sequences, **chosen),)
     stored_answer = reference.answer(model, prompt, rows)
     del model

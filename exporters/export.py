@@ -49,6 +49,7 @@ class ExportRequest:
     mmproj: Path | None = None
     gguf_only: bool = False
     mtmd_position_workaround: bool = False
+    ane: bool = False
     compile: bool = False
     split: bool = False
     backend: tuple[str, ...] = ()  # that ExecuTorch's picture encoder is written for, too
@@ -81,8 +82,10 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     )
     if request.mtmd_position_workaround and "mmproj" not in recipe.targets:
         raise UsageError("--mtmd-position-workaround is for an mmproj, and none is written", hint="add --format gguf")
+    if request.ane or request.compile:
+        _require_core_ml(recipe, "--compile" if request.compile else "--ane")
     if request.compile:
-        _require_compiler(recipe)
+        _require_compiler()
     if request.split and all(target.format != "executorch" for target in recipe.targets.values()):
         raise UsageError("--split is for ExecuTorch programs, and none is written", hint="add --format executorch")
     _require_engines(recipe)
@@ -110,6 +113,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
             request.imatrix,
             request.mtmd_position_workaround,
             request.split,
+            request.ane,
         )
         if request.compile:
             built = replace(built, companions=(*built.companions, *_compiled(folder)))
@@ -175,9 +179,12 @@ def _tools(recipe: Recipe) -> tuple[str, ...]:
     return (*TOOLS, *(tool for format, tool in TOOLS_OF.items() if format in formats))
 
 
-def _require_compiler(recipe: Recipe) -> None:
+def _require_core_ml(recipe: Recipe, option: str) -> None:
     if all(target.format != "coreml" for target in recipe.targets.values()):
-        raise UsageError("--compile is for Core ML packages, and none is written", hint="add --format coreml")
+        raise UsageError(f"{option} is for Core ML packages, and none is written", hint="add --format coreml")
+
+
+def _require_compiler() -> None:
     if sys.platform != "darwin":
         raise UsageError(
             "--compile needs Apple's compiler, which is on a Mac only",

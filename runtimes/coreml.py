@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import coremltools as ct
 import numpy as np
 
 from edge.errors import EngineError
+from edge.part_graph import PartGraph
+from edge.placement import Placed, Processor
 from edge.stateful import DECODE, PREFILL, StatefulDecoder
 from edge.table import EmbeddingTable
-from edge.types import Array, ComputeUnits, Decoder, Graph, OpenOptions, PartFiles, TensorSpec
+from edge.types import Array, ComputeUnits, Decoder, Graph, OpenOptions, PartFiles
 
 FORMATS = ("coreml",)
 PACKAGE = "coremltools"
@@ -24,6 +27,11 @@ ELSEWHERE = "Core ML runs on macOS 15 and iOS 18 only; edge verify proves the bu
 
 _LEAST = 15  # of macOS: the first that keeps states
 _UNITS: dict[ComputeUnits, str] = {"all": "ALL", "cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE"}
+_DEVICES: dict[str, Processor] = {
+    "MLNeuralEngineComputeDevice": "ane",
+    "MLGPUComputeDevice": "gpu",
+    "MLCPUComputeDevice": "cpu",
+}
 
 
 def version() -> str:
@@ -40,33 +48,38 @@ def open(part: PartFiles, options: OpenOptions) -> Graph | Decoder:
         )
     package = part.files[0].parent  # the first file is the package's list
     if part.decoder is None:
-        return CoreMLGraph(_load(package, options, None), part)
+        model = _load(package, options, None)  # its default function
+        return PartGraph(part, lambda feeds: _predict(model, feeds, None))
     models = {name: _load(package, options, name) for name in (PREFILL, DECODE)}
     table = EmbeddingTable.open(part.files, part.decoder.vocab, part.decoder.hidden)
     context = min(options.context or part.decoder.context, part.decoder.context)
     return StatefulDecoder(CoreMLDecoder(models), table, context)
 
 
-class CoreMLGraph:
-    """The default function of a package."""
+def placement(part: PartFiles) -> Iterator[Placed]:
+    """Where each operation of its functions will run on this machine, by Core ML's own plan; constants have none."""
+    package = part.files[0].parent
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            compiled = ct.models.utils.compile_model(str(package), str(Path(folder, f"{package.stem}.mlmodelc")))
+            plan = ct.models.compute_plan.MLComputePlan.load_from_path(str(compiled), ct.ComputeUnit.ALL)
+            for name, function in plan.model_structure.program.functions.items():
+                for op in function.block.operations:
+                    usage = plan.get_compute_device_usage_for_mlprogram_operation(op)
+                    if usage is not None:
+                        able = sorted({_processor(device) for device in usage.supported_compute_devices})
+                        chosen = _processor(usage.preferred_compute_device)
+                        why = "" if chosen == "ane" else f"can run on {', '.join(able)}"
+                        output = op.outputs[0].name if op.outputs else ""
+                        yield Placed(name, op.operator_name, output, chosen, why)
+    except Exception as error:  # its errors share no base class
+        raise EngineError(
+            f"Core ML cannot plan {package.name}: {_first_line(error)}", hint=f"edge verify {package.parent}"
+        ) from error
 
-    def __init__(self, model: Any, part: PartFiles) -> None:
-        self._model = model
-        self._part = part
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._part.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._part.outputs
-
-    def run(self, feeds: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
-        outputs = _predict(self._model, feeds, None)
-        for name, array in (into or {}).items():
-            array[...] = outputs[name]
-        return {**outputs, **(into or {})}
+def _processor(device: Any) -> Processor:
+    return _DEVICES.get(type(device).__name__, "unknown")
 
 
 class CoreMLDecoder:

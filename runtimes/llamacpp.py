@@ -6,10 +6,12 @@ import ctypes
 import logging
 import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,17 +22,20 @@ from edge import gguf, machine
 from edge.errors import EngineError
 from edge.gguf import GGUF
 from edge.gguf_check import check_decoder
-from edge.lift import too_long
+from edge.lift import position_after, require_held
 from edge.spec import DecoderSpec
 from edge.types import Array, OpenOptions, PartFiles, Segment, Tokens
 
 FORMATS = ("gguf",)
 PACKAGE = "llama-cpp-python"
+BUILD_ALL = "make wheel-arm builds one for ARM with several sets; leave --isa away otherwise"
 BUILD = "CMAKE_ARGS=-DGGML_NATIVE=ON pip install --force-reinstall --no-cache-dir --no-binary :all: llama-cpp-python"
 
 RESIDENT = {"": 1.02}  # bytes in memory for one in the file, by scheme; "": all others
 CACHES = ("f16", "q8_0")  # how it can keep keys and values
 GPUS = ("jetson",)  # classes of devices for which it is usually built to compute on the graphics processor
+NARROWS = True
+KERNELS = "the library's own report"
 STEP = 512  # positions that memory is taken for at first; it doubles as they fill, so that memory follows use
 _BATCH = 512  # positions that are computed at a time
 _ERROR = 4  # of the library's log levels
@@ -48,6 +53,7 @@ _FEATURES = {  # its words -> ours
     "AVX512_BF16": "avx512_bf16",
     "AMX_INT8": "amx",
 }
+_GRAPHICS = {"MTL": "metal", "Metal": "metal", "CUDA": "cuda", "Vulkan": "vulkan"}
 
 
 def version() -> str:
@@ -55,10 +61,16 @@ def version() -> str:
 
 
 def features() -> dict[str, bool]:
-    """Whether the library was built to use what a processor may have, in the words of `edge.machine.ISA`."""
-    listed = lib.llama_print_system_info().decode().replace("|", ":").split(":")
-    present = {name.strip() for name, _, value in (entry.partition("=") for entry in listed) if value.strip() == "1"}
+    """Whether the library's kernels use what a processor may have, in the words of `edge.machine.ISA`."""
+    _load_kernels(None)
+    present = _report()
     return {ours: theirs in present for theirs, ours in _FEATURES.items()}
+
+
+def kernels() -> tuple[str, ...]:
+    """See `edge.types.Runtime`."""
+    used, present = features(), _report()
+    return *(name for name in used if used[name]), *(ours for theirs, ours in _GRAPHICS.items() if theirs in present)
 
 
 def open(part: PartFiles, options: OpenOptions) -> LlamaCppDecoder:
@@ -70,13 +82,13 @@ def open(part: PartFiles, options: OpenOptions) -> LlamaCppDecoder:
             f"{path.name} is for other tools: what llama.cpp makes of a picture is not what the model learned to read",
             hint="export again without --gguf-only: another engine then opens the vision part beside it",
         )
+    _load_kernels(options.isa)
     here = machine.inspect().isa
     foreign = [name for name, used in features().items() if used and name not in here]
     if foreign and sys.platform == "linux":  # elsewhere the system does not tell all
         raise EngineError(f"llama.cpp was built for a processor with {', '.join(foreign)}", hint=BUILD)
     file = gguf.read(path)
     check_decoder(file, spec)
-    lib.llama_log_set(_LOG, None)
     lib.llama_backend_init()
     _complaints.clear()
     return LlamaCppDecoder(_load(file, spec), _Table(file), spec, options)
@@ -105,11 +117,7 @@ class LlamaCppDecoder:
         return self._position
 
     def extend(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
-        total = self._position + sum(map(len, segments))
-        if total == self._position:
-            raise EngineError("a decoder was extended by nothing")
-        if total > self._limit:
-            raise too_long(total, self._limit)
+        total = position_after(segments, self._position, self._limit)
         inputs = self._inputs([segment for segment in segments if len(segment)])
         if total > self._length:
             self._grow(total)
@@ -123,8 +131,7 @@ class LlamaCppDecoder:
         return logits
 
     def rewind(self, position: int) -> None:
-        if not 0 <= position <= self._position:
-            raise EngineError(f"cannot rewind to {position} from {self._position}")
+        require_held(position, self._position)
         if position < self._position:
             self._forget(position)
             self._position = position
@@ -263,6 +270,55 @@ def _load(file: GGUF, spec: DecoderSpec) -> _Handle:
     return model
 
 
+def _report() -> set[str]:
+    """`CPU : NEON = 1 | DOTPROD = 1 | MTL : …`: the features that are used, and the names of what computes."""
+    entries = lib.llama_print_system_info().decode().replace("|", ":").split(":")
+    pairs = [entry.partition("=") for entry in entries]
+    return {name.strip() for name, equals, value in pairs if not equals or value.strip() == "1"}
+
+
+def _load_kernels(isa: tuple[str, ...] | None) -> None:
+    """A build may bring its kernels as several libraries (GGML_CPU_ALL_VARIANTS), of which one is loaded for good:
+    with `isa` None the library's own choice for this processor, else the widest that uses nothing more than these.
+
+    Raises EngineError where there is no such choice.
+    """
+    # In a wheel a library's second name is a copy of it: only what this one itself is linked to is its own.
+    ggml = lib.load_shared_library("ggml", lib._base_path) if sys.platform == "win32" else lib._lib
+    lib.llama_log_set(_LOG, None)
+    ggml.ggml_backend_reg_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_load.restype = ctypes.c_void_p
+    with _LOADING:
+        if not ggml.ggml_backend_reg_count():
+            if isa is None:
+                ggml.ggml_backend_load_all_from_path(os.fsencode(lib._base_path))
+                return
+            for path in _variants():
+                kernels = ggml.ggml_backend_load(os.fsencode(path))
+                if kernels and _narrow(isa):
+                    return
+                if kernels:
+                    ggml.ggml_backend_unload(ctypes.c_void_p(kernels))
+            raise EngineError(f"this build of llama.cpp has no kernels for {' '.join(isa)} alone", hint=BUILD_ALL)
+        if isa is not None and not _narrow(isa):
+            raise EngineError(
+                f"llama.cpp's kernels cannot be held to {' '.join(isa)}: this build has one set of them, or another "
+                "one is loaded in this process already",
+                hint=BUILD_ALL,
+            )
+
+
+def _narrow(isa: tuple[str, ...]) -> bool:
+    present = _report()
+    return all(ours in isa for theirs, ours in _FEATURES.items() if theirs in present)
+
+
+def _variants() -> list[Path]:
+    """The libraries of kernels that this processor can run, the widest first."""
+    scores = {path: ctypes.CDLL(str(path)).ggml_backend_score() for path in Path(lib._base_path).glob("*ggml-cpu-*")}
+    return sorted((path for path in scores if scores[path]), key=lambda path: -scores[path])
+
+
 def _refused(what: str, hint: str | None = None) -> EngineError:
     why = ": " + _complaints[0] if _complaints else ""
     _complaints.clear()
@@ -298,6 +354,7 @@ def _record(level: int, text: bytes | None, _: Any) -> None:
 
 
 lib: Any = _binding()
+_LOADING = threading.Lock()
 _log = logging.getLogger("edge.llamacpp")
 _complaints: list[str] = []
 _LOG = lib.llama_log_callback(_record)  # kept: the library calls it as long as it lives

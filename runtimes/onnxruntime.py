@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ PACKAGE = "onnxruntime"
 # Bytes in memory for one in the file, by scheme; "": all others. Weights are put in another order for the processor,
 # those of 4 bits beside the file's own. Without that (session.disable_prepacking) a token takes seconds.
 RESIDENT = {"w8a8": 1.05, "": 1.35}
+_ROWS = 32
+_PROTO = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6}  # of TensorProto.DataType
+KERNELS = "a probe: how its 8-bit products round and saturate"
 
 _WARNING, _FATAL = 2, 4
 _DTYPES = {
@@ -32,6 +36,68 @@ _DTYPES = {
 
 def version() -> str:
     return str(ort.__version__)
+
+
+def kernels() -> tuple[str, ...]:
+    """The least that explains the results of one product; the library itself does not tell (its source: `mlas/lib`).
+
+    On x86 bytes are multiplied by `vpmaddubsw`, whose sums of two saturate at 32767, or with VNNI, whose do not. On ARM
+    the activations that 4-bit weights meet are rounded to 8 bits where there are dot products, and else are not; i8mm
+    computes the same.
+    """
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        ones = np.full((_ROWS, 1), 127, np.int8)
+        product = _multiplied("MatMulInteger", {}, np.full((1, _ROWS), 255, np.uint8), {"w": ones}, "int32")
+        return ("avx2", "vnni") if product == _ROWS * 255 * 127 else ("avx2",)
+    small = np.full((1, _ROWS), 0.1, np.float32)  # beside 127, in 8 bits, nothing
+    small[0, 0] = 127
+    codes = np.full((1, 1, _ROWS // 2), 0x99, np.uint8)  # 9 is 1
+    codes[0, 0, 0] = 0x98  # and 8 is 0, for the 127
+    settings = {"K": _ROWS, "N": 1, "bits": 4, "block_size": _ROWS, "accuracy_level": 4}
+    product = _multiplied("MatMulNBits", settings, small, {"w": codes, "s": np.ones(1, np.float32)}, "float32")
+    return ("neon", "dotprod") if product == 0 else ("neon",)
+
+
+def _multiplied(op: str, settings: Mapping[str, int], feed: Array, weights: Mapping[str, Array], gives: str) -> float:
+    """The one number that a graph of one node gives; written as `onnx.proto` numbers the fields."""
+    domain = "com.microsoft" if settings else ""
+    node = _text(1, "x") + b"".join(_text(1, name) for name in weights) + _text(2, "y") + _text(4, op)
+    for name, value in settings.items():
+        node += _field(5, _text(1, name) + _number(3, value) + _number(20, 2))
+    tensors = b"".join(
+        _field(
+            5,
+            b"".join(_number(1, size) for size in array.shape)
+            + _number(2, _PROTO[str(array.dtype)])
+            + _text(8, name)
+            + _field(9, array.tobytes()),
+        )
+        for name, array in weights.items()
+    )
+    ports = [(11, "x", feed.shape, str(feed.dtype)), (12, "y", (1, 1), gives)]
+    described = b"".join(
+        _field(
+            number,
+            _text(1, name)
+            + _field(
+                2,
+                _field(
+                    1, _number(1, _PROTO[dtype]) + _field(2, b"".join(_field(1, _number(1, size)) for size in shape))
+                ),
+            ),
+        )
+        for number, name, shape, dtype in ports
+    )
+    graph = _field(1, node + _text(7, domain)) + _text(2, "probe") + tensors + described
+    opsets = b"".join(
+        _field(8, _text(1, name) + _number(2, version)) for name, version in (("", 21), ("com.microsoft", 1))
+    )
+    session = ort.InferenceSession(
+        _number(1, 10) + _field(7, graph) + opsets,
+        _session_options(OpenOptions(threads=1)),
+        providers=["CPUExecutionProvider"],
+    )
+    return float(session.run(None, {"x": feed})[0][0, 0])
 
 
 def open(part: PartFiles, options: OpenOptions) -> OnnxGraph:
@@ -154,6 +220,23 @@ class _Port:
     def _misfit(self, array: Array) -> EngineError:
         wanted, given = (f"{x.dtype} [{', '.join(map(str, x.shape))}]" for x in (self.spec, array))
         return EngineError(f"{self.spec.name} is {wanted} in the graph, and the array is {given}")
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _text(number: int, text: str) -> bytes:
+    return _field(number, text.encode())
+
+
+def _number(number: int, value: int) -> bytes:
+    return _varint(number << 3) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    low = bytes([value & 127 | (128 if value > 127 else 0)])
+    return low + _varint(value >> 7) if value > 127 else low
 
 
 def _names(names: Any) -> str:

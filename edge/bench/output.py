@@ -14,8 +14,8 @@ FIELDS = (  # those of llama.cpp's own benchmark first
     *("build_commit", "cpu_info", "backends", "model_filename", "model_type", "model_size", "n_threads"),
     *("type_k", "type_v", "n_prompt", "n_gen", "n_depth", "test_time"),
     *("avg_ns", "stddev_ns", "avg_ts", "stddev_ts", "samples_ns", "samples_ts"),
-    *("schema", "test", "device", "recipe", "context", "prompt_tokens", "image_tokens", "stages_ns", "peak_bytes"),
-    *("memory_limit_bytes", "bytes_per_token", "bandwidth", "agreement_tokens", "agreement_cosine"),
+    *("schema", "test", "device", "kernels", "recipe", "context", "prompt_tokens", "image_tokens", "stages_ns"),
+    *("peak_bytes", "memory_limit_bytes", "bytes_per_token", "bandwidth", "agreement_tokens", "agreement_cosine"),
     *("energy_j", "temp_c", "clock_mhz", "sustained", "warnings"),
 )
 

@@ -23,6 +23,7 @@ class Request:
     engine: str | None = None
     threads: int = 0
     cache: CacheKind | None = None
+    isa: str | None = None
     picture: str | None = None  # None: the bundle's own
     n_prompt: tuple[int, ...] | None = None
     n_gen: tuple[int, ...] | None = None

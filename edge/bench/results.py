@@ -98,6 +98,7 @@ def _whole(row: Row) -> bool:
         and all(_is_number(row[name]) for name in _NUMBERS if name in row)
         and (_is_number(cosine) or _is_number(-cosine))
         and all(_is_number(value) for value in row.get("stages_ns", {}).values())
+        and all(isinstance(word, str) for word in row.get("kernels", {}).values())
         and all(isinstance(warning, str) for warning in row.get("warnings", ()))
         and ("sustained" not in row or _lasted(row["sustained"]))
     )

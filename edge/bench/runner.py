@@ -162,6 +162,7 @@ def _planned(event: Event) -> Row:
     parts = event["plan"]["parts"]
     return {
         "backends": ",".join(dict.fromkeys(part["engine"] for part in parts)),
+        "kernels": event["kernels"],
         "n_threads": event["plan"]["threads"],
         "context": event["plan"]["context"],
         "prompt_tokens": event["prompt_tokens"],

@@ -16,6 +16,7 @@ from edge import image
 from edge.bench.memory import peak_bytes
 from edge.bench.request import GENERATED, PROMPT, Request
 from edge.bundle import Bundle
+from edge.engines import UNKNOWN, kernels
 from edge.errors import UsageError
 from edge.golden import Golden
 from edge.prompt import Turn, segments
@@ -44,6 +45,7 @@ def measuring(request: Request, clock: Clock = time.perf_counter_ns) -> Iterator
         yield {
             "event": "ready",
             "plan": session.plan.to_json(),
+            "kernels": {name: " ".join(kernels(name)) or UNKNOWN for name in session.plan.engines},
             "prompt_tokens": sum(map(len, stages.prompt)),
             "image_tokens": sum(len(s) for s in stages.prompt if isinstance(s, Embeddings)),
         }
@@ -56,7 +58,12 @@ def measuring(request: Request, clock: Clock = time.perf_counter_ns) -> Iterator
 
 def _open(request: Request) -> Session:
     return load(
-        request.bundle, threads=request.threads, engine=request.engine, cache=request.cache, debug=request.debug
+        request.bundle,
+        threads=request.threads,
+        engine=request.engine,
+        cache=request.cache,
+        isa=request.isa,
+        debug=request.debug,
     )
 
 

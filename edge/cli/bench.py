@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge.cli.leaving import leaving_tidily
-from edge.cli.options import Debug
+from edge.cli.options import Debug, Isa
 from edge.cli.screen import complain, say
 from edge.errors import EdgeError, ImageError, UsageError
 
@@ -29,6 +29,7 @@ def bench(
     threads: Annotated[str, typer.Option("--threads", "-t", metavar="N,N", help="Processor threads to try.")] = "",
     engine: Annotated[str, typer.Option(metavar="NAME,NAME", help="Engines to try before the device's own.")] = "",
     cache: Annotated[str, typer.Option(metavar="f16,q8_0", help="How llama.cpp keeps keys and values; f16.")] = "",
+    isa: Isa = None,
     sustained: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Then go on for so long.")] = 0.0,
     output: Annotated[str, typer.Option("--output", "-o", help="md, json, jsonl, csv.")] = "md",
     save: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep the results, as JSON.")] = None,
@@ -48,6 +49,7 @@ def bench(
     from edge.bench.request import Request, numbers, sweep
 
     common = Request(
+        isa=isa,
         picture=image,
         n_prompt=numbers("-p", n_prompt) or None,
         n_gen=numbers("-n", n_gen) or None,

@@ -32,6 +32,7 @@ def export(
     tensor_type: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN=KIND", help="A kind for tensors of the decoder's GGUF file.")
     ] = None,
+    ane: Annotated[bool, typer.Option("--ane", help="Core ML in the form that the neural engine likes.")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="Core ML packages compiled too; on a Mac.")] = False,
     split: Annotated[bool, typer.Option("--split", help="An ExecuTorch program for each half, not one.")] = False,
     backend: Annotated[
@@ -64,6 +65,7 @@ def export(
             gguf_only=gguf_only,
             mtmd_position_workaround=mtmd_position_workaround,
             tensor_type=tuple(tensor_type or ()),
+            ane=ane,
             compile=compile,
             split=split,
             backend=tuple(backend or ()),

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from edge.cli.options import BundleArgument, Debug, Json
 from edge.cli.screen import print_json, render
 
 
-def inspect(bundle: BundleArgument, as_json: Json = False, debug: Debug = False) -> None:
+def inspect(
+    bundle: BundleArgument,
+    placement: Annotated[
+        bool, typer.Option("--placement", help="Which processor runs each operation of its Core ML parts.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Print the manifest readably."""
     from edge import show
     from edge.bundle import Bundle
 
-    manifest = Bundle.open(bundle).manifest
-    if as_json:
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    if placement:
+        from edge import placement as places
+
+        found = places.placements(opened)
+        print_json(places.to_json(found)) if as_json else render(show.placements(found))
+    elif as_json:
         print_json(manifest.to_json())
     else:
         render(show.manifest(manifest))

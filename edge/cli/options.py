@@ -16,4 +16,7 @@ PositionWorkaround = Annotated[
     bool,
     typer.Option("--mtmd-position-workaround", help="An mmproj for llama.cpp builds without #25844, and only those."),
 ]
+Isa = Annotated[
+    str | None, typer.Option("--isa", metavar="NAME", help="The widest instruction set to use: neon, avx2, …")
+]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Processor threads; 0: this machine's best.")]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from edge.cli.options import BundleArgument, Cache, Debug, Json, Threads
+from edge.cli.options import BundleArgument, Cache, Debug, Isa, Json, Threads
 from edge.cli.screen import complain, print_json, say
 from edge.errors import ContextError, ImageError, UsageError
 
@@ -34,6 +34,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     threads: Threads = 0,
     cache: Cache = None,
+    isa: Isa = None,
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="The most to take at the peak: 1.5GB.")] = None,
     system: Annotated[str | None, typer.Option(help="Instead of the model's own system prompt.")] = None,
     as_json: Json = False,
@@ -57,9 +58,11 @@ def run(
         "sampling": Sampling(temp, top_k, top_p, repeat_penalty, seed),
     }
     limit = parse_size(max_memory) if max_memory else None
-    with load(bundle, threads=threads, cache=cast("Any", cache), max_memory=limit, debug=debug) as session:
+    with load(bundle, threads=threads, cache=cast("Any", cache), isa=isa, max_memory=limit, debug=debug) as session:
         if session.plan.given_up:
             say("little memory: " + ", ".join(session.plan.given_up))
+        if session.plan.free:
+            say(f"--isa {isa} does not bind {', '.join(session.plan.free)}: what its kernels use is its own choice")
         if question is None:
             _chat(session, pictures, system, options)
         elif as_json:

@@ -9,7 +9,7 @@ import typer
 
 from edge import plugins
 from edge.cli.leaving import export_side, leaving_tidily
-from edge.cli.options import BundleArgument, Debug, Json, Mmproj, Threads
+from edge.cli.options import BundleArgument, Debug, Isa, Json, Mmproj, Threads
 from edge.cli.screen import print_json, render, say
 from edge.errors import ParityError
 
@@ -24,13 +24,14 @@ def verify(
     ] = None,
     mmproj: Mmproj = None,
     threads: Threads = 0,
+    isa: Isa = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Replay what the export recorded, and compare stage by stage."""
     from edge import show
 
-    report = _verified(bundle, against, mmproj, threads)
+    report = _verified(bundle, against, mmproj, threads, isa)
     if as_json:
         print_json(report.to_json())
     else:
@@ -42,14 +43,14 @@ def verify(
     say(f"{bundle} computes the same model{how}")
 
 
-def _verified(bundle: Path, against: str | None, mmproj: Path | None, threads: int) -> Report:
+def _verified(bundle: Path, against: str | None, mmproj: Path | None, threads: int, isa: str | None) -> Report:
     from edge.bundle import Bundle
 
     opened = Bundle.open(bundle)
     if against is None:
         from edge.verify import verify
 
-        return verify(opened, threads=threads)
+        return verify(opened, threads=threads, isa=isa)
     with export_side(), leaving_tidily():
-        report: Report = plugins.load("exporters", "against").verify_against(opened, against, mmproj, threads)
+        report: Report = plugins.load("exporters", "against").verify_against(opened, against, mmproj, threads, isa)
     return report

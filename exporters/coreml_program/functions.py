@@ -15,6 +15,7 @@ from torch import fx, nn
 from edge.spec import ImageSpec
 from edge.stateful import MASKED
 from exporters.apple import TARGET
+from exporters.coreml_program.channels_first import ChannelsFirst
 from exporters.coreml_program.lower import Lowering
 from exporters.coreml_program.memory import Memory
 from exporters.coreml_program.weights import Weights
@@ -35,9 +36,11 @@ class Recorded:
     module: nn.Module
     weights: Weights
     wide: Set[str]
+    channels_first: bool
 
     def lower(self, x: Var, progress: Progress, memory: Memory | None = None) -> Var:
-        return Lowering(self.graph, self.module, self.weights, self.wide, memory).run(x, progress)
+        lowering = ChannelsFirst if self.channels_first else Lowering
+        return lowering(self.graph, self.module, self.weights, self.wide, memory).run(x, progress)
 
 
 def encode(recorded: Recorded, size: int, rows: tuple[int, int], progress: Progress) -> tuple[Function, Description]:

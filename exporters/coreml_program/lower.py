@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, cast
 
 import numpy as np
@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from edge.errors import EdgeError
 from exporters.coreml_program import trace
+from exporters.coreml_program.memory import Memory
 from exporters.coreml_program.weights import Weights
 
 HALF, FLOAT = types.fp16, types.fp32
-Attending = Callable[[int, Var], Var]
 
 
 class Weight(str):
@@ -30,19 +30,21 @@ class Weight(str):
 class Lowering:
     """Runs a graph with variables of the MIL function that is being built."""
 
+    axis = -1  # of the features
+
     def __init__(
         self,
         graph: fx.Graph,
         module: nn.Module,
         weights: Weights,
         wide: Set[str],
-        attending: Attending | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self._graph = graph
         self._module = module
         self._weights = weights
         self._wide_nodes = wide
-        self._attending = attending
+        self._memory = memory
         self._wide = False  # of the operation that is being said
 
     def run(self, x: Var, done: Callable[[float], None]) -> Var:
@@ -65,10 +67,10 @@ class Lowering:
         leaf: Any = None
         if node.op == "call_module":
             leaf = self._module.get_submodule(target)
-            rule, args = _MODULES.get(type(leaf)), (leaf, target, *args)
+            said, args = _MODULES.get(type(leaf)), (leaf, target, *args)
         else:
-            rule = (_FUNCTIONS if node.op == "call_function" else _METHODS).get(target)
-        if rule is None:
+            said = (_FUNCTIONS if node.op == "call_function" else _METHODS).get(target)
+        if said is None:
             name = type(leaf).__name__ if node.op == "call_module" else getattr(target, "__name__", target)
             raise EdgeError(
                 f"Core ML: there is no rule for {name!r}, which the model uses",
@@ -77,11 +79,20 @@ class Lowering:
         flat = [*args, *kwargs.values()]
         self._wide = node.name in self._wide_nodes or any(isinstance(v, Var) and v.dtype == FLOAT for v in flat)
         if self._wide:
-            args, kwargs = fx.node.map_aggregate((args, kwargs), _widened)
-        result = rule(self, *args, **kwargs)
+            args, kwargs = fx.node.map_aggregate((args, kwargs), self._widened)
+        result = self.apply(said, args, kwargs)
         if isinstance(result, Var) and result.dtype == FLOAT and node.name not in self._wide_nodes:
-            return mb.cast(x=result, dtype="fp16")
+            return self.cast(result, "fp16")
         return result
+
+    def _widened(self, value: Any) -> Any:
+        return self.cast(value, "fp32") if isinstance(value, Var) and value.dtype == HALF else value
+
+    def apply(self, rule: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return getattr(self, rule)(*args, **kwargs)
+
+    def cast(self, x: Var, dtype: str) -> Var:
+        return mb.cast(x=x, dtype=dtype)
 
     # What the rules below are made of.
 
@@ -96,28 +107,35 @@ class Lowering:
 
     def linear(self, x: Var, weight: Weight, bias: Weight | None) -> Var:
         product = self._weights.product(weight, self._wide)
-        count = product.shape[0]
+        return mb.linear(x=x, weight=product, bias=self.bias(bias, product.shape[0]))
+
+    def bias(self, bias: Weight | None, count: int) -> Var:
         # One is written in any case, and coremltools' own is fp32.
-        added = (
-            self._weights.array(f"zeros.{count}", np.zeros(count), self._wide) if bias is None else self.operand(bias)
-        )
-        return mb.linear(x=x, weight=product, bias=added)
+        if bias is None:
+            return self._weights.array(f"zeros.{count}", np.zeros(count), self._wide)
+        return cast("Var", self.operand(bias))
 
     def layer_norm(self, x: Var, weight: Weight, bias: Weight, eps: float) -> Var:
         gamma, beta = self.operand(weight), self.operand(bias)
-        return mb.layer_norm(x=x, axes=[-1], gamma=gamma, beta=beta, epsilon=self.number(eps))
+        return mb.layer_norm(x=x, axes=[self.axis], gamma=gamma, beta=beta, epsilon=self.number(eps))
 
     def rms_norm(self, x: Var, weight: Weight, eps: float) -> Var:
         """Divided by its largest value first: a square of more than 255 is beyond half precision."""
-        largest = mb.reduce_max(x=mb.abs(x=x), axes=[-1], keep_dims=True)
+        largest = mb.reduce_max(x=mb.abs(x=x), axes=[self.axis], keep_dims=True)
         largest = mb.maximum(x=largest, y=self.number(1e-4))
         y = mb.real_div(x=x, y=largest)
         small = mb.real_div(x=self.number(eps**0.5), y=largest)
-        mean = mb.add(x=mb.reduce_mean(x=mb.mul(x=y, y=y), axes=[-1], keep_dims=True), y=mb.mul(x=small, y=small))
-        return mb.mul(x=mb.mul(x=y, y=mb.rsqrt(x=mean, epsilon=self.number(0.0))), y=self.operand(weight))
+        mean = mb.reduce_mean(x=mb.mul(x=y, y=y), axes=[self.axis], keep_dims=True)
+        mean = mb.add(x=mean, y=mb.mul(x=small, y=small))
+        scale = self._weights.plain(weight, self._wide, self.along(x))
+        return mb.mul(x=mb.mul(x=y, y=mb.rsqrt(x=mean, epsilon=self.number(0.0))), y=scale)
+
+    def along(self, x: Var) -> tuple[int, ...]:
+        """The shape of what has one number for each feature of `x`."""
+        return (int(x.shape[self.axis]),)
 
     def swiglu(self, gate_up: Var) -> Var:
-        gate, up = mb.split(x=gate_up, num_splits=2, axis=-1)
+        gate, up = mb.split(x=gate_up, num_splits=2, axis=self.axis)
         return mb.mul(x=mb.silu(x=gate), y=up)
 
     def attention(self, q: Var, k: Var, v: Var, heads: int) -> Var:
@@ -129,10 +147,12 @@ class Lowering:
         return mb.reshape(x=mb.transpose(x=y, perm=[0, 2, 1, 3]), shape=[b, s, d])
 
     def attend(self, layer: int, qkv: Var) -> Var:
-        assert self._attending is not None
-        if self._wide:  # a state holds half precision, and nothing wider
-            qkv = mb.cast(x=qkv, dtype="fp16")
-        return self._attending(layer, qkv)
+        assert self._memory is not None
+        return self._memory.rows(layer, self.narrow(qkv))
+
+    def narrow(self, x: Var) -> Var:
+        """A state holds half precision, and nothing wider."""
+        return self.cast(x, "fp16") if self._wide else x
 
     def add(self, x: Any, y: Any) -> Var:
         return mb.add(x=self.operand(x), y=self.operand(y))
@@ -231,38 +251,35 @@ class Lowering:
         return x
 
 
-def _widened(value: Any) -> Any:
-    return mb.cast(x=value, dtype="fp32") if isinstance(value, Var) and value.dtype == HALF else value
-
-
-_FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    trace.linear: Lowering.linear,
-    trace.layer_norm: Lowering.layer_norm,
-    trace.rms_norm: Lowering.rms_norm,
-    trace.swiglu: Lowering.swiglu,
-    trace.attention: Lowering.attention,
-    trace.attend: Lowering.attend,
-    operator.add: Lowering.add,
-    operator.mul: Lowering.mul,
-    operator.getitem: Lowering.getitem,
-    getattr: Lowering.getattr,
-    torch.cat: Lowering.cat,
-    torch.sigmoid: Lowering.sigmoid,
-    F.gelu: Lowering.gelu,
-    F.relu: Lowering.relu,
-    F.hardsigmoid: Lowering.hardsigmoid,
-    F.adaptive_avg_pool2d: Lowering.adaptive_avg_pool2d,
+# What is recorded -> the rule that says it: a method above.
+_FUNCTIONS: dict[Any, str] = {
+    trace.linear: "linear",
+    trace.layer_norm: "layer_norm",
+    trace.rms_norm: "rms_norm",
+    trace.swiglu: "swiglu",
+    trace.attention: "attention",
+    trace.attend: "attend",
+    operator.add: "add",
+    operator.mul: "mul",
+    operator.getitem: "getitem",
+    getattr: "getattr",
+    torch.cat: "cat",
+    torch.sigmoid: "sigmoid",
+    F.gelu: "gelu",
+    F.relu: "relu",
+    F.hardsigmoid: "hardsigmoid",
+    F.adaptive_avg_pool2d: "adaptive_avg_pool2d",
 }
-_METHODS: dict[Any, Callable[..., Any]] = {
-    "flatten": Lowering.flatten,
-    "transpose": Lowering.transpose,
-    "permute": Lowering.permute,
-    "reshape": Lowering.reshape,
-    "expand": Lowering.expand,
-    "mean": Lowering.mean,
+_METHODS: dict[Any, str] = {
+    "flatten": "flatten",
+    "transpose": "transpose",
+    "permute": "permute",
+    "reshape": "reshape",
+    "expand": "expand",
+    "mean": "mean",
 }
-_MODULES: dict[Any, Callable[..., Any]] = {
-    nn.Conv2d: Lowering.conv2d,
-    nn.Hardswish: Lowering.hardswish,
-    nn.Identity: Lowering.identity,
+_MODULES: dict[Any, str] = {
+    nn.Conv2d: "conv2d",
+    nn.Hardswish: "hardswish",
+    nn.Identity: "identity",
 }

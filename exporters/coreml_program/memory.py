@@ -14,8 +14,8 @@ _ALL_BUT_2 = [True, True, False, True]
 
 
 class Memory:
-    """What a decoder's layers call. How far the memory is filled shows in the shapes: the mask is as long as what will
-    be remembered, the rows are those that are new.
+    """What a decoder's layers attend to. How far it is filled shows in the shapes: the mask is as long as what will be
+    remembered, the rows are those that are new.
 
     states `[layers, 1, kv_heads, context, head_dim]`, rows `[1, S, hidden]`, mask `[1, 1, S, T]` in half precision.
     """
@@ -35,19 +35,30 @@ class Memory:
         self._past, self._total = mb.sub(x=total, y=new), total
         self._cos, self._sin = (self._rows(weights, name, table) for name, table in _tables(config))
 
-    def __call__(self, layer: int, qkv: Var) -> Var:
+    def rows(self, layer: int, qkv: Var) -> Var:
         """qkv `[1, S, (heads + 2 kv_heads) * head_dim]` -> `[1, S, heads * head_dim]`."""
         c = self._config
+        x = mb.reshape(x=qkv, shape=[1, -1, c.heads + 2 * c.kv_heads, c.head_dim])
+        y = self._attended(layer, mb.transpose(x=x, perm=[0, 2, 1, 3]))
+        return mb.reshape(x=mb.transpose(x=y, perm=[0, 2, 1, 3]), shape=[1, -1, c.heads * c.head_dim])
+
+    def columns(self, layer: int, qkv: Var) -> Var:
+        """qkv `[1, (heads + 2 kv_heads) * head_dim, 1, S]` -> `[1, heads * head_dim, 1, S]`."""
+        c = self._config
+        x = mb.reshape(x=qkv, shape=[1, c.heads + 2 * c.kv_heads, c.head_dim, -1])
+        y = self._attended(layer, mb.transpose(x=x, perm=[0, 1, 3, 2]))
+        return mb.reshape(x=mb.transpose(x=y, perm=[0, 1, 3, 2]), shape=[1, c.heads * c.head_dim, 1, -1])
+
+    def _attended(self, layer: int, x: Var) -> Var:
+        """x `[1, heads + 2 kv_heads, S, D]` -> `[1, heads, S, D]`."""
+        c = self._config
         turned, kept = c.heads + c.kv_heads, c.kv_heads
-        x = mb.reshape(x=qkv, shape=[1, -1, turned + kept, c.head_dim])
-        x = mb.transpose(x=x, perm=[0, 2, 1, 3])  # [1, heads + 2 kv_heads, S, D]
         qk, v = mb.split(x=x, split_sizes=[turned, kept], axis=1)
         q, k = mb.split(x=self._rotated(qk), split_sizes=[c.heads, kept], axis=1)
         k, v = (self._remembered(state, layer, new) for state, new in zip(self._states, (k, v), strict=True))
         q = mb.reshape(x=q, shape=[1, kept, -1, c.head_dim])
         y = mb.scaled_dot_product_attention(query=q, key=k, value=v, attn_mask=self._mask)
-        y = mb.reshape(x=y, shape=[1, c.heads, -1, c.head_dim])
-        return mb.reshape(x=mb.transpose(x=y, perm=[0, 2, 1, 3]), shape=[1, -1, c.heads * c.head_dim])
+        return mb.reshape(x=y, shape=[1, c.heads, -1, c.head_dim])
 
     def _rows(self, weights: Weights, name: str, table: np.ndarray) -> Var:
         """The rows of a table `[1, 1, context, D/2]` that belong to the new positions."""

@@ -14,7 +14,6 @@ from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Var, types
 from coremltools.converters.mil.mil.block import curr_block
 from coremltools.libmilstoragepython import _BlobStorageWriter as BlobWriter
-from numpy.typing import NDArray
 from torch import Tensor
 
 from edge.errors import EdgeError
@@ -55,10 +54,16 @@ class Weights:
     of the written artifact."""
 
     def __init__(
-        self, state: Mapping[str, Tensor], scheme: str, importance: Mapping[str, Tensor], folder: Path
+        self,
+        state: Mapping[str, Tensor],
+        scheme: str,
+        importance: Mapping[str, Tensor],
+        folder: Path,
+        convolutions: bool = False,
     ) -> None:
         self._state = state
         self._importance = importance
+        self._behind = (1, 1) if convolutions else ()  # the axes of a product's weight after [N, K]
         self._compress = {"fp16": None, "w8": self._w8, "w4": self._w4, "pal4": self._pal4}[scheme]
         self._writer = BlobWriter(str(folder / FILE))
         self._compressed: dict[str, _Compressed] = {}
@@ -85,10 +90,10 @@ class Weights:
         return self._const(self._store(f"{name}.{kind}", array, kind))
 
     def product(self, name: str, wide: bool) -> Var:
-        """A weight `[N, K]` of a product, in the scheme."""
+        """A weight `[N, K]` of a product, in the scheme; `[N, K, 1, 1]` where products are convolutions."""
         if self._compress is None or self._state[name].ndim != 2:
             self.kinds[name] = "fp16"
-            var = self.plain(name, wide=False)
+            var = self.plain(name, wide=False, shape=(*self._state[name].shape, *self._behind))
             return mb.cast(x=var, dtype="fp32") if wide else var
         if name not in self._compressed:
             self._compressed[name] = self._compress(name, wide)
@@ -125,23 +130,27 @@ class Weights:
         found = palettized(self._state[name], self._importance.get(name))
         _finite(name, found.tables)
         self._state[name].copy_(found.dense())
-        tables = found.tables.numpy()[:, None, :, None]  # [groups, 1, 16, 1]
+        groups, entries = found.tables.shape
+        tables = found.tables.numpy().reshape(groups, 1, *self._behind, entries, 1)
         if wide:
             tables = tables.astype(np.float32)
         constants = {
-            "indices": self._store(f"{name}.indices", found.indices.numpy(), "uint4"),
+            "indices": self._store(f"{name}.indices", self._shaped(found.indices), "uint4"),
             "lut": self._store(f"{name}.lut", tables, "fp32" if wide else "fp16"),
         }
         return _Compressed(mb.constexpr_lut_to_dense, constants)
 
     def _scaled(self, name: str, values: Tensor, kind: str, scales: Tensor, wide: bool) -> _Compressed:
         width = "fp32" if wide else "fp16"
-        numbers: NDArray[np.floating] = scales.float().numpy() if wide else scales.numpy()
+        numbers = self._shaped(scales.float() if wide else scales)
         constants = {
-            "data": self._store(f"{name}.{kind}", values.numpy(), kind),
+            "data": self._store(f"{name}.{kind}", self._shaped(values), kind),
             "scale": self._store(f"{name}.scale", numbers, width),
         }
         return _Compressed(mb.constexpr_blockwise_shift_scale, constants)
+
+    def _shaped(self, values: Tensor) -> Array:
+        return values.numpy().reshape(*values.shape, *self._behind)
 
     def _keep(self, name: str, dense: Tensor, wide: bool) -> None:
         # The operation gives numbers of its scales' type.
@@ -172,7 +181,8 @@ class Weights:
 
 
 def _finite(name: str, half: Tensor) -> Tensor:
-    if not bool(torch.isfinite(half).all()):
+    # The least and the largest tell of all, without a copy; a NaN comes through.
+    if half.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(half))).all()):
         raise EdgeError(
             f"{name} holds a number that half precision does not", hint="Core ML stores nothing wider: another --format"
         )

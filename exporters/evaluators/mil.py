@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from edge.errors import BundleError, EngineError
+from edge.part_graph import PartGraph
+from edge.placement import Placed
 from edge.spec import DecoderSpec
 from edge.stateful import DECODE, PREFILL, StatefulDecoder
 from edge.table import EmbeddingTable
-from edge.types import Array, Decoder, Graph, OpenOptions, PartFiles, TensorSpec
+from edge.types import Array, Decoder, Graph, OpenOptions, PartFiles
 from exporters.apple import coremltools
 from exporters.mil import package
+from exporters.mil import placement as predicted
 from exporters.mil.program import Precision, Program
 
 FORMATS = ("coreml",)
 PACKAGE = "coremltools"
-# The packed numbers, a byte each, stay beside the float16 ones that are made of them.
-RESIDENT = {"fp16": 1.0, "w8": 3.0, "w4": 5.2, "pal4": 5.8}
+# The stored numbers stay mapped beside the float16 ones that are made of them.
+RESIDENT = {"fp16": 1.0, "w8": 3.0, "w4": 4.5, "pal4": 4.9}
 ITEM = 2  # bytes of a key's or value's number in its states
 
 
@@ -40,11 +43,18 @@ def evaluate(part: PartFiles, options: OpenOptions, precision: Precision) -> Gra
         torch.set_num_threads(options.threads)
     program = Program(package.read(root(part)), precision)
     if part.decoder is None:
-        return EvaluatedGraph(program, part)
+        return _graph(program, part)
     spec = part.decoder
     table = EmbeddingTable.open(part.files, spec.vocab, spec.hidden)
     context = min(options.context or spec.context, spec.context)
     return StatefulDecoder(EvaluatedDecoder(program, spec), table, context)
+
+
+def placement(part: PartFiles) -> Iterator[Placed]:
+    """Where each operation of its functions would run on an Apple device: a prediction."""
+    program = Program(package.read(root(part)))
+    for name in program.names:
+        yield from predicted.placed(name, program.function(name))
 
 
 def root(part: PartFiles) -> Path:
@@ -54,35 +64,18 @@ def root(part: PartFiles) -> Path:
     return part.files[0].parent
 
 
-class EvaluatedGraph:
+def _graph(program: Program, part: PartFiles) -> PartGraph:
     """The default function of a package."""
-
-    def __init__(self, program: Program, part: PartFiles) -> None:
-        self._program = program
-        self._part = part
-        self._name: str = program.package.description.defaultFunctionName
-        function = program.function(self._name)
-        given = set(function.inputs), set(function.outputs)
-        if given != ({t.name for t in part.inputs}, {t.name for t in part.outputs}) or function.states:
-            raise EngineError(
-                f"{program.package.path.name} is not the part that the manifest describes: {self._name} takes "
-                f"{', '.join(function.inputs)} and gives {', '.join(function.outputs)}",
-                hint="export the bundle again",
-            )
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._part.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._part.outputs
-
-    def run(self, feeds: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
-        outputs = _arrays(self._program.run(self._name, _tensors(feeds)))
-        for name, array in (into or {}).items():
-            array[...] = outputs[name]
-        return {**outputs, **(into or {})}
+    name: str = program.package.description.defaultFunctionName
+    function = program.function(name)
+    given = set(function.inputs), set(function.outputs)
+    if given != ({t.name for t in part.inputs}, {t.name for t in part.outputs}) or function.states:
+        raise EngineError(
+            f"{program.package.path.name} is not the part that the manifest describes: {name} takes "
+            f"{', '.join(function.inputs)} and gives {', '.join(function.outputs)}",
+            hint="export the bundle again",
+        )
+    return PartGraph(part, lambda feeds: _arrays(program.run(name, _tensors(feeds))))
 
 
 class EvaluatedDecoder:

@@ -16,12 +16,15 @@ from exporters import embedding_table
 from exporters.apple import TARGET
 from exporters.checkpoint import Checkpoint
 from exporters.component import Component
-from exporters.coreml_program import functions, package, placement, ranges, trace
+from exporters.coreml_program import functions, package, ranges, trace
 from exporters.coreml_program.functions import Recorded
 from exporters.coreml_program.weights import Weights
 from exporters.decoders import LanguageModel
 from exporters.encoder import Encoder
 from exporters.formats import Progress, Written
+from exporters.mil import package as reading
+from exporters.mil import placement
+from exporters.mil.program import Program
 
 # The tolerance is on the distance to torch on the same stored weights: what stays above zero is half precision, each
 # operation's result rounded.
@@ -53,18 +56,21 @@ def write(
     *,
     checkpoint: Checkpoint,
     samples: Sequence[Tensor] = (),
+    ane: bool = False,
 ) -> Written:
     """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored.
 
     What overflows half precision on `samples` is computed in fp32. `importance` guides the rounding of 4-bit weights.
+    `ane`: in the form that the neural engine likes.
     """
     skeleton = component.skeleton()
     if isinstance(skeleton, Encoder):
         assert isinstance(module, Encoder)
-        return _encoder(trace.encoder(skeleton), module, scheme, folder, progress, checkpoint, samples)
+        return _encoder(trace.encoder(skeleton), module, scheme, folder, progress, checkpoint, samples, ane)
     assert isinstance(skeleton, LanguageModel)
     assert isinstance(module, LanguageModel)
-    return _decoder(trace.decoder(skeleton), module, scheme, folder, progress, importance or {}, checkpoint, samples)
+    matters = importance or {}
+    return _decoder(trace.decoder(skeleton), module, scheme, folder, progress, matters, checkpoint, samples, ane)
 
 
 def _encoder(
@@ -75,13 +81,14 @@ def _encoder(
     progress: Progress,
     checkpoint: Checkpoint,
     samples: Sequence[Tensor],
+    ane: bool,
 ) -> Written:
     path = folder / "Vision.mlpackage"
     spec = checkpoint.spec
     rows = spec.prompt.image_tokens, spec.decoder.hidden
-    weights = Weights(module.state_dict(), scheme, {}, package.weights_folder(path))
+    weights = Weights(module.state_dict(), scheme, {}, package.weights_folder(path), convolutions=ane)
     wide = ranges.wide(graph, module, samples)
-    recorded = Recorded(graph, module, weights, wide.keys())
+    recorded = Recorded(graph, module, weights, wide.keys(), ane)
     written = [
         functions.encode(recorded, spec.image.size, rows, progress),
         functions.encode_image(recorded, spec.image, rows, lambda done: None),
@@ -92,7 +99,7 @@ def _encoder(
         files,
         (TensorSpec("pixel_values", "float32", (1, 3, size, size)),),
         (TensorSpec("image_embeds", "float32", (1, *rows)),),
-        _details(written, wide, weights),
+        _details(path, written, wide, weights, ane),
     )
 
 
@@ -105,14 +112,15 @@ def _decoder(
     importance: Mapping[str, Tensor],
     checkpoint: Checkpoint,
     samples: Sequence[Tensor],
+    ane: bool,
 ) -> Written:
     path = folder / "Decoder.mlpackage"
     config = module.config
     root = trace.WithMemory(module)
     known = {f"decoder.{name}": value for name, value in importance.items()}
-    weights = Weights(root.state_dict(), scheme, known, package.weights_folder(path))
+    weights = Weights(root.state_dict(), scheme, known, package.weights_folder(path), convolutions=ane)
     wide = ranges.wide(graph, module, samples)
-    recorded = Recorded(graph, root, weights, wide.keys())
+    recorded = Recorded(graph, root, weights, wide.keys(), ane)
     written = [
         functions.decode(recorded, config, PREFILL, None, progress),
         functions.decode(recorded, config, DECODE, 1, lambda done: None),
@@ -127,7 +135,7 @@ def _decoder(
             TensorSpec("causal_mask", "float32", (1, 1, new, total)),
         ),
         (TensorSpec("logits", "float32", (1, 1, config.vocab)),),
-        _details(written, wide, weights),
+        _details(path, written, wide, weights, ane),
     )
 
 
@@ -141,9 +149,12 @@ def _metadata(checkpoint: Checkpoint, what: str, scheme: str) -> package.Metadat
     )
 
 
-def _details(written: Sequence[Any], wide: Mapping[str, float], weights: Weights) -> dict[str, Any]:
+def _details(
+    path: Path, written: Sequence[Any], wide: Mapping[str, float], weights: Weights, ane: bool
+) -> dict[str, Any]:
     """What an app must know, and what was decided. `fp32` names what overflowed half precision, with its largest."""
     first = written[0][1]
+    program = Program(reading.read(path))
     details: dict[str, Any] = {
         "minimum": {"ios": "18.0", "macos": "15.0"},
         "specification": int(TARGET),
@@ -157,7 +168,8 @@ def _details(written: Sequence[Any], wide: Mapping[str, float], weights: Weights
         },
         "weights": dict(Counter(weights.kinds.values())),
         "fp32": wide,
-        "predicted_placement": {description.name: placement.predicted(function) for function, description in written},
+        "layout": "channels first" if ane else "rows",
+        "predicted_placement": {name: placement.counted(name, program.function(name)) for name in program.names},
     }
     if first.state:
         states = [(feature.name, feature.type.stateType.arrayType.shape) for feature in first.state]

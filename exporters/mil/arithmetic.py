@@ -6,13 +6,17 @@ As coremltools defines them (coremltools.converters.mil.mil.ops.defs).
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from edge.errors import EngineError
 
-_AT_ONCE = 1 << 22  # numbers of a weight
+_AT_ONCE = 1 << 20  # numbers of a weight: wide, they stay in a processor's cache
+_LETTERS = re.compile(r"(.)(.)(.)(.),\1(.)\3(.)->.{4}")
 _ACTIVATIONS = {"EXACT": "none", "TANH_APPROXIMATION": "tanh"}
 
 
@@ -44,14 +48,14 @@ def conv(
         raise EngineError(f"conv of rank {x.ndim} is not known")
     x = _padded(x, pad_type, pad)
     ones = [1, 1]
-    return F.conv2d(
-        x,
-        weight.float(),
-        bias,
-        stride=_ints(strides, ones),
-        dilation=_ints(dilations, ones),
-        groups=1 if groups is None else int(groups),
-    )
+    stride, apart = _ints(strides, ones), 1 if groups is None else int(groups)
+    if (stride, apart, list(weight.shape[2:])) == (
+        ones,
+        1,
+        ones,
+    ):  # a product: quick, and its weight is not widened whole
+        return linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+    return F.conv2d(x, weight.float(), bias, stride=stride, dilation=_ints(dilations, ones), groups=apart)
 
 
 def avg_pool(
@@ -77,9 +81,18 @@ def layer_norm(
     beta: Tensor | None = None,
     epsilon: Tensor | None = None,
 ) -> Tensor:
-    if axes is None or [a % x.ndim for a in axes.tolist()] != [x.ndim - 1]:
-        raise EngineError("layer_norm over other axes than the last is not known")
-    return F.layer_norm(x, x.shape[-1:], gamma, beta, 1e-5 if epsilon is None else float(epsilon))
+    if axes is None or axes.numel() != 1:
+        raise EngineError("layer_norm over several axes is not known")
+    last = x.movedim(int(axes), -1)
+    y = F.layer_norm(last, last.shape[-1:], gamma, beta, 1e-5 if epsilon is None else float(epsilon))
+    return y.movedim(-1, int(axes))
+
+
+def einsum(values: Sequence[Tensor], equation: str) -> Tensor:
+    """Products along the last axis but two of the second: `nchw,nwhu->nchu`, in any letters."""
+    if _LETTERS.fullmatch(equation.replace(" ", "")) is None:
+        raise EngineError(f"einsum of {equation!r} is not known")
+    return torch.einsum(equation, *values)
 
 
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
@@ -209,6 +222,7 @@ TABLE = {
         conv,
         avg_pool,
         layer_norm,
+        einsum,
         scaled_dot_product_attention,
         softmax,
         add,

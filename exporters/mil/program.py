@@ -6,8 +6,7 @@ operation. In single precision nothing is rounded but what is stored: an error t
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,8 +14,9 @@ from torch import Tensor
 
 from edge.errors import EngineError
 from exporters.mil import arithmetic, compressed, shaping
+from exporters.mil.function import Argument, Function, Operation, Written
 from exporters.mil.package import Package
-from exporters.mil.values import NAMES, Type, Value, constant, place, tensor_type
+from exporters.mil.values import NAMES, Type, Value, constant
 
 Precision = Literal["fp16", "fp32"]
 States = dict[str, Tensor]
@@ -31,19 +31,24 @@ class Program:
         self.package = package
         self.precision: Precision = precision
         self._constants: dict[Any, Value] = {}
-        self._functions: dict[str, _Function] = {}
+        self._functions: dict[str, Function] = {}
 
     def states(self, name: str) -> States:
         """Zeros for the states that a function declares, by name."""
         declared = self.function(name).states
         return {state: torch.zeros(_static(kind), dtype=self.dtype(kind.dtype)) for state, kind in declared.items()}
 
-    def function(self, name: str) -> _Function:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its functions, as the package lists them."""
+        return tuple(function.name for function in self.package.description.functions)
+
+    def function(self, name: str) -> Function:
         """Raises EngineError when the program has none of this name, or uses an operation that is not known."""
         if name not in self._functions:
             if name not in self.package.program.functions:
                 raise EngineError(f"{self.package.path.name} has no function {name!r}", hint="export the bundle again")
-            self._functions[name] = _Function(self.package.program.functions[name], self.package.path.name)
+            self._functions[name] = Function(self.package.program.functions[name], self.package.path.name, SUPPORTED)
         return self._functions[name]
 
     @torch.inference_mode()
@@ -67,59 +72,10 @@ class Program:
         return self._constants[key]
 
 
-class _Function:
-    """One function, with what is known of it before it runs: when each value is used last."""
-
-    def __init__(self, declared: Any, package: str) -> None:
-        if declared.opset not in declared.block_specializations:
-            raise EngineError(f"{package} has no block for its own operations {declared.opset!r}")
-        block = declared.block_specializations[declared.opset]
-        self.operations: Sequence[Any] = block.operations
-        self.outputs: Sequence[str] = block.outputs
-        self.inputs: dict[str, Type] = {}
-        self.states: dict[str, Type] = {}
-        for entry in declared.inputs:
-            if entry.type.WhichOneof("type") == "stateType":
-                self.states[entry.name] = tensor_type(entry.type.stateType.wrappedType.tensorType)
-            else:
-                self.inputs[entry.name] = tensor_type(entry.type.tensorType)
-        unknown = Counter(op.type for op in self.operations if op.type not in SUPPORTED or op.blocks)
-        if unknown:
-            raise EngineError(
-                f"{package} uses operations that the evaluator does not know: {', '.join(sorted(unknown))}",
-                hint="it knows what edge export writes; on a Mac the package can be run",
-            )
-        self.last_use: dict[str, int] = {}
-        for index, op in enumerate(self.operations):
-            for name in _names(op):
-                self.last_use[name] = index
-        self.in_place = {i for i in range(len(self.operations) - 1) if self._replaces(i)}
-
-    def _replaces(self, index: int) -> bool:
-        """Whether a slice_update changes what was read of a state, and the state takes the result at once: then nobody
-        else sees the change, and a memory of all layers need not be copied."""
-        op, after = self.operations[index], self.operations[index + 1]
-        if op.type != "slice_update" or after.type != "write_state":
-            return False
-        source = op.inputs["x"].arguments[0].name
-        reads = [o for o in self.operations[:index] if o.outputs and o.outputs[0].name == source]
-        return (
-            len(reads) == 1
-            and reads[0].type == "read_state"
-            and reads[0].inputs["input"].arguments[0].name == after.inputs["input"].arguments[0].name
-            and after.inputs["data"].arguments[0].name == op.outputs[0].name
-            and self.last_use[source] == index
-            and self._uses(source) == 1
-        )
-
-    def _uses(self, name: str) -> int:
-        return sum(_names(op).count(name) for op in self.operations)
-
-
 class _Walk:
     """One run of a function."""
 
-    def __init__(self, program: Program, function: _Function, values: dict[str, Any], states: States) -> None:
+    def __init__(self, program: Program, function: Function, values: dict[str, Any], states: States) -> None:
         self._program = program
         self._function = function
         self._values = values
@@ -131,98 +87,102 @@ class _Walk:
             try:
                 self._step(index, op)
             except EngineError as error:
-                raise EngineError(f"{_label(op)}: {error.message}", hint=error.hint) from error
+                raise EngineError(f"{op.label}: {error.message}", hint=error.hint) from error
             except (RuntimeError, ValueError, TypeError, LookupError, MemoryError, AttributeError) as error:
-                raise EngineError(f"{_label(op)} cannot be computed: {_first_line(error)}") from error
-            for name in _names(op):
-                if self._function.last_use[name] == index and name not in self._function.outputs:
-                    self._values.pop(name, None)
+                raise EngineError(f"{op.label} cannot be computed: {_first_line(error)}") from error
+            for name in self._function.done[index]:
+                self._values.pop(name, None)
         for name in self._function.outputs:
-            if not isinstance(self._values.get(name), Tensor):
+            if not isinstance(given := self._values.get(name), Tensor):
                 raise EngineError(f"the program gives no {name!r}")
+            if given.is_floating_point():
+                _require_finite(name, given, given.dtype)  # it may have been moved only
         return {name: self._values[name] for name in self._function.outputs}
 
-    def _step(self, index: int, op: Any) -> None:
+    def _step(self, index: int, op: Operation) -> None:
         if op.type == "const":
-            self._values[op.outputs[0].name] = self._const(op.attributes["val"])
+            self._values[op.outputs[0]] = self._argument(op.arguments["val"][0])
         elif op.type in compressed.TABLE:
-            self._values[op.outputs[0].name] = self._compressed(op)
+            self._values[op.outputs[0]] = self._compressed(op)
         elif op.type == "read_state":
-            self._values[op.outputs[0].name] = self._state(op)
-            self._of_states.add(op.outputs[0].name)
+            self._values[op.outputs[0]] = self._states[self._state(op)]
+            self._of_states.add(op.outputs[0])
         elif op.type == "write_state":
-            self._state(op)
-            self._states[op.inputs["input"].arguments[0].name] = self._arguments(op, ("data",))["data"]
+            self._states[self._state(op)] = self._argument(op.arguments["data"][0])
         else:
             self._compute(index, op)
 
-    def _compute(self, index: int, op: Any) -> None:
-        arguments = self._arguments(op)
+    def _compute(self, index: int, op: Operation) -> None:
+        arguments: dict[str, Any] = {
+            key: [self._argument(a) for a in bound] if key == "values" else self._argument(bound[0])
+            for key, bound in op.arguments.items()
+        }
+        moves = op.type in shaping.TABLE
         if op.type == "cast":
-            results: Any = (_cast(**arguments),)
-        elif op.type in shaping.TABLE:
-            if op.type == "slice_update" and index not in self._function.in_place:
+            results: Any = _cast(**arguments)
+        elif moves:
+            own = index in self._function.in_place
+            if op.type == "slice_update" and not own:
                 arguments["x"] = arguments["x"].clone()
             results = shaping.TABLE[op.type](**arguments)
-            if self._of_states & set(_names(op)) and index not in self._function.in_place:
+            if not own and not self._of_states.isdisjoint(op.names):
                 results = results.clone() if isinstance(results, Tensor) else tuple(r.clone() for r in results)
         else:
-            wide = {k: v.float() if _is_half(v) and k != "weight" else v for k, v in arguments.items()}
+            wide = {k: v if k == "weight" else _widened(v) for k, v in arguments.items()}
             results = arithmetic.TABLE[op.type](**wide)
         results = results if isinstance(results, tuple) else (results,)
-        for output, result in zip(op.outputs, results, strict=True):
-            self._values[output.name] = self._stored(output, result)
+        for name, declared, result in zip(op.outputs, op.declared, results, strict=True):
+            if not declared.fits(tuple(result.shape)):
+                raise EngineError(f"{name} is {list(result.shape)}, declared is {list(declared.shape)}")
+            dtype = self._program.dtype(declared.dtype)
+            if dtype.is_floating_point and not moves:  # what only moves was looked at when it was computed
+                _require_finite(name, result, dtype)
+            self._values[name] = result.to(dtype)
 
-    def _stored(self, output: Any, result: Tensor) -> Tensor:
-        declared = tensor_type(output.type.tensorType)
-        if not declared.fits(tuple(result.shape)):
-            raise EngineError(f"{output.name} is {list(result.shape)}, declared is {list(declared.shape)}")
-        rounded = result.to(self._program.dtype(declared.dtype))
-        if declared.dtype.is_floating_point and not bool(torch.isfinite(rounded).all()):
-            if bool(torch.isnan(result).any()):
-                raise EngineError(f"{output.name} is not a number")
-            raise EngineError(
-                f"{output.name} overflows half precision: {float(result.abs().max()):.4g}, and it ends at 65504",
-                hint="export again with --calib DIR of pictures like these, so that it is computed in fp32",
-            )
-        return rounded
-
-    def _state(self, op: Any) -> Tensor:
-        name = op.inputs["input"].arguments[0].name
-        if name not in self._states:
+    def _state(self, op: Operation) -> str:
+        name = op.source("input")
+        if name is None or name not in self._states:
             raise EngineError(f"there is no state {name!r}")
-        return self._states[name]
+        return name
 
-    def _const(self, value: Any) -> Value:
-        offset = place(value)
-        make = lambda: constant(value, self._program.package.weights)  # noqa: E731
-        return make() if offset is None else self._program.constant(offset, make)
-
-    def _compressed(self, op: Any) -> Value:
-        declared = tensor_type(op.outputs[0].type.tensorType)
+    def _compressed(self, op: Operation) -> Value:
+        blob = self._program.package.weights
 
         def make() -> Value:
-            found: Tensor = compressed.TABLE[op.type](**self._arguments(op))
-            if not declared.fits(tuple(found.shape)):
-                raise EngineError(f"a weight is {list(found.shape)}, declared is {list(declared.shape)}")
-            return found.to(declared.dtype)  # in single precision too: it is how the weight is stored
+            # Not kept: they serve once.
+            given: dict[str, Any] = {
+                k: constant(a.value, blob) if isinstance(a, Written) else self._argument(a) for k, (a,) in bound
+            }
+            found: Tensor = compressed.TABLE[op.type](**given)
+            if not op.declared[0].fits(tuple(found.shape)):
+                raise EngineError(f"a weight is {list(found.shape)}, declared is {list(op.declared[0].shape)}")
+            return found.to(op.declared[0].dtype)  # in single precision too: it is how the weight is stored
 
-        offsets = [place(binding.value) for argument in op.inputs.values() for binding in argument.arguments]
-        return make() if None in offsets else self._program.constant((op.type, *sorted(map(str, offsets))), make)
+        bound = op.arguments.items()
+        places = [a.place if isinstance(a, Written) else None for _, listed in bound for a in listed]
+        return make() if None in places else self._program.constant((op.type, *sorted(map(str, places))), make)
 
-    def _arguments(self, op: Any, wanted: Sequence[str] = ()) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, argument in op.inputs.items():
-            if wanted and key not in wanted:
-                continue
-            listed = [
-                self._values[binding.name]
-                if binding.WhichOneof("binding") == "name"
-                else constant(binding.value, self._program.package.weights)
-                for binding in argument.arguments
-            ]
-            found[key] = listed if key == "values" else listed[0]
-        return found
+    def _argument(self, argument: Argument) -> Any:
+        if isinstance(argument, str):
+            return self._values[argument]
+        if argument.place is None:
+            return argument.immediate()
+        return self._program.constant(argument.place, lambda: constant(argument.value, self._program.package.weights))
+
+
+def _require_finite(name: str, result: Tensor, dtype: torch.dtype) -> None:
+    """Rounding keeps the order of numbers: the least and the largest tell of all."""
+    if not result.numel():
+        return
+    ends = torch.stack(torch.aminmax(result))
+    if bool(torch.isfinite(ends.to(dtype)).all()):
+        return
+    if bool(torch.isnan(ends).any()):
+        raise EngineError(f"{name} is not a number")
+    raise EngineError(
+        f"{name} overflows half precision: {float(ends.abs().max()):.4g}, and it ends at 65504",
+        hint="export again with --calib DIR of pictures like these, so that it is computed in fp32",
+    )
 
 
 def _cast(x: Tensor, dtype: str) -> Tensor:
@@ -231,17 +191,10 @@ def _cast(x: Tensor, dtype: str) -> Tensor:
     return x if NAMES[dtype].is_floating_point and x.is_floating_point() else x.to(NAMES[dtype])
 
 
-def _names(op: Any) -> list[str]:
-    return [b.name for argument in op.inputs.values() for b in argument.arguments if b.WhichOneof("binding") == "name"]
-
-
-def _label(op: Any) -> str:
-    name = op.attributes["name"].immediateValue.tensor.strings.values if "name" in op.attributes else ()
-    return f"{op.type} {name[0]!r}" if name else str(op.type)
-
-
-def _is_half(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.float16
+def _widened(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_widened(one) for one in value]
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float16 else value
 
 
 def _static(kind: Type) -> list[int]:

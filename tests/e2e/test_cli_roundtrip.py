@@ -347,6 +347,7 @@ def test_bench(bundle: Path) -> None:
     assert all(row["avg_ns"] > 0 and row["stddev_ns"] is None for test, row in rows.items() if test != "peak memory")
     speed = rows["tg4"]
     assert (speed["backends"], speed["n_threads"], speed["n_gen"]) == ("onnxruntime", 1, 4)
+    assert speed["kernels"]["onnxruntime"].split()[0] in ("avx2", "neon")
     assert speed["image_tokens"] == 144 < speed["prompt_tokens"]
     assert speed["agreement_tokens"] == 1.0 and speed["agreement_cosine"] > 0.9999  # it is an fp32 bundle
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import coremltools
@@ -60,10 +61,38 @@ def test_a_wrong_weight_is_found(exports: Exports, tmp_path):
     assert ("prefill", "stored") in failed(verify(Bundle.open(bundle)))
 
 
+@pytest.mark.parametrize("device", ["macos", "apple_a17pro"])
+def test_an_apple_device_takes_its_recipe_and_the_plan_its_engine(exports: Exports, device):
+    done = exports.export(device=device, context=256)
+    assert manifest_of(done.path)["recipe"] == "coreml-w8-w4"
+    assert done.fit and {choice.engine for choice in done.fit.plan.choices} == {"coreml"}
+    said = call("fit", done.path, "--device", device, "--json")
+    assert said.code == 0 and said.json["fits"]
+
+
 @elsewhere
 def test_the_next_command_is_one_that_works_here(exports: Exports):
     done = exports.export(recipe="coreml-w8-w4", context=256)
     assert done.next_command == f"edge verify {done.path}"
+
+
+def test_the_form_for_the_neural_engine_is_proven_too(exports: Exports):
+    done = exports.export(recipe="coreml-w8-w4", context=256, ane=True)
+    plain = exports.export(recipe="coreml-w8-w4", context=256)
+    parts, before = (manifest_of(made.path)["parts"] for made in (done, plain))
+    assert [part["details"]["layout"] for part in parts] == ["channels first"] * 2
+    assert [part["details"]["layout"] for part in before] == ["rows"] * 2
+    for stage in ("vision", "prefill"):
+        assert done.report.error(stage, "stored")["cosine"] >= 0.9999
+        assert abs(done.report.error(stage, "fp32")["cosine"] - plain.report.error(stage, "fp32")["cosine"]) < 1e-3
+    said = call("inspect", done.path, "--placement", "--json")
+    kinds = {op["operation"] for part in said.json["parts"] for op in part["operations"]}
+    assert {"conv", "einsum"} < kinds and "linear" not in kinds
+
+
+def test_the_form_for_the_neural_engine_is_core_ml_s_only(exports: Exports, tmp_path):
+    said = call("export", exports.checkpoint(), "-o", tmp_path / "out", "--ane")
+    assert said.code == 2 and "--ane is for Core ML packages, and none is written" in said.err
 
 
 @pytest.mark.parametrize(
@@ -110,6 +139,23 @@ def test_run_points_to_verify_and_verify_proves(exports: Exports):
     said = call("verify", bundle, "--json")
     assert (said.code, said.json["ok"], said.json["evaluated"]) == (0, True, ["coreml"])
     assert "computes the same model (coreml: computed by an evaluator, not run)" in said.err
+
+
+@elsewhere
+def test_inspect_predicts_where_each_operation_runs(exports: Exports):
+    bundle = exports.bundle(recipe="coreml-w8-w4", context=256)
+    said = call("inspect", bundle, "--placement", "--json")
+    vision, decoder = said.json["parts"]
+    assert (vision["covers"], vision["engine"], vision["predicted"]) == (["vision", "projector"], "mil", True)
+    assert {op["function"] for op in decoder["operations"]} == {"prefill", "decode"}
+    counted = Counter(op["processor"] for op in decoder["operations"] if op["function"] == "decode")
+    told = manifest_of(bundle)["parts"][1]["details"]["predicted_placement"]["decode"]
+    assert counted["ane"] == told["ane"] > 0
+    assert counted["gpu or cpu"] == sum(told["gpu_or_cpu"].values()) > 0
+    shown = call("inspect", bundle, "--placement")
+    assert shown.code == 0 and "ane (predicted)" in shown.out and "shape not known" in shown.out
+    said = call("inspect", exports.bundle(), "--placement")
+    assert said.code == 2 and "no part whose operations are placed one by one" in said.err
 
 
 def test_what_was_computed_in_fp32_is_in_the_manifest(exports: Exports):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from conftest import REPOSITORY
 from gguf_fakes import SPEC, decoder_bytes, gathered, part_of, reference
 from onnx import TensorProto, helper
 
-from edge import gguf
+from edge import gguf, machine
 from edge.engines import installed_engines, open_part
 from edge.errors import BundleError, ContextError, EngineError
 from edge.machine import ISA, Machine
@@ -284,6 +285,93 @@ def test_what_the_listing_says() -> None:
     assert (info.formats, info.installed, info.version) == (("gguf",), True, llamacpp.version())
     assert set(llamacpp.features()) <= set(ISA)
     assert any(llamacpp.features().values())
+
+
+# kernels
+
+
+def test_what_computes_is_read_off_its_own_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = b"MTL : EMBED_LIBRARY = 1 | CPU : NEON = 1 | ARM_FMA = 1 | DOTPROD = 1 | MATMUL_INT8 = 0 | REPACK = 1 | "
+    monkeypatch.setattr(llamacpp.lib, "llama_print_system_info", lambda: report)
+    assert llamacpp.kernels() == ("neon", "dotprod", "metal")
+
+
+def test_what_computes_is_what_this_processor_has() -> None:
+    assert set(llamacpp.kernels()) <= set(machine.inspect().isa)
+    assert llamacpp.kernels()[0] in ("avx2", "neon")
+
+
+def test_a_build_with_one_set_of_kernels_cannot_be_held_to_less(part: PartFiles) -> None:
+    with pytest.raises(EngineError, match=r"llama\.cpp's kernels cannot be held to mmx: ") as caught:
+        opened(part, isa=("mmx",))
+    assert caught.value.hint == llamacpp.BUILD_ALL
+    assert len(opened(part, isa=machine.inspect().isa).extend(PROMPT)) == SPEC.vocab
+
+
+class Kernels:
+    """A library that brings its kernels as several others, and loads those that it is asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sets = {"wide": b"NEON = 1 | DOTPROD = 1", "middle": b"NEON = 1 | FP16_VA = 1", "low": b"NEON = 1"}
+        self.loaded: list[str] = []
+        self.asked: list[str] = []
+        names = dict(enumerate(self.sets, 1))
+
+        def load(path: bytes) -> int | None:
+            self.asked.append(path.decode())
+            self.loaded.append(path.decode())
+            return next(number for number, name in names.items() if name == path.decode())
+
+        self.ggml_backend_reg_count = Function(lambda: len(self.loaded))
+        self.ggml_backend_load = Function(load)
+        self.ggml_backend_unload = Function(lambda number: self.loaded.remove(names[number.value]))
+        self.ggml_backend_load_all_from_path = Function(lambda path: load(b"wide"))
+        said = {"llama_log_set": lambda *given: None, "llama_print_system_info": self.report}
+        monkeypatch.setattr(llamacpp, "lib", SimpleNamespace(_lib=self, _base_path="", **said))
+        monkeypatch.setattr(llamacpp, "_variants", lambda: [Path(name) for name in self.sets])
+        monkeypatch.setattr(llamacpp.sys, "platform", "linux")
+
+    def report(self) -> bytes:
+        return b"CPU : " + self.sets[self.loaded[0]] + b" | " if self.loaded else b""
+
+
+class Function:
+    """Takes attributes, as what ctypes hands out."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+
+    def __call__(self, *given: Any) -> Any:
+        return self.call(*given)
+
+
+def test_of_several_sets_of_kernels_the_library_takes_its_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = Kernels(monkeypatch)
+    assert llamacpp.kernels() == ("neon", "dotprod")
+    assert llamacpp.kernels() == ("neon", "dotprod")
+    assert sets.asked == ["wide"], "once"
+    llamacpp._load_kernels(("neon", "dotprod", "fp16"))
+    with pytest.raises(EngineError, match="another one is loaded"):
+        llamacpp._load_kernels(("neon",))
+
+
+@pytest.mark.parametrize(
+    ("isa", "loaded"),
+    [(("neon",), "low"), (("neon", "fp16"), "middle"), (("neon", "dotprod"), "wide")],
+)
+def test_of_several_sets_of_kernels_the_widest_that_may_be_used(
+    isa: tuple[str, ...], loaded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = Kernels(monkeypatch)
+    llamacpp._load_kernels(isa)
+    assert sets.loaded == [loaded]
+
+
+def test_no_set_of_kernels_is_narrow_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = Kernels(monkeypatch)
+    with pytest.raises(EngineError, match=r"this build of llama\.cpp has no kernels for sve alone"):
+        llamacpp._load_kernels(("sve",))
+    assert (sets.asked, sets.loaded) == (["wide", "middle", "low"], [])
 
 
 # files

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edge
 from edge import bundle as bundles
+from edge import machine
 from edge.engines import open_part
 from edge.errors import EngineError
 from edge.image import pixels
@@ -438,3 +439,30 @@ def test_a_step_binds_only_what_moved(tmp_path: Path, length: tuple[str, str], b
     for _ in range(10):
         decoder.extend([Tokens((7,))])
     assert counting.count <= 10 * (binds + 1)
+
+
+# kernels
+
+
+def test_what_the_probe_says_is_what_this_processor_has() -> None:
+    here = machine.inspect().isa
+    dot = "dotprod" if "neon" in here else "vnni"
+    has = any(dot in name for name in here)
+    assert onnxruntime.kernels() == (("neon" if "neon" in here else "avx2"), *([dot] if has else []))
+
+
+@pytest.mark.parametrize(
+    ("processor", "product", "expected"),
+    [
+        ("x86_64", 32 * 255 * 127, ("avx2", "vnni")),
+        ("AMD64", 16 * 32767, ("avx2",)),
+        ("aarch64", 0.0, ("neon", "dotprod")),
+        ("arm64", 3.1, ("neon",)),
+    ],
+)
+def test_what_a_product_shows(
+    processor: str, product: float, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime.platform, "machine", lambda: processor)
+    monkeypatch.setattr(onnxruntime, "_multiplied", lambda *graph: product)
+    assert onnxruntime.kernels() == expected

@@ -14,18 +14,19 @@ import torch
 from conftest import SPEC
 from coremltools.converters.mil.frontend.milproto.load import load
 from coremltools.models import MLModel
+from small_models import logits_after, random_decoder, randomized, spec_of
 
 from edge import plugins
 from edge.errors import ContextError, EdgeError, EngineError
-from edge.spec import DecoderSpec, VLMSpec
+from edge.spec import VLMSpec
 from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
 from edge.verify import distance
-from exporters.attention import GrowingCache
 from exporters.component import Component
 from exporters.decoders import llama
 from exporters.encoder import Encoder
 from exporters.evaluators import mil
 from exporters.formats import coreml
+from exporters.layers import Linear
 from exporters.mil import package
 from exporters.mil.program import SUPPORTED, Program
 from exporters.projectors import ProjectorConfig
@@ -36,30 +37,13 @@ TINY = dataclasses.replace(llama.tiny().config, context=48)
 STEPS = 12
 
 
-def randomized(module):
-    generator = torch.Generator().manual_seed(5)
-    for parameter in module.parameters():
-        scale = 0.08 if parameter.ndim > 1 else 0.3
-        parameter.data = parameter.data + scale * torch.randn(parameter.shape, generator=generator)
-    return module.eval().requires_grad_(False)
-
-
-def decoder_of(config):
-    torch.manual_seed(3)
-    return randomized(llama.Decoder(config))
-
-
 def source(image=SPEC.image, tokens=4, decoder=None):
     spec = VLMSpec(image, dataclasses.replace(SPEC.prompt, image_tokens=tokens), decoder or SPEC.decoder)
     return SimpleNamespace(name="Tiny Model", license="cc0-1.0", sha256="0" * 64, spec=spec)
 
 
-def spec_of(c):
-    return DecoderSpec(c.layers, c.heads, c.kv_heads, c.head_dim, c.hidden, c.vocab, c.context, c.rope_theta)
-
-
-def write_decoder(folder, scheme, config=TINY, module=None, samples=()):
-    module = module or decoder_of(config)
+def write_decoder(folder, scheme, config=TINY, module=None, samples=(), ane=False):
+    module = module or random_decoder(config)
     component = Component("decoder", lambda: llama.Decoder(config), {})
     written = coreml.write(
         component,
@@ -69,12 +53,13 @@ def write_decoder(folder, scheme, config=TINY, module=None, samples=()):
         lambda done: None,
         checkpoint=source(decoder=spec_of(config)),
         samples=samples,
+        ane=ane,
     )
     part = PartFiles("coreml", scheme, ("decoder",), written.files, written.inputs, written.outputs, spec_of(config))
     return module, part, written
 
 
-def write_encoder(folder, scheme, name="ldpnetv2", module=None, samples=()):
+def write_encoder(folder, scheme, name="ldpnetv2", module=None, samples=(), ane=False):
     tower = dataclasses.replace(clip.tiny().config, image_size=56 if name != "ldpnetv2" else 336)
     sizes = ProjectorConfig(inputs=tower.hidden, hidden=64, grid=tower.grid, depth=2)
     projector = plugins.load("exporters.projectors", name)
@@ -94,17 +79,10 @@ def write_encoder(folder, scheme, name="ldpnetv2", module=None, samples=()):
         lambda done: None,
         checkpoint=checkpoint,
         samples=samples,
+        ane=ane,
     )
     part = PartFiles("coreml", scheme, ("vision", "projector"), written.files, written.inputs, written.outputs)
     return module, part, written
-
-
-@torch.inference_mode()
-def reference(module, pieces):
-    """Logits after each piece of rows."""
-    config = module.config
-    cache = GrowingCache(config.heads, config.kv_heads, config.rope)
-    return [module(rows, cache)[0, -1].numpy() for rows in pieces]
 
 
 def pixels(side, seed=8):
@@ -124,18 +102,19 @@ CONFIGS = {
 }
 
 
+@pytest.mark.parametrize("ane", [False, True], ids=["rows", "channels first"])
 @pytest.mark.parametrize(
     ("scheme", "config"),
     [*((scheme, "gqa") for scheme in coreml.SCHEMES["decoder"]), *(("w4", name) for name in list(CONFIGS)[1:])],
 )
-def test_a_decoder_computes_its_reference_over_a_prompt_and_steps(scheme, config, tmp_path):
+def test_a_decoder_computes_its_reference_over_a_prompt_and_steps(scheme, config, ane, tmp_path):
     """A prompt with a picture's rows, then one token after another: the states are shared by both functions."""
-    module, part, _ = write_decoder(tmp_path, scheme, CONFIGS[config])
+    module, part, _ = write_decoder(tmp_path, scheme, CONFIGS[config], ane=ane)
     generator = torch.Generator().manual_seed(6)
     picture = torch.randn(1, 5, module.config.hidden, generator=generator)
     ids = torch.randint(0, 320, (1, STEPS), generator=generator)
     rows = module.embed_tokens(ids)
-    expected = reference(module, [torch.cat([rows[:, :3], picture], dim=1), *rows[:, 3:].split(1, dim=1)])
+    expected = logits_after(module, [torch.cat([rows[:, :3], picture], dim=1), *rows[:, 3:].split(1, dim=1)])
     for precision, largest, cosine in (("fp32", 1e-3, 0.999999), ("fp16", 0.05, 0.9999)):
         decoder = mil.evaluate(part, OPTIONS, precision)
         found = [decoder.extend([Tokens(tuple(ids[0, :3].tolist())), Embeddings(picture[0].numpy(), "picture")])]
@@ -150,7 +129,7 @@ def test_a_memory_is_rewound_extended_by_several_and_ends_with_the_context(tmp_p
     module, part, _ = write_decoder(tmp_path, "fp16")
     ids = tuple(int(i) for i in np.random.default_rng(7).integers(0, 320, TINY.context))
     rows = module.embed_tokens(torch.tensor([ids]))
-    expected = reference(module, [rows[:, :20], rows[:, 20:27], rows[:, 27:]])
+    expected = logits_after(module, [rows[:, :20], rows[:, 20:27], rows[:, 27:]])
     decoder = mil.open(part, OPTIONS)
     decoder.extend([Tokens(ids[:25])])
     decoder.extend([Tokens(ids[:9])])
@@ -171,7 +150,7 @@ def test_the_rounding_follows_what_matters(tmp_path):
     """The error of columns that calibration lit counts more."""
     errors = []
     for name, importance in (("plain", {}), ("guided", {"lm_head.weight": torch.tensor([1000.0] * 8 + [0.01] * 56)})):
-        module = decoder_of(TINY)
+        module = random_decoder(TINY)
         before = module.lm_head.weight.clone()
         (tmp_path / name).mkdir()
         coreml.write(
@@ -190,6 +169,7 @@ def test_the_rounding_follows_what_matters(tmp_path):
 # the encoder
 
 
+@pytest.mark.parametrize("ane", [False, True], ids=["rows", "channels first"])
 @pytest.mark.parametrize(
     ("name", "scheme"),
     [
@@ -197,8 +177,8 @@ def test_the_rounding_follows_what_matters(tmp_path):
         *((name, "w8") for name in plugins.names("exporters.projectors") if name != "ldpnet"),
     ],
 )
-def test_an_encoder_computes_its_reference_from_pixels_and_from_a_picture(name, scheme, tmp_path):
-    module, part, _ = write_encoder(tmp_path, scheme, name)
+def test_an_encoder_computes_its_reference_from_pixels_and_from_a_picture(name, scheme, ane, tmp_path):
+    module, part, _ = write_encoder(tmp_path, scheme, name, ane=ane)
     side = module.image_size
     picture = np.random.default_rng(1).integers(0, 256, (1, 3, side, side)).astype(np.float32)
     mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (SPEC.image.mean, SPEC.image.std))
@@ -240,7 +220,7 @@ def test_a_grid_that_the_pool_does_not_divide(tmp_path):
 
 def test_what_overflows_half_precision_is_found_by_the_evaluator_and_avoided_by_samples(tmp_path):
     def heavy():
-        module = decoder_of(TINY)
+        module = random_decoder(TINY)
         module.layers[0].post_attention_layernorm.weight.data *= 300
         module.layers[0].down_proj.weight.data *= 30  # a layer's sum then lies beyond 65504, and no weight does
         return module
@@ -257,7 +237,7 @@ def test_what_overflows_half_precision_is_found_by_the_evaluator_and_avoided_by_
     wide = written.details["fp32"]
     assert wide and all(value > 16376 for value in wide.values())
     found = mil.open(part, OPTIONS).extend(prompt)
-    assert distance(found, reference(module, [rows])[0])["cosine"] > 0.9999
+    assert distance(found, logits_after(module, [rows])[0])["cosine"] > 0.9999
 
 
 def test_an_encoder_that_overflows_is_computed_in_fp32_too(tmp_path):
@@ -275,7 +255,7 @@ def test_an_encoder_that_overflows_is_computed_in_fp32_too(tmp_path):
 
 
 def test_a_weight_beyond_half_precision_is_refused(tmp_path):
-    module = decoder_of(TINY)
+    module = random_decoder(TINY)
     module.layers[1].o_proj.weight.data[3, 4] = 1e8
     for scheme in coreml.SCHEMES["decoder"]:
         with pytest.raises(EdgeError, match=r"layers.1.o_proj.weight.*half precision"):
@@ -297,7 +277,7 @@ def test_coremltools_reads_what_is_written_and_finds_it_sound(tmp_path):
     kinds = {op.op_type for function in program.functions.values() for op in function.operations}
     assert kinds - {"coreml_update_state"} <= SUPPORTED  # which is written as write_state and read_state
     stored = [op for op in program.functions["decode"].operations if op.op_type == "constexpr_blockwise_shift_scale"]
-    module = decoder_of(TINY)
+    module = random_decoder(TINY)
     assert len(stored) == 4 * TINY.layers + 1
     head = stored[-1].materialized_val_inference()
     assert head.dtype == np.float16
@@ -371,6 +351,25 @@ def test_no_operation_of_a_package_is_unknown_to_the_evaluator(tmp_path):
         for function in ("encode", "encode_image"):
             kinds.update(op.type for op in program.function(function).operations)
     assert kinds["constexpr_lut_to_dense"] and set(kinds) <= SUPPORTED
+
+
+def test_a_product_of_other_than_rows_is_no_convolution(tmp_path):
+    class Pooled(Encoder):
+        def __init__(self, *parts):
+            super().__init__(*parts)
+            self.last = Linear(64, 64)
+
+        def forward(self, pixel_values):
+            return self.last(super().forward(pixel_values).mean([1]))
+
+    def build():
+        return Pooled(clip.tiny(), plugins.load("exporters.projectors", "linear").tiny())
+
+    checkpoint = source(dataclasses.replace(SPEC.image, size=56))
+    options = {"checkpoint": checkpoint, "ane": True}
+    with pytest.raises(EdgeError, match=r"last.weight multiplies 2 axes") as caught:
+        coreml.write(Component("vision", build, {}), randomized(build()), "w8", tmp_path, lambda done: None, **options)
+    assert caught.value.hint == "leave out --ane"
 
 
 def test_a_rule_that_is_missing_is_named(tmp_path):

@@ -17,6 +17,8 @@ from exporters.mil.program import SUPPORTED, Program
 
 X = np.array([[1.0, -2.0, 3.0], [0.5, 0.25, -4.0]], np.float16)
 G = np.arange(2 * 4 * 4, dtype=np.float16).reshape(1, 2, 4, 4)  # [B, C, H, W]
+EIN = np.array([[1, 2], [2, 0], [3, 4]], np.float16).reshape(1, 3, 1, 2)  # [B, C, 1, Q]
+SMALL = np.float16(0.001)
 
 
 def half(*values):
@@ -73,6 +75,23 @@ CASES = {
     "reduce_mean": (lambda x: mb.reduce_mean(x=x, axes=[-1], keep_dims=True), X, [[2 / 3], [-13 / 12]]),
     "reduce_sum": (lambda x: mb.reduce_sum(x=x, axes=[0]), X, [1.5, -1.75, -1]),
     "reduce_max": (lambda x: mb.reduce_max(x=x, axes=[1]), X, [3, 0.5]),
+    "einsum": (
+        lambda x: mb.einsum(values=(mb.reshape(x=x, shape=[1, 2, 1, 3]), EIN), equation="bkhc,bchq->bkhq"),
+        X,
+        [[[[1 - 4 + 9, 2 + 12]], [[0.5 + 0.5 - 12, 1 - 16]]]],
+    ),
+    "layer_norm, along the channels": (
+        lambda x: mb.layer_norm(
+            x=mb.reshape(x=x, shape=[1, 3, 1, 1]), axes=[1], gamma=half(1, 2, 1), beta=half(0, 0, 1), epsilon=SMALL
+        ),
+        half(1, 2, 3).reshape(1, 3),
+        [[[[-1.22383]], [[0]], [[2.22383]]]],
+    ),
+    "conv, a product": (
+        lambda x: mb.conv(x=x, weight=np.array([[[[1]], [[2]]], [[[0]], [[-1]]]], np.float16), bias=half(1, 0)),
+        G,
+        np.stack([G[0, 0] + 2 * G[0, 1] + 1, -G[0, 1]])[None],
+    ),
     "layer_norm": (
         lambda x: mb.layer_norm(x=x, axes=[-1], gamma=half(1, 2, 1), beta=half(0, 0, 1), epsilon=np.float16(0.001)),
         half(1, 2, 3).reshape(1, 3),
@@ -238,6 +257,11 @@ def test_what_does_not_fit_half_precision_is_told_by_its_name(build, message, tm
         computed(tmp_path, build, half(300))
 
 
+def test_what_was_only_moved_to_an_output_is_looked_at_too(tmp_path):
+    with pytest.raises(EngineError, match="is not a number"):
+        computed(tmp_path, lambda x: mb.reshape(x=x, shape=(1, -1)), half(1, float("nan")))
+
+
 def counting(state, x):
     """Adds to a state, and gives what it was before and after."""
     before = mb.read_state(input=state)
@@ -304,7 +328,7 @@ def test_an_operation_that_is_not_known_is_named(tmp_path):
     ("build", "message"),
     [
         (lambda x: mb.conv(x=x, weight=np.ones((1, 2, 3, 3), np.float16), pad_type="same"), "padding 'same'"),
-        (lambda x: mb.layer_norm(x=x, axes=[1]), "over other axes"),
+        (lambda x: mb.layer_norm(x=x, axes=[1, 2]), "over several axes"),
         (lambda x: mb.slice_by_index(x=x, begin=[0, 0, 3, 0], end=[1, 2, 0, 4], stride=[1, 1, -1, 1]), "backwards"),
         (lambda x: mb.avg_pool(x=x, kernel_sizes=[2, 2], pad_type="same"), "avg_pool with the padding"),
         (lambda x: mb.concat(values=[x, x], axis=1, interleave=True), "interleaves"),

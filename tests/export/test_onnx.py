@@ -7,14 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from small_models import logits_after, randomized, spec_of
 
 from edge import plugins
 from edge.engines import open_part
 from edge.lift import lift
-from edge.spec import DecoderSpec
 from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
 from edge.verify import distance
-from exporters.attention import GrowingCache
 from exporters.component import Component
 from exporters.decoders import llama
 from exporters.encoder import Encoder
@@ -25,14 +24,6 @@ from exporters.vision import clip
 OPTIONS = OpenOptions(threads=1)
 
 
-def randomized(module):
-    generator = torch.Generator().manual_seed(5)
-    for parameter in module.parameters():
-        scale = 0.08 if parameter.ndim > 1 else 0.3
-        parameter.data = parameter.data + scale * torch.randn(parameter.shape, generator=generator)
-    return module.eval().requires_grad_(False)
-
-
 def part_of(written, scheme, *covers):
     return PartFiles("onnx", scheme, covers, written.files, written.inputs, written.outputs)
 
@@ -41,23 +32,11 @@ def written_decoder(config, scheme, folder):
     module = randomized(llama.Decoder(config))
     component = Component("decoder", lambda: llama.Decoder(config), {})
     part = part_of(onnx.write(component, module, scheme, folder, lambda done: None), scheme, "decoder")
-    spec = DecoderSpec(
-        config.layers,
-        config.heads,
-        config.kv_heads,
-        config.head_dim,
-        config.hidden,
-        config.vocab,
-        config.context,
-        config.rope_theta,
-    )
-    return module, lift(open_part(part, "onnxruntime", OPTIONS), part, spec, config.context)
+    return module, lift(open_part(part, "onnxruntime", OPTIONS), part, spec_of(config), config.context)
 
 
 def reference(module, rows):
-    config = module.config
-    with torch.inference_mode():
-        return module(rows, GrowingCache(config.heads, config.kv_heads, config.rope))[0, -1].numpy()
+    return logits_after(module, [rows])[0]
 
 
 def assert_within(found, expected, tolerance):

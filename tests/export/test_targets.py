@@ -52,8 +52,8 @@ def test_schemes(wanted, found):
         ((None, ("projector=fp32",), None, None), "no role 'projector'", "one of: vision, decoder"),
         ((None, ("fp32", "eye=fp32"), None, None), "no role 'eye' in --scheme eye=fp32", "one of: vision, decoder"),
         ((None, ("vision=fp32=w4",), None, None), "no role 'vision=fp32'", "one of: vision, decoder"),
-        (("oonx", (), None, None), "no format 'oonx'", "one of: coreml, gguf, onnx, tflite"),
-        (("oonx", ("fp32",), None, "rpi5"), "no format 'oonx'", "one of: coreml, gguf, onnx, tflite"),
+        (("oonx", (), None, None), "no format 'oonx'", "one of: coreml, executorch, gguf, onnx, tflite"),
+        (("oonx", ("fp32",), None, "rpi5"), "no format 'oonx'", "one of: coreml, executorch, gguf, onnx, tflite"),
         ((None, (), "fast", None), "no recipe 'fast'", "one of: onnx-w8a8-w4, onnx-w8a8-w8, onnx-fp32"),
         ((None, (), None, "rpi3"), "no device 'rpi3'", "rpi4, rpi5"),
         ((None, (), "onnx-fp32", "rpi3"), "no device 'rpi3'", "rpi4, rpi5"),
@@ -81,8 +81,12 @@ def test_a_name_of_a_recipe_stays_as_long_as_its_targets_do():
 @pytest.mark.parametrize("device", [profile.id for profile in devices.profiles()])
 def test_a_device_names_its_recipe(device):
     assert targets.resolve(None, (), None, device) == RECIPES[devices.profile(device).recipe]
-    # GGUF has no fp32: that part stays as it is.
     decoder = RECIPES[devices.profile(device).recipe].targets["decoder"]
+    if decoder.format == "coreml":  # which has no fp32 at all
+        half = Target("coreml", "fp16")
+        assert targets.resolve(None, ("fp16",), None, device).targets == {"vision": half, "decoder": half}
+        return
+    # GGUF has no fp32: that part stays as it is.
     kept = decoder if decoder.format == "gguf" else Target("onnx", "fp32")
     changed = targets.resolve(None, ("fp32",), None, device).targets
     assert changed == {"vision": Target("onnx", "fp32"), "decoder": kept}

@@ -7,15 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from small_models import logits_after, random_decoder, randomized, spec_of
 
 from edge import packed, tflite
 from edge.engines import open_part
 from edge.errors import EdgeError
-from edge.spec import DecoderSpec
 from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
 from edge.verify import distance
 from exporters import projectors, quantize
-from exporters.attention import GrowingCache
 from exporters.component import Component
 from exporters.decoders import llama
 from exporters.encoder import Encoder
@@ -32,26 +31,12 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
-def randomized(module):
-    generator = torch.Generator().manual_seed(5)
-    for parameter in module.parameters():
-        scale = 0.08 if parameter.ndim > 1 else 0.3
-        parameter.data = parameter.data + scale * torch.randn(parameter.shape, generator=generator)
-    return module.eval().requires_grad_(False)
-
-
-def random_decoder(config):
-    torch.manual_seed(0)
-    return randomized(llama.Decoder(config))
-
-
 def written_decoder(config, scheme, folder, importance=None):
     module = random_decoder(config)
     component = Component("decoder", lambda: llama.Decoder(config), {})
     written = format.write(component, module, scheme, folder, lambda done: None, importance)
-    c = config
-    spec = DecoderSpec(c.layers, c.heads, c.kv_heads, c.head_dim, c.hidden, c.vocab, c.context, c.rope_theta)
-    part = PartFiles("tflite", scheme, ("decoder",), written.files, written.inputs, written.outputs, spec)
+    covers, files = ("decoder",), written.files
+    part = PartFiles("tflite", scheme, covers, files, written.inputs, written.outputs, spec_of(config))
     return module, part
 
 
@@ -62,9 +47,7 @@ def exact(tmp_path_factory):
 
 
 def reference(module, rows):
-    c = module.config
-    with torch.inference_mode():
-        return module(rows[None], GrowingCache(c.heads, c.kv_heads, c.rope))[0, -1].numpy()
+    return logits_after(module, [rows[None]])[0]
 
 
 def prompt(module, count):

@@ -71,6 +71,7 @@ def test_every_row_is_measured_so_many_times(make: Callable[..., str]) -> None:
     assert all(s["ns"] > 0 for s in samples(events))
     ready, peak, agreement = events[:3]
     assert (ready["prompt_tokens"], ready["image_tokens"], ready["plan"]["threads"]) == (PROMPT, 4, 1)
+    assert ready["kernels"] == {"null": "unknown"}
     assert peak["bytes"] > 10e6
     assert agreement["agreement_cosine"] is None  # golden's logits are zeros: no direction
     assert agreement["agreement_tokens"] == 0.0
@@ -170,6 +171,7 @@ def test_the_rows_of_two_bundles(make: Callable[..., str]) -> None:
     by_test = {row["test"]: row for row in found[: len(tests)]}
     speed = by_test["tg8"]
     assert (speed["n_gen"], speed["n_threads"], speed["backends"]) == (8, 1, "null")
+    assert speed["kernels"] == {"null": "unknown"}
     assert speed["samples_ts"] == [8e9 / ns for ns in speed["samples_ns"]]
     assert speed["avg_ts"] == pytest.approx(sum(speed["samples_ts"]) / 2)
     assert len(by_test["load"]["samples_ns"]) == 2

@@ -61,7 +61,7 @@ class FakeSession:
         self.opened: list[dict[str, Any]] = []
         self.before_piece: Callable[[int], None] = lambda number: None
         self.last = ANSWER
-        self.plan = SimpleNamespace(to_json=lambda: {"parts": [], "threads": 2, "context": 64}, given_up=())
+        self.plan = SimpleNamespace(to_json=lambda: {"parts": [], "threads": 2, "context": 64}, given_up=(), free=())
         self.closed = False
 
     def load(self, path: Path, **options: Any) -> FakeSession:
@@ -199,11 +199,12 @@ def test_the_line_below_an_answer(
 
 def test_options_reach_the_session(session: FakeSession, picture: str) -> None:
     given = (
-        "-n 9 --temp 0.5 --top-k 40 --top-p 0.9 --repeat-penalty 1.1 --seed 3 -t 2 --cache q8_0 --system Short. --debug"
+        "-n 9 --temp 0.5 --top-k 40 --top-p 0.9 --repeat-penalty 1.1 --seed 3 -t 2 --cache q8_0 --isa neon "
+        "--system Short. --debug"
     )
     assert call("run", "bundle", *given.split(), picture, picture, "Which?") == 0
     assert session.opened == [
-        {"path": Path("bundle"), "threads": 2, "cache": "q8_0", "max_memory": None, "debug": True}
+        {"path": Path("bundle"), "threads": 2, "cache": "q8_0", "isa": "neon", "max_memory": None, "debug": True}
     ]
     sampling = Sampling(temperature=0.5, top_k=40, top_p=0.9, repeat_penalty=1.1, seed=3)
     options = {"max_tokens": 9, "system": "Short.", "sampling": sampling}
@@ -382,8 +383,8 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """An export side that writes nothing; `requests` holds what it was asked for."""
     fake = SimpleNamespace(requests=[], error=None, ExportRequest=lambda **asked: SimpleNamespace(**asked))
 
-    def verify_against(bundle: Bundle, checkpoint: str, mmproj: Path | None, threads: int) -> Report:
-        fake.requests.append((bundle.path, checkpoint, mmproj, threads))
+    def verify_against(bundle: Bundle, checkpoint: str, mmproj: Path | None, threads: int, isa: str | None) -> Report:
+        fake.requests.append((bundle.path, checkpoint, mmproj, threads, isa))
         return REPORT
 
     def export(request: Any, progress: Callable[[str, float], None]) -> Any:
@@ -416,8 +417,8 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
     given = "--format onnx --scheme w4 --scheme vision=fp16 --recipe r --device rpi5 --calib pics --imatrix m.gguf"
     more = "--context 512 --vision-tower tower --mmproj m --gguf-only --threads 3 --max-loss 0.1"
-    more += " --mtmd-position-workaround --tensor-type attn_v=Q8_0 --tensor-type blk=q6_k --compile --split -o out"
-    more += " --backend coreml --backend vulkan"
+    more += " --mtmd-position-workaround --tensor-type attn_v=Q8_0 --tensor-type blk=q6_k --ane --compile -o out"
+    more += " --split --backend coreml --backend vulkan"
     assert call("export", "mtgv/some-model", *given.split(), *more.split()) == 0
     assert exporter.requests == [
         {
@@ -435,6 +436,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
             "gguf_only": True,
             "mtmd_position_workaround": True,
             "tensor_type": ("attn_v=Q8_0", "blk=q6_k"),
+            "ane": True,
             "compile": True,
             "split": True,
             "backend": ("coreml", "vulkan"),
@@ -449,7 +451,8 @@ def test_export_leaves_open_what_was_not_said(exporter: SimpleNamespace) -> None
     asked = exporter.requests[0]
     assert (asked.pop("checkpoint"), asked.pop("output"), asked.pop("threads")) == ("ckpt", Path("out"), 0)
     assert asked.pop("gguf_only") is False
-    assert {asked.pop(flag) for flag in ("mtmd_position_workaround", "compile", "split")} == {False}
+    flags = ("mtmd_position_workaround", "ane", "compile", "split")
+    assert [asked.pop(name) for name in flags] == [False] * 4
     assert set(asked.values()) == {None, ()}
 
 
@@ -531,7 +534,7 @@ def test_what_nohup_ignores_stays_ignored(exporter: SimpleNamespace) -> None:
 def test_verify_shows_what_was_measured_and_what_is_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr("edge.verify.verify", lambda bundle, threads: REPORT)
+    monkeypatch.setattr("edge.verify.verify", lambda bundle, threads, isa: REPORT)
     path = write_bundle(tmp_path / "bundle").path
     assert call("verify", path) == 0
     shown = capsys.readouterr()
@@ -549,7 +552,7 @@ def test_verify_fails_when_a_stage_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, options: tuple[str, ...]
 ) -> None:
     bad = Row("prefill", "stored", {"max_abs": float("nan"), "cosine": float("nan")}, {"max_abs": 0.01})
-    monkeypatch.setattr("edge.verify.verify", lambda bundle, threads: Report((*REPORT.rows, bad)))
+    monkeypatch.setattr("edge.verify.verify", lambda bundle, threads, isa: Report((*REPORT.rows, bad)))
     path = write_bundle(tmp_path / "bundle").path
     assert call("verify", path, *options) == 1
     shown = capsys.readouterr()
@@ -564,8 +567,8 @@ def test_verify_against_a_checkpoint_asks_the_export_side(
     tmp_path: Path, exporter: SimpleNamespace, capsys: Capture
 ) -> None:
     path = write_bundle(tmp_path / "bundle").path
-    assert call("verify", path, "--against", "ckpt", "--mmproj", "m", "-t", "2", "--json") == 0
-    assert exporter.requests == [(path, "ckpt", Path("m"), 2)]
+    assert call("verify", path, "--against", "ckpt", "--mmproj", "m", "-t", "2", "--isa", "neon", "--json") == 0
+    assert exporter.requests == [(path, "ckpt", Path("m"), 2, "neon")]
     assert json.loads(capsys.readouterr().out)["ok"] is True
 
 
@@ -660,6 +663,12 @@ def test_run_takes_no_more_than_it_may(session: FakeSession, picture: str, capsy
     assert "little memory: keys and values in q8_0, one half of the model open at a time\n" in capsys.readouterr().err
     assert call("run", "b", picture, "What?", "--max-memory", "much") == 2
     assert "no size: 'much'" in capsys.readouterr().err
+
+
+def test_run_tells_what_isa_does_not_bind(session: FakeSession, picture: str, capsys: Capture) -> None:
+    session.plan.free = ("onnxruntime",)
+    assert call("run", "b", picture, "What?", "--isa", "neon") == 0
+    assert capsys.readouterr().err.startswith("--isa neon does not bind onnxruntime: ")
 
 
 def test_doctor_shows_engines_and_processor(capsys: Capture) -> None:
@@ -800,7 +809,7 @@ def test_the_documents_show_every_command() -> None:
 @pytest.mark.usefixtures("session", "exporter")
 def test_a_documented_command_works(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("edge.verify.verify", lambda bundle, threads: REPORT)
+    monkeypatch.setattr("edge.verify.verify", lambda bundle, threads, isa: REPORT)
     monkeypatch.setattr("edge.bench.runner.bench", Measured(*bench_rows()))
     results.write(tmp_path / "results.json", bench_rows())
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))

@@ -17,6 +17,7 @@ from fakes import DECODER, embedding_files, picture
 from edge import plugins
 from edge.engines import installed_engines
 from edge.errors import EngineError, UsageError
+from edge.placement import Placed
 from edge.session import load
 from edge.stateful import StatefulDecoder
 from edge.types import OpenOptions, PartFiles, TensorSpec, Tokens
@@ -52,13 +53,58 @@ class MLModel:
         return {"logits": np.full((1, 1, DECODER.vocab), float(state is not None), np.float16)}
 
 
+class MLNeuralEngineComputeDevice:
+    pass
+
+
+class MLGPUComputeDevice:
+    pass
+
+
+class MLComputePlan:
+    """As coremltools 9 declares it: of a compiled model, the devices of each operation; constants have none."""
+
+    USAGES: ClassVar = {"conv": [MLNeuralEngineComputeDevice, MLGPUComputeDevice], "cast": [MLGPUComputeDevice]}
+
+    def __init__(self, path, units):
+        assert path.endswith("Vision.mlmodelc") and units is ComputeUnit.ALL
+        kinds = ("const", "conv", "cast")
+        listed = [
+            SimpleNamespace(operator_name=kind, outputs=[SimpleNamespace(name=f"{kind}_0", type=None)])
+            for kind in kinds
+        ]
+        block = SimpleNamespace(operations=listed)
+        program = SimpleNamespace(functions={"encode": SimpleNamespace(inputs=[], block=block)})
+        self.model_structure = SimpleNamespace(program=program)
+
+    @classmethod
+    def load_from_path(cls, path, compute_units=ComputeUnit.ALL):
+        return cls(path, compute_units)
+
+    def get_compute_device_usage_for_mlprogram_operation(self, operation):
+        if operation.operator_name not in self.USAGES:
+            return None
+        able = [device() for device in self.USAGES[operation.operator_name]]
+        return SimpleNamespace(preferred_compute_device=able[0], supported_compute_devices=able)
+
+
+def compile_model(model, destination_path=None):
+    if "Decoder" in model:
+        raise RuntimeError("no compiler")
+    return destination_path
+
+
 @pytest.fixture
 def engine(monkeypatch):
     """`runtimes.coreml` as a Mac with coremltools would import it."""
     fake = ModuleType("coremltools")
     fake.__version__ = "9.0"
     fake.ComputeUnit = ComputeUnit
-    fake.models = SimpleNamespace(MLModel=MLModel)
+    fake.models = SimpleNamespace(
+        MLModel=MLModel,
+        utils=SimpleNamespace(compile_model=compile_model),
+        compute_plan=SimpleNamespace(MLComputePlan=MLComputePlan),
+    )
     monkeypatch.setitem(sys.modules, "coremltools", fake)
     monkeypatch.delitem(sys.modules, "runtimes.coreml", raising=False)
     monkeypatch.setattr(sys, "platform", "darwin")
@@ -111,6 +157,15 @@ def test_a_decoder_s_functions_share_one_state(engine, tmp_path):
         "inputs_embeds": (np.float32, (1, 6, 32)),
         "causal_mask": (np.float32, (1, 1, 6, 6)),
     }
+
+
+def test_the_plan_of_the_system_is_told_op_by_op(engine, tmp_path):
+    assert list(engine.placement(vision_part(tmp_path))) == [
+        Placed("encode", "conv", "conv_0", "ane"),
+        Placed("encode", "cast", "cast_0", "gpu", "can run on gpu"),
+    ]
+    with pytest.raises(EngineError, match=r"Core ML cannot plan Decoder.mlpackage: no compiler"):
+        list(engine.placement(decoder_part(tmp_path)))
 
 
 @pytest.mark.parametrize("units", ["all", "cpu", "gpu", "ane"])

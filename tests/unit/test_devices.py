@@ -185,6 +185,13 @@ def test_this_machine() -> None:
     assert here.engines == profile(str(here.recognised)).engines
 
 
+@pytest.mark.parametrize("name", ["macos", *(name for name in BEFORE if name.startswith("apple_"))])
+def test_apple_s_devices_take_core_ml_and_prefer_its_engine(name: str) -> None:
+    found = profile(name)
+    assert {target.format for target in RECIPES[found.recipe].targets.values()} == {"coreml"}
+    assert {names[0] for names in found.engines.values()} == {"coreml"}
+
+
 def test_a_mac_prefers_what_a_mac_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     monkeypatch.setattr(sys, "platform", "darwin")
@@ -244,9 +251,46 @@ def test_a_control_group_leaves_less(root: Path) -> None:
     assert found.cores == 2, "a processor and a half"
 
 
+def test_a_control_group_of_version_1_leaves_less(root: Path) -> None:
+    put(root, "proc/self/cgroup", "5:cpu,cpuacct:/jobs\n4:memory:/jobs/mine\n0::/\n")
+    memory = "sys/fs/cgroup/memory"
+    put(root, f"{memory}/memory.limit_in_bytes", "9223372036854771712")
+    put(root, f"{memory}/jobs/memory.limit_in_bytes", "2000000")
+    put(root, f"{memory}/jobs/memory.usage_in_bytes", "1500000")
+    put(root, f"{memory}/jobs/memory.stat", "inactive_file 7\ntotal_inactive_file 400000\n")
+    put(root, f"{memory}/jobs/mine/memory.limit_in_bytes", "1900000")
+    put(root, f"{memory}/jobs/mine/memory.usage_in_bytes", "100000")
+    assert machine.linux(root, [0]).memory_bytes == 2000000 - (1500000 - 400000)
+
+
 def test_a_limit_above_what_is_free_changes_nothing(root: Path) -> None:
     put(root, "sys/fs/cgroup/memory.max", str(1 << 40))
     assert machine.linux(root, [0]).memory_bytes == 4096 * 1024
+
+
+@pytest.mark.parametrize(
+    ("name", "isa", "expected"),
+    [
+        ("neon", ("neon", "dotprod"), ("neon",)),
+        ("fp16", ("neon",), ("neon", "dotprod", "fp16")),
+        ("avx512", ("avx2", "avx512_vnni"), ("avx2", "avx_vnni", "avx512")),
+    ],
+)
+def test_the_instruction_sets_up_to_one(name: str, isa: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    assert machine.up_to(name, isa) == expected
+
+
+def test_an_instruction_set_of_another_kind_of_processor() -> None:
+    with pytest.raises(UsageError, match="no instruction set 'neon' on this kind of processor") as told:
+        machine.up_to("neon", ("avx2",))
+    assert told.value.hint == "one of: avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16, amx"
+    with pytest.raises(UsageError, match="'avx2'") as told:
+        machine.up_to("avx2", ())
+    assert told.value.hint == "this system does not tell what its processor has"
+
+
+def test_every_instruction_set_has_its_place() -> None:
+    assert {name for names in machine.GENERATIONS for name in names} == set(machine.ISA)
 
 
 def test_a_system_that_tells_nothing(tmp_path: Path) -> None:

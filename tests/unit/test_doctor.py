@@ -25,7 +25,8 @@ NULL = EngineInfo("null", (), "numpy", True, "2", None)
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "installed_engines", lambda: (PRESENT, ABSENT, NULL))
-    monkeypatch.setattr(doctor.plugins, "facts", lambda package, name: {})
+    monkeypatch.setattr(doctor.plugins, "facts", lambda package, name: {"KERNELS": "a look"} if name == "fast" else {})
+    monkeypatch.setattr(doctor, "kernels", lambda name: ("neon", "dotprod") if name == "fast" else ())
 
 
 def requirements(monkeypatch: pytest.MonkeyPatch, listed: list[str] | None) -> None:
@@ -49,6 +50,21 @@ def test_engines_and_what_to_do() -> None:
     lines = [line.split() for line in shown(found).splitlines()]
     assert ["fast", "onnx,", "gguf", "1.2", "ready"] in lines
     assert ["slow", "coreml", "not", "installed", "pip", "install", "'edge-vlm[slow]'"] in lines
+
+
+@pytest.mark.usefixtures("engines")
+def test_which_kernels_run_and_how_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = diagnose()
+    assert [(e.kernels, e.known_by) for e in found.engines] == [("neon dotprod", "a look"), (None, None)]
+    assert ["fast", "neon", "dotprod", "a", "look"] in [line.split() for line in shown(found).splitlines()]
+    monkeypatch.setattr(doctor, "kernels", lambda name: ())
+    assert ["fast", "unknown"] in [line.split() for line in shown(diagnose()).splitlines()]
+
+    def fails(name: str) -> Any:
+        raise ImportError("no such symbol")
+
+    monkeypatch.setattr(doctor, "kernels", fails)
+    assert diagnose().engines[0].kernels is None
 
 
 @pytest.mark.usefixtures("engines")

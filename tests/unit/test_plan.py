@@ -73,6 +73,7 @@ def test_the_plain_case() -> None:
         "one_at_a_time": False,
         "peak_bytes": made.peak_bytes,
         "given_up": [],
+        "isa": None,
     }
 
 
@@ -243,6 +244,29 @@ def test_too_little_memory_for_the_weights() -> None:
     with pytest.raises(EngineError) as caught:
         plan(large, device(300_000_000), (ORT,))
     assert str(caught.value.hint).startswith("no scheme makes it fit: 2")
+
+
+# fewer instruction sets than the processor has
+
+
+def test_an_engine_is_held_to_less_where_it_can_be() -> None:
+    narrow = replace(LLAMA, narrows=True)
+    here = replace(device(), isa=("neon", "dotprod", "fp16"))
+    both = manifest(part("vision", "projector"), part("decoder", format="gguf"))
+    made = plan(both, here, (ORT, narrow), isa="dotprod")
+    assert (made.isa, made.free) == (("neon", "dotprod"), ("onnxruntime",))
+    assert made.to_json()["isa"] == ["neon", "dotprod"]
+    without = plan(both, here, (ORT, narrow))
+    assert (without.isa, without.free) == (None, ())
+
+
+def test_no_engine_can_be_held_to_less() -> None:
+    with pytest.raises(EngineError, match=r"^onnxruntime cannot be held to neon: ") as caught:
+        plan(manifest(), replace(device(), isa=("neon",)), (ORT,), isa="neon")
+    assert str(caught.value.hint).startswith("leave --isa away")
+    narrow = replace(ORT, narrows=True)
+    with pytest.raises(UsageError, match="no instruction set 'avx2'"):
+        plan(manifest(), replace(device(), isa=("neon",)), (narrow,), isa="avx2")
 
 
 # the engines of this machine

@@ -1,0 +1,35 @@
+"""Small modules of random numbers, and what torch computes with them."""
+
+from __future__ import annotations
+
+import torch
+
+from edge.spec import DecoderSpec
+from exporters.attention import GrowingCache
+from exporters.decoders import llama
+
+
+def randomized(module):
+    generator = torch.Generator().manual_seed(5)
+    for parameter in module.parameters():
+        scale = 0.08 if parameter.ndim > 1 else 0.3
+        parameter.data = parameter.data + scale * torch.randn(parameter.shape, generator=generator)
+    return module.eval().requires_grad_(False)
+
+
+def random_decoder(config, seed=0):
+    torch.manual_seed(seed)
+    return randomized(llama.Decoder(config))
+
+
+def spec_of(config):
+    c = config
+    return DecoderSpec(c.layers, c.heads, c.kv_heads, c.head_dim, c.hidden, c.vocab, c.context, c.rope_theta)
+
+
+@torch.inference_mode()
+def logits_after(module, pieces):
+    """Of the last position, after each piece of rows `[1, S, hidden]`."""
+    config = module.config
+    cache = GrowingCache(config.heads, config.kv_heads, config.rope)
+    return [module(rows, cache)[0, -1].numpy() for rows in pieces]
