@@ -1,4 +1,5 @@
-"""A folder of calibration data: pictures, and `prompts.jsonl` with one `{"image", "question", "answer"}` a line."""
+"""Pictures and questions about them, to calibrate with or to ask: a folder with `prompts.jsonl`, which has one
+`{"image", "question", "answer"}` a line."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from edge.errors import UsageError
 
+PROMPTS = "prompts.jsonl"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -17,12 +20,12 @@ class Record:
     answer: str  # empty where none is known
 
 
-def read(folder: Path) -> list[Record]:
-    """Raises UsageError that names the line which is off."""
-    file = folder / "prompts.jsonl"
+def read(place: Path) -> list[Record]:
+    """`place` is the folder, or a file of such lines. Raises UsageError that names the line which is off."""
+    folder, file = (place.parent, place) if os.path.isfile(place) else (place, place / PROMPTS)
     hint = 'a line reads {"image": "images/cat.jpg", "question": "What is this?"}'
     if not file.is_file():
-        raise UsageError(f"no prompts.jsonl in {str(folder)!r}", hint=hint)
+        raise UsageError(f"no {PROMPTS} in {str(folder)!r}", hint=hint)
     records = []
     for number, line in enumerate(_bytes(file).split(b"\n"), start=1):
         if not line.strip():

@@ -75,6 +75,7 @@ def _info(folder: str, name: str) -> EngineInfo:
         resident=facts.get("RESIDENT", {}),
         caches=tuple(facts.get("CACHES", ())),
         item=facts.get("ITEM", 4),
+        copies=facts.get("COPIES", 1),
         gpus=tuple(facts.get("GPUS", ())),
         narrows=facts.get("NARROWS", False),
     )

@@ -13,7 +13,7 @@ from edge.engines import installed_engines
 from edge.memory import BATCH, ITEMS, memory
 from edge.plan import Choice, EngineInfo, Plan, needed, plan
 from edge.roofline import GRAPHICS, PROCESSOR, READING, Speed, Utilisation, Work
-from edge.sizes import Sizes, bytes_per_weight, cache_item, stored
+from edge.sizes import Sizes, bytes_per_token, cache_item
 from edge.types import CacheKind
 
 QUESTION = 46  # tokens of a short question with its template, where a manifest does not tell
@@ -98,17 +98,17 @@ def times(
     (speaking,) = (choice for choice in choices if "decoder" in choice.part.covers)
     seeing = next((choice for choice in choices if "vision" in choice.part.covers), None)
     part = speaking.part
-    weights = stored(part) - bytes_per_weight(part.format, part.scheme) * sizes.head  # the embedding table is not read
+    weights = bytes_per_token(part, sizes)
     engine = infos[speaking.engine]
     item = cache_item(part) or (ITEMS[cache or "f16"] if engine.caches else engine.item)
     rows = []
     seen: float | None = 0.0
     if seeing:
         work = roofline.see(sizes, seeing.part.scheme not in WIDE)
-        speed, use, where = _speed(device, infos[seeing.engine])
+        speed, use, where = speed_of(device, infos[seeing.engine])
         seen = roofline.seconds(work, speed, use.vision, use)
         rows.append(Prediction("vision", seen, "s", f"{_done(work, use.vision, use)} {_peaks(work, speed)}{where}"))
-    speed, use, where = _speed(device, infos[speaking.engine])
+    speed, use, where = speed_of(device, engine)
     work = roofline.prefill(sizes, prompt, part.scheme not in WIDE, weights)
     read = roofline.seconds(work, speed, use.prefill, use)
     how = f"{prompt} positions: {_done(work, use.prefill, use)} {_peaks(work, speed)}{where}"
@@ -123,8 +123,8 @@ def times(
     return tuple(rows)
 
 
-def _speed(device: DeviceProfile, engine: EngineInfo) -> tuple[Speed, Utilisation, str]:
-    """Of what computes for an engine on a device."""
+def speed_of(device: DeviceProfile, engine: EngineInfo) -> tuple[Speed, Utilisation, str]:
+    """Of what computes for an engine on a device, what its kernels reach of that, and where it is in words."""
     graphics = device.known("gpu_fp16")
     if device.kind in engine.gpus and graphics:
         peak = 1e12 * graphics.value

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from ctypes.util import find_library
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edge.errors import UsageError
 
@@ -72,7 +73,7 @@ class Machine:
 def inspect() -> Machine:
     name = platform.processor() or platform.machine()
     if sys.platform in ("linux", "android"):
-        return linux(Path("/"), os.sched_getaffinity(0))
+        return linux(Path("/"), os.sched_getaffinity(0), _android_chip(ctypes.CDLL(None)))
     if sys.platform == "darwin":
         return darwin(_sysctl, _sysctl_text("machdep.cpu.brand_string") or name)
     if sys.platform == "win32":
@@ -80,14 +81,19 @@ def inspect() -> Machine:
     return Machine(name, _FALLBACK_MEMORY, os.cpu_count() or 1, ())
 
 
-def linux(root: Path, allowed: Iterable[int]) -> Machine:
-    """`root` is the directory that holds proc and sys; `allowed` the processors that this process may run on."""
+def linux(root: Path, allowed: Iterable[int], chip: str = "") -> Machine:
+    """`root` is the directory that holds proc and sys; `allowed` the processors that this process may run on; `chip`
+    what Android calls its own: the device tree there has a code name."""
     cpuinfo = _fields(root / "proc/cpuinfo")
     flags = set(f"{cpuinfo.get('flags', '')} {cpuinfo.get('Features', '')}".split())
     tree = _text(root / "proc/device-tree/model").strip("\0\n ")
     # A phone says on which chip it runs, in one place or the other.
     name = (
-        tree or cpuinfo.get("model name", "") or cpuinfo.get("Hardware", "") or _text(root / "sys/devices/soc0/machine")
+        chip
+        or tree
+        or cpuinfo.get("model name", "")
+        or cpuinfo.get("Hardware", "")
+        or _text(root / "sys/devices/soc0/machine")
     )
     name = name or platform.machine()
     available = _kilobytes(_fields(root / "proc/meminfo").get("MemAvailable", ""))
@@ -167,6 +173,18 @@ def _groups(root: Path) -> Iterator[tuple[Path, _Names]]:
 
 def _inside(place: Path, mount: Path) -> bool:
     return place == mount or mount in place.parents
+
+
+def _android_chip(libc: Any) -> str:
+    """`QTI SM8550`: what `getprop ro.soc.manufacturer` and `ro.soc.model` say (Android 12). Empty elsewhere."""
+    if not hasattr(libc, "__system_property_get"):
+        return ""
+    words = []
+    for name in ("manufacturer", "model"):
+        value = ctypes.create_string_buffer(92)  # PROP_VALUE_MAX
+        libc.__system_property_get(f"ro.soc.{name}".encode(), value)
+        words.append(value.value.decode(errors="replace").strip())
+    return " ".join(words) if all(words) else ""
 
 
 def _sysctl(name: str) -> int:

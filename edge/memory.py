@@ -32,13 +32,15 @@ def parse_size(text: str) -> int:
 @dataclass(frozen=True)
 class Need:
     """What a model takes apart from its context, in bytes. `kinds`: how an engine can keep keys and values that keeps
-    them itself, and moves them to a longer memory as they grow; none: a graph fixes that, at `item` bytes a number."""
+    them itself; none: a graph fixes that, at `item` bytes a number. `copies`: how often keys and values lie in memory
+    once they outgrew the first room for them."""
 
     sizes: Sizes
     vision: int  # weights as they lie in memory
     decoder: int
     item: int
     kinds: tuple[CacheKind, ...]
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,11 @@ def memory(need: Need, context: int, cache: CacheKind | None = None, one_at_a_ti
     """At a full context of so many positions."""
     spec = need.sizes.spec
     kept = cache_bytes(spec, ITEMS[cache or "f16"] if need.kinds else need.item) * context
-    moving = need.kinds and context > BATCH  # old, copy and new: twice the new one in all
     # A graph takes a prompt whole, and has its inputs and outputs beside each other.
     speaking = decoder_activations(spec.hidden, min(context, BATCH) if need.kinds else 2 * context)
     activations = vision_activations(need.sizes), speaking
-    return Memory(RUNTIME, need.vision, need.decoder, kept * (2 if moving else 1), activations, one_at_a_time)
+    kept *= need.copies if context > BATCH else 1
+    return Memory(RUNTIME, need.vision, need.decoder, kept, activations, one_at_a_time)
 
 
 def settle(need: Need, limit: int, asked: int = 0, cache: CacheKind | None = None) -> Settled | None:

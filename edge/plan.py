@@ -30,6 +30,7 @@ class EngineInfo:
     resident: Mapping[str, float] = field(default_factory=dict, hash=False)
     caches: tuple[CacheKind, ...] = ()  # how it can store keys and values that it keeps itself
     item: int = 4  # bytes of a key's or value's number, where neither a graph's inputs nor `caches` tell
+    copies: int = 1  # how often keys and values lie in memory, once they outgrew the first room for them
     gpus: tuple[str, ...] = ()  # classes of devices whose graphics processor its usual build computes on
     narrows: bool = False  # it can be held to fewer instruction sets than the processor has
 
@@ -159,9 +160,10 @@ def needed(manifest: Manifest, choices: Sequence[Choice], engines: Sequence[Engi
         if "decoder" not in part.covers:
             vision += held
             continue
-        decoder, item, usual, kinds = held, cache_item(part), engine.item, engine.caches
+        decoder, item, chosen = held, cache_item(part), engine
     measured = sizes(manifest, [choice.part for choice in choices])
-    return Need(measured, vision, decoder, item or usual, () if item else kinds)
+    kinds, copies = ((), 1) if item else (chosen.caches, chosen.copies)
+    return Need(measured, vision, decoder, item or chosen.item, kinds, copies)
 
 
 def _choose(

@@ -11,6 +11,7 @@ from typing import Any
 from edge import plugins
 from edge.bundle import Manifest, Part
 from edge.spec import DecoderSpec
+from edge.table import SCALES, TABLE
 
 FORMATS = "exporters.formats"
 PATCH = 20  # pixels: a vision transformer's patches are smaller; where they look larger, a projector merged four
@@ -60,6 +61,14 @@ def sizes(manifest: Manifest, parts: Iterable[Part]) -> Sizes:
 def stored(part: Part) -> int:
     """Bytes of a part's files, or what of them is its own."""
     return sum(file.bytes for file in part.files) if part.bytes is None else part.bytes
+
+
+def bytes_per_token(part: Part, sizes: Sizes) -> float:
+    """What decoding one token reads of the decoder's weights: all of them but the embedding table, of which one row is
+    looked up; keys and values not counted. A table that lies within another file is taken to be stored as the rest is,
+    and not to be the head as well."""
+    beside = sum(file.bytes for file in part.files if file.path.endswith((TABLE, SCALES)))
+    return stored(part) - (beside or bytes_per_weight(part.format, part.scheme) * sizes.head)
 
 
 def bytes_per_weight(format: str, scheme: str) -> float:

@@ -33,6 +33,7 @@ BUILD = "CMAKE_ARGS=-DGGML_NATIVE=ON pip install --force-reinstall --no-cache-di
 
 RESIDENT = {"": 1.02}  # bytes in memory for one in the file, by scheme; "": all others
 CACHES = ("f16", "q8_0")  # how it can keep keys and values
+COPIES = 2  # as they move to a longer memory: old, copy and new are twice the new one in all
 GPUS = ("jetson",)  # classes of devices for which it is usually built to compute on the graphics processor
 NARROWS = True
 KERNELS = "the library's own report"

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from edge.bench.rows import Row
+from edge.bench.rows import Row, roofline
 
 FIELDS = (  # those of llama.cpp's own benchmark first
     *("build_commit", "cpu_info", "backends", "model_filename", "model_type", "model_size", "n_threads"),
@@ -16,6 +16,7 @@ FIELDS = (  # those of llama.cpp's own benchmark first
     *("avg_ns", "stddev_ns", "avg_ts", "stddev_ts", "samples_ns", "samples_ts"),
     *("schema", "test", "device", "kernels", "recipe", "context", "prompt_tokens", "image_tokens", "stages_ns"),
     *("peak_bytes", "memory_limit_bytes", "bytes_per_token", "bandwidth", "agreement_tokens", "agreement_cosine"),
+    "accuracy",
     *("energy_j", "temp_c", "clock_mhz", "sustained", "warnings"),
 )
 
@@ -72,7 +73,8 @@ class Csv:
 
 
 class Markdown:
-    """The columns of llama.cpp's own benchmark, and ours: milliseconds, megabytes, joules, agreement with golden."""
+    """The columns of llama.cpp's own benchmark, and ours: tokens per second that the memory's bandwidth allows,
+    milliseconds, megabytes, joules, quality."""
 
     def begin(self) -> str:
         titles = _line([_fit(name, width) for name, (width, _) in self.columns().items()])
@@ -113,14 +115,22 @@ def measured(row: Mapping[str, Any], unit: str, scale: float = 1.0) -> str:
     return f"{mean * scale:.{digits}f}" + ("" if deviation is None else f" ± {deviation * scale:.{digits}f}")
 
 
-def agreement(row: Mapping[str, Any]) -> str:
-    """Of golden's greedy tokens the share that is equal, and the cosine of the logits before them."""
+def quality(row: Mapping[str, Any]) -> str:
+    """The share of questions that were answered right; else of golden's greedy tokens the share that is equal, and the
+    cosine of the logits before them."""
+    if "accuracy" in row:
+        return f"{row['accuracy']:.1%} right"
     tokens, cosine = row.get("agreement_tokens"), row.get("agreement_cosine")
     return " ".join([*([] if tokens is None else [f"{tokens:.0%}"]), *([] if cosine is None else [f"{cosine:.4f}"])])
 
 
 def _scaled(name: str, scale: float, digits: int) -> Callable[[Row], str]:
     return lambda row: "" if row.get(name) is None else f"{row[name] * scale:.{digits}f}"
+
+
+def _bound(row: Row) -> str:
+    bound = roofline(row)
+    return "" if bound is None else f"{bound:.2f}"
 
 
 Column = tuple[int, Callable[[Row], str]]
@@ -131,10 +141,11 @@ COLUMNS: dict[str, Column] = {  # width, negative on the left; text
     "threads": (7, lambda row: str(row.get("n_threads", ""))),
     "test": (-18, lambda row: str(row["test"])),
     "t/s": (16, lambda row: measured(row, "ts")),
+    "roofline": (8, _bound),
     "ms": (18, lambda row: measured(row, "ns", 1e-6)),
     "MB": (8, _scaled("peak_bytes", 1e-6, 1)),
     "J": (6, _scaled("energy_j", 1.0, 2)),
-    "agreement": (11, agreement),
+    "quality": (11, quality),
 }
 
 

@@ -17,7 +17,8 @@ PROMPT, GENERATED = 190, 64  # as much of them as the context holds, where nothi
 
 @dataclass(frozen=True)
 class Request:
-    """One bundle on one engine with so many threads. `n_prompt` and `n_gen` None: the usual ones."""
+    """One bundle on one engine with so many threads. `n_prompt` and `n_gen` None: the usual ones; a 0 in
+    them: none."""
 
     bundle: str = ""
     engine: str | None = None
@@ -30,6 +31,7 @@ class Request:
     n_depth: tuple[int, ...] = (0,)
     repetitions: int = 5
     sustained: float = 0.0  # seconds
+    questions: str | None = None  # a folder of them, with answers
     only_load: bool = False
     debug: bool = False
 

@@ -16,7 +16,7 @@ from edge.errors import EdgeError
 _TEXTS = ("cpu_info", "device", "backends", "model_filename", "recipe", "test_time", "type_k", "type_v")
 _NUMBERS = (
     *("avg_ns", "avg_ts", "peak_bytes", "model_size", "n_threads", "n_prompt", "n_gen", "n_depth", "bytes_per_token"),
-    *("bandwidth", "memory_limit_bytes", "agreement_tokens", "energy_j", "temp_c", "clock_mhz"),
+    *("bandwidth", "memory_limit_bytes", "agreement_tokens", "accuracy", "energy_j", "temp_c", "clock_mhz"),
 )
 _MOST = 1e30  # of any number: what is larger was not measured
 _JUDGED = {"tg": "avg_ts", "pp": "avg_ts", "peak memory": "peak_bytes", "first token": "avg_ns"}

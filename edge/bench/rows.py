@@ -22,6 +22,8 @@ def timed(samples: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> Row
     if "stages_ns" in samples[0]:
         names = samples[0]["stages_ns"]
         row["stages_ns"] = {name: round(statistics.fmean(s["stages_ns"][name] for s in samples)) for name in names}
+    if "right" in samples[0]:
+        row["accuracy"] = statistics.fmean(sample["right"] for sample in samples)
     return row
 
 
@@ -44,6 +46,13 @@ def value(row: Mapping[str, Any]) -> tuple[float, bool] | None:
         if row.get(name) is not None:
             return float(row[name]), more
     return None
+
+
+def roofline(row: Mapping[str, Any], bandwidth: float | None = None) -> float | None:
+    """Tokens per second of decoding at which the weights alone would fill the memory's bandwidth: the row's own, else
+    the one given, in bytes per second."""
+    bandwidth, traffic = row.get("bandwidth") or bandwidth, row.get("bytes_per_token")
+    return bandwidth / traffic if bandwidth and traffic and row.get("n_gen") else None
 
 
 def _spread(unit: str, samples: Sequence[float], *, whole: bool = False) -> Row:

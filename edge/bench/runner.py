@@ -19,11 +19,13 @@ from edge.bench import rows
 from edge.bench.request import Request, raised
 from edge.bench.rows import Row
 from edge.bench.sensors import Sensors
-from edge.bench.traffic import bytes_per_token
 from edge.bench.watch import Span, Watch
 from edge.bundle import Bundle
-from edge.devices import detect
+from edge.devices import DeviceProfile, detect, measured
+from edge.engines import installed_engines
 from edge.errors import EdgeError, EngineError
+from edge.fit import speed_of
+from edge.sizes import bytes_per_token, sizes
 
 Event = dict[str, Any]
 _BACKWARDS = "the clock stood still or went backwards"
@@ -37,13 +39,15 @@ _NEW_GROUP: dict[str, Any] = (
 def bench(requests: Sequence[Request], sensors: Sensors | None = None) -> Iterator[Row | EdgeError]:
     """Row after row as they are measured, and what went wrong with one request in its place: the others go on.
 
-    Ctrl-C gives the row that was begun, of the repetitions there are, and is raised then. Raises BundleError before
+    Ctrl-C, and a kill that raises SystemExit, give the row that was begun, of the repetitions there are, and are raised
+    then. Raises BundleError before
     anything is measured when one of the bundles is none.
     """
     bundles = [Bundle.open(request.bundle) for request in requests]
+    here = measured(detect())
     for request, bundle in zip(requests, bundles, strict=True):
         try:
-            yield from _Run(request, bundle, sensors or Sensors()).rows()
+            yield from _Run(request, bundle, here, sensors or Sensors()).rows()
         except EdgeError as error:
             yield error
 
@@ -51,9 +55,9 @@ def bench(requests: Sequence[Request], sensors: Sensors | None = None) -> Iterat
 class _Run:
     """One request: a process for all rows but loading, then one for each time that the bundle is loaded."""
 
-    def __init__(self, request: Request, bundle: Bundle, sensors: Sensors) -> None:
-        self.request, self.sensors = request, sensors
-        self.facts = _facts(request, bundle)
+    def __init__(self, request: Request, bundle: Bundle, here: DeviceProfile, sensors: Sensors) -> None:
+        self.request, self.here, self.sensors = request, here, sensors
+        self.facts = _facts(request, bundle, here)
         self.busy: list[Span] = []
         self.pending: list[Event] = []
         self.watch: Watch | None = None
@@ -69,7 +73,7 @@ class _Run:
                 with _process(replace(self.request, only_load=True)) as child:
                     for event in _events(child):
                         yield from self._take(event)
-        except (KeyboardInterrupt, EdgeError):
+        except (KeyboardInterrupt, SystemExit, EdgeError):
             yield from self._finished()
             raise
         yield from self._finished()
@@ -81,7 +85,7 @@ class _Run:
                 yield from self._finished()
             self.pending.append(event)
         elif kind == "ready":
-            self.facts.update(_planned(event))
+            self.facts.update(_planned(event, self.here))
         elif kind == "peak":
             self.facts["peak_bytes"] = event["bytes"]
         elif kind == "agreement":
@@ -138,9 +142,9 @@ def _window(sample: Event, start: int, watch: Watch) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _facts(request: Request, bundle: Bundle) -> Row:
+def _facts(request: Request, bundle: Bundle, here: DeviceProfile) -> Row:
     """What a row says of the bundle and of this machine; no fact that is not known."""
-    manifest, here = bundle.manifest, detect()
+    manifest = bundle.manifest
     cache = {} if request.cache is None else {"type_k": request.cache, "type_v": request.cache}
     return {
         "schema": rows.SCHEMA,
@@ -154,12 +158,15 @@ def _facts(request: Request, bundle: Bundle) -> Row:
         "test_time": _now(),
         **cache,
         "memory_limit_bytes": here.memory_bytes,
-        "bytes_per_token": bytes_per_token(bundle),
+        "bytes_per_token": round(bytes_per_token(manifest.part("decoder"), sizes(manifest, manifest.parts))),
     }
 
 
-def _planned(event: Event) -> Row:
+def _planned(event: Event, here: DeviceProfile) -> Row:
     parts = event["plan"]["parts"]
+    (engine,) = (part["engine"] for part in parts if "decoder" in part["covers"])
+    (info,) = (info for info in installed_engines() if info.name == engine)
+    bandwidth = speed_of(here, info)[0].bandwidth
     return {
         "backends": ",".join(dict.fromkeys(part["engine"] for part in parts)),
         "kernels": event["kernels"],
@@ -167,6 +174,7 @@ def _planned(event: Event) -> Row:
         "context": event["plan"]["context"],
         "prompt_tokens": event["prompt_tokens"],
         "image_tokens": event["image_tokens"],
+        **({"bandwidth": round(bandwidth)} if bandwidth else {}),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from edge import image
+from edge import calibration, image
 from edge.bench.memory import peak_bytes
 from edge.bench.request import GENERATED, PROMPT, Request
 from edge.bundle import Bundle
@@ -49,7 +49,7 @@ def measuring(request: Request, clock: Clock = time.perf_counter_ns) -> Iterator
             "prompt_tokens": sum(map(len, stages.prompt)),
             "image_tokens": sum(len(s) for s in stages.prompt if isinstance(s, Embeddings)),
         }
-        session.ask(stages.source, stages.question, max_tokens=max(stages.n_gen))
+        session.ask(stages.source, stages.question, max_tokens=stages.answer)
         yield {"event": "peak", "bytes": peak_bytes()}
         yield {"event": "agreement", **_agreement(session, golden)}
         yield from stages.events()
@@ -79,11 +79,13 @@ class _Stages:
         self.sees = manifest.sees
         self.question: str = manifest.golden_prompt["question"]
         self.source = self._source(golden) if self.sees else None
+        self.questions = self._questions()
         rows = (session.encode_image(self.source),) if self.source is not None else ()
         self.prompt = segments(self.spec.prompt, session.tokenizer, [Turn(self.question, rows)])
         room = session.plan.context - max(request.n_depth)
         self.n_prompt = request.n_prompt or (max(1, min(PROMPT, room)),)
         self.n_gen = request.n_gen or (max(1, min(GENERATED, room)),)
+        self.answer = max(self.n_gen) or max(1, min(GENERATED, room))  # its tokens, where whole answers are measured
         if (most := max(*self.n_prompt, *self.n_gen)) > room:
             raise UsageError(
                 f"{most} tokens after {max(request.n_depth)} are more than a context of {session.plan.context}",
@@ -98,18 +100,33 @@ class _Stages:
         Image.fromarray(golden.picture).save(file, "PNG")
         return file.getvalue()
 
+    def _questions(self) -> list[calibration.Record]:
+        """Those whose answers are known."""
+        if self.request.questions is None:
+            return []
+        if not self.sees:
+            raise UsageError("questions about pictures, to a bundle that sees none", hint="leave --questions away")
+        found = [record for record in calibration.read(Path(self.request.questions)) if record.answer.strip()]
+        if not found:
+            raise UsageError(
+                f"no answers in {self.request.questions!r}",
+                hint='a line reads {"image": "cat.jpg", "question": "What is this?", "answer": "A cat."}',
+            )
+        return found
+
     def events(self) -> Iterator[Event]:
         if self.source is not None:
             yield from self._seeing(self.source)
-        for depth, count in itertools.product(self.request.n_depth, self.n_prompt):
+        for depth, count in itertools.product(self.request.n_depth, filter(None, self.n_prompt)):
             yield from self._prefill(count, depth)
-        for depth, count in itertools.product(self.request.n_depth, self.n_gen):
+        for depth, count in itertools.product(self.request.n_depth, filter(None, self.n_gen)):
             yield from self._decode(count, depth)
         yield from self._first_token()
         if self.source is not None:
             yield from self._second_question(self.source)
         if self.request.sustained:
             yield from self._sustained()
+        yield from self._asked()
 
     def _seeing(self, source: bytes) -> Iterator[Event]:
         picture = image.open_image(source)
@@ -152,7 +169,7 @@ class _Stages:
 
     def _sustained(self) -> Iterator[Event]:
         """Answers of the first length, one after another, without a rest; told of about once a second."""
-        count, depth = self.n_gen[0], self.request.n_depth[0]
+        count, depth = self.n_gen[0] or self.answer, self.request.n_depth[0]
         end = self.clock() + int(1e9 * self.request.sustained)
         while (start := self.clock()) < end:
             tokens = spent = 0
@@ -161,6 +178,15 @@ class _Stages:
                 spent += self._timed("", lambda: self._generate(count))["ns"]
                 tokens += count
             yield {**_sample(f"sustained tg{count}", start, spent), "tokens": tokens}
+
+    def _asked(self) -> Iterator[Event]:
+        """Each once; right is what says the same as the known answer, but for the white space around it."""
+        test = f"{len(self.questions)} questions"
+        for record in self.questions:
+            start = self.clock()
+            given = self.session.ask(str(record.picture), record.question)
+            right = given.strip() == record.answer.strip()
+            yield {**_sample(test, start, self.clock() - start), "right": right}
 
     def _repeated(
         self, test: str, work: Callable[[], object], before: Callable[[], object] = lambda: None, **facts: int
@@ -196,7 +222,7 @@ def _own_code(request: Request, stages: _Stages, clock: Clock) -> Iterator[Event
         for repetition in range(request.repetitions + 1):
             session.forget()
             start = clock()
-            session.ask(stages.source, stages.question, max_tokens=max(stages.n_gen))
+            session.ask(stages.source, stages.question, max_tokens=stages.answer)
             whole = clock() - start - _ns(session.last.timings.ttft_ms)
             if repetition:
                 yield _sample("own code per token", start, whole // max(1, session.last.generated_tokens))

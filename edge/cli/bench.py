@@ -21,14 +21,19 @@ if TYPE_CHECKING:
 def bench(
     context: typer.Context,
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="Directories that `edge export` wrote.")],
-    n_prompt: Annotated[str, typer.Option("--n-prompt", "-p", metavar="N,N", help="Prompts to read; 190.")] = "",
-    n_gen: Annotated[str, typer.Option("--n-gen", "-n", metavar="N,N", help="Tokens to generate; 64.")] = "",
+    n_prompt: Annotated[
+        str, typer.Option("--n-prompt", "-p", metavar="N,N", help="Prompts to read; 190. 0: none.")
+    ] = "",
+    n_gen: Annotated[str, typer.Option("--n-gen", "-n", metavar="N,N", help="Tokens to generate; 64. 0: none.")] = "",
     n_depth: Annotated[str, typer.Option("--n-depth", "-d", metavar="N,N", help="After so many positions.")] = "0",
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="How often each is measured.")] = 5,
     image: Annotated[str | None, typer.Option(metavar="IMAGE", help="Instead of the bundle's own picture.")] = None,
     threads: Annotated[str, typer.Option("--threads", "-t", metavar="N,N", help="Processor threads to try.")] = "",
     engine: Annotated[str, typer.Option(metavar="NAME,NAME", help="Engines to try before the device's own.")] = "",
     cache: Annotated[str, typer.Option(metavar="f16,q8_0", help="How llama.cpp keeps keys and values; f16.")] = "",
+    questions: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Ask those of its prompts.jsonl, and count the right answers.")
+    ] = None,
     isa: Isa = None,
     sustained: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Then go on for so long.")] = 0.0,
     output: Annotated[str, typer.Option("--output", "-o", help="md, json, jsonl, csv.")] = "md",
@@ -51,16 +56,17 @@ def bench(
     common = Request(
         isa=isa,
         picture=image,
-        n_prompt=numbers("-p", n_prompt) or None,
-        n_gen=numbers("-n", n_gen) or None,
+        n_prompt=numbers("-p", n_prompt, 0) or None,
+        n_gen=numbers("-n", n_gen, 0) or None,
         n_depth=numbers("-d", n_depth, 0) or (0,),
         repetitions=repetitions,
         sustained=sustained,
+        questions=None if questions is None else str(questions),
         debug=debug,
     )
     requests = sweep([str(bundle) for bundle in bundles], engine, threads, cache, common)
-    here = {"on", "image", "output", "save", "compare", "max_slower"}
-    rows = _rows_on(on, bundles, image, _given(context, but=here)) if on else runner.bench(requests)
+    here = {"on", "image", "questions", "output", "save", "compare", "max_slower"}
+    rows = _rows_on(on, bundles, image, questions, _given(context, but=here)) if on else runner.bench(requests)
     before = results.read(compare) if compare else None  # what cannot be read is told before the work
     with leaving_tidily():
         found, code = _measured(rows, output, save, hosts=bool(on))
@@ -106,12 +112,12 @@ def _measured(rows: Iterable[Row | EdgeError], output: str, save: Path | None, h
 
 
 def _rows_on(
-    on: Sequence[str], bundles: Sequence[Path], image: str | None, options: tuple[str, ...]
+    on: Sequence[str], bundles: Sequence[Path], image: str | None, questions: Path | None, options: tuple[str, ...]
 ) -> Iterator[Row | EdgeError]:
     """What other machines measure; all of them at a time, one bundle after another."""
     from rich.console import Console
 
-    from edge import show
+    from edge import calibration, show
     from edge.bundle import Bundle
     from edge.remote.bench import Job
     from edge.remote.fleet import bench_on
@@ -120,14 +126,15 @@ def _rows_on(
     links = parse_all(on)
     if image is not None and not os.path.isfile(image):
         raise ImageError(f"no such picture: {image!r}", hint="edge bench BUNDLE --image IMAGE")
+    asked = () if questions is None else tuple(calibration.read(questions))
     for bundle in bundles:
-        job = Job(Bundle.open(bundle), options, None if image is None else Path(image))
+        job = Job(Bundle.open(bundle), options, None if image is None else Path(image), asked)
         with show.Stages(console=Console(stderr=True)) as stages:
             done = bench_on(links, job, stages.report, stages.say)
         yield from done.results
         yield from done.errors
         if done.interrupted:
-            raise KeyboardInterrupt
+            raise done.interrupted
 
 
 def _given(context: typer.Context, *, but: set[str]) -> tuple[str, ...]:

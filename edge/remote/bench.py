@@ -7,10 +7,12 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import edge
 from edge.bundle import Bundle, describe
+from edge.calibration import PROMPTS, Record
 from edge.errors import EdgeError, RemoteError, UsageError
 from edge.remote.copy import copy, store
 from edge.remote.host import Host, visit
@@ -22,12 +24,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured: a bundle of this machine, the options of `edge bench` as the user gave them, and a picture of
-    this machine instead of the bundle's own."""
+    """What is measured: a bundle of this machine, the options of `edge bench` as the user gave them, a picture of this
+    machine instead of the bundle's own, and questions to ask."""
 
     bundle: Bundle
     options: tuple[str, ...] = ()
     picture: Path | None = None
+    questions: tuple[Record, ...] = ()
 
 
 def remote_command(path: str, options: Sequence[str]) -> list[str]:
@@ -42,13 +45,33 @@ def measure(shell: Shell, job: Job, report: Report, say: Say) -> list[dict[str, 
     path = copy(host, job.bundle, lambda share: report(f"{name}: copy", share))
     options = job.options
     if job.picture is not None:
-        entry = describe(job.picture.parent, job.picture)
-        store(host, [(job.picture, entry)], lambda share: report(f"{name}: picture", share))
-        options = (*options, "--image", f"{host.root}/files/{entry.sha256}")
+        (place,) = _stored(host, [job.picture], lambda share: report(f"{name}: picture", share))
+        options = (*options, "--image", place)
+    if job.questions:
+        options = (*options, "--questions", _questions(host, job.questions, lambda s: report(f"{name}: questions", s)))
     done = shell.stream(_script(host, remote_command(path, options)), lambda line: _tell(name, line, say))
     if done.code and not (shell.stopped.is_set() and done.out.strip()):  # ended by the user, it kept what it had
         raise _failure(host, done)
     return label(host, _parse(host, done.out))
+
+
+def _stored(host: Host, files: Sequence[Path], report: Callable[[float], None]) -> list[str]:
+    """Copied as far as they are not there; where they lie."""
+    entries = [describe(file.parent, file) for file in files]
+    store(host, list(zip(files, entries, strict=True)), report)
+    return [f"{host.root}/files/{entry.sha256}" for entry in entries]
+
+
+def _questions(host: Host, records: Sequence[Record], report: Callable[[float], None]) -> str:
+    """A file of questions, about pictures by where they lie there."""
+    files = list(dict.fromkeys(record.picture for record in records))
+    places = dict(zip(files, _stored(host, files, report), strict=True))
+    lines = [{"image": places[r.picture], "question": r.question, "answer": r.answer} for r in records]
+    with TemporaryDirectory() as folder:
+        file = Path(folder, PROMPTS)
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        (place,) = _stored(host, [file], report)
+    return place
 
 
 def label(host: Host, found: Any) -> list[dict[str, Any]]:

@@ -21,22 +21,22 @@ class Outcome:
 
     results: tuple[dict[str, Any], ...]
     errors: tuple[EdgeError, ...]
-    interrupted: bool = False
+    interrupted: BaseException | None = None  # what Ctrl-C or a kill raised
 
 
 def bench_on(links: Sequence[Link], job: Job, report: Report, say: Say) -> Outcome:
-    """Raises BundleError when a file of the bundle is damaged here. Ctrl-C ends the benchmarks there, and what they
-    had measured is kept. A machine that fails ends no other."""
+    """Raises BundleError when a file of the bundle is damaged here. Ctrl-C and a kill end the benchmarks there, and
+    what they had measured is kept. A machine that fails ends no other."""
     checked.check(job.bundle)
     shells = [Shell(link) for link in links]
     with ThreadPoolExecutor(max_workers=len(shells)) as pool:
         runs = [pool.submit(measure, shell, job, report, say) for shell in shells]
-        interrupted = False
+        interrupted: BaseException | None = None
         try:
             while wait(runs, timeout=1.0).not_done:  # in steps: a signal may reach another thread first
                 pass
-        except KeyboardInterrupt:
-            interrupted = True
+        except (KeyboardInterrupt, SystemExit) as leaving:
+            interrupted = leaving
             _end(shells, runs)
         except BaseException:
             _end(shells, runs)
@@ -54,7 +54,7 @@ def _end(shells: Sequence[Shell], runs: Sequence[Future[list[dict[str, Any]]]]) 
             shell.kill()
 
 
-def _gather(runs: Sequence[Future[list[dict[str, Any]]]], interrupted: bool) -> Outcome:
+def _gather(runs: Sequence[Future[list[dict[str, Any]]]], interrupted: BaseException | None) -> Outcome:
     results: list[dict[str, Any]] = []
     errors: list[EdgeError] = []
     for run in runs:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from edge import __version__
-from edge.bench.output import agreement, measured
+from edge.bench.output import measured, quality
 from edge.bench.rows import Row
 from exporters.report.plots import PLOTS, WIDTHS
 from exporters.report.runs import STAGES, Run
@@ -73,8 +73,8 @@ def page(runs: Sequence[Run]) -> str:
 {"".join(parts)}
 {_table(runs)}
 <p>Made by edge-vlm {escape(__version__)}. ± is the standard deviation of the repetitions; none is given for a single
-one. Agreement: the share of golden's greedy tokens that is equal, and the cosine of the logits before them, against
-torch in fp32.</p>
+one. Quality: the share of golden's greedy tokens that is equal, and the cosine of the logits before them, against
+torch in fp32; of questions, the share that was answered right.</p>
 </body>
 </html>
 """
@@ -138,7 +138,7 @@ def _warnings(runs: Sequence[Run]) -> str:
 
 
 def _table(runs: Sequence[Run]) -> str:
-    titles = ("Test", "t/s", "ms", "MB", "J", "°C", "MHz", "Agreement")
+    titles = ("Test", "t/s", "ms", "MB", "J", "°C", "MHz", "Quality")
     cells = {run.label: [_cells(row) for row in run.rows] for run in runs}
     kept = [n for n in range(len(titles)) if n == 0 or any(row[n] for rows in cells.values() for row in rows)]
     head = "".join(f'<th scope="col">{titles[n]}</th>' for n in kept)
@@ -153,4 +153,4 @@ def _table(runs: Sequence[Run]) -> str:
 def _cells(row: Row) -> list[str]:
     scales = {"peak_bytes": (1e-6, 1), "energy_j": (1.0, 2), "temp_c": (1.0, 0), "clock_mhz": (1.0, 0)}
     shown = [f"{row[name] * scale:,.{digits}f}" if name in row else "" for name, (scale, digits) in scales.items()]
-    return [row["test"], measured(row, "ts"), measured(row, "ns", 1e-6), *shown, agreement(row)]
+    return [row["test"], measured(row, "ts"), measured(row, "ns", 1e-6), *shown, quality(row)]

@@ -103,6 +103,8 @@ def memory(runs: Sequence[Run], width: int) -> str | None:
                 axes.barh(y, limit * scale, height=_HEIGHT, color=COLOURS["ghost"])
             over = limit is not None and peak > limit
             axes.barh(y, peak * scale, height=_HEIGHT, color=COLOURS["mark" if over else "c4"])
+            if limit and peak > limit:  # the bar hides where the limit was
+                axes.vlines(limit * scale, y - _HEIGHT / 2, y + _HEIGHT / 2, color=COLOURS["ink"], linewidth=2)
             _label(axes, y, label, width)
             of = f" of {_digits(limit * scale)}" if limit else ""
             _value(axes, y, max(peak, limit or 0) * scale, f"{_digits(peak * scale)}{of} {unit}")

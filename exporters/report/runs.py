@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge.bench.rows import Row
+from edge.bench.rows import Row, roofline
 
 STAGES = ("picture", "vision", "prefill", "rest")
 
@@ -34,9 +34,8 @@ class Run:
         return [row for row in self.rows if row["test"].startswith("tg")]
 
     def roofline(self, row: Row) -> float | None:
-        """Tokens per second at which the weights alone would fill the memory's bandwidth."""
-        traffic = row.get("bytes_per_token")
-        return self.bandwidth / traffic if self.bandwidth and traffic else None
+        """Tokens per second that the memory's bandwidth allows."""
+        return roofline(row, self.bandwidth)
 
     def memory(self) -> tuple[float, float | None] | None:
         """Peak, and what was free when it began, in bytes."""

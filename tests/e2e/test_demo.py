@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from dataclasses import replace
@@ -17,7 +18,7 @@ import edge
 from edge.bundle import Bundle
 from exporters.checkpoint import open_checkpoint
 from exporters.demo.agreement import Truth, agreement, table, truths
-from exporters.demo.heldout import Item, items
+from exporters.demo.heldout import Item, items, write
 from exporters.demo.questions import KINDS
 
 CHECKPOINT = REPOSITORY / "exporters" / "demo" / "checkpoint"
@@ -55,6 +56,20 @@ def test_held_out_questions_are_answered_right(bundles: dict[str, Path], asked: 
     with edge.load(bundles[scheme]) as session:
         answers = [session.ask(item.picture, item.question) for item in asked]
     assert answers == [item.answer for item in asked]
+
+
+def test_the_share_of_right_answers_stands_beside_the_speed(bundles: dict[str, Path], tmp_path: Path) -> None:
+    """Of questions in files; one of the known answers is made wrong."""
+    write(tmp_path, 8)
+    lines = (tmp_path / "prompts.jsonl").read_text().splitlines()
+    lines[3] = json.dumps({**json.loads(lines[3]), "answer": "A unicorn."})
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    once = ["-r", "1", "-p", "1", "-n", "1"]
+    done = call("bench", bundles["demo"], *once, "-o", "jsonl", "--questions", tmp_path)
+    rows = {row["test"]: row for row in map(json.loads, done.out.splitlines())}
+    assert rows["8 questions"]["accuracy"] == 7 / 8
+    assert len(rows["8 questions"]["samples_ns"]) == 8
+    assert rows["tg1"]["bandwidth"] > 1e9 and rows["tg1"]["bytes_per_token"] > 1e6
 
 
 # At question 10 the model is undecided: 0.0002 lie between its two likeliest tokens, right after the answer's end.

@@ -280,21 +280,23 @@ def patient(board: Board) -> Path:
     return pid
 
 
-def test_ctrl_c_ends_it_there_and_keeps_what_it_had(board: Board, bundle: Path, patient: Path) -> None:
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_a_kill_end_it_there_and_keep_what_it_had(
+    board: Board, bundle: Path, patient: Path, how: signal.Signals, code: int
+) -> None:
     process = running(["bench", bundle, "--on", board.on, "-o", "json"])
     until("it measures", lambda: patient.exists() and patient.read_text())
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     assert [row["avg_ts"] for row in json.loads(out)] == [RESULT["avg_ts"]]
     until("it ends there", lambda: not alive(int(patient.read_text())))
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_kill_here_ends_it_there(board: Board, bundle: Path, patient: Path, how: signal.Signals) -> None:
+def test_a_kill_that_is_not_heard_here_ends_it_there(board: Board, bundle: Path, patient: Path) -> None:
     process = running(["bench", bundle, "--on", board.on, "-o", "json"])
     until("it measures", lambda: patient.exists() and patient.read_text())
-    process.send_signal(how)
+    process.kill()
     process.communicate(timeout=60)
     until("it ends there", lambda: not alive(int(patient.read_text())))
 

@@ -17,18 +17,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import MAIN
 from conftest import REPOSITORY
 from fakes import picture, words, write_model_bundle
 from PIL import Image
 
 from edge import bundle as bundles
-from edge.bench import runner
+from edge.bench import output, rows, runner
 from edge.bench.memory import peak_bytes
 from edge.bench.request import Request, failure, numbers, raised, sweep
 from edge.bench.sensors import Sensors
 from edge.bench.stages import first, loading, measuring
-from edge.bench.traffic import bytes_per_token
-from edge.bundle import Bundle
 from edge.errors import BundleError, EngineError, ImageError, UsageError
 from edge.golden import Golden, Outputs
 from edge.session import Session
@@ -62,6 +61,34 @@ def samples(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 # in one process
+
+
+def test_questions_are_asked_and_the_right_answers_counted(
+    make: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    lines = [("What?", "Red."), ("Where?", "Left."), ("How many?", ""), ("Who?", " Two.\n")]
+    text = [json.dumps({"image": "a.png", "question": q, "answer": a}) for q, a in lines]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(text))
+    said = {"What?": "Red.\n", "Where?": "left.", "Who?": "Two."}
+    asked = Session.ask
+
+    def ask_known(self: Session, image: Any, question: str, **options: Any) -> str:
+        return said[question] if question in said else asked(self, image, question, **options)
+
+    monkeypatch.setattr(Session, "ask", ask_known)
+    found = samples(list(measuring(ask(make(), questions=str(tmp_path)))))
+    assert [s["right"] for s in found if s["test"] == "3 questions"] == [True, False, True]
+    row = rows.timed([s for s in found if s["test"] == "3 questions"], {})
+    assert row["accuracy"] == 2 / 3 and len(row["samples_ns"]) == 3
+    assert output.quality(row) == "66.7% right"
+
+
+def test_questions_without_an_answer_are_none(make: Callable[..., str], tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    (tmp_path / "prompts.jsonl").write_text('{"image": "a.png", "question": "What?"}')
+    with pytest.raises(UsageError, match="no answers in"):
+        list(measuring(ask(make(), questions=str(tmp_path))))
 
 
 def test_every_row_is_measured_so_many_times(make: Callable[..., str]) -> None:
@@ -111,6 +138,17 @@ def test_prompts_answers_and_depths(make: Callable[..., str]) -> None:
     ]
     assert found["pp100 @ d40"]["n_prompt"] == 100 and found["pp100 @ d40"]["n_depth"] == 40
     assert found["tg3"]["n_gen"] == 3 and found["tg3"]["n_depth"] == 0
+
+
+def test_nothing_of_a_kind_is_measured_where_0_is_asked_for(make: Callable[..., str]) -> None:
+    for asked, left in (
+        ({"n_prompt": (0,)}, ["tg64"]),
+        ({"n_gen": (0,)}, ["pp190"]),
+        ({"n_gen": (0, 3)}, ["pp190", "tg3"]),
+    ):
+        found = samples(list(measuring(ask(make(), repetitions=1, **asked))))
+        assert [s["test"] for s in found if s["test"][:2] in ("pp", "tg")] == left
+        assert {"first token", "own code per token"} <= {s["test"] for s in found}
 
 
 def test_a_small_context_shortens_what_was_not_asked_for(make: Callable[..., str]) -> None:
@@ -219,20 +257,22 @@ def test_a_clock_that_goes_back_is_said(
         assert isinstance(found[0], EngineError) and "at every repetition" in found[0].message
 
 
-def test_ctrl_c_keeps_what_was_measured(make: Callable[..., str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_a_kill_keep_what_was_measured(
+    make: Callable[..., str], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     out, kept = tmp_path / "out.json", tmp_path / "kept.json"
     call = ["bench", make(), "--engine", "null", "-r", "100000", "-n", "1", "-o", "json", "--save", str(kept)]
-    code = "from edge.cli import main; raise SystemExit(main())"
     with out.open("w") as file:
         going = subprocess.Popen(
-            [sys.executable, "-c", code, *call], stdout=file, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
+            [sys.executable, "-c", MAIN, *call], stdout=file, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
         )
     deadline = time.monotonic() + 60
     while "peak memory" not in out.read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.3)
-    going.send_signal(signal.SIGINT)
-    assert going.wait(30) == 130
+    going.send_signal(number)
+    assert going.wait(30) == code
     rows = json.loads(out.read_text())
     assert rows[0]["test"] == "peak memory" and rows == json.loads(kept.read_text())
     begun = rows[-1]
@@ -300,10 +340,3 @@ def test_the_peak_on_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "darwin")
     monkeypatch.setattr("resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=123_400_000))
     assert peak_bytes() == 123_400_000
-
-
-def test_what_a_token_reads_is_not_the_embedding_table(make: Callable[..., str]) -> None:
-    bundle = Bundle.open(make())
-    files = {file.path: file.bytes for file in bundle.manifest.part("decoder").files}
-    assert bytes_per_token(bundle) == files["decoder.onnx"]
-    assert files["embed_tokens.npy"] > 0

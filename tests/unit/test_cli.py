@@ -762,7 +762,7 @@ def test_bench_compares_with_what_was_kept(measured: Measured, capsys: Capture, 
     assert measured.requests == []  # told before the work
 
 
-@pytest.mark.parametrize("options", ["-o xml", "-p 0", "-n x", "-t 1,x", "-d -1", "--cache f8"])
+@pytest.mark.parametrize("options", ["-o xml", "-p -1", "-n x", "-t 1,x", "-d -1", "--cache f8"])
 def test_a_bench_that_is_off_exits_with_2(measured: Measured, capsys: Capture, options: str) -> None:
     assert call("bench", "bundle", *options.split()) == 2
     assert measured.requests == [] and capsys.readouterr().out == ""

@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -136,6 +137,23 @@ def test_a_phone_is_recognised_by_its_chip(root: Path) -> None:
     put(root, "proc/cpuinfo", "Features\t: fp asimd\n")
     put(root, "sys/devices/soc0/machine", "SM8650\n")
     assert devices.recognise(machine.linux(root, range(8)).name).id == "sd_8gen3"
+
+
+@pytest.mark.parametrize(
+    ("maker", "model", "device"),
+    [("QTI", "SM8550", "sd_8gen2"), ("Google", "Tensor G3", "pixel_8"), ("Mediatek", "MT6989", "dimensity_9300")],
+)
+def test_android_tells_the_chip_that_its_device_tree_hides(root: Path, maker: str, model: str, device: str) -> None:
+    told = {b"ro.soc.manufacturer": maker, b"ro.soc.model": model}
+
+    def get(name: bytes, value: Any) -> int:
+        value.value = told[name].encode()
+        return len(value.value)
+
+    put(root, "proc/device-tree/model", "Some Codename MTP\0")
+    chip = machine._android_chip(SimpleNamespace(__system_property_get=get))
+    assert devices.recognise(machine.linux(root, range(8), chip).name).id == device
+    assert machine._android_chip(object()) == "", "another system"
 
 
 def test_an_unknown_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,13 @@ from edge import fit as fits
 from edge import roofline
 from edge.bundle import File, Manifest, Part
 from edge.devices import DeviceProfile, Figure, profile
+from edge.engines import installed_engines
 from edge.errors import EngineError, UsageError
 from edge.fit import fit
 from edge.memory import RUNTIME, Need, cache_bytes, memory, parse_size, settle
 from edge.plan import EngineInfo
 from edge.roofline import PROCESSOR, Speed, Utilisation
-from edge.sizes import Sizes, sizes
+from edge.sizes import Sizes, bytes_per_token, sizes
 from edge.smaller import schemes
 from edge.spec import DecoderSpec
 from edge.types import TensorSpec
@@ -74,6 +75,15 @@ def test_a_stage_takes_the_longer_of_computing_and_moving() -> None:
     assert roofline.seconds(work, Speed(None, 32e9, 4e9), 0.25, use) == 2.0
 
 
+def test_what_a_token_reads_is_not_the_embedding_table() -> None:
+    beside = tuple(
+        File(name, count, "") for name, count in (("d", 900), ("embed_tokens.npy", 70), ("embed_scales.npy", 5))
+    )
+    assert bytes_per_token(Part(("decoder",), "onnx", "w4", beside, (), ()), TINY) == 900
+    within = Part(("decoder",), "gguf", "q8_0", (File("d", 30_000, ""),), (), ())
+    assert bytes_per_token(within, TINY) == 30_000 - 3200 * 34 / 32
+
+
 # memory
 
 
@@ -97,12 +107,16 @@ def test_the_peak() -> None:
 
 
 def test_keys_and_values_that_move_are_there_twice() -> None:
-    keeps = replace(NEED, kinds=("f16", "q8_0"))
+    keeps = replace(NEED, kinds=("f16", "q8_0"), copies=2)
     assert memory(keeps, 512).cache == 512 * 128
     assert memory(keeps, 1024).activations[1] == 4 * 12 * 512 * 32, "and takes a prompt piece by piece"
     assert memory(keeps, 1024).cache == 2 * 1024 * 128
     assert memory(keeps, 1024, "q8_0").cache == 2 * 1024 * 68
     assert memory(NEED, 1024).cache == 1024 * 256, "a graph's are written where they lie"
+
+
+def test_engines_tell_how_often_the_cache_lies_in_memory() -> None:
+    assert {e.name: e.copies for e in installed_engines() if e.copies != 1} == {"llamacpp": 2, "tflite_runtime": 4}
 
 
 def test_the_shortest_context_holds_a_picture() -> None:

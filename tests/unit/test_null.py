@@ -75,8 +75,15 @@ def test_what_it_is_fed() -> None:
     assert null.version() == np.__version__
 
 
-def test_a_part_without_tensors_is_a_decoder_by_itself() -> None:
-    part = PartFiles("any", "q4", ("decoder",), (), (), (), decoder=DECODER)
+STATEFUL = (
+    TensorSpec("inputs_embeds", "float32", (1, "sequence_length", DECODER.hidden)),
+    TensorSpec("causal_mask", "float32", (1, 1, "sequence_length", "total_sequence_length")),
+)
+
+
+@pytest.mark.parametrize("inputs", [(), STATEFUL])
+def test_a_part_that_declares_no_cache_is_a_decoder_by_itself(inputs: tuple[TensorSpec, ...]) -> None:
+    part = PartFiles("any", "q4", ("decoder",), (), inputs, (), decoder=DECODER)
     decoder = open_part(part, "null", OpenOptions())
     assert isinstance(decoder, Decoder)
     first = decoder.extend([Tokens((1, 2)), Tokens((3,))]).copy()
