@@ -36,6 +36,7 @@ class Part:
     `tolerance` bounds the distance to torch on the same stored weights: `max_abs` from above; `cosine` and `tokens`,
     the share of equal greedy tokens, from below. `error` holds what the export measured, against them and fp32.
     `tensor_types` says which tensors are not as the scheme has them: PATTERN=KIND, the first that matches.
+    `bytes`, where files hold other parts too: how many of them are this one's.
     """
 
     covers: tuple[str, ...]
@@ -48,6 +49,7 @@ class Part:
     error: Mapping[str, float] = field(default_factory=dict)
     tensor_types: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)  # what only its format has, for apps that open it
+    bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Manifest:
 
     def own(self) -> tuple[File, ...]:
         """All but what is there for other people's tools."""
-        return (*(file for part in self.parts for file in part.files), self.tokenizer, self.golden)
+        parts = dict.fromkeys(file for part in self.parts for file in part.files)  # several may lie in one
+        return (*parts, self.tokenizer, self.golden)
 
     def files(self) -> tuple[File, ...]:
         return (*self.own(), *self.companions)
@@ -168,8 +171,8 @@ def _tensor(data: Mapping[str, Any]) -> TensorSpec:
 
 
 def _part_json(part: Part) -> dict[str, Any]:
-    data = asdict(part)
-    return data if part.details else {key: value for key, value in data.items() if key != "details"}
+    optional = {"details": part.details, "bytes": part.bytes}
+    return {key: value for key, value in asdict(part).items() if key not in optional or optional[key]}
 
 
 def _part(data: Mapping[str, Any]) -> Part:
@@ -190,6 +193,7 @@ def _part(data: Mapping[str, Any]) -> Part:
         error=_numbers(data["error"]),
         tensor_types=tuple(str(word) for word in data.get("tensor_types", ())),
         details=dict(data.get("details", {})),
+        bytes=max(1, int(data["bytes"])) if "bytes" in data else None,
     )
 
 

@@ -59,8 +59,8 @@ def sizes(manifest: Manifest, parts: Iterable[Part]) -> Sizes:
 
 
 def stored(part: Part) -> int:
-    """Bytes of a part's files."""
-    return sum(file.bytes for file in part.files)
+    """Bytes of a part's files, or what of them is its own."""
+    return sum(file.bytes for file in part.files) if part.bytes is None else part.bytes
 
 
 def bytes_per_token(part: Part, sizes: Sizes) -> float:

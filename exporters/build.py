@@ -60,10 +60,12 @@ def build(
     calibration: Sequence[Record] = (),
     matrix: Path | None = None,
     position_workaround: bool = False,
+    split: bool = False,
     ane: bool = False,
 ) -> Built:
     """Write the parts and `tokenizer.json` into `folder`; picture is RGB `[H, W, 3]`, for golden. The importance of the
-    decoder's columns is read from `matrix`, or else measured on the calibration and kept beside the parts."""
+    decoder's columns is read from `matrix`, or else measured on the calibration and kept beside the parts. Parts of one
+    format become one file where that can be, unless `split`."""
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer_json(), encoding="utf-8")
     tokenizer = Tokenizer.open(folder / "tokenizer.json")
     spec = checkpoint.spec
@@ -89,7 +91,7 @@ def build(
             ),
         )
     else:
-        companions += write.files(vision, encoder, position_workaround=position_workaround)[0]
+        companions += write.files(vision, encoder, **write.beside(vision, position_workaround))[0]
     stored_rows = reference.encode(encoder, pixel_values)
     del encoder
 
@@ -113,9 +115,24 @@ def build(
 
     for component in others:
         module = write.load(component, Encoder)
-        companions += write.files(component, module, position_workaround=position_workaround)[0]
+        companions += write.files(component, module, **write.beside(component, position_workaround))[0]
+    parts = parts if split else _joined(parts, folder)
     golden = Golden(picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer))
     return Built(parts, golden, prompt, companions)
+
+
+def _joined(parts: tuple[Part, ...], folder: Path) -> tuple[Part, ...]:
+    """The same parts, all in the one file that their format knows to make of theirs; as they are, if it does not."""
+    formats = {part.format for part in parts}
+    name = plugins.facts(targets.FORMATS, parts[0].format).get("JOINED") if len(formats) == 1 else None
+    if name is None or len(parts) == 1:
+        return parts
+    paths = [folder / part.files[0].path for part in parts]
+    plugins.load(targets.FORMATS, parts[0].format).join(paths, folder / name)
+    for path in paths:
+        path.unlink()
+    whole = bundle.describe(folder, folder / name)
+    return tuple(replace(part, files=(whole,), bytes=part.files[0].bytes) for part in parts)
 
 
 def _read(matrix: Path, decoder: Component) -> dict[str, Tensor]:
@@ -181,6 +198,10 @@ class _Writer:
         module = component.load(self.checkpoint.weights)
         assert isinstance(module, kind)
         return module
+
+    def beside(self, component: Component, position_workaround: bool) -> dict[str, Any]:
+        """What a role that is no part of the bundle may be told."""
+        return {"position_workaround": position_workaround} if self.to[component.role].format == "gguf" else {}
 
     def files(
         self, component: Component, module: nn.Module, matters: Mapping[str, Tensor] | None = None, **options: Any

@@ -12,22 +12,24 @@ from exporters import quantize
 
 
 def write(table: Tensor, scheme: str, folder: Path) -> tuple[Path, ...]:
-    """As `edge.table` reads it: fp32 or fp16 where the scheme says so, else int8. Afterwards `table` holds what was
-    stored."""
-    rows = folder / TABLE
+    """As `edge.table` reads it. Afterwards `table` holds what was stored."""
+    rows, shares, stored = packed(table, scheme)
+    np.save(folder / TABLE, rows.numpy())
+    table.copy_(stored)
+    if shares is None:
+        return (folder / TABLE,)
+    np.save(folder / SCALES, shares.numpy())
+    return folder / TABLE, folder / SCALES
+
+
+def packed(table: Tensor, scheme: str) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Rows, their scales if they are int8, and what both stand for; fp32 or fp16 where the scheme says so. table f32
+    [vocab, hidden], scales f32 [vocab, blocks]."""
     if scheme in ("fp32", "fp16"):
         stored = table.half() if scheme == "fp16" else table
-        np.save(rows, stored.numpy())
-        table.copy_(stored)
-        return (rows,)
-    scales = folder / SCALES
+        return stored, None, stored
     if table.shape[1] % quantize.BLOCK:
         row = quantize.per_channel(table)
-        values, shares, stored = row.values, row.scales[:, None], row.dequantized()
-    else:
-        packed = quantize.blockwise(table, bits=8)
-        values, shares, stored = packed.values.flatten(1), packed.scales, packed.dequantized()
-    np.save(rows, values.numpy())
-    np.save(scales, shares.numpy())
-    table.copy_(stored)
-    return rows, scales
+        return row.values, row.scales[:, None], row.dequantized()
+    found = quantize.blockwise(table, bits=8)
+    return found.values.flatten(1), found.scales, found.dequantized()

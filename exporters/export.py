@@ -29,6 +29,7 @@ from exporters.checkpoint import Checkpoint, open_checkpoint
 
 CALIBRATION = 32  # conversations: each costs a prompt through torch, and more hardly change the statistics
 TOOLS = ("torch", "onnx-ir", "onnxruntime", "gguf", "ai-edge-litert")
+TOOLS_OF = {"coreml": "coremltools", "executorch": "executorch"}  # too large to name them where they had no part
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class ExportRequest:
     mtmd_position_workaround: bool = False
     ane: bool = False
     compile: bool = False
+    split: bool = False
+    backend: tuple[str, ...] = ()  # that ExecuTorch's picture encoder is written for, too
     threads: int = 0
     tensor_type: tuple[str, ...] = ()  # PATTERN=KIND, of the decoder's GGUF file
     max_loss: float | None = None  # of 1 - cosine between a quantised part and fp32
@@ -75,6 +78,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
         request.device,
         gguf_only=request.gguf_only,
         types=request.tensor_type,
+        backends=request.backend,
     )
     if request.mtmd_position_workaround and "mmproj" not in recipe.targets:
         raise UsageError("--mtmd-position-workaround is for an mmproj, and none is written", hint="add --format gguf")
@@ -82,6 +86,8 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
         _require_core_ml(recipe, "--compile" if request.compile else "--ane")
     if request.compile:
         _require_compiler()
+    if request.split and all(target.format != "executorch" for target in recipe.targets.values()):
+        raise UsageError("--split is for ExecuTorch programs, and none is written", hint="add --format executorch")
     _require_engines(recipe)
     calibration = read(request.calib)[:CALIBRATION] if request.calib else []
     picture, question = example.choose(calibration)
@@ -106,6 +112,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
             calibration,
             request.imatrix,
             request.mtmd_position_workaround,
+            request.split,
             request.ane,
         )
         if request.compile:
@@ -168,8 +175,8 @@ def _with_errors(manifest: Manifest, report: Report) -> Manifest:
 
 
 def _tools(recipe: Recipe) -> tuple[str, ...]:
-    apple = any(target.format == "coreml" for target in recipe.targets.values())
-    return (*TOOLS, "coremltools") if apple else TOOLS
+    formats = {target.format for target in recipe.targets.values()}
+    return (*TOOLS, *(tool for format, tool in TOOLS_OF.items() if format in formats))
 
 
 def _require_core_ml(recipe: Recipe, option: str) -> None:

@@ -30,10 +30,12 @@ def resolve(
     *,
     gguf_only: bool = False,
     types: Sequence[str] = (),
+    backends: Sequence[str] = (),
 ) -> Recipe:
     """The recipe that a call means. A format takes each role that it can write, and leaves the others; so does a bare
     scheme; `role=scheme` sets one. In any letter case. A recipe goes before the device's own. `gguf_only` leaves
-    out all but the decoder and its mmproj. `types` are PATTERN=KIND, for tensors of a GGUF decoder.
+    out all but the decoder and its mmproj. `types` are PATTERN=KIND, for tensors of a GGUF decoder; `backends` are what
+    ExecuTorch's picture encoder is written for once more.
 
     Raises UsageError with the legal list.
     """
@@ -50,6 +52,7 @@ def resolve(
         targets |= _set_one(targets, role, scheme) if named else _set_able(targets, scheme)
     for role, target in targets.items():
         _check(role, target)
+    targets |= _backends(targets, backends)
     if types:
         targets["decoder"] = _typed(targets["decoder"], types)
     name = start.name if targets == start.targets else "custom"
@@ -69,6 +72,17 @@ def _typed(decoder: Target, types: Sequence[str]) -> Target:
     facts = plugins.facts(FORMATS, decoder.format)
     legal = facts["PACKED_KINDS"] + (() if decoder.scheme in facts["PACKED"] else facts["QUANTIZER_KINDS"])
     return replace(decoder, tensor_types=tuple(tensor_types.checked(word, legal) for word in types))
+
+
+def _backends(targets: Mapping[str, Target], wanted: Sequence[str]) -> dict[str, Target]:
+    if not wanted:
+        return {}
+    if all(target.format != "executorch" for target in targets.values()):
+        raise UsageError("--backend is for ExecuTorch programs, and none is written", hint="add --format executorch")
+    legal = {role.removeprefix("vision-"): role for role in schemes("executorch") if role.startswith("vision-")}
+    if unknown := [backend for backend in wanted if backend not in legal]:
+        raise UsageError(f"no backend {unknown[0]!r}", hint="one of: " + ", ".join(legal))
+    return {legal[b]: Target("executorch", next(iter(schemes("executorch")[legal[b]]))) for b in wanted}
 
 
 def _set_one(targets: Mapping[str, Target], role: str, scheme: str) -> dict[str, Target]:

@@ -11,8 +11,6 @@ import mmap
 import os
 import re
 import sys
-import tempfile
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ import numpy as np
 
 from edge import machine, packed, steps
 from edge.errors import EngineError
+from edge.listening import Listening
 from edge.steps import PAST, Arrays, Call, FixedGraph, StepDecoder
 from edge.tflite import TFLite
 from edge.types import Array, OpenOptions, PartFiles, TensorSpec
@@ -119,7 +118,7 @@ class _Model:
         self._library = _load()
         self._file, self._options = file, options
         self._numbers = {name: number for number, name in enumerate(file.signatures)}
-        self._heard = _Listening(options.debug)
+        self._heard = Listening(_THEIRS, options.debug)
         self._compiled: dict[str, _Compiled] = {}
         self._last = ""
         with self._heard:
@@ -208,7 +207,7 @@ class _Model:
 
     def _check(self, function: str, *arguments: Any) -> None:
         if status := getattr(self._library, function)(*arguments):
-            raise EngineError(f"LiteRT refused: {function} gave status {status}{self._heard.complaint()}")
+            raise EngineError(f"LiteRT refused: {function} gave status {status}{_complaint(self._heard)}")
 
 
 @dataclass(frozen=True)
@@ -235,43 +234,6 @@ def _mapped(path: Path | None) -> frozenset[tuple[int, int]]:
             begin, end = (int(part, 16) for part in place.split("-"))
             found.append((begin, end - begin))
     return frozenset(found)
-
-
-class _Listening:
-    """Catches what the library writes to the process's stderr while a file is opened: the reason of a failure, and
-    otherwise nothing that a user asked for. What others wrote meanwhile is passed on afterwards."""
-
-    def __init__(self, debug: bool) -> None:
-        self._debug = debug
-        self._text: Any = None
-
-    def __enter__(self) -> _Listening:
-        if not self._debug:
-            _STDERR.acquire()
-            self._text = tempfile.TemporaryFile()
-            self._kept = os.dup(2)
-            os.dup2(self._text.fileno(), 2)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._text is None:
-            return
-        os.dup2(self._kept, 2)
-        os.close(self._kept)
-        self._text.seek(0)
-        for line in self._text:
-            if not _THEIRS.match(line):
-                os.write(2, line)
-        self._text.close()
-        self._text = None
-        _STDERR.release()
-
-    def complaint(self) -> str:
-        if self._text is None:
-            return ""
-        lines = os.pread(self._text.fileno(), 1 << 16, 0).decode(errors="replace").splitlines()
-        errors = [line for line in lines if line.startswith("ERROR")]
-        return f": {errors[0].removeprefix('ERROR:').strip()}" if errors else ""
 
 
 @dataclass(frozen=True)
@@ -323,6 +285,11 @@ class LiteRtProgram:
         return _Bound(call, arrays, (inputs, outputs), [*handles.values()])
 
 
+def _complaint(heard: Listening) -> str:
+    errors = [line for line in heard.heard() if line.startswith("ERROR")]
+    return f": {errors[0].removeprefix('ERROR:').strip()}" if errors else ""
+
+
 def _shape(spec: TensorSpec) -> tuple[int, ...]:
     return tuple(int(axis) for axis in spec.shape)
 
@@ -344,5 +311,4 @@ def _load() -> Any:
 
 
 _THEIRS = re.compile(rb"(VERBOSE|DEBUG|INFO|WARNING|ERROR|FATAL): |[IWEF]\d{4} ")  # how its lines begin
-_STDERR = threading.Lock()  # two files may be opened at a time, and there is one stderr
 _KEEP = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)  # the text belongs to who made it

@@ -16,7 +16,7 @@ from edge.cli.screen import print_json, render
 def export(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, a hub id, or a GGUF file.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Where the bundle is written.")],
-    format: Annotated[str | None, typer.Option(help="onnx, gguf, tflite, coreml; planned: executorch.")] = None,
+    format: Annotated[str | None, typer.Option(help="onnx, gguf, tflite, coreml, executorch.")] = None,
     scheme: Annotated[list[str] | None, typer.Option(metavar="S|ROLE=S", help="How numbers are stored.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A named choice of format and scheme for each role.")] = None,
     device: Annotated[str | None, typer.Option(help="A device of `edge devices`: its recipe.")] = None,
@@ -34,6 +34,10 @@ def export(
     ] = None,
     ane: Annotated[bool, typer.Option("--ane", help="Core ML in the form that the neural engine likes.")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="Core ML packages compiled too; on a Mac.")] = False,
+    split: Annotated[bool, typer.Option("--split", help="An ExecuTorch program for each half, not one.")] = False,
+    backend: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="coreml, mps, vulkan: ExecuTorch's encoder for it, too.")
+    ] = None,
     threads: Threads = 0,
     max_loss: Annotated[float | None, typer.Option(help="Fail when quantising costs more (1 - cosine).")] = None,
     as_json: Json = False,
@@ -63,6 +67,8 @@ def export(
             tensor_type=tuple(tensor_type or ()),
             ane=ane,
             compile=compile,
+            split=split,
+            backend=tuple(backend or ()),
             threads=threads,
             max_loss=max_loss,
         )

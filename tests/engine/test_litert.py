@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from edge import packed, tflite
 from edge.engines import open_part
 from edge.errors import BundleError, EngineError
+from edge.listening import Listening
 from edge.steps import Call
 from edge.types import Array, Graph, OpenOptions, PartFiles, TensorSpec
 from exporters.tflite_graph.model import Graph as Subgraph
@@ -76,9 +77,9 @@ def test_a_graph_runs_and_keeps_nothing(tmp_path: Path) -> None:
 
 
 def test_what_others_say_while_a_file_is_opened_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
-    with litert._Listening(debug=False) as heard:
+    with Listening(litert._THEIRS, debug=False) as heard:
         os.write(2, b"INFO: Created a delegate.\nERROR: no such kernel\nerror: no such picture\n")
-        assert heard.complaint() == ": no such kernel"
+        assert litert._complaint(heard) == ": no such kernel"
     assert capfd.readouterr().err == "error: no such picture\n"
 
 

@@ -418,6 +418,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
     given = "--format onnx --scheme w4 --scheme vision=fp16 --recipe r --device rpi5 --calib pics --imatrix m.gguf"
     more = "--context 512 --vision-tower tower --mmproj m --gguf-only --threads 3 --max-loss 0.1"
     more += " --mtmd-position-workaround --tensor-type attn_v=Q8_0 --tensor-type blk=q6_k --ane --compile -o out"
+    more += " --split --backend coreml --backend vulkan"
     assert call("export", "mtgv/some-model", *given.split(), *more.split()) == 0
     assert exporter.requests == [
         {
@@ -437,6 +438,8 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
             "tensor_type": ("attn_v=Q8_0", "blk=q6_k"),
             "ane": True,
             "compile": True,
+            "split": True,
+            "backend": ("coreml", "vulkan"),
             "threads": 3,
             "max_loss": 0.1,
         }
@@ -448,7 +451,8 @@ def test_export_leaves_open_what_was_not_said(exporter: SimpleNamespace) -> None
     asked = exporter.requests[0]
     assert (asked.pop("checkpoint"), asked.pop("output"), asked.pop("threads")) == ("ckpt", Path("out"), 0)
     assert asked.pop("gguf_only") is False
-    assert [asked.pop(name) for name in ("mtmd_position_workaround", "ane", "compile")] == [False] * 3
+    flags = ("mtmd_position_workaround", "ane", "compile", "split")
+    assert [asked.pop(name) for name in flags] == [False] * 4
     assert set(asked.values()) == {None, ()}
 
 

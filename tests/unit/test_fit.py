@@ -247,7 +247,7 @@ def test_an_engine_of_another_system_keeps_keys_and_values_its_own_way(monkeypat
 def test_no_scheme_is_named_that_one_makers_systems_open_only() -> None:
     room = Need(sizes(manifest(VISION, SPEAKS), (VISION, SPEAKS)), 0, 0, 4, ())
     formats = {scheme.partition(" ")[0] for scheme in schemes(room, 1 << 40)}
-    assert formats == {"onnx", "gguf", "tflite"}
+    assert formats == {"onnx", "gguf", "tflite", "executorch"}
 
 
 def test_a_device_that_is_too_small() -> None:

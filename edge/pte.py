@@ -1,0 +1,157 @@
+"""What an ExecuTorch program says of itself: its methods, and what they ask of a runtime. No weight is read.
+
+Native code trusts such a file, and ends the process on some that it does not like: so its head is read and bounded here
+first. Numbers of fields and types are those of ExecuTorch's program.fbs, version 0, and of its extended header.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import BundleError
+from edge.flatbuffer import Damage, Numbers, Tables, number
+from edge.types import TensorSpec
+
+IDENTIFIER, VERSION = b"ET12", 0
+_HEADER, _HEADER_AT, _HEADER_BYTES = b"eh00", 8, 24
+# ScalarType -> name
+KINDS = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 11: "bool"}
+_INT, _BOOL, _TENSOR = 2, 3, 5  # of KernelTypes
+_MOST = 1 << 20  # tables of any kind
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to call the file. Axes of a shape are the most that they can be."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]  # without names: a program has none
+    outputs: tuple[TensorSpec | int, ...]  # a number that a method is there to tell
+    operators: tuple[str, ...]  # as a runtime registers them
+    delegates: tuple[str, ...]  # backends that compute parts of it
+
+
+@dataclass(frozen=True)
+class Program:
+    path: Path
+    methods: Mapping[str, Method]
+
+    def constant(self, name: str) -> int | None:
+        """What a method tells that gives one number; None where there is no such method."""
+        method = self.methods.get(name)
+        values = [value for value in method.outputs if isinstance(value, int)] if method else []
+        return values[0] if values else None
+
+
+def read(path: Path) -> Program:
+    """Raises BundleError on a file that is no ExecuTorch program, is cut, or refers to what is not there."""
+    try:
+        return Program(path, _Reader(np.asarray(np.memmap(path, np.uint8, "r"))).methods())
+    except (OSError, ValueError) as error:  # ValueError: an empty file
+        raise BundleError(f"cannot read {path.name}: {error}", hint="copy or export it again") from error
+    except Damage as damage:
+        raise BundleError(
+            f"{path.name} is no sound ExecuTorch program: {damage}", hint="copy or export it again"
+        ) from None
+
+
+class _Reader:
+    def __init__(self, data: NDArray[np.uint8]) -> None:
+        if data[4:8].tobytes() != IDENTIFIER:
+            raise Damage(f"it begins with {data[:8].tobytes()!r}, expected {IDENTIFIER!r} after the first four bytes")
+        head, base, size = self._header(data)
+        self._program = Tables.root(data[:head], "the program")
+        if (version := int(self._program.scalar(0, "<u4")[0])) != VERSION:
+            raise Damage(f"version {version}, expected {VERSION}")
+        self._segments(base, size)
+
+    @staticmethod
+    def _header(data: NDArray[np.uint8]) -> tuple[int, int, int]:
+        """Bytes of the flatbuffer, where the segments begin, and their bytes."""
+        if data[_HEADER_AT : _HEADER_AT + 4].tobytes() != _HEADER:
+            return len(data), 0, 0
+        length = int(number(data, np.array([_HEADER_AT + 4]), "<u4")[0])
+        head, base = (int(number(data, np.array([_HEADER_AT + at]), "<i8")[0]) for at in (8, 16))
+        size = len(data) - base
+        if length > _HEADER_BYTES:
+            size = int(number(data, np.array([_HEADER_AT + 24]), "<i8")[0])
+        if not 0 < head <= len(data) or base < 0 or (base and not (head <= base and 0 <= size <= len(data) - base)):
+            raise Damage("its segments end beyond the end: the file is cut")
+        return head, base, size
+
+    def _segments(self, base: int, size: int) -> None:
+        segments, _ = self._program.tables(4, "a segment")
+        offset, bytes_ = segments.scalar(0, "<i8"), segments.scalar(1, "<i8")
+        if len(segments) and (not base or np.any(offset < 0) or np.any(bytes_ < 0) or np.any(offset > size - bytes_)):
+            raise Damage("a segment ends beyond the end: the file is cut")
+        named, _ = self._program.tables(7, "named data")
+        named.texts(0)
+        _inside(named.scalar(1, "<u4"), np.full(len(named), len(segments)), "named data's segment")
+
+    def methods(self) -> dict[str, Method]:
+        plans, _ = self._program.tables(1, "a method")
+        if not 0 < len(plans) <= _MOST:
+            raise Damage(f"{len(plans)} methods")
+        names = plans.texts(0)
+        if len(set(names)) != len(names):
+            raise Damage("two methods have one name")
+        values, owner = plans.tables(2, "a value")
+        if len(values) > _MOST:
+            raise Damage(f"{len(values)} values")
+        first = np.searchsorted(owner, np.arange(len(plans) + 1))
+        inputs, outputs = (self._ports(plans, values, first, entry) for entry in (3, 4))
+        operators, whose = plans.tables(6, "an operator")
+        called = [f"{a}.{b}" if b else a for a, b in zip(operators.texts(0), operators.texts(1), strict=True)]
+        delegates, whom = plans.tables(7, "a delegate")
+        backends = delegates.texts(0)
+        return {
+            name: Method(
+                name,
+                tuple(port for port in inputs[index] if isinstance(port, TensorSpec)),
+                tuple(outputs[index]),
+                tuple(dict.fromkeys(text for text, plan in zip(called, whose.tolist(), strict=True) if plan == index)),
+                tuple(text for text, plan in zip(backends, whom.tolist(), strict=True) if plan == index),
+            )
+            for index, name in enumerate(names)
+        }
+
+    @staticmethod
+    def _ports(plans: Tables, values: Tables, first: Numbers, entry: int) -> list[list[TensorSpec | int]]:
+        """Of each method, what its inputs or outputs are."""
+        numbers, owner = plans.numbers(entry, "<i4")
+        _inside(numbers, np.diff(first)[owner], "an input or output")
+        chosen = Tables(values.data, values.at[first[owner] + numbers], "a value")
+        kinds = chosen.scalar(0, "<u1")
+        if np.any((kinds != 0) & ~chosen.there(1)):
+            raise Damage("a value without what it is")
+        inner, known = chosen.table(1, "a value")
+        found: list[list[TensorSpec | int]] = [[] for _ in range(len(plans))]
+        place = {int(whom): at for whom, at in zip(known.tolist(), inner.at.tolist(), strict=True)}
+        for index, (kind, plan) in enumerate(zip(kinds.tolist(), owner.tolist(), strict=True)):
+            if kind not in (_INT, _BOOL, _TENSOR):
+                continue
+            one = Tables(values.data, np.array([place[index]]), "a value")
+            found[plan].append(
+                _tensor(one) if kind == _TENSOR else int(one.scalar(0, "<i8" if kind == _INT else "<u1")[0])
+            )
+        return found
+
+
+def _tensor(one: Tables) -> TensorSpec:
+    kind = int(one.scalar(0, "<i1")[0])
+    if kind not in KINDS:
+        raise Damage(f"numbers of the type {kind}")
+    sizes, _ = one.numbers(2, "<i4")
+    if len(sizes) > 16 or np.any(sizes < 0):
+        raise Damage(f"a tensor of {sizes[:17].tolist()}")
+    return TensorSpec("", KINDS[kind], tuple(sizes.tolist()))
+
+
+def _inside(numbers: Numbers, counts: Numbers, what: str) -> None:
+    if np.any(numbers < 0) or np.any(numbers >= counts):
+        raise Damage(f"{what} that is not there")

@@ -1,0 +1,1 @@
+"""How components become the methods of an ExecuTorch program."""

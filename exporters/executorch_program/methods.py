@@ -1,0 +1,117 @@
+"""The methods of a program, under the names and with the inputs that ExecuTorch's own multimodal runner asks for."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from executorch.extension.llm.custom_ops.custom_ops import custom_ops_lib
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from exporters import ops
+from exporters.attention import Attend
+from exporters.decoders import DecoderConfig, LanguageModel
+from exporters.executorch_program.kernels import Explicit, Kernels
+from exporters.executorch_program.products import Pieces
+
+
+class VisionEncoder(nn.Module):
+    """pixel values f32 [1, 3, H, W] -> rows f32 [1, N, D]."""
+
+    def __init__(self, encoder: nn.Module, widths: set[int] | None) -> None:
+        """`widths` of its norms, for XNNPACK; None: another backend has norms."""
+        super().__init__()
+        self.encoder = encoder
+        self.shares = None if widths is None else Shares(widths)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        with ops.using(Explicit() if self.shares is None else Kernels(self.shares)):
+            return cast("Tensor", self.encoder(pixel_values))
+
+
+class TokenEmbedding(nn.Module):
+    """ids i64 [1, S] -> rows f32 [1, S, hidden]. `scales` f32 [vocab, blocks]: the table is int8."""
+
+    table: Tensor
+    scales: Tensor | None
+
+    def __init__(self, table: Tensor, scales: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("table", table)
+        self.register_buffer("scales", scales)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.scales is None:
+            return F.embedding(tokens, self.table)
+        found = torch.ops.quantized_decomposed.embedding_byte(self.table, self.scales, None, -128, 127, tokens)
+        return cast("Tensor", found)
+
+
+class TextDecoder(nn.Module):
+    """rows f32 [1, S, hidden], the first one's position i64 [1] -> logits f32 [1, 1, vocab] of the last row. Keys and
+    values of all positions before it are its buffers."""
+
+    def __init__(self, decoder: LanguageModel, widths: set[int]) -> None:
+        super().__init__()
+        c = decoder.config
+        self.decoder = decoder
+        self.shares = Shares(widths)
+        self.context, self.heads, self.kv_heads, self.head_dim = c.context, c.heads, c.kv_heads, c.head_dim
+        for name, table in zip(("cos", "sin"), c.rope.tables(c.context), strict=True):
+            self.register_buffer(name, table)  # [T, D/2]
+        for layer in range(c.layers):
+            for kind in ("keys", "values"):
+                self.register_buffer(f"{kind}_{layer}", torch.zeros(1, c.context, c.kv_heads, c.head_dim))
+
+    def forward(self, inputs_embeds: Tensor, input_pos: Tensor) -> Tensor:
+        position, length = cast("int", input_pos[0].item()), inputs_embeds.shape[1]
+        torch._check(position >= 0)
+        torch._check(position < self.context)
+        torch._check(position + length <= self.context)
+        tables = (self.get_buffer("cos"), self.get_buffer("sin"))
+        cos, sin = (table.narrow(0, position, length)[None, :, None] for table in tables)  # [1, S, 1, D/2]
+
+        def attend(layer: int, qkv: Any) -> Tensor:
+            return self._attend(layer, position, *self._turned(qkv, cos, sin))
+
+        with ops.using(Kernels(self.shares)):
+            return cast("Tensor", self.decoder(inputs_embeds, cast("Attend", attend)))
+
+    def _turned(self, qkv: Any, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [1, S, H, D], k and v [1, S, KV, D]; as `exporters.attention.rotate` turns them."""
+        assert isinstance(qkv, Pieces), "attend is given a product as it is"
+        qa, qb, ka, kb, v = qkv.tensors
+        half = self.head_dim // 2
+        qa, qb, ka, kb = (t.view(1, -1, t.shape[-1] // half, half) for t in (qa, qb, ka, kb))
+        q, k = (torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1) for a, b in ((qa, qb), (ka, kb)))
+        return q, k, v.view(1, -1, self.kv_heads, self.head_dim)
+
+    def _attend(self, layer: int, position: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        kernels = getattr(torch.ops, custom_ops_lib.ns)
+        keys, values = self.get_buffer(f"keys_{layer}"), self.get_buffer(f"values_{layer}")
+        kernels.update_cache(k, keys, position)
+        kernels.update_cache(v, values, position)
+        y: Tensor = kernels.custom_sdpa(q, keys, values, position, None, 0, True)
+        return y.view(1, -1, self.heads * self.head_dim)
+
+
+class Shares(nn.Module):
+    """What makes a mean of a product."""
+
+    def __init__(self, widths: set[int]) -> None:
+        super().__init__()
+        for width in sorted(widths):
+            self.register_buffer(f"of_{width}", torch.full((1, width), 1 / width))
+
+    def forward(self, width: int) -> Tensor:
+        return self.get_buffer(f"of_{width}")
+
+
+def attended(config: DecoderConfig) -> tuple[Tensor, ...]:
+    """Which rows of the product that `attend` takes make its pieces: first and second halves of each head of the
+    queries, the same of the keys, and the values."""
+    d, h, kv = config.head_dim, config.heads, config.kv_heads
+    q, k, v = torch.arange((h + 2 * kv) * d).split([h * d, kv * d, kv * d])
+    halves = [half.flatten() for t in (q, k) for half in t.view(-1, 2, d // 2).unbind(1)]
+    return (*halves, v)

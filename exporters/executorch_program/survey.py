@@ -1,0 +1,66 @@
+"""What a component does with its products and norms: found by running it once on the meta device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from exporters import ops
+from exporters.decoders import LanguageModel
+from exporters.encoder import Encoder
+from exporters.executorch_program.methods import attended
+
+
+@dataclass(frozen=True)
+class Survey:
+    rows: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)  # weight -> rows of each piece that is taken
+    widths: set[int] = field(default_factory=set)  # over which a norm takes a mean
+
+
+class _Watch(ops.Ops):
+    def __init__(self, names: dict[int, str], found: Survey) -> None:
+        self._names, self._found = names, found
+        self._products: list[tuple[Tensor, str]] = []  # kept, so that an identity stays one's own
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        made = super().linear(x, weight, bias)
+        self._products.append((made, self._names[id(weight)]))
+        return made
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        self._found.widths.add(x.shape[-1])
+        return super().layer_norm(x, weight, bias, eps)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        self._found.widths.add(x.shape[-1])
+        return super().rms_norm(x, weight, eps)
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        self.taken(gate_up, torch.arange(gate_up.shape[-1]).chunk(2))
+        return super().swiglu(gate_up)
+
+    def taken(self, product: Tensor, rows: tuple[Tensor, ...]) -> None:
+        name = next((name for made, name in self._products if made is product), None)
+        if name is not None:
+            self._found.rows[name] = rows
+
+
+def survey(skeleton: Encoder | LanguageModel) -> Survey:
+    """`skeleton` lies on the meta device."""
+    found = Survey()
+    watch = _Watch({id(parameter): name for name, parameter in skeleton.named_parameters()}, found)
+    with torch.device("cpu"), ops.using(watch), torch.no_grad():
+        if isinstance(skeleton, Encoder):
+            size = skeleton.image_size
+            skeleton(torch.empty(1, 3, size, size, device="meta"))
+            return found
+        config = skeleton.config
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            watch.taken(qkv, attended(config))
+            return torch.empty(1, 1, config.heads * config.head_dim, device="meta")
+
+        skeleton(torch.empty(1, 1, config.hidden, device="meta"), attend)
+    return found

@@ -1,0 +1,177 @@
+"""The binding to ExecuTorch on programs written here; and files that it must not see."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge import pte
+from edge.engines import open_part
+from edge.errors import BundleError, EngineError
+from edge.spec import DecoderSpec
+from edge.types import Array, OpenOptions, PartFiles, TensorSpec, Tokens
+from exporters.executorch_program import lower
+from exporters.executorch_program.lower import Method
+from exporters.executorch_program.methods import TokenEmbedding
+from runtimes import executorch as engine
+
+OPTIONS = OpenOptions(threads=1)
+HIDDEN, VOCAB, CONTEXT = 4, 10, 8
+SPEC = DecoderSpec(1, 1, 1, 4, HIDDEN, VOCAB, CONTEXT, 10000.0)
+TABLE = torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(2))
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x
+
+
+class LastRow(torch.nn.Module):
+    """A decoder without memory: what it says tells the position and the last row that it was given."""
+
+    def forward(self, rows: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        return torch.cat([rows[:, -1:], rows[:, -1:], rows[:, -1:, :2]], dim=-1) + position.float()
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> PartFiles:
+    path = tmp_path_factory.mktemp("graph") / "vision.pte"
+    lower.write(path, {"vision_encoder": Method(Doubled(), (torch.zeros(1, 3, 2, 2),))}, {}, lambda done: None)
+    ports = ((TensorSpec(name, "float32", (1, 3, 2, 2)),) for name in ("pixel_values", "image_embeds"))
+    return PartFiles("executorch", "fp32", ("vision", "projector"), (path,), *ports)
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> PartFiles:
+    path, longest = tmp_path_factory.mktemp("decoder") / "decoder.pte", CONTEXT - 1
+    rows = Method(LastRow(), (torch.zeros(1, 3, HIDDEN), torch.tensor([0])), longest)
+    ids = Method(TokenEmbedding(TABLE, None), (torch.zeros(1, 3, dtype=torch.int64),), longest)
+    constants = {"get_max_context_len": CONTEXT}
+    lower.write(path, {"text_decoder": rows, "token_embedding": ids}, constants, lambda done: None)
+    return PartFiles("executorch", "fp32", ("decoder",), (path,), (), (), SPEC)
+
+
+def damaged(part: PartFiles, folder: Path, content: bytes) -> PartFiles:
+    (folder / "damaged.pte").write_bytes(content)
+    return dataclasses.replace(part, files=(folder / "damaged.pte",))
+
+
+def x(seed: int = 0) -> Array:
+    found: Array = np.random.default_rng(seed).normal(size=(1, 3, 2, 2)).astype(np.float32)
+    return found
+
+
+def test_a_graph_runs_and_keeps_nothing(graph: PartFiles) -> None:
+    opened = open_part(graph, "executorch", OPTIONS)
+    first = opened.run({"pixel_values": x(1)})["image_embeds"]  # type: ignore[union-attr]
+    into = {"image_embeds": np.empty((1, 3, 2, 2), np.float32)}
+    second = opened.run({"pixel_values": x(2)}, into)["image_embeds"]  # type: ignore[union-attr]
+    np.testing.assert_array_equal(first, 2 * x(1))
+    np.testing.assert_array_equal(second, 2 * x(2))
+    assert second is into["image_embeds"]
+
+
+@pytest.mark.parametrize(
+    ("feeds", "said"),
+    [
+        ({"x": x()}, "takes pixel_values, and was fed x"),
+        ({"pixel_values": x()[0]}, r"pixel_values is float32 \[3, 2, 2\]"),
+        ({"pixel_values": x().astype(np.float64)}, "pixel_values is float64"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(graph: PartFiles, feeds: dict[str, Array], said: str) -> None:
+    opened = open_part(graph, "executorch", OPTIONS)
+    with pytest.raises(EngineError, match=said):
+        opened.run(feeds)  # type: ignore[union-attr]
+    transposed = x().transpose(0, 1, 3, 2)
+    found = opened.run({"pixel_values": transposed})["image_embeds"]  # type: ignore[union-attr]
+    np.testing.assert_array_equal(found, 2 * transposed)
+
+
+def test_a_decoder_looks_tokens_up_and_counts(decoder: PartFiles) -> None:
+    opened = open_part(decoder, "executorch", OPTIONS)
+    logits = opened.extend([Tokens((1, 2)), Tokens(()), Tokens((7,))])  # type: ignore[union-attr]
+    np.testing.assert_array_equal(logits[:HIDDEN], TABLE[7].numpy())
+    logits = opened.extend([Tokens((9,))])  # type: ignore[union-attr]
+    np.testing.assert_allclose(logits[:HIDDEN], TABLE[9].numpy() + 3)
+    opened.rewind(0)  # type: ignore[union-attr]
+    logits = opened.extend([Tokens(tuple(range(CONTEXT)))])  # type: ignore[union-attr]
+    np.testing.assert_allclose(logits[:HIDDEN], TABLE[7].numpy() + 7)  # in two pieces
+    with pytest.raises(EngineError, match="cannot rewind to 9 from 8"):
+        opened.rewind(9)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("ids", [(VOCAB,), (0, -1), (1, 1 << 40)])
+def test_a_token_outside_the_table_is_refused(decoder: PartFiles, ids: tuple[int, ...]) -> None:
+    with pytest.raises(EngineError, match="a token id is outside the vocabulary of 10"):
+        open_part(decoder, "executorch", OPTIONS).extend([Tokens(ids)])  # type: ignore[union-attr]
+
+
+def test_threads_are_as_asked_for(graph: PartFiles) -> None:
+    for threads in (2, 1):
+        open_part(graph, "executorch", OpenOptions(threads=threads))
+        assert engine.bindings._threadpool_get_thread_count() == threads
+
+
+def test_nothing_is_said_on_stderr(graph: PartFiles) -> None:
+    code = (
+        "from pathlib import Path; from edge.types import OpenOptions, PartFiles, TensorSpec as T; import numpy\n"
+        "from runtimes import executorch\n"
+        "ports = [(T(n, 'float32', (1, 3, 2, 2)),) for n in ('pixel_values', 'image_embeds')]\n"
+        f"part = PartFiles('executorch', 'fp32', ('vision',), (Path({str(graph.files[0])!r}),), *ports)\n"
+        "graph = executorch.open(part, OpenOptions(threads=1))\n"
+        "graph.run({'pixel_values': numpy.zeros((1, 3, 2, 2), numpy.float32)})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_file_that_is_cut_is_refused(decoder: PartFiles, tmp_path: Path) -> None:
+    content = decoder.files[0].read_bytes()
+    for share in (0, 0.001, 0.1, 0.5, 0.9, 0.999):
+        with pytest.raises(BundleError, match=r"damaged\.pte"):
+            open_part(damaged(decoder, tmp_path, content[: int(share * len(content))]), "executorch", OPTIONS)
+
+
+def test_a_file_of_another_version_is_refused(graph: PartFiles, tmp_path: Path) -> None:
+    content = graph.files[0].read_bytes()
+    with pytest.raises(BundleError, match="expected b'ET12' after the first four bytes"):
+        open_part(damaged(graph, tmp_path, content[:4] + b"ET13" + content[8:]), "executorch", OPTIONS)
+
+
+def test_a_missing_kernel_is_named(tmp_path: Path, graph: PartFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = engine.bindings._get_operator_names()
+    monkeypatch.setattr(engine.bindings, "_get_registered_backend_names", lambda: ["QnnBackend"])
+    with pytest.raises(EngineError, match=r"vision_encoder of vision\.pte needs XnnpackBackend, which executorch"):
+        open_part(graph, "executorch", OPTIONS)
+    monkeypatch.undo()
+    monkeypatch.setattr(engine.bindings, "_get_operator_names", lambda: [n for n in known if "embedding" not in n])
+    path = tmp_path / "decoder.pte"
+    ids = Method(TokenEmbedding(TABLE, None), (torch.zeros(1, 3, dtype=torch.int64),))
+    lower.write(path, {"token_embedding": ids}, {}, lambda done: None)
+    with pytest.raises(EngineError, match=r"needs aten::embedding\.out, which executorch"):
+        engine._require_parts(pte.read(path), ("token_embedding",))
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_head_with_any_bytes_is_read_or_refused(decoder: PartFiles, tmp_path: Path, data: st.DataObject) -> None:
+    """Never another error, and never without an end."""
+    content = bytearray(decoder.files[0].read_bytes())
+    head = int.from_bytes(content[16:24], "little")
+    for at in data.draw(st.lists(st.integers(0, head - 1), min_size=1, max_size=6)):
+        content[at] = data.draw(st.integers(0, 255))
+    (tmp_path / "wild.pte").write_bytes(content)
+    with contextlib.suppress(BundleError):
+        found = pte.read(tmp_path / "wild.pte")
+        assert all(method.name == name for name, method in found.methods.items())
