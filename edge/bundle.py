@@ -51,6 +51,11 @@ class Part:
     details: Mapping[str, Any] = field(default_factory=dict)  # what only its format has, for apps that open it
     bytes: int | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes of its files, or what of them is its own."""
+        return sum(file.bytes for file in self.files) if self.bytes is None else self.bytes
+
 
 @dataclass(frozen=True)
 class Manifest:

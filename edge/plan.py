@@ -11,7 +11,7 @@ from edge.bundle import ROLES, Manifest, Part
 from edge.devices import DeviceProfile
 from edge.errors import EngineError, UsageError
 from edge.memory import Need, settle
-from edge.sizes import cache_item, sizes, stored
+from edge.sizes import cache_item, sizes
 from edge.smaller import too_little
 from edge.types import CacheKind
 
@@ -156,7 +156,7 @@ def needed(manifest: Manifest, choices: Sequence[Choice], engines: Sequence[Engi
     infos = {engine.name: engine for engine in engines}
     vision = decoder = 0
     for part, engine in ((choice.part, infos[choice.engine]) for choice in choices):
-        held = round(stored(part) * engine.resident.get(part.scheme, engine.resident.get("", 1.0)))
+        held = round(part.size * engine.resident.get(part.scheme, engine.resident.get("", 1.0)))
         if "decoder" not in part.covers:
             vision += held
             continue

@@ -154,7 +154,7 @@ def _model(spec: VLMSpec) -> dict[str, str]:
 def _parts(parts: Iterable[Part]) -> Table:
     table = _table("Part", "Format", "Scheme", "Size", "Measured", right=("Size",))
     for part in parts:
-        total = size(sum(file.bytes for file in part.files))
+        total = size(part.size)
         scheme = "\n".join((part.scheme, *part.tensor_types))
         table.add_row("+".join(part.covers), part.format, scheme, total, "\n".join(_errors(part.error)))
     return table

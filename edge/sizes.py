@@ -48,7 +48,7 @@ def sizes(manifest: Manifest, parts: Iterable[Part]) -> Sizes:
     head = spec.vocab * spec.hidden
     vision = decoder = 0.0
     for part in parts:
-        weights = stored(part) / bytes_per_weight(part.format, part.scheme)
+        weights = part.size / bytes_per_weight(part.format, part.scheme)
         if "decoder" in part.covers:
             decoder = max(0.0, weights - 2 * head)
         else:
@@ -58,17 +58,12 @@ def sizes(manifest: Manifest, parts: Iterable[Part]) -> Sizes:
     return Sizes(round(vision), (4 if merged else 1) * tokens, tokens, round(decoder), head, spec)
 
 
-def stored(part: Part) -> int:
-    """Bytes of a part's files, or what of them is its own."""
-    return sum(file.bytes for file in part.files) if part.bytes is None else part.bytes
-
-
 def bytes_per_token(part: Part, sizes: Sizes) -> float:
     """What decoding one token reads of the decoder's weights: all of them but the embedding table, of which one row is
     looked up; keys and values not counted. A table that lies within another file is taken to be stored as the rest is,
     and not to be the head as well."""
     beside = sum(file.bytes for file in part.files if file.path.endswith((TABLE, SCALES)))
-    return stored(part) - (beside or bytes_per_weight(part.format, part.scheme) * sizes.head)
+    return part.size - (beside or bytes_per_weight(part.format, part.scheme) * sizes.head)
 
 
 def bytes_per_weight(format: str, scheme: str) -> float:

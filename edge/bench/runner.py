@@ -153,7 +153,7 @@ def _facts(request: Request, bundle: Bundle, here: DeviceProfile) -> Row:
         "device": here.name,
         "model_filename": request.bundle,
         "model_type": f"{manifest.name} {'+'.join(part.scheme for part in manifest.parts)}",
-        "model_size": sum(file.bytes for part in manifest.parts for file in part.files),
+        "model_size": sum(part.size for part in manifest.parts),
         "recipe": manifest.recipe,
         "test_time": _now(),
         **cache,

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from edge import bundle as bundles
 from edge import staging
-from edge.bundle import Bundle, Manifest
+from edge.bundle import Bundle, File, Manifest, Part
 from edge.errors import BundleError, EdgeError, UsageError
 
 MakeBundle = Callable[..., Bundle]
@@ -491,3 +491,9 @@ def test_a_bundle_without_a_manifest_is_a_bug_of_the_writer(tmp_path: Path) -> N
     with pytest.raises(AssertionError, match="without a manifest"), staging.create(tmp_path / "bundle"):
         pass
     assert neighbours(tmp_path) == []
+
+
+def test_a_part_is_as_large_as_its_files_or_as_what_of_them_is_its_own() -> None:
+    file = File("model.pte", 100, "0" * 64)
+    part = Part(("decoder",), "executorch", "8da4w", (file,), (), ())
+    assert (part.size, dataclasses.replace(part, bytes=70).size) == (100, 70)
