@@ -29,6 +29,7 @@ def place(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("device")
     os.symlink(exports.bundle(schemes=("fp32",)), folder / "OUT")
     os.symlink(exports.checkpoint(), folder / "CKPT")
+    os.symlink(exports.calibration, folder / "MY_QUESTIONS")
     for file in exports.bundle(format="gguf").glob("*.gguf"):
         os.symlink(file, folder / ("MMPROJ.gguf" if file.name.startswith("mmproj") else "MODEL.gguf"))
     results.write(folder / "results.json", run())

@@ -259,9 +259,9 @@ def interrupt_main(line: str) -> None:
 
 
 def test_an_interrupt_ends_it_there_and_keeps_what_it_had(bundle: Bundle, machine: Machine, tmp_path: Path) -> None:
-    quick = Machine(tmp_path / "quick")
-    quick.edge("echo '{\"partial\": false}'")
-    machine.edge(PATIENT.format(root=machine.root))
+    quick, told = Machine(tmp_path / "quick"), tmp_path / "told"
+    quick.edge(f"echo '{{\"partial\": false}}'; touch {told}")
+    machine.edge(f"while [ ! -e {told} ]; do sleep 0.05; done\n" + PATIENT.format(root=machine.root))
     links = [Folder("slow", machine), Folder("quick", quick)]
     done = bench_on(links, Job(bundle), lambda *a: None, interrupt_main)
     assert isinstance(done.interrupted, KeyboardInterrupt)
