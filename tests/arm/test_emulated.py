@@ -31,7 +31,8 @@ RECIPES = {  # of the bundles that are run
 }
 # Tests that start processes which start others take longer here than all others together.
 STARTING = ("subprocess", "from remotes import", "runner.bench(")
-LEGACY = REPOSITORY / "tests" / "engine" / "test_tflite_runtime.py"  # an engine that is not installed there
+# Of engines that are not installed there.
+ABSENT = [REPOSITORY / "tests" / "engine" / f"test_{name}.py" for name in ("tflite_runtime", "executorch_runtime")]
 MANY = {"unit": 1000, "engine": 100}  # tests that a tier has at least
 
 each_cpu = pytest.mark.parametrize("cpu", CPUS)
@@ -79,7 +80,7 @@ def _unit(guest: Guest) -> Any:
     return guest.tests("unit", starting)
 
 
-TIERS: dict[str, Job] = {"unit": _unit, "engine": lambda guest: guest.tests("engine", [LEGACY])}
+TIERS: dict[str, Job] = {"unit": _unit, "engine": lambda guest: guest.tests("engine", ABSENT)}
 
 
 def said(jobs: Jobs, cpu: str, job: str) -> Any:
@@ -142,6 +143,7 @@ def test_doctor_names_the_kernels(jobs: Jobs, cpu: str, job: str) -> None:
     plain = cpu == "cortex-a72"
     assert engines == {
         "coreml": None,
+        "executorch": None,
         "litert": "unknown",
         "llamacpp": "neon" if plain else "neon dotprod fp16",
         "onnxruntime": "neon" if plain else "neon dotprod",
