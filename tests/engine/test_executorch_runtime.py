@@ -1,4 +1,4 @@
-"""The binding to ExecuTorch on programs written here; and files that it must not see."""
+"""Both bindings to ExecuTorch on programs written here; and files that they must not see."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import edge_executorch
 import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from executorch.extension.pybindings import _portable_lib as bindings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,12 +25,24 @@ from edge.types import Array, OpenOptions, PartFiles, TensorSpec, Tokens
 from exporters.executorch_program import lower
 from exporters.executorch_program.lower import Method
 from exporters.executorch_program.methods import TokenEmbedding
-from runtimes import executorch as engine
 
 OPTIONS = OpenOptions(threads=1)
+TELLS = {  # of each engine: how many threads there are, and where it learns what is registered
+    "executorch": (
+        bindings._threadpool_get_thread_count,
+        (bindings, "_get_operator_names", "_get_registered_backend_names"),
+    ),
+    "executorch_native": (edge_executorch.threads, (edge_executorch, "operators", "backends")),
+}
 HIDDEN, VOCAB, CONTEXT = 4, 10, 8
 SPEC = DecoderSpec(1, 1, 1, 4, HIDDEN, VOCAB, CONTEXT, 10000.0)
 TABLE = torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(params=TELLS)
+def engine(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 class Doubled(torch.nn.Module):
@@ -71,8 +85,8 @@ def x(seed: int = 0) -> Array:
     return found
 
 
-def test_a_graph_runs_and_keeps_nothing(graph: PartFiles) -> None:
-    opened = open_part(graph, "executorch", OPTIONS)
+def test_a_graph_runs_and_keeps_nothing(engine: str, graph: PartFiles) -> None:
+    opened = open_part(graph, engine, OPTIONS)
     first = opened.run({"pixel_values": x(1)})["image_embeds"]  # type: ignore[union-attr]
     into = {"image_embeds": np.empty((1, 3, 2, 2), np.float32)}
     second = opened.run({"pixel_values": x(2)}, into)["image_embeds"]  # type: ignore[union-attr]
@@ -89,8 +103,8 @@ def test_a_graph_runs_and_keeps_nothing(graph: PartFiles) -> None:
         ({"pixel_values": x().astype(np.float64)}, "pixel_values is float64"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(graph: PartFiles, feeds: dict[str, Array], said: str) -> None:
-    opened = open_part(graph, "executorch", OPTIONS)
+def test_arrays_that_do_not_fit_are_refused(engine: str, graph: PartFiles, feeds: dict[str, Array], said: str) -> None:
+    opened = open_part(graph, engine, OPTIONS)
     with pytest.raises(EngineError, match=said):
         opened.run(feeds)  # type: ignore[union-attr]
     transposed = x().transpose(0, 1, 3, 2)
@@ -98,8 +112,8 @@ def test_arrays_that_do_not_fit_are_refused(graph: PartFiles, feeds: dict[str, A
     np.testing.assert_array_equal(found, 2 * transposed)
 
 
-def test_a_decoder_looks_tokens_up_and_counts(decoder: PartFiles) -> None:
-    opened = open_part(decoder, "executorch", OPTIONS)
+def test_a_decoder_looks_tokens_up_and_counts(engine: str, decoder: PartFiles) -> None:
+    opened = open_part(decoder, engine, OPTIONS)
     logits = opened.extend([Tokens((1, 2)), Tokens(()), Tokens((7,))])  # type: ignore[union-attr]
     np.testing.assert_array_equal(logits[:HIDDEN], TABLE[7].numpy())
     logits = opened.extend([Tokens((9,))])  # type: ignore[union-attr]
@@ -112,55 +126,55 @@ def test_a_decoder_looks_tokens_up_and_counts(decoder: PartFiles) -> None:
 
 
 @pytest.mark.parametrize("ids", [(VOCAB,), (0, -1), (1, 1 << 40)])
-def test_a_token_outside_the_table_is_refused(decoder: PartFiles, ids: tuple[int, ...]) -> None:
+def test_a_token_outside_the_table_is_refused(engine: str, decoder: PartFiles, ids: tuple[int, ...]) -> None:
     with pytest.raises(EngineError, match="a token id is outside the vocabulary of 10"):
-        open_part(decoder, "executorch", OPTIONS).extend([Tokens(ids)])  # type: ignore[union-attr]
+        open_part(decoder, engine, OPTIONS).extend([Tokens(ids)])  # type: ignore[union-attr]
 
 
-def test_threads_are_as_asked_for(graph: PartFiles) -> None:
+def test_threads_are_as_asked_for(engine: str, graph: PartFiles) -> None:
     for threads in (2, 1):
-        open_part(graph, "executorch", OpenOptions(threads=threads))
-        assert engine.bindings._threadpool_get_thread_count() == threads
+        open_part(graph, engine, OpenOptions(threads=threads))
+        assert TELLS[engine][0]() == threads
 
 
-def test_nothing_is_said_on_stderr(graph: PartFiles) -> None:
+def test_nothing_is_said_on_stderr(engine: str, graph: PartFiles) -> None:
     code = (
         "from pathlib import Path; from edge.types import OpenOptions, PartFiles, TensorSpec as T; import numpy\n"
-        "from runtimes import executorch\n"
+        f"from runtimes import {engine} as engine\n"
         "ports = [(T(n, 'float32', (1, 3, 2, 2)),) for n in ('pixel_values', 'image_embeds')]\n"
         f"part = PartFiles('executorch', 'fp32', ('vision',), (Path({str(graph.files[0])!r}),), *ports)\n"
-        "graph = executorch.open(part, OpenOptions(threads=1))\n"
+        "graph = engine.open(part, OpenOptions(threads=1))\n"
         "graph.run({'pixel_values': numpy.zeros((1, 3, 2, 2), numpy.float32)})"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_file_that_is_cut_is_refused(decoder: PartFiles, tmp_path: Path) -> None:
+def test_a_file_that_is_cut_is_refused(engine: str, decoder: PartFiles, tmp_path: Path) -> None:
     content = decoder.files[0].read_bytes()
     for share in (0, 0.001, 0.1, 0.5, 0.9, 0.999):
         with pytest.raises(BundleError, match=r"damaged\.pte"):
-            open_part(damaged(decoder, tmp_path, content[: int(share * len(content))]), "executorch", OPTIONS)
+            open_part(damaged(decoder, tmp_path, content[: int(share * len(content))]), engine, OPTIONS)
 
 
-def test_a_file_of_another_version_is_refused(graph: PartFiles, tmp_path: Path) -> None:
+def test_a_file_of_another_version_is_refused(engine: str, graph: PartFiles, tmp_path: Path) -> None:
     content = graph.files[0].read_bytes()
     with pytest.raises(BundleError, match="expected b'ET12' after the first four bytes"):
-        open_part(damaged(graph, tmp_path, content[:4] + b"ET13" + content[8:]), "executorch", OPTIONS)
+        open_part(damaged(graph, tmp_path, content[:4] + b"ET13" + content[8:]), engine, OPTIONS)
 
 
-def test_a_missing_kernel_is_named(tmp_path: Path, graph: PartFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = engine.bindings._get_operator_names()
-    monkeypatch.setattr(engine.bindings, "_get_registered_backend_names", lambda: ["QnnBackend"])
-    with pytest.raises(EngineError, match=r"vision_encoder of vision\.pte needs XnnpackBackend, which executorch"):
-        open_part(graph, "executorch", OPTIONS)
+def test_a_missing_kernel_is_named(
+    engine: str, graph: PartFiles, decoder: PartFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, operators, backends = TELLS[engine][1]
+    known = getattr(library, operators)()
+    monkeypatch.setattr(library, backends, lambda: ["QnnBackend"])
+    with pytest.raises(EngineError, match=r"vision_encoder of vision\.pte needs XnnpackBackend, which .*executorch"):
+        open_part(graph, engine, OPTIONS)
     monkeypatch.undo()
-    monkeypatch.setattr(engine.bindings, "_get_operator_names", lambda: [n for n in known if "embedding" not in n])
-    path = tmp_path / "decoder.pte"
-    ids = Method(TokenEmbedding(TABLE, None), (torch.zeros(1, 3, dtype=torch.int64),))
-    lower.write(path, {"token_embedding": ids}, {}, lambda done: None)
-    with pytest.raises(EngineError, match=r"needs aten::embedding\.out, which executorch"):
-        engine._require_parts(pte.read(path), ("token_embedding",))
+    monkeypatch.setattr(library, operators, lambda: [name for name in known if "embedding" not in name])
+    with pytest.raises(EngineError, match=r"token_embedding of decoder\.pte needs aten::embedding\.out, which "):
+        open_part(decoder, engine, OPTIONS)
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -3,8 +3,8 @@
     program = Program("model.pte", ["forward"], threads=2)
     (made,) = program.run("forward", array)
 
-The libraries beside this file are ExecuTorch's own, from its wheel; `libedge_executorch` is the C interface to them, and
-has the two operators of its language models that they lack, for float32.
+The libraries beside this file are ExecuTorch's own, from its wheel; `libedge_executorch` is the C interface to them,
+and has the two operators of its language models that they lack, for float32.
 """
 
 from __future__ import annotations
@@ -28,7 +28,17 @@ __version__ = metadata.version("edge-vlm-executorch")
 _NO_MEMORY = 2
 _RANK = 16
 # ScalarType of ExecuTorch's -> dtype
-_KINDS = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 11: "bool"}
+_KINDS = {
+    0: "uint8",
+    1: "int8",
+    2: "int16",
+    3: "int32",
+    4: "int64",
+    5: "float16",
+    6: "float32",
+    7: "float64",
+    11: "bool",
+}
 _NUMBERS = {name: kind for kind, name in _KINDS.items()}
 
 
