@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
+from executorch.exir.schema import Tensor
 from executorch.extension.pybindings import _portable_lib as bindings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -175,6 +179,70 @@ def test_a_missing_kernel_is_named(
     monkeypatch.setattr(library, operators, lambda: [name for name in known if "embedding" not in name])
     with pytest.raises(EngineError, match=r"token_embedding of decoder\.pte needs aten::embedding\.out, which "):
         open_part(decoder, engine, OPTIONS)
+
+
+DAMAGE = """
+import contextlib, pickle, sys
+from pathlib import Path
+import numpy
+from hypothesis import given, settings, strategies as st
+from edge.engines import open_part
+from edge.errors import EdgeError
+from edge.types import OpenOptions, Tokens
+engine, part = sys.argv[1], pickle.loads(bytes.fromhex(sys.argv[2]))
+content = part.files[0].read_bytes()
+head = int.from_bytes(content[16:24], "little")
+damaged = Path("damaged.pte")
+
+@settings(deadline=None, max_examples=200, database=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, head - 1), st.integers(0, 255)), min_size=1, max_size=5))
+def opened(changes):
+    changed = bytearray(content)
+    for at, value in changes:
+        changed[at] = value
+    damaged.unlink(missing_ok=True)  # the one before is mapped
+    damaged.write_bytes(changed)
+    with contextlib.suppress(EdgeError):
+        found = open_part(part, engine, OpenOptions(threads=1))
+        if part.decoder:
+            found.extend([Tokens((1, 2, 3))])
+        else:
+            found.run({spec.name: numpy.zeros(spec.shape, spec.dtype) for spec in part.inputs})
+
+part = type(part)(**{**vars(part), "files": (damaged,)})
+opened()
+"""
+
+
+@pytest.mark.parametrize("half", ["graph", "decoder"])
+def test_a_head_with_any_bytes_ends_no_process(half: str, graph: PartFiles, decoder: PartFiles, tmp_path: Path) -> None:
+    """What our reader lets through, native code runs or refuses."""
+    part = pickle.dumps(graph if half == "graph" else decoder).hex()
+    arguments = [sys.executable, "-c", DAMAGE, "executorch_native", part]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("change", ["operator", "argument", "buffer"])
+def test_what_an_instruction_refers_to_is_bounded(
+    engine: str, change: str, graph: PartFiles, decoder: PartFiles, tmp_path: Path
+) -> None:
+    """The library takes these numbers as they are, and goes where they point."""
+    said = {"operator": "an instruction refers to that is not there", "buffer": "a tensor that is nowhere"}
+    file = deserialize_pte_binary(decoder.files[0].read_bytes())
+    plan = next(plan for plan in file.program.execution_plan if plan.name == "token_embedding")
+    call = plan.chains[0].instructions[0].instr_args
+    if change == "operator":
+        call.op_index = 7
+    elif change == "argument":
+        call.args[0] = len(plan.values)
+    else:
+        table = next(v.val for v in plan.values if isinstance(v.val, Tensor) and v.val.data_buffer_idx)
+        table.data_buffer_idx = 0
+    content = bytes(serialize_pte_binary(file, extract_delegate_segments=True))
+    with pytest.raises(BundleError, match=said.get(change, said["operator"])):
+        open_part(damaged(decoder, tmp_path, content), engine, OPTIONS)
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
