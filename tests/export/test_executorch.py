@@ -267,6 +267,7 @@ OPENED = {  # path -> what runs a method of all of them, loaded from one program
 from executorch.extension.pybindings import _portable_lib as bindings
 from runtimes import executorch as engine
 engine._load_kernels()
+bindings._unsafe_reset_threadpool(1)
 
 def opened(path, names):
     program = bindings._load_program(path)
