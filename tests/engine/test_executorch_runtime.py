@@ -245,6 +245,33 @@ def test_what_an_instruction_refers_to_is_bounded(
         open_part(damaged(decoder, tmp_path, content), engine, OPTIONS)
 
 
+ENDED = """
+import sys, numpy
+from edge_executorch import Failure, Program
+program = Program(sys.argv[1], ["token_embedding"], 1)
+print(program.run("token_embedding", numpy.array([[0, 9]]))[0][0, :, 0])
+for ids in ([[0, 10]], [[0, 9]]):
+    try:
+        program.run("token_embedding", numpy.array(ids))
+    except Failure as failure:
+        print(failure)
+"""
+
+
+def test_what_would_end_the_process_is_an_error(tmp_path: Path) -> None:
+    """The library's kernel of quantised tables does so; nothing can be computed with it afterwards."""
+    table = torch.arange(VOCAB * HIDDEN).view(VOCAB, HIDDEN).to(torch.int8)
+    ids = Method(TokenEmbedding(table, torch.ones(VOCAB, 1)), (torch.zeros(1, 3, dtype=torch.int64),), CONTEXT)
+    lower.write(tmp_path / "table.pte", {"token_embedding": ids}, {}, lambda done: None)
+    arguments = [sys.executable, "-c", ENDED, str(tmp_path / "table.pte")]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows, failed, after = done.stdout.splitlines()
+    assert rows == "[ 0. 36.]"
+    assert "index 10 must be in range [0, 10)" in failed
+    assert after == "it failed in a way that it does not recover from; only a new process can use it"
+
+
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_head_with_any_bytes_is_read_or_refused(decoder: PartFiles, tmp_path: Path, data: st.DataObject) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -60,17 +61,17 @@ class Program:
 
     def __init__(self, path: os.PathLike[str] | str, methods: Sequence[str], threads: int) -> None:
         """Raises Failure, and MemoryError."""
-        self._handle: ctypes.c_void_p | None = None
         self._methods = {name: number for number, name in enumerate(methods)}
         names = (ctypes.c_char_p * len(methods))(*(name.encode() for name in methods))
-        handle = ctypes.c_void_p()
+        self._handle = ctypes.c_void_p()
+        opened = os.fsencode(path), names, len(methods), threads, ctypes.byref(self._handle)
         with _calling() as library:
-            _check(library.edge_executorch_open(os.fsencode(path), names, len(methods), threads, ctypes.byref(handle)))
-        self._handle = handle
+            _check(library.edge_executorch_open(*opened))
+        self._finalize = weakref.finalize(self, _close, self._handle)
 
     def run(self, method: str, *arrays: NDArray[Any], results: int = 1) -> list[NDArray[Any]]:
         """The results, copied. Raises Failure where an array does not fit or the method fails, and MemoryError."""
-        if self._handle is None:
+        if not self._finalize.alive:
             raise Failure("the program is closed")
         plain = [np.ascontiguousarray(array) for array in arrays]
         given = (_Array * len(plain))(*map(_described, plain))
@@ -81,13 +82,8 @@ class Program:
             return [_copied(one) for one in made]
 
     def close(self) -> None:
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            with _calling() as library:
-                library.edge_executorch_close(handle)
-
-    def __del__(self) -> None:
-        self.close()
+        """Let its memory go; so does the end of the program's life."""
+        self._finalize()
 
 
 def operators() -> frozenset[str]:
@@ -104,6 +100,11 @@ def threads() -> int:
     """How many the last program that was opened or run takes."""
     with _calling() as library:
         return int(library.edge_executorch_threads())
+
+
+def _close(handle: ctypes.c_void_p) -> None:
+    with _calling() as library:
+        library.edge_executorch_close(handle)
 
 
 def _registered(kind: int) -> frozenset[str]:
