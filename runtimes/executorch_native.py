@@ -20,7 +20,7 @@ from edge.types import Array, OpenOptions, PartFiles
 FORMATS = ("executorch",)
 PACKAGE = "edge-vlm-executorch"
 INSTALL = "make wheel-executorch (for ARM: make wheel-arm), and pip install the wheel that it names"
-RESIDENT = {"": 1.0}
+RESIDENT = {"": 0.95}
 SYSTEMS = ("linux",)
 ELSEWHERE = "its libraries are built for Linux; the engine executorch runs here"
 
