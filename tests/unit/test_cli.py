@@ -753,7 +753,7 @@ def test_bench_compares_with_what_was_kept(measured: Measured, capsys: Capture, 
     results.write(kept, bench_rows(0.8))
     assert call("bench", "bundle", "--compare", str(kept)) == 1
     shown = capsys.readouterr().err
-    assert f"error: slower than {kept}: tiny w8a8+q4_0" in shown and "tg64: 20.0% SLOWER" in shown
+    assert f"error: worse than {kept}: tiny w8a8+q4_0" in shown and "tg64: 20.0% SLOWER" in shown
     assert call("bench", "bundle", "--compare", str(kept), "--max-slower", "30") == 0
     assert "tg64: 20.0% slower" in capsys.readouterr().err
     kept.write_text("[")
