@@ -97,6 +97,13 @@ def detect() -> DeviceProfile:
     the device that it calls itself. Measures nothing."""
     here = machine.inspect()
     like = recognise(here.name)
+    read = {
+        "usable_memory": Figure(round(here.memory_bytes / 2**30, 1), "GiB", "free now", False),
+        "cores": Figure(here.cores, "", "physical ones that this process may use", False),
+        "isa": Figure(list(here.isa), "", "what the system tells of its processor", False),
+    }
+    # What a profile of no machine in particular guesses says nothing of this one.
+    known = like.figures if like.match else {}
     return replace(
         like,
         id=THIS,
@@ -105,6 +112,7 @@ def detect() -> DeviceProfile:
         threads=here.cores,
         isa=here.isa,
         estimates=(),
+        figures={**known, **{name: (figure,) for name, figure in read.items()}},
         recognised=like.id,
     )
 

@@ -127,7 +127,12 @@ def test_a_board_is_recognised_by_its_device_tree(root: Path, monkeypatch: pytes
     here = detect()
     assert (here.id, here.recognised, here.name) == ("this", "rpi5", "Raspberry Pi 5 Model B Rev 1.0")
     assert (here.memory_bytes, here.threads, here.isa) == (4096 * 1024, 4, ("neon", "dotprod", "fp16"))
-    assert (here.engines, here.figures) == (profile("rpi5").engines, profile("rpi5").figures)
+    read = {name: here.figures[name][0].value for name in ("usable_memory", "cores", "isa")}
+    assert read == {"usable_memory": 0.0, "cores": 4, "isa": ["neon", "dotprod", "fp16"]}
+    assert (here.engines, here.figures) == (
+        profile("rpi5").engines,
+        {**profile("rpi5").figures, **{n: here.figures[n] for n in read}},
+    )
     assert devices.measured(here) is here, "what is known is not measured"
 
 
@@ -176,6 +181,7 @@ def test_an_unknown_machine_is_measured(
     monkeypatch.setattr(sys, "platform", "linux")
     here = profile("this")
     assert (here.recognised, asked) == ("linux-x86", []), "looking at it measures nothing"
+    assert set(here.figures) == {"usable_memory", "cores", "isa"}, "nothing of it is a guess"
     found = devices.measured(here)
     assert asked == [(2, 8 << 30)]
     names = ("bandwidth_measured", "bandwidth_reached", "fp32", "int8")
