@@ -24,7 +24,7 @@ REACHES = {"decode": 0.7}
 KERNELS = "a probe: how its 8-bit products round and saturate"
 PRODUCTS = "its own, of each kind of weights"
 _ROWS = 32  # of a block of 4-bit weights
-_WIDTH, _COLUMNS, _POSITIONS = 2048, 1 << 16, 192  # 75 MB of 4-bit weights: more than caches hold
+_WIDTH, _COLUMNS, _POSITIONS = 2048, 1 << 16, 96  # 75 MB of 4-bit weights: more than caches hold
 
 _WARNING, _FATAL = 2, 4
 _DTYPES = {

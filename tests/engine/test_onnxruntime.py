@@ -498,6 +498,6 @@ def test_products_count_what_they_read_and_do(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(onnxruntime, "_WIDTH", 64)
     found = onnxruntime.products(1, 16 * 64 * 128)
     assert found.decoding == 128 * 64 / 2 + 128 * 64 / 32 * 4, "half a byte for each weight, and a scale for each block"
-    assert found.int8 == found.fp32 == 2 * 192 * 64 * 64
-    square = [((192, 64), "int32", 64.0), ((192, 64), "float32", 64.0)]
+    assert found.int8 == found.fp32 == 2 * 96 * 64 * 64
+    square = [((96, 64), "int32", 64.0), ((96, 64), "float32", 64.0)]
     assert shapes == [*square, ((1, 128), "float32", 64.0), *square], "other load may pass by"
