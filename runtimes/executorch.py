@@ -24,6 +24,7 @@ from edge.types import Array, OpenOptions, PartFiles
 FORMATS = ("executorch",)
 PACKAGE = "executorch"
 RESIDENT = {"": 1.2}
+REACHES = {"prefill": 0.35, "decode": 0.85}
 
 _KERNELS = ("kernels/quantized/*quantized_ops_aot_lib.*", "extension/llm/custom_ops/*custom_ops_aot_lib.*")
 _THEIRS = re.compile(rb"\[\w+\.(?:cpp|h|cc):\d+\] ")
