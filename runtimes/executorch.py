@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import weakref
 from collections.abc import Sequence
 from importlib import metadata
 from importlib.util import find_spec
@@ -50,15 +51,14 @@ class _Methods:
         with _ONE_AT_A_TIME, self._heard:
             _load_kernels()
             _require_parts(program, names)
-            threads = options.threads or machine.inspect().cores
-            if bindings._threadpool_get_thread_count() != threads:
-                bindings._unsafe_reset_threadpool(threads)  # unsafe while something runs
+            _use(options.threads or machine.inspect().cores)
             try:
                 check = bindings.Verification.InternalConsistency
                 self._program = bindings._load_program(str(program.path), program_verification=check)
                 self._methods = {name: self._program.load_method(name) for name in names}
             except Exception as error:  # its errors share no base class
                 raise self._refused("cannot open", error) from error
+            _OPEN.add(self)
 
     def run(self, name: str, *arrays: Array) -> Array:
         """The one result. Raises EngineError."""
@@ -77,6 +77,18 @@ class _Methods:
         return methods.refused(what, self._file, why)
 
 
+def _use(threads: int) -> None:
+    """Raises EngineError where a program is open that was made for another number: it would go on to use that pool."""
+    held = bindings._threadpool_get_thread_count()
+    if held != threads and len(_OPEN):
+        raise EngineError(
+            f"ExecuTorch has a program open with {held} threads, and cannot open another with {threads}",
+            hint=f"close the other one first, or open this one with threads={held}",
+        )
+    if held != threads:
+        bindings._unsafe_reset_threadpool(threads)
+
+
 def _require_parts(program: Program, names: Sequence[str]) -> None:
     kernels, backends = bindings._get_operator_names(), bindings._get_registered_backend_names()
     install = f"pip install --force-reinstall {PACKAGE}"
@@ -93,3 +105,4 @@ def _load_kernels() -> None:
 
 
 _ONE_AT_A_TIME: Any = threading.Lock()  # the bindings share one pool of threads
+_OPEN: weakref.WeakSet[_Methods] = weakref.WeakSet()

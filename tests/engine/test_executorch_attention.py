@@ -168,5 +168,6 @@ def test_a_file_or_a_method_that_is_not_there_is_an_error(tmp_path: Path) -> Non
         Program(tmp_path / "empty.pte", ["attention"], 1)
     with pytest.raises(Failure, match="forward"):
         Program(FOLDER / "one.pte", ["forward"], 1)
-    with pytest.raises(Failure, match="0 threads"):
-        Program(FOLDER / "one.pte", ["attention"], 0)
+    for threads in (0, -1, 1025, (1 << 31) - 1):
+        with pytest.raises(Failure, match=f"{threads} threads: it takes 1 to 1024"):
+            Program(FOLDER / "one.pte", ["attention"], threads)

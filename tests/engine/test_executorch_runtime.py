@@ -141,6 +141,25 @@ def test_threads_are_as_asked_for(engine: str, graph: PartFiles) -> None:
         assert TELLS[engine][0]() == threads
 
 
+def test_another_number_of_threads_waits_for_the_bindings(graph: PartFiles) -> None:
+    """Else what is open computes with a pool that is gone, and the process ends."""
+    opened = open_part(graph, "executorch", OPTIONS)
+    with pytest.raises(EngineError, match="has a program open with 1 threads, and cannot open another with 2"):
+        open_part(graph, "executorch", OpenOptions(threads=2))
+    np.testing.assert_array_equal(opened.run({"pixel_values": x()})["image_embeds"], 2 * x())  # type: ignore[union-attr]
+    del opened
+    open_part(graph, "executorch", OpenOptions(threads=2))
+
+
+def test_programs_of_different_threads_live_side_by_side(graph: PartFiles, decoder: PartFiles) -> None:
+    one = open_part(graph, "executorch_native", OPTIONS)
+    two = open_part(decoder, "executorch_native", OpenOptions(threads=2))
+    for _ in range(3):
+        np.testing.assert_array_equal(one.run({"pixel_values": x()})["image_embeds"], 2 * x())  # type: ignore[union-attr]
+        two.rewind(0)  # type: ignore[union-attr]
+        np.testing.assert_array_equal(two.extend([Tokens((7,))])[:HIDDEN], TABLE[7].numpy())  # type: ignore[union-attr]
+
+
 def test_nothing_is_said_on_stderr(engine: str, graph: PartFiles) -> None:
     code = (
         "from pathlib import Path; from edge.types import OpenOptions, PartFiles, TensorSpec as T; import numpy\n"

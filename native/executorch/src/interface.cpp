@@ -19,6 +19,8 @@ namespace {
 
 enum Status : int32_t { kDone = 0, kRefused = 1, kNoMemory = 2, kSpoiled = 3 };
 
+constexpr int32_t kMostThreads = 1024; // the library divides by what it makes of more
+
 std::string reason;
 
 template <typename Body>
@@ -76,8 +78,8 @@ EXPORT int32_t edge_executorch_threads() {
 EXPORT int32_t edge_executorch_open(
     const char* path, const char* const* names, int32_t count, int32_t threads, Program** program) {
   return guarded([&] {
-    if (threads < 1 || count < 0) {
-      throw Refused{std::to_string(threads) + " threads for " + std::to_string(count) + " methods"};
+    if (threads < 1 || threads > kMostThreads) {
+      throw Refused{std::to_string(threads) + " threads: it takes 1 to " + std::to_string(kMostThreads)};
     }
     *program = new Program(path, names, count, threads);
   });
