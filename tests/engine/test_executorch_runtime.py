@@ -61,6 +61,23 @@ class LastRow(torch.nn.Module):
         return torch.cat([rows[:, -1:], rows[:, -1:], rows[:, -1:, :2]], dim=-1) + position.float()
 
 
+class Put(torch.nn.Module):
+    state: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("state", torch.zeros(1, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.state.add_(x)
+        return x * 2
+
+
+class Get(Put):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.state + x
+
+
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> PartFiles:
     path = tmp_path_factory.mktemp("graph") / "vision.pte"
@@ -149,6 +166,20 @@ def test_another_number_of_threads_waits_for_the_bindings(graph: PartFiles) -> N
     np.testing.assert_array_equal(opened.run({"pixel_values": x()})["image_embeds"], 2 * x())  # type: ignore[union-attr]
     del opened
     open_part(graph, "executorch", OpenOptions(threads=2))
+
+
+def test_methods_share_what_the_file_says_that_they_share(tmp_path: Path) -> None:
+    """And two programs of one file share nothing."""
+    one = (torch.zeros(1, 2),)
+    methods = {"put": Method(Put(), one), "get": Method(Get(), one), "other": Method(Doubled(), one)}
+    lower.write(tmp_path / "state.pte", methods, {}, lambda done: None)
+    first, second = (edge_executorch.Program(tmp_path / "state.pte", list(methods), 1) for _ in range(2))
+    value, nothing = np.array([[1, 10]], np.float32), np.zeros((1, 2), np.float32)
+    for count in (1, 2, 3):
+        first.run("put", value)
+        np.testing.assert_array_equal(first.run("other", value)[0], 2 * value)
+        np.testing.assert_array_equal(first.run("get", nothing)[0], count * value)
+    np.testing.assert_array_equal(second.run("get", value)[0], value)
 
 
 def test_programs_of_different_threads_live_side_by_side(graph: PartFiles, decoder: PartFiles) -> None:

@@ -81,8 +81,8 @@ Program::Program(const char* path, const char* const* names, size_t count, size_
 
 Program::~Program() = default;
 
-// What methods keep for each other is planned in the second memory of each, which is of one size then: so the exporter
-// says that they share it (`share_mutable_buffers`). All else is a method's own.
+// What methods keep for each other is planned in a second memory of each, which is of one size then: so the exporter
+// says that they share it (`share_mutable_buffers`). The first is a method's own.
 std::shared_ptr<Pages> Program::memory(int64_t size, size_t place) {
   if (size < 0 || size > kMost) {
     throw Refused{"a memory of " + std::to_string(size) + " bytes"};
@@ -90,13 +90,11 @@ std::shared_ptr<Pages> Program::memory(int64_t size, size_t place) {
   if (place == 0) {
     return std::make_shared<Pages>(size);
   }
-  for (const auto& pages : shared_) {
-    if (pages->size() == static_cast<size_t>(size)) {
-      return pages;
-    }
+  std::shared_ptr<Pages>& pages = shared_[{place, size}];
+  if (!pages) {
+    pages = std::make_shared<Pages>(size);
   }
-  shared_.push_back(std::make_shared<Pages>(size));
-  return shared_.back();
+  return pages;
 }
 
 std::unique_ptr<Program::Method> Program::load(const char* name) {

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <executorch/extension/data_loader/mmap_data_loader.h>
@@ -63,6 +65,6 @@ class Program {
   executorch::extension::MmapDataLoader loader_;
   executorch::runtime::Program program_;
   size_t threads_;
-  std::vector<std::shared_ptr<Pages>> shared_;
+  std::map<std::pair<size_t, int64_t>, std::shared_ptr<Pages>> shared_; // by which of a method's, and its size
   std::vector<std::unique_ptr<Method>> methods_;
 };
