@@ -70,14 +70,15 @@ class Program:
         self._finalize = weakref.finalize(self, _close, self._handle)
 
     def run(self, method: str, *arrays: NDArray[Any], results: int = 1) -> list[NDArray[Any]]:
-        """The results, copied. Raises Failure where an array does not fit or the method fails, and MemoryError."""
-        if not self._finalize.alive:
-            raise Failure("the program is closed")
+        """The results, copied. Raises Failure where an array does not fit or the method fails, KeyError where that was
+        not among those that were opened, and MemoryError."""
         plain = [np.ascontiguousarray(array) for array in arrays]
         given = (_Array * len(plain))(*map(_described, plain))
         made = (_Array * results)()
+        number = self._methods[method]
         with _calling() as library:
-            number = self._methods[method]
+            if not self._finalize.alive:
+                raise Failure("the program is closed")
             _check(library.edge_executorch_run(self._handle, number, given, len(plain), made, results))
             return [_copied(one) for one in made]
 
