@@ -77,6 +77,7 @@ def _info(folder: str, name: str) -> EngineInfo:
         item=facts.get("ITEM", 4),
         copies=facts.get("COPIES", 1),
         gpus=tuple(facts.get("GPUS", ())),
+        reaches=facts.get("REACHES", {}),
         narrows=facts.get("NARROWS", False),
     )
 

@@ -105,39 +105,48 @@ def times(
     seen: float | None = 0.0
     if seeing:
         work = roofline.see(sizes, seeing.part.scheme not in WIDE)
-        speed, use, where = speed_of(device, infos[seeing.engine])
-        seen = roofline.seconds(work, speed, use.vision, use)
-        rows.append(Prediction("vision", seen, "s", f"{_done(work, use.vision, use)} {_peaks(work, speed)}{where}"))
-    speed, use, where = speed_of(device, engine)
+        there = reach(device, infos[seeing.engine])
+        seen = roofline.seconds(work, there.speed, there.use.vision, there.use)
+        rows.append(Prediction("vision", seen, "s", _computed(work, there, there.use.vision)))
+    there = reach(device, engine)
     work = roofline.prefill(sizes, prompt, part.scheme not in WIDE, weights)
-    read = roofline.seconds(work, speed, use.prefill, use)
-    how = f"{prompt} positions: {_done(work, use.prefill, use)} {_peaks(work, speed)}{where}"
+    read = roofline.seconds(work, there.speed, there.use.prefill, there.use)
+    how = f"{prompt} positions: {_computed(work, there, there.use.prefill)}"
     rows.append(Prediction("prompt", read, "s", how))
     first = None if seen is None or read is None else seen + read
     rows.append(Prediction("first token", first, "s", "vision and prompt, all loaded"))
     work = roofline.step(sizes, prompt + ANSWER // 2, weights, item)
-    token = roofline.token_seconds(work, speed, use)
+    token = roofline.token_seconds(work, there.speed, there.use)
     moved = f"{_gb(work.bytes)} a token, {_gb(work.bytes - weights)} of it keys and values"
-    how = f"{moved}; at {use.decode:.0%} of {_rate(speed.bandwidth)} ({_bandwidth(device, use)[1]}){where}"
+    how = f"{moved}; at {there.use.decode:.0%} of {_rate(there.speed.bandwidth)} ({there.bandwidth}){there.where}"
     rows.append(Prediction("decode", None if token is None else 1 / token, "tokens/s", how))
     return tuple(rows)
 
 
-def speed_of(device: DeviceProfile, engine: EngineInfo) -> tuple[Speed, Utilisation, str]:
-    """Of what computes for an engine on a device, what its kernels reach of that, and where it is in words."""
+@dataclass(frozen=True)
+class Reach:
+    """What computes for an engine on a device, how fast that is, and what the engine's kernels reach of it."""
+
+    speed: Speed
+    use: Utilisation
+    bandwidth: str  # how that is known
+    where: str = ""
+
+
+def reach(device: DeviceProfile, engine: EngineInfo) -> Reach:
     graphics = device.known("gpu_fp16")
     if device.kind in engine.gpus and graphics:
         peak = 1e12 * graphics.value
-        return Speed(_bandwidth(device, GRAPHICS)[0], peak, peak), GRAPHICS, ", on the graphics processor"
+        bandwidth, how = _bandwidth(device, GRAPHICS)
+        return Reach(Speed(bandwidth, peak, peak), GRAPHICS, how, ", on the graphics processor")
     int8, fp32 = (device.known(name) for name in ("int8", "fp32"))
-    speed = Speed(
-        _bandwidth(device, PROCESSOR)[0], 1e9 * int8.value if int8 else None, 1e9 * fp32.value if fp32 else None
-    )
-    return speed, PROCESSOR, ""
+    bandwidth, how = _bandwidth(device, PROCESSOR)
+    speed = Speed(bandwidth, 1e9 * int8.value if int8 else None, 1e9 * fp32.value if fp32 else None)
+    return Reach(speed, replace(PROCESSOR, **engine.reaches), how)
 
 
 def _bandwidth(device: DeviceProfile, use: Utilisation) -> tuple[float | None, str]:
-    """Bytes/s that reading reaches, and how that is known. What a published decoding moved tells most."""
+    """Bytes/s that reading reaches, and how that is known. What decoding moved there tells most."""
     reached, theoretical, measured = (
         device.known(f"bandwidth_{name}") for name in ("reached", "theoretical", "measured")
     )
@@ -146,17 +155,18 @@ def _bandwidth(device: DeviceProfile, use: Utilisation) -> tuple[float | None, s
     if device.kind == "jetson" and measured:  # what is published there is of the graphics processor
         return 1e9 * measured.value, "measured, of one core"
     if reached:
-        return 1e9 * reached.value / use.decode, "from published decoding"
+        how = "from published decoding" if reached.estimate else "measured, of a product with 4-bit weights"
+        return 1e9 * reached.value / use.decode, how
     if theoretical:
         return 1e9 * theoretical.value * READING, f"{READING:.0%} of the theoretical"
     return (1e9 * measured.value, "measured") if measured else (None, "not known")
 
 
-def _done(work: Work, share: float, use: Utilisation) -> str:
+def _computed(work: Work, there: Reach, share: float) -> str:
     linear, kind = (work.int8, "GOP int8") if work.int8 else (work.fp32, "GFLOP")
     return (
         f"{linear / 1e9:,.3g} {kind} at {share:.0%} and {work.attention / 1e9:,.2g} GFLOP of attention "
-        f"at {use.attention:.0%} of the peak"
+        f"at {there.use.attention:.0%} of the peak {_peaks(work, there.speed)}{there.where}"
     )
 
 

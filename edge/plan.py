@@ -32,6 +32,8 @@ class EngineInfo:
     item: int = 4  # bytes of a key's or value's number, where neither a graph's inputs nor `caches` tell
     copies: int = 1  # how often keys and values lie in memory, once they outgrew the first room for them
     gpus: tuple[str, ...] = ()  # classes of devices whose graphics processor its usual build computes on
+    # fields of edge.roofline.Utilisation -> what its kernels reach of a processor, where that is not what most do
+    reaches: Mapping[str, float] = field(default_factory=dict, hash=False)
     narrows: bool = False  # it can be held to fewer instruction sets than the processor has
 
     @property

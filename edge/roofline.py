@@ -28,10 +28,12 @@ class Utilisation:
 
 
 # Calibrated on one machine with today's kernels (`BENCHMARKS.md`); a Raspberry Pi 5's published figures agree.
-PROCESSOR = Utilisation(decode=0.75, prefill=0.24, vision=0.55, attention=0.55)
+PROCESSOR = Utilisation(decode=0.75, prefill=0.21, vision=0.6, attention=0.6)
 # llama.cpp on CUDA, as published for a Jetson AGX Orin; of fp16 throughput, and of the theoretical bandwidth.
 GRAPHICS = Utilisation(decode=0.33, prefill=0.04, vision=0.03, attention=0.04)
 READING = 0.75  # of a theoretical bandwidth that reading reaches
+PRODUCT = 0.8  # of a peak that one large product reaches
+CHAINED = 1.15  # of the speed of one row's product alone: threads stay awake in a token's many
 
 
 @dataclass(frozen=True)

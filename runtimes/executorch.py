@@ -26,6 +26,7 @@ from edge.types import Array, OpenOptions, PartFiles, Segment, TensorSpec, Token
 FORMATS = ("executorch",)
 PACKAGE = "executorch"
 RESIDENT = {"": 1.2}
+REACHES = {"prefill": 0.35, "decode": 0.85}
 
 VISION, EMBEDDING, DECODER = "vision_encoder", "token_embedding", "text_decoder"
 _KERNELS = ("kernels/quantized/*quantized_ops_aot_lib.*", "extension/llm/custom_ops/*custom_ops_aot_lib.*")

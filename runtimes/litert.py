@@ -31,6 +31,7 @@ from edge.types import Array, OpenOptions, PartFiles, TensorSpec
 
 FORMATS = ("tflite",)
 PACKAGE = "ai-edge-litert"
+REACHES = {"prefill": 0.4, "decode": 0.57}
 COPIES = 2  # of keys and values: as they move to a longer memory, the old one and what a long call gives
 
 VERSIONS = ((2, 3), (2, 4))  # of the library whose C API is used here: from, and before

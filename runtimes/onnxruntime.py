@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from edge.errors import EngineError
+from edge.onnx_model import CONTRIBUTED, Node, filled, model
+from edge.probe import Products, best, usual
 from edge.types import Array, OpenOptions, PartFiles, TensorSpec
 
 FORMATS = ("onnx",)
@@ -17,9 +20,11 @@ PACKAGE = "onnxruntime"
 # Bytes in memory for one in the file, by scheme; "": all others. Weights are put in another order for the processor,
 # those of 4 bits beside the file's own. Without that (session.disable_prepacking) a token takes seconds.
 RESIDENT = {"w8a8": 1.05, "": 1.35}
-_ROWS = 32
-_PROTO = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6}  # of TensorProto.DataType
+REACHES = {"decode": 0.7}
 KERNELS = "a probe: how its 8-bit products round and saturate"
+PRODUCTS = "its own, of each kind of weights"
+_ROWS = 32  # of a block of 4-bit weights
+_WIDTH, _COLUMNS, _POSITIONS = 2048, 1 << 16, 96  # 75 MB of 4-bit weights: more than caches hold
 
 _WARNING, _FATAL = 2, 4
 _DTYPES = {
@@ -47,57 +52,54 @@ def kernels() -> tuple[str, ...]:
     """
     if platform.machine().lower() in ("x86_64", "amd64"):
         ones = np.full((_ROWS, 1), 127, np.int8)
-        product = _multiplied("MatMulInteger", {}, np.full((1, _ROWS), 255, np.uint8), {"w": ones}, "int32")
+        node = Node("MatMulInteger", ("x", "w"), "y")
+        product = _multiplied(node, {"w": ones}, np.full((1, _ROWS), 255, np.uint8), "int32")
         return ("avx2", "vnni") if product == _ROWS * 255 * 127 else ("avx2",)
     small = np.full((1, _ROWS), 0.1, np.float32)  # beside 127, in 8 bits, nothing
     small[0, 0] = 127
     codes = np.full((1, 1, _ROWS // 2), 0x99, np.uint8)  # 9 is 1
     codes[0, 0, 0] = 0x98  # and 8 is 0, for the 127
-    settings = {"K": _ROWS, "N": 1, "bits": 4, "block_size": _ROWS, "accuracy_level": 4}
-    product = _multiplied("MatMulNBits", settings, small, {"w": codes, "s": np.ones(1, np.float32)}, "float32")
+    product = _multiplied(_four_bits(_ROWS, 1), {"w": codes, "scales": np.ones(1, np.float32)}, small, "float32")
     return ("neon", "dotprod") if product == 0 else ("neon",)
 
 
-def _multiplied(op: str, settings: Mapping[str, int], feed: Array, weights: Mapping[str, Array], gives: str) -> float:
-    """The one number that a graph of one node gives; written as `onnx.proto` numbers the fields."""
-    domain = "com.microsoft" if settings else ""
-    node = _text(1, "x") + b"".join(_text(1, name) for name in weights) + _text(2, "y") + _text(4, op)
-    for name, value in settings.items():
-        node += _field(5, _text(1, name) + _number(3, value) + _number(20, 2))
-    tensors = b"".join(
-        _field(
-            5,
-            b"".join(_number(1, size) for size in array.shape)
-            + _number(2, _PROTO[str(array.dtype)])
-            + _text(8, name)
-            + _field(9, array.tobytes()),
-        )
-        for name, array in weights.items()
-    )
-    ports = [(11, "x", feed.shape, str(feed.dtype)), (12, "y", (1, 1), gives)]
-    described = b"".join(
-        _field(
-            number,
-            _text(1, name)
-            + _field(
-                2,
-                _field(
-                    1, _number(1, _PROTO[dtype]) + _field(2, b"".join(_field(1, _number(1, size)) for size in shape))
-                ),
-            ),
-        )
-        for number, name, shape, dtype in ports
-    )
-    graph = _field(1, node + _text(7, domain)) + _text(2, "probe") + tensors + described
-    opsets = b"".join(
-        _field(8, _text(1, name) + _number(2, version)) for name, version in (("", 21), ("com.microsoft", 1))
-    )
-    session = ort.InferenceSession(
-        _number(1, 10) + _field(7, graph) + opsets,
-        _session_options(OpenOptions(threads=1)),
-        providers=["CPUExecutionProvider"],
-    )
+def products(threads: int, memory: int) -> Products:
+    columns = max(64, min(_COLUMNS, memory // 16 // _WIDTH))
+    codes, scales = (columns, _WIDTH // _ROWS, _ROWS // 2), (columns * _WIDTH // _ROWS,)
+    works = []
+    for op, takes, weight, gives in (("MatMulInteger", "uint8", "int8", "int32"), ("MatMul", *["float32"] * 3)):
+        x, y = (TensorSpec(name, dtype, (_POSITIONS, _WIDTH)) for name, dtype in (("x", takes), ("y", gives)))
+        works.append(_work(Node(op, ("x", "w"), "y"), [filled("w", (_WIDTH, _WIDTH), 1, weight)], x, y, threads))
+    before = list(map(best, works))
+    weights = [filled("w", codes, 0x99, "uint8"), filled("scales", scales, 1, "float32")]
+    x, y = TensorSpec("x", "float32", (1, _WIDTH)), TensorSpec("y", "float32", (1, columns))
+    token = usual(_work(_four_bits(_WIDTH, columns), weights, x, y, threads), memory)
+    seconds = map(min, before, map(best, works))  # another process may have had a core for a while
+    read, done = math.prod(codes) + 4 * math.prod(scales), 2.0 * _POSITIONS * _WIDTH**2
+    return Products(read / token, *(done / one for one in seconds))
+
+
+def _four_bits(rows: int, columns: int) -> Node:
+    settings = {"K": rows, "N": columns, "bits": 4, "block_size": _ROWS, "accuracy_level": 4}
+    return Node("MatMulNBits", ("x", "w", "scales"), "y", settings, CONTRIBUTED)
+
+
+def _multiplied(node: Node, weights: Mapping[str, Array], feed: Array, gives: str) -> float:
+    """The one number that a node gives."""
+    ports = TensorSpec("x", str(feed.dtype), feed.shape), TensorSpec("y", gives, (1, 1))
+    session = _session(model([node], weights, ports[:1], ports[1:]), OpenOptions(threads=1))
     return float(session.run(None, {"x": feed})[0][0, 0])
+
+
+def _work(
+    node: Node, weights: Sequence[tuple[Node, Mapping[str, Array]]], takes: TensorSpec, gives: TensorSpec, threads: int
+) -> Callable[[], object]:
+    """What computes a node once, of ones."""
+    tensors = {name: array for _, needed in weights for name, array in needed.items()}
+    written = model([*(made for made, _ in weights), node], tensors, [takes], [gives])
+    session = _session(written, OpenOptions(threads=threads))
+    feeds = {takes.name: np.ones([int(size) for size in takes.shape], takes.dtype)}
+    return lambda: session.run(None, feeds)
 
 
 def open(part: PartFiles, options: OpenOptions) -> OnnxGraph:
@@ -105,7 +107,7 @@ def open(part: PartFiles, options: OpenOptions) -> OnnxGraph:
     take and give what the part declares."""
     path = part.files[0]
     try:
-        session = ort.InferenceSession(str(path), _session_options(options), providers=["CPUExecutionProvider"])
+        session = _session(str(path), options)
     except Exception as error:  # its errors share no base class
         raise EngineError(f"onnxruntime cannot open {path.name}: {_first_line(error)}", hint=_verify(part)) from error
     graph = OnnxGraph(session)
@@ -183,7 +185,7 @@ class OnnxGraph:
         return {name: into[name] if name in into else values[index].numpy() for index, name in enumerate(self._outputs)}
 
 
-def _session_options(options: OpenOptions) -> Any:
+def _session(source: str | bytes, options: OpenOptions) -> Any:
     # Not session.set_denormal_as_zero: it changes the arithmetic of the calling thread, numpy's too.
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads  # 0: the physical cores
@@ -193,7 +195,7 @@ def _session_options(options: OpenOptions) -> Any:
     settings.log_severity_level = _WARNING if options.debug else _FATAL
     # A memory pattern is planned and kept for every combination of shapes, and each decoding step brings a new one.
     settings.enable_mem_pattern = False
-    return settings
+    return ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
 
 
 class _Port:
@@ -220,23 +222,6 @@ class _Port:
     def _misfit(self, array: Array) -> EngineError:
         wanted, given = (f"{x.dtype} [{', '.join(map(str, x.shape))}]" for x in (self.spec, array))
         return EngineError(f"{self.spec.name} is {wanted} in the graph, and the array is {given}")
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _text(number: int, text: str) -> bytes:
-    return _field(number, text.encode())
-
-
-def _number(number: int, value: int) -> bytes:
-    return _varint(number << 3) + _varint(value)
-
-
-def _varint(value: int) -> bytes:
-    low = bytes([value & 127 | (128 if value > 127 else 0)])
-    return low + _varint(value >> 7) if value > 127 else low
 
 
 def _names(names: Any) -> str:

@@ -24,7 +24,7 @@ from edge.bundle import Bundle
 from edge.devices import DeviceProfile, detect, measured
 from edge.engines import installed_engines
 from edge.errors import EdgeError, EngineError
-from edge.fit import speed_of
+from edge.fit import reach
 from edge.sizes import bytes_per_token, sizes
 
 Event = dict[str, Any]
@@ -166,7 +166,7 @@ def _planned(event: Event, here: DeviceProfile) -> Row:
     parts = event["plan"]["parts"]
     (engine,) = (part["engine"] for part in parts if "decoder" in part["covers"])
     (info,) = (info for info in installed_engines() if info.name == engine)
-    bandwidth = speed_of(here, info)[0].bandwidth
+    bandwidth = reach(here, info).speed.bandwidth
     return {
         "backends": ",".join(dict.fromkeys(part["engine"] for part in parts)),
         "kernels": event["kernels"],

@@ -38,7 +38,7 @@ def bench(
     sustained: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Then go on for so long.")] = 0.0,
     output: Annotated[str, typer.Option("--output", "-o", help="md, json, jsonl, csv.")] = "md",
     save: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep the results, as JSON.")] = None,
-    compare: Annotated[Path | None, typer.Option(metavar="FILE", help="Fail when slower than what was kept.")] = None,
+    compare: Annotated[Path | None, typer.Option(metavar="FILE", help="Fail when worse than what was kept.")] = None,
     max_slower: Annotated[float, typer.Option(min=0, metavar="PERCENT", help="What --compare allows.")] = 5.0,
     on: Annotated[
         list[str] | None,
@@ -73,8 +73,8 @@ def bench(
     if before is not None and found:
         compared = changes.compare(found, before, max_slower / 100)
         say("\n".join(map(changes.describe, compared)))
-        if slower := [change.what for change in compared if change.slower]:
-            raise EdgeError(f"slower than {compare}: {'; '.join(slower)}", hint="measure again, or look at warnings")
+        if worse := [change.what for change in compared if change.failed]:
+            raise EdgeError(f"worse than {compare}: {'; '.join(worse)}", hint="measure again, or look at warnings")
     if code:
         raise typer.Exit(code)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from edge import machine, probe
 from edge.errors import UsageError
+from edge.roofline import CHAINED, PRODUCT
 
 THIS = "this"  # the id of the machine that it runs on
 _ESTIMATED = {"usable_memory": "memory_bytes", "cores": "threads", "isa": "isa"}  # a figure -> the field made of it
@@ -96,6 +97,13 @@ def detect() -> DeviceProfile:
     the device that it calls itself. Measures nothing."""
     here = machine.inspect()
     like = recognise(here.name)
+    read = {
+        "usable_memory": Figure(round(here.memory_bytes / 2**30, 1), "GiB", "free now", False),
+        "cores": Figure(here.cores, "", "physical ones that this process may use", False),
+        "isa": Figure(list(here.isa), "", "what the system tells of its processor", False),
+    }
+    # What a profile of no machine in particular guesses says nothing of this one.
+    known = like.figures if like.match else {}
     return replace(
         like,
         id=THIS,
@@ -104,6 +112,7 @@ def detect() -> DeviceProfile:
         threads=here.cores,
         isa=here.isa,
         estimates=(),
+        figures={**known, **{name: (figure,) for name, figure in read.items()}},
         recognised=like.id,
     )
 
@@ -123,19 +132,31 @@ def recognise(name: str) -> DeviceProfile:
 
 
 def measured(device: DeviceProfile) -> DeviceProfile:
-    """This machine with what its profile does not tell: bandwidth and throughput, measured in well under a second."""
+    """This machine with what its profile does not tell: bandwidth and throughput, measured in one or two seconds."""
     if device.id != THIS or (_bandwidth(device) and device.known("int8")):
         return device
     found = probe.measure(device.threads, device.memory_bytes)
+    product = f"measured now: a product of {found.of}, {PRODUCT:.0%} of the peak"
     factor, why = probe.int8_factor(device.isa)
+    int8 = found.int8 or factor * found.fp32
     here = {
-        "bandwidth_measured": Figure(
-            round(found.bandwidth / 1e9, 1), "GB/s", "measured now: reading, all cores", False
+        "bandwidth_measured": Figure(_giga(found.bandwidth), "GB/s", "measured now: reading, all cores", False),
+        "fp32": Figure(_giga(found.fp32 / PRODUCT), "GFLOPS", product, True),
+        "int8": Figure(
+            _giga(int8 / PRODUCT), "GOPS", product if found.int8 else f"{factor} times the fp32 figure: {why}", True
         ),
-        "fp32": Figure(round(found.fp32 / 1e9), "GFLOPS", "measured now: a matrix product, numpy", False),
-        "int8": Figure(round(factor * found.fp32 / 1e9), "GOPS", f"{factor} times the fp32 figure: {why}", True),
     }
+    if found.decoding:
+        source = (
+            f"measured now: 4-bit weights times one row, {found.of}; {CHAINED:.0%} of it in a token's many products"
+        )
+        here["bandwidth_reached"] = Figure(_giga(CHAINED * found.decoding), "GB/s", source, False)
     return replace(device, figures={**device.figures, **{name: (figure,) for name, figure in here.items()}})
+
+
+def _giga(value: float) -> float:
+    """Four digits tell all that was measured."""
+    return float(f"{value / 1e9:.4g}")
 
 
 def _bandwidth(device: DeviceProfile) -> Figure | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from edge.engines import open_part
 from edge.errors import EngineError
 from edge.image import pixels
 from edge.lift import lift
+from edge.onnx_model import Node, filled, model
 from edge.spec import DecoderSpec
 from edge.types import Array, Decoder, Graph, OpenOptions, PartFiles, Segment, TensorSpec, Tokens
 from runtimes import onnxruntime
@@ -466,3 +468,36 @@ def test_what_a_product_shows(
     monkeypatch.setattr(onnxruntime.platform, "machine", lambda: processor)
     monkeypatch.setattr(onnxruntime, "_multiplied", lambda *graph: product)
     assert onnxruntime.kernels() == expected
+
+
+# what a machine's speed is measured with
+
+
+def test_a_model_of_our_own_multiplies_as_numpy_does() -> None:
+    weight = np.arange(12, dtype=np.float32).reshape(3, 4)
+    filling, needed = filled("z", (3, 4), 2, "float32")
+    nodes = [filling, Node("Add", ("w", "z"), "sum"), Node("MatMul", ("x", "sum"), "y")]
+    ports = [TensorSpec("x", "float32", ("rows", 3))], [TensorSpec("y", "float32", ("rows", 4))]
+    written = model(nodes, {"w": weight, **needed}, *ports)
+    session = onnxruntime._session(written, OpenOptions(threads=1))
+    x = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ (weight + 2))
+
+
+def test_products_count_what_they_read_and_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each took a second: the bytes and the operations themselves."""
+
+    def second(work: Callable[[], Any], memory: int = 0) -> float:
+        (made,) = work()
+        shapes.append((made.shape, str(made.dtype), float(made[0, 0])))
+        return 1.0
+
+    shapes: list[tuple[tuple[int, ...], str, float]] = []
+    monkeypatch.setattr(onnxruntime, "best", second)
+    monkeypatch.setattr(onnxruntime, "usual", second)
+    monkeypatch.setattr(onnxruntime, "_WIDTH", 64)
+    found = onnxruntime.products(1, 16 * 64 * 128)
+    assert found.decoding == 128 * 64 / 2 + 128 * 64 / 32 * 4, "half a byte for each weight, and a scale for each block"
+    assert found.int8 == found.fp32 == 2 * 96 * 64 * 64
+    square = [((96, 64), "int32", 64.0), ((96, 64), "float32", 64.0)]
+    assert shapes == [*square, ((1, 128), "float32", 64.0), *square], "other load may pass by"

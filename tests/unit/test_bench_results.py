@@ -218,30 +218,46 @@ def test_what_became_slower() -> None:
     before = run()
     now = run(1.2)
     changes = {change.what.rpartition(": ")[2]: change for change in compare(now, before, 0.05)}
-    assert {test for test, change in changes.items() if not change.slower} == {"peak memory"}
+    assert {test for test, change in changes.items() if not change.failed} == {"peak memory"}
     assert changes["tg64"].worse == pytest.approx(1 - 1 / 1.2)
     assert changes["vision encode"].worse == pytest.approx(0.2)
     assert describe(changes["tg64"]) == "tiny w8a8+q4_0, onnxruntime,llamacpp, 4 threads: tg64: 16.7% SLOWER"
-    assert not any(change.slower for change in compare(run(0.5), before, 0.05))
-    assert not any(change.slower for change in compare(now, before, 0.25))
+    assert not any(change.failed for change in compare(run(0.5), before, 0.05))
+    assert not any(change.failed for change in compare(now, before, 0.25))
 
 
 def test_more_memory_is_slower_too() -> None:
     before, now = rows.memory(100, facts()), rows.memory(120, facts())
     (change,) = compare([now], [before], 0.05)
-    assert change.slower and describe(change).endswith("peak memory: 20.0% MORE")
+    assert change.failed and describe(change).endswith("peak memory: 20.0% MORE")
     (change,) = compare([before], [now], 0.05)
-    assert not change.slower and describe(change).endswith("less")
+    assert not change.failed and describe(change).endswith("less")
 
 
 def test_what_the_deviations_explain_is_no_regression() -> None:
     before = rows.timed(samples("load", 80, 100, 120), facts())
     now = rows.timed(samples("load", 95, 115, 135), facts())
     (change,) = compare([now], [before], 0.05)
-    assert change.worse == pytest.approx(0.15) and not change.slower  # two deviations of 20 %
+    assert change.worse == pytest.approx(0.15) and not change.failed  # two deviations of 20 %
     steady = rows.timed(samples("load", 100), facts())
     (change,) = compare([rows.timed(samples("load", 115), facts())], [steady], 0.05)
-    assert change.slower
+    assert change.failed
+
+
+@pytest.mark.parametrize(
+    ("right", "failed", "line"),
+    [
+        (0.985, False, "98.5% after 99.0% fewer"),
+        (0.95, True, "95.0% after 99.0% FEWER"),
+        (1.0, False, "100.0% after 99.0% no fewer"),
+    ],
+)
+def test_right_answers_are_compared_too(right: float, failed: bool, line: str) -> None:
+    before, now = ({**rows.timed(samples("720 questions", 100), facts()), "accuracy": share} for share in (0.99, right))
+    time, quality = compare([now], [before], 0.05)
+    assert (time.failed, quality.failed) == (False, failed)
+    assert describe(quality).endswith(f"720 questions, right answers: {line}")
+    assert len(compare([now], [rows.timed(samples("720 questions", 100), facts())], 0.05)) == 1  # nobody asked then
 
 
 def test_bundles_that_look_the_same_are_compared_in_order() -> None:

@@ -127,7 +127,12 @@ def test_a_board_is_recognised_by_its_device_tree(root: Path, monkeypatch: pytes
     here = detect()
     assert (here.id, here.recognised, here.name) == ("this", "rpi5", "Raspberry Pi 5 Model B Rev 1.0")
     assert (here.memory_bytes, here.threads, here.isa) == (4096 * 1024, 4, ("neon", "dotprod", "fp16"))
-    assert (here.engines, here.figures) == (profile("rpi5").engines, profile("rpi5").figures)
+    read = {name: here.figures[name][0].value for name in ("usable_memory", "cores", "isa")}
+    assert read == {"usable_memory": 0.0, "cores": 4, "isa": ["neon", "dotprod", "fp16"]}
+    assert (here.engines, here.figures) == (
+        profile("rpi5").engines,
+        {**profile("rpi5").figures, **{n: here.figures[n] for n in read}},
+    )
     assert devices.measured(here) is here, "what is known is not measured"
 
 
@@ -156,12 +161,19 @@ def test_android_tells_the_chip_that_its_device_tree_hides(root: Path, maker: st
     assert machine._android_chip(object()) == "", "another system"
 
 
-def test_an_unknown_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("products", "reached", "int8"),
+    [((), None, 2500), ((1.6e12, 30e9, "x"), (34.5, "GB/s", False), 2000)],
+    ids=["numpy", "engine"],
+)
+def test_an_unknown_machine_is_measured(
+    products: tuple[Any, ...], reached: object, int8: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[tuple[int, int]] = []
 
     def measure(threads: int, memory: int) -> probe.Speed:
         asked.append((threads, memory))
-        return probe.Speed(42.5e9, 0.5e12)
+        return probe.Speed(42.5e9, 0.5e12, *products)
 
     monkeypatch.setattr(probe, "measure", measure)
     monkeypatch.setattr(devices.machine, "inspect", lambda: machine.Machine("x", 8 << 30, 2, ("avx2", "avx512_vnni")))
@@ -169,10 +181,12 @@ def test_an_unknown_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sys, "platform", "linux")
     here = profile("this")
     assert (here.recognised, asked) == ("linux-x86", []), "looking at it measures nothing"
+    assert set(here.figures) == {"usable_memory", "cores", "isa"}, "nothing of it is a guess"
     found = devices.measured(here)
     assert asked == [(2, 8 << 30)]
-    values = [(f.value, f.unit, f.estimate) for n in ("bandwidth_measured", "fp32", "int8") if (f := found.known(n))]
-    assert values == [(42.5, "GB/s", False), (500, "GFLOPS", False), (2000, "GOPS", True)]
+    names = ("bandwidth_measured", "bandwidth_reached", "fp32", "int8")
+    values = [(f.value, f.unit, f.estimate) if (f := found.known(name)) else None for name in names]
+    assert values == [(42.5, "GB/s", False), reached, (625, "GFLOPS", True), (int8, "GOPS", True)]
     assert devices.measured(profile("linux-x86")) is profile("linux-x86"), "another machine cannot be measured"
 
 
@@ -188,9 +202,29 @@ def test_measuring_takes_little_memory_and_counts_what_it_did(monkeypatch: pytes
     clock = iter(range(10_000))
     monkeypatch.setattr(probe, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(probe, "SIDE", 8)
+    monkeypatch.setattr(probe.plugins, "names", lambda package: ("null",))
     found = probe.measure(2, 1 << 22)  # each second one second: the bytes and the operations themselves
     assert found == probe.Speed(2 * (1 << 18), 2 * 8**3)
     assert probe.measure(1, 0).bandwidth == 1 << 16
+
+
+def test_an_engine_whose_library_is_absent_lends_no_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(package: str, name: str) -> SimpleNamespace:
+        if name == "gone":
+            raise ImportError(name)
+        return SimpleNamespace(products=lambda threads, memory: probe.Products(threads, memory, 3.0))
+
+    monkeypatch.setattr(probe, "SIDE", 8)
+    monkeypatch.setattr(probe.plugins, "names", lambda package: ("gone", "here", "silent"))
+    monkeypatch.setattr(
+        probe.plugins, "facts", lambda package, name: {} if name == "silent" else {"PRODUCTS": "its own"}
+    )
+    monkeypatch.setattr(probe.plugins, "load", load)
+    found = probe.measure(2, 1 << 20)
+    assert (found.decoding, found.int8, found.fp32, found.of) == (2, 1 << 20, 3.0, "here")
+    monkeypatch.setattr(probe.plugins, "names", lambda package: ("gone", "silent"))
+    found = probe.measure(2, 1 << 20)
+    assert (found.decoding, found.int8, found.of) == (None, None, "numpy")
 
 
 def test_this_machine() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -187,12 +187,12 @@ def test_a_prediction() -> None:
     found = fit(manifest(VISION, SPEAKS), device)
     assert found.value("bundle") == 12_288_000 + 2 * (LINEAR + 6400) + 10
     seen = roofline.see(TINY, True)
-    vision = seen.int8 / (1e9 * 0.55) + seen.attention / (0.5e9 * 0.55)
+    vision = seen.int8 / (1e9 * 0.6) + seen.attention / (0.5e9 * 0.6)
     assert found.value("vision") == pytest.approx(vision)
     weights = 2 * (LINEAR + 3200)
     read = roofline.prefill(TINY, 9, False, weights)
     moving = read.bytes / (0.01e9 * 0.75 * 0.75)
-    computing = read.fp32 / (0.5e9 * 0.24) + read.attention / (0.5e9 * 0.55)
+    computing = read.fp32 / (0.5e9 * 0.21) + read.attention / (0.5e9 * 0.6)
     assert found.value("prompt") == pytest.approx(max(moving, computing))
     assert found.value("first token") == pytest.approx(vision + max(moving, computing))
     token = (weights + (9 + 32) * 128) / (0.01e9 * 0.75 * 0.75)
@@ -207,6 +207,25 @@ def test_what_a_published_decoding_moved_goes_before_the_theoretical() -> None:
     assert both.value("decode") == pytest.approx(0.3e9 / (weights + 41 * 128))
     measured = fit(manifest(VISION, SPEAKS), known(bandwidth_measured=1, int8=1, fp32=1))
     assert measured.value("decode") == pytest.approx(1e9 * PROCESSOR.decode / (weights + 41 * 128))
+
+
+def test_what_an_engines_kernels_reach_goes_before_what_most_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = known(bandwidth_reached=0.3, int8=1, fp32=1)
+    usual = fit(manifest(VISION, SPEAKS), device)
+    quick = replace(ENGINES[1], reaches={"prefill": 0.42, "decode": 0.375})
+    monkeypatch.setattr(fits, "installed_engines", lambda: (ENGINES[0], quick))
+    found = fit(manifest(VISION, SPEAKS), device)
+    assert found.value("decode") == pytest.approx(usual.value("decode") / 2)
+    assert found.value("vision") == usual.value("vision")
+    work = roofline.prefill(TINY, 9, False, 2 * (LINEAR + 3200))
+    assert found.value("prompt") == pytest.approx(work.fp32 / 0.42e9 + work.attention / 0.6e9)
+
+
+def test_every_engine_names_shares_that_there_are() -> None:
+    names = {field.name for field in fields(Utilisation)}
+    found = {engine.name: engine.reaches for engine in installed_engines()}
+    assert found["litert"]
+    assert all(set(shares) <= names and all(0 < share <= 1 for share in shares.values()) for shares in found.values())
 
 
 def test_what_is_not_known_is_not_predicted() -> None:
