@@ -23,7 +23,7 @@ from edge.errors import EdgeError, EngineError, ParityError, UsageError
 from edge.fit import Fit, fit
 from edge.recipes import Recipe
 from edge.verify import Report, verify
-from exporters import example, foresee, targets
+from exporters import example, foresee, memory, targets
 from exporters.build import Built, Progress, build
 from exporters.checkpoint import Checkpoint, open_checkpoint
 
@@ -71,6 +71,7 @@ class Exported:
 def export(request: ExportRequest, progress: Progress) -> Exported:
     """Raises EdgeError; then nothing new is at `request.output`, and what was there is untouched."""
     start = time.perf_counter()
+    memory.economise()
     recipe = targets.resolve(
         request.format,
         request.schemes,

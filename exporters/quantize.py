@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -64,12 +66,28 @@ def blockwise(weight: Tensor, bits: int, importance: Tensor | None = None, *, po
     # No column is without any weight: what calibration never lit may be lit by another picture.
     columns_weigh = importance / importance.mean().clamp(min=torch.finfo(torch.float32).tiny) + 0.01
     weigh = torch.nn.functional.pad(columns_weigh, (0, blocks * BLOCK - columns)).view(blocks, BLOCK)
-    for start in range(0, rows, step):
+
+    def pack(start: int) -> tuple[Tensor, Tensor]:
         chunk = weight[start : start + step]
         padded = torch.nn.functional.pad(chunk, (0, blocks * BLOCK - columns)).view(-1, blocks, BLOCK)
-        found = _four_bits(padded, weigh, positive) if bits == 4 else _eight_bits(padded)
+        return _four_bits(padded, weigh, positive) if bits == 4 else _eight_bits(padded)
+
+    starts = range(0, rows, step)
+    for start, found in zip(starts, _each(pack, starts), strict=True):
         values[start : start + step], scales[start : start + step] = found
     return Blockwise(values, scales, columns, bits)
+
+
+def _each(pack: Callable[[int], tuple[Tensor, Tensor]], starts: range) -> Iterator[tuple[Tensor, Tensor]]:
+    """On as many threads as torch has. Its own wait for each other after every small step, which takes a hundred times
+    as long on a machine that does something else besides."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(pack, starts)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _eight_bits(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,15 +102,16 @@ def _four_bits(x: Tensor, weigh: Tensor, positive: bool) -> tuple[Tensor, Tensor
     peak = x.gather(-1, x.abs().argmax(dim=-1, keepdim=True))[..., 0]
     end = torch.where(peak > 0, 7.0, -8.0) if positive else torch.full_like(peak, -8.0)
     best = torch.full_like(peak, torch.inf)
-    values = torch.zeros_like(x, dtype=torch.int8)
-    scales = torch.ones_like(peak)
+    chosen, scales = torch.ones_like(peak), torch.ones_like(peak)  # what was divided by, and what is stored
     weighed = x * weigh
     energy = (x * weighed).sum(-1)
+    levels, product = torch.empty_like(x), torch.empty_like(x)
     for reach in _REACH:
         scale = peak * reach / end
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-        levels = (x / scale[..., None]).round_().clamp_(-8, 7)
-        across, along = (weighed * levels).sum(-1), (levels.square() * weigh).sum(-1)
+        _levels(x, scale, levels)
+        across = torch.mul(weighed, levels, out=product).sum(-1)
+        along = torch.mul(levels, levels, out=product).mul_(weigh).sum(-1)
         fitted = torch.where(along > 0, across / along.clamp(min=torch.finfo(torch.float32).tiny), scale)
         if positive:
             fitted = _short(fitted)
@@ -100,8 +119,12 @@ def _four_bits(x: Tensor, weigh: Tensor, positive: bool) -> tuple[Tensor, Tensor
         better = error < best
         best = torch.where(better, error, best)
         scales = torch.where(better, fitted, scales)
-        values = torch.where(better[..., None], levels.to(torch.int8), values)
-    return values, scales
+        chosen = torch.where(better, scale, chosen)
+    return _levels(x, chosen, levels).to(torch.int8), scales
+
+
+def _levels(x: Tensor, scale: Tensor, into: Tensor) -> Tensor:
+    return torch.div(x, scale[..., None], out=into).round_().clamp_(-8, 7)
 
 
 def _short(scales: Tensor) -> Tensor:

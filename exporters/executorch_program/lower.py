@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,13 @@ from executorch.backends.xnnpack import xnnpack_preprocess
 from executorch.backends.xnnpack._passes import XNNPACKPassManager
 from executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass import ChannelsLastTaggedReshapePass
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir.backend.backend_details import CompileSpec, PreprocessResult
+from executorch.exir.lowered_backend_module import get_lowered_submodules
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
+from executorch.exir.tensor import TensorSpec
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
@@ -26,6 +30,7 @@ from edge import plugins
 from exporters.formats import Progress
 
 BACKENDS = "exporters.executorch_program.backends"
+_KEPT = 2  # the arena that MemoryPlanningPass gives to buffers that a method writes to
 
 
 @dataclass(frozen=True)
@@ -55,19 +60,19 @@ def write(
             constant_methods=dict(constants),
             compile_config=config,
         )
-        del traced
         progress(0.8)
+        exported = [*traced.values(), *map(lowered.exported_program, traced)]
         program = lowered.to_executorch(
             ExecutorchBackendConfig(
                 do_quant_fusion_and_const_prop=True,
                 # Without shared mutable buffers one method's results lie where another keeps its cache, unsaid.
-                memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False, share_mutable_buffers=True),
+                memory_planning_pass=_Planning(alloc_graph_input=False, share_mutable_buffers=True),
                 sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
             )
         )
-        del lowered
         with path.open("wb") as file:
             program.write_to_file(file)
+        _empty(exported)
     progress(1.0)
 
 
@@ -76,6 +81,31 @@ def _traced(method: Method) -> ExportedProgram:
     shapes = (*axes, *(None for _ in method.inputs[1:]))
     with torch.no_grad():
         return export(method.module, method.inputs, dynamic_shapes=shapes, strict=False)
+
+
+class _Planning(MemoryPlanningPass):  # type: ignore[misc]
+    def run_multimethod(self) -> None:
+        """Only a method that keeps something has an arena for it: a runner allocates what each lists."""
+        super().run_multimethod()
+        for module in self.state.graph_modules:
+            specs = [node.meta.get("spec") for node in module.graph.nodes]
+            if not any(isinstance(spec, TensorSpec) and spec.mem_id == _KEPT for spec in specs):
+                del module.meta["non_const_buffer_sizes"][_KEPT]
+
+
+def _empty(programs: Iterable[ExportedProgram]) -> None:
+    """Caches of torch and of the partitioner keep graphs for as long as the process lives: not their weights, too."""
+    for program in programs:
+        for _, part, _ in get_lowered_submodules(program.graph_module):
+            _let_go(part.original_module)
+            if part.named_data_store_output is not None:
+                part.named_data_store_output.buffers.clear()
+        _let_go(program)
+
+
+def _let_go(program: ExportedProgram) -> None:
+    program.state_dict.clear()
+    program.constants.clear()
 
 
 class _FewPasses(XNNPACKPassManager):  # type: ignore[misc]
@@ -88,9 +118,16 @@ class _FewPasses(XNNPACKPassManager):  # type: ignore[misc]
 @contextmanager
 def _quickly() -> Iterator[None]:
     """Minutes less: few passes, and no search for garbage among millions of objects that all live. And quietly."""
-    every, collecting = xnnpack_preprocess.XNNPACKPassManager, gc.isenabled()
+    every, preprocess, collecting = xnnpack_preprocess.XNNPACKPassManager, XnnpackBackend.preprocess, gc.isenabled()
     before = logging.root.manager.disable
+
+    def and_let_go(copied: ExportedProgram, specs: list[CompileSpec]) -> PreprocessResult:
+        made = preprocess(copied, specs)
+        _let_go(copied)  # it refers to itself, and would hold a copy of its weights
+        return made
+
     xnnpack_preprocess.XNNPACKPassManager = _FewPasses
+    XnnpackBackend.preprocess = staticmethod(and_let_go)
     gc.disable()
     logging.disable(logging.WARNING)
     try:
@@ -99,7 +136,8 @@ def _quickly() -> Iterator[None]:
             yield
     finally:
         xnnpack_preprocess.XNNPACKPassManager = every
+        XnnpackBackend.preprocess = staticmethod(preprocess)
         logging.disable(before)
         if collecting:
             gc.enable()
-        gc.collect()  # programs refer to themselves, and to all weights
+        gc.collect()  # programs refer to themselves

@@ -46,7 +46,7 @@ class Stored(nn.Module):
         return Stored(self.values[rows], scales, bias)
 
     def weight(self) -> Tensor:
-        """f32 [N, K]. In a program it is never made: XNNPACK multiplies with the integers."""
+        """f32 [N, K], for tracing. In a program it is never made: XNNPACK multiplies with the integers."""
         if self.scales is None:
             return self.values
         if self.scales.ndim == 1:
@@ -54,6 +54,13 @@ class Stored(nn.Module):
         return _ops().dequantize_per_channel_group(
             self.values, self.scales, self.zeros, *_FOUR, torch.int8, quantize.BLOCK, torch.float32
         )
+
+    def dequantized(self) -> Tensor:
+        """The same numbers."""
+        if self.scales is None:
+            return self.values
+        blocks = self.values.float().view(*self.scales.shape, -1)
+        return blocks.mul_(self.scales[..., None]).view(self.values.shape)
 
 
 class Product(nn.Module):
@@ -71,14 +78,14 @@ class Product(nn.Module):
         made = [F.linear(rounded, piece.weight(), piece.bias) for piece in pieces]
         return Pieces(made) if len(made) > 1 else made[0]
 
-    def weight(self) -> Tensor:
+    def dequantized(self) -> Tensor:
         """f32 [N, K], of all pieces."""
         pieces = cast("Sequence[Stored]", self.pieces)
         if len(pieces) == 1:
-            return pieces[0].weight()
+            return pieces[0].dequantized()
         whole = torch.empty(sum(map(len, self.rows)), pieces[0].values.shape[1])
         for rows, piece in zip(self.rows, pieces, strict=True):
-            whole[rows] = piece.weight()
+            whole[rows] = piece.dequantized()
         return whole
 
 

@@ -109,6 +109,8 @@ def _decoder(
     found = survey(skeleton)
     products = _fill(skeleton, module, scheme, importance, found.rows)
     table, scales, stored = embedding_table.packed(module.embed_tokens.weight, scheme)
+    module.embed_tokens.weight.copy_(stored)
+    del stored  # as large as the table was
     some = min(8, config.context - 1)
     methods = {
         "token_embedding": Method(
@@ -122,7 +124,6 @@ def _decoder(
     }
     lower.write(path, methods, _constants(checkpoint, config), progress)
     _give_back(products, module)
-    module.embed_tokens.weight.copy_(stored)
     return Written(
         (path,),
         (
@@ -192,5 +193,5 @@ def _fill(
 def _give_back(products: Mapping[str, Product], module: nn.Module) -> None:
     """The weights as stored, for the reference."""
     for name, product in products.items():
-        module.get_parameter(name).data = product.weight()
+        module.get_parameter(name).data = product.dequantized()
         product.pieces = nn.ModuleList()  # both at once would be too much

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, SPEC
+from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program
+from executorch.exir._serialize._program import _get_extended_header
 
 from edge import plugins, pte
 from edge.engines import open_part
@@ -23,6 +27,8 @@ from exporters.attention import GrowingCache
 from exporters.component import Component
 from exporters.decoders import llama
 from exporters.encoder import Encoder
+from exporters.executorch_program import lower
+from exporters.executorch_program.products import store
 from exporters.formats import executorch as format
 from exporters.projectors import ProjectorConfig
 from exporters.vision import clip
@@ -209,6 +215,43 @@ def test_a_layer_is_one_piece_between_two_looks_at_the_cache(exact):
         "llama::update_cache.out",
         "llama::custom_sdpa.out",
     }
+
+
+def test_only_what_keeps_something_has_an_arena_for_it(exact, sees, joined):
+    """A runner allocates the arenas of each method: caches that one never looks at would lie there once more."""
+    cache = 2 * CONFIG.layers * CONFIG.context * CONFIG.kv_heads * CONFIG.head_dim * 4
+    for path in (exact[1].files[0], joined):
+        plans = {plan.name: plan.non_const_buffer_sizes for plan in program_of(path).execution_plan}
+        assert plans["text_decoder"][2:] == [cache]
+        assert len(plans["token_embedding"]) == 2
+        assert len(plans.get("vision_encoder", (0, 0))) == 2
+
+
+def program_of(path):
+    content = path.read_bytes()
+    return _flatbuffer_to_program(content[: _get_extended_header(content).program_size])
+
+
+def test_weights_of_a_program_do_not_outlive_it(tmp_path, monkeypatch):
+    """torch's caches keep graphs of it, which once kept all its weights: a model's size twice over."""
+    kept, writing = [], lower.write
+
+    def write(path, methods, *others):
+        for method in methods.values():
+            kept.extend(weakref.ref(t) for t in method.module.state_dict(keep_vars=True).values() if t.numel() > 1000)
+        return writing(path, methods, *others)
+
+    monkeypatch.setattr("exporters.executorch_program.lower.write", write)
+    written_decoder(tmp_path, "8da4w", dataclasses.replace(CONFIG, layers=1))
+    gc.collect()
+    assert len(kept) > 8
+    assert [weak() for weak in kept if weak() is not None] == []
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "w8", "8da4w"])
+def test_the_reference_is_given_the_numbers_that_are_traced(scheme):
+    stored = store("w", torch.randn(6, 64, generator=torch.Generator().manual_seed(2)), None, scheme, None)
+    assert torch.equal(stored.dequantized(), stored.weight())
 
 
 def test_wrong_weights_are_seen(exact, tmp_path):

@@ -37,11 +37,35 @@ def test_four_bits_are_better_than_rounding_to_the_peak():
     assert (ours - weight).square().mean() < 0.85 * (plain - weight).square().mean()
 
 
-def test_chunks_do_not_change_the_result(monkeypatch):
-    weight = weights(40, 64)
+@pytest.mark.parametrize("positive", [False, True])
+def test_of_all_reaches_the_one_with_the_least_error_is_stored(positive):
+    weight, importance = weights(5, 64, seed=4).double(), torch.rand(64, generator=torch.Generator().manual_seed(4))
+    packed = quantize.blockwise(weight.float(), 4, importance, positive=positive)
+    weigh = (importance / importance.mean() + 0.01).double().view(2, 32)
+    for row, block in np.ndindex(5, 2):
+        x, w = weight[row].view(2, 32)[block], weigh[block]
+        peak = x[x.abs().argmax()]
+        errors = []
+        for reach in (1.0, 0.94, 0.88, 0.82, 0.76, 0.70):
+            levels = (x / (peak * reach / (7 if positive and peak > 0 else -8))).round().clamp(-8, 7)
+            scale = (w * x * levels).sum() / (w * levels * levels).sum()
+            scale = scale.bfloat16().double() if positive else scale
+            errors.append(float((w * (x - scale * levels) ** 2).sum()))
+        stored = packed.values[row, block] * packed.scales[row, block].double()
+        assert float((w * (x - stored) ** 2).sum()) == pytest.approx(min(errors), rel=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_chunks_and_threads_do_not_change_the_result(threads, monkeypatch):
+    weight, before = weights(40, 64), torch.get_num_threads()
     whole = quantize.blockwise(weight, 4)
     monkeypatch.setattr(quantize, "_AT_ONCE", 64 * 3)
-    pieces = quantize.blockwise(weight, 4)
+    try:
+        torch.set_num_threads(threads)
+        pieces = quantize.blockwise(weight, 4)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
     assert torch.equal(whole.values, pieces.values)
     assert torch.equal(whole.scales, pieces.scales)
 
