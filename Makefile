@@ -24,6 +24,7 @@ WHEELS := $(CACHE)/wheels
 # ExecuTorch without torch: libraries of its wheel, and what native/executorch adds. Its version is in the sources' too.
 EXECUTORCH := 1.5.1
 EXECUTORCH_WHEEL := $(WHEELS)/edge-vlm-executorch-$(EXECUTORCH)
+EXECUTORCH_HERE := $(if $(filter Linux,$(shell uname -s)),$(EXECUTORCH_WHEEL))
 EXECUTORCH_SOURCES := $(wildcard native/executorch/*.* native/executorch/*/*.*)
 # Its sources hold llama.cpp's, whose multimodal CLI is built once as well: one file without libraries of its own.
 MTMD := $(CACHE)/llama-mtmd-cli-$(LLAMACPP)
@@ -122,9 +123,9 @@ $(VENV)/installed-export: pyproject.toml | $(BIN)/pip
 	@$(INSTALL) -e '.[export]'
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml $(WHEELS)/llama-cpp-python-$(LLAMACPP) $(EXECUTORCH_WHEEL) | $(BIN)/pip
+$(VENV)/installed-dev: pyproject.toml $(WHEELS)/llama-cpp-python-$(LLAMACPP) $(EXECUTORCH_HERE) | $(BIN)/pip
 	@$(INSTALL) --find-links '$(WHEELS)' --only-binary llama-cpp-python -e '.[dev,executorch-native]'
-	@$(PIP) install --quiet --no-deps --force-reinstall "$$(cat '$(EXECUTORCH_WHEEL)')"
+	@$(if $(EXECUTORCH_HERE),$(PIP) install --quiet --no-deps --force-reinstall "$$(cat '$(EXECUTORCH_HERE)')")
 	@touch $@ $(VENV)/installed-export
 
 $(LEGACY)/installed: pyproject.toml | $(BIN)/pip

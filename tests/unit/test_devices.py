@@ -214,6 +214,8 @@ def test_an_engine_whose_library_is_absent_lends_no_products(monkeypatch: pytest
             raise ImportError(name)
         return SimpleNamespace(products=lambda threads, memory: probe.Products(threads, memory, 3.0))
 
+    clock = iter(range(10_000))
+    monkeypatch.setattr(probe, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(probe, "SIDE", 8)
     monkeypatch.setattr(probe.plugins, "names", lambda package: ("gone", "here", "silent"))
     monkeypatch.setattr(
