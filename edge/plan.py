@@ -179,11 +179,12 @@ def _choose(
     def rank(info: EngineInfo) -> tuple[bool, int]:
         return info.name != wanted, preferred.index(info.name) if info.name in preferred else len(preferred)
 
-    for info in sorted(engines, key=rank):
+    ranked = sorted(engines, key=rank)
+    for info in ranked:
         for part in parts:
             if (info.formats or info.name == wanted) and info.refusal((part.format,)) is None:
                 return Choice(part, info.name)
-    raise _refused(f"no engine opens the {role} of {manifest.name}", parts, engines)
+    raise _refused(f"no engine opens the {role} of {manifest.name}", parts, ranked)
 
 
 def _refused(what: str, parts: Sequence[Part], engines: Sequence[EngineInfo]) -> EngineError:

@@ -139,6 +139,14 @@ def test_a_refusal_names_every_candidate_and_its_reason() -> None:
     assert caught.value.hint == "pip install 'edge-vlm[onnxruntime]'"
 
 
+def test_what_to_install_is_what_the_device_likes_best() -> None:
+    engines = [replace(info, installed=False) for info in (ORT, OTHER)]
+    with pytest.raises(EngineError) as caught:
+        plan(manifest(), device(vision=("other", "onnxruntime")), engines)
+    assert caught.value.hint == "pip install 'edge-vlm[other]'"
+    assert caught.value.message.index("other:") < caught.value.message.index("onnxruntime:")
+
+
 def test_a_refusal_when_nothing_can_be_installed() -> None:
     with pytest.raises(EngineError, match="no engine opens the decoder of tiny") as caught:
         plan(manifest(part("vision", "projector"), part("decoder", format="tflite")), device(), (ORT, LLAMA))
