@@ -2,11 +2,12 @@
 # make test-llamacpp: the GGUF pair in llama.cpp's own multimodal CLI.
 # make test-browser: the page of edge report in headless Chromium.
 # make test-remote: edge bench --on against OpenSSH's own server.
-# make test-arm: the run side on emulated ARM processors.   make wheel-arm: llama-cpp-python for 64-bit ARM.
+# make test-arm: the run side on emulated ARM processors.   make wheel-arm: what 64-bit ARM has no wheels for.
+# make wheel-executorch: ExecuTorch without torch, for this machine.
 # All keep their environment in .venv/ and need Python 3.11 or newer: make demo PYTHON=/path/to/python3.12
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-llamacpp test-browser test-remote test-arm arm-machine wheel-arm lint
+.PHONY: demo test test-llamacpp test-browser test-remote test-arm arm-machine wheel-arm wheel-executorch lint
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,6 +21,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LLAMACPP := 0.3.36
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-vlm
 WHEELS := $(CACHE)/wheels
+# ExecuTorch without torch: libraries of its wheel, and what native/executorch adds. Its version is in the sources' too.
+EXECUTORCH := 1.5.1
+EXECUTORCH_WHEEL := $(WHEELS)/edge-vlm-executorch-$(EXECUTORCH)
+EXECUTORCH_SOURCES := $(wildcard native/executorch/*.* native/executorch/*/*.*)
 # Its sources hold llama.cpp's, whose multimodal CLI is built once as well: one file without libraries of its own.
 MTMD := $(CACHE)/llama-mtmd-cli-$(LLAMACPP)
 MTMD_BUILD := $(MTMD).build
@@ -29,12 +34,14 @@ MTMD_OPTIONS := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=
 ARM := $(CACHE)/arm
 ARM_WHEEL := $(WHEELS)/llama_cpp_python-$(LLAMACPP)-py3-none-linux_aarch64.whl
 ARM_BUILD := $(ARM_WHEEL).build
+ARM_EXECUTORCH := $(WHEELS)/edge_vlm_executorch-$(EXECUTORCH)-py3-none-linux_aarch64.whl
 ARM_GCC := aarch64-linux-gnu-gcc
 ARM_GXX := aarch64-linux-gnu-g++
+ARM_CMAKE := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_C_COMPILER=$(ARM_GCC) \
+	-DCMAKE_CXX_COMPILER=$(ARM_GXX)
 # One library of kernels for each generation of processors: the best one is chosen when they are loaded.
-ARM_OPTIONS := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_C_COMPILER=$(ARM_GCC) \
-	-DCMAKE_CXX_COMPILER=$(ARM_GXX) -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF \
-	-DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON -DCMAKE_INSTALL_BINDIR=llama_cpp/lib \
+ARM_OPTIONS := $(ARM_CMAKE) -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON \
+	-DCMAKE_INSTALL_BINDIR=llama_cpp/lib \
 	-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TOOLS=OFF
 # Wheels that a Raspberry Pi OS of 2023 and newer can install, for Python 3.11 as it has it.
 ARM_PIP := --platform linux_aarch64 $(foreach n,17 27 28 31 34 35 36,--platform manylinux_2_$(n)_aarch64) \
@@ -87,17 +94,21 @@ test-remote: $(VENV)/installed-dev
 arm-machine:
 	@tests/arm/make-machine '$(ARM)'
 
-test-arm: arm-machine $(ARM_WHEEL) $(VENV)/installed-dev
+test-arm: arm-machine $(ARM_WHEEL) $(ARM_EXECUTORCH) $(VENV)/installed-dev
 	@rm -rf '$(ARM)/source' '$(ARM)/site' && mkdir -p '$(ARM)/source'
 	@cp -R edge runtimes exporters pyproject.toml README.md LICENSE '$(ARM)/source'
 	@echo "installing the run side for Python 3.11 on ARM"
 	@$(PIP) wheel --quiet --no-deps --wheel-dir '$(ARM)/source/dist' '$(ARM)/source'
 	@$(PIP) install --quiet --target '$(ARM)/site' $(ARM_PIP) --find-links '$(WHEELS)' $(ARM_TESTS) \
-		"$$(ls '$(ARM)'/source/dist/*.whl)[onnxruntime,llamacpp,litert]"
+		"$$(ls '$(ARM)'/source/dist/*.whl)[onnxruntime,llamacpp,litert,executorch-native]"
 	EDGE_ARM='$(ARM)' $(BIN)/python -m pytest tests/arm -m arm -rs
 
-wheel-arm: $(ARM_WHEEL)
+wheel-arm: $(ARM_WHEEL) $(ARM_EXECUTORCH)
 	@echo "for 64-bit ARM, any Python 3: $(ARM_WHEEL)"
+	@echo "for 64-bit ARM, any Python 3: $(ARM_EXECUTORCH)"
+
+wheel-executorch: $(EXECUTORCH_WHEEL)
+	@echo "for this machine, any Python 3: $$(cat '$(EXECUTORCH_WHEEL)')"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
@@ -111,8 +122,9 @@ $(VENV)/installed-export: pyproject.toml | $(BIN)/pip
 	@$(INSTALL) -e '.[export]'
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml $(WHEELS)/llama-cpp-python-$(LLAMACPP) | $(BIN)/pip
-	@$(INSTALL) --find-links '$(WHEELS)' --only-binary llama-cpp-python -e '.[dev]'
+$(VENV)/installed-dev: pyproject.toml $(WHEELS)/llama-cpp-python-$(LLAMACPP) $(EXECUTORCH_WHEEL) | $(BIN)/pip
+	@$(INSTALL) --find-links '$(WHEELS)' --only-binary llama-cpp-python -e '.[dev,executorch-native]'
+	@$(PIP) install --quiet --no-deps --force-reinstall "$$(cat '$(EXECUTORCH_WHEEL)')"
 	@touch $@ $(VENV)/installed-export
 
 $(LEGACY)/installed: pyproject.toml | $(BIN)/pip
@@ -142,13 +154,37 @@ $(MTMD): | $(BIN)/pip
 		{ tail -n 30 '$(MTMD_BUILD)/log' >&2; exit 1; }
 	@cp '$(MTMD_BUILD)/made/bin/llama-mtmd-cli' '$@' && rm -rf '$(MTMD_BUILD)'
 
-$(ARM_WHEEL): | $(BIN)/pip
+# $(1): a folder to work in; $(2): what pip is told of the machine; $(3): settings of cmake's; $(4): of the environment.
+define executorch_wheel
+	@rm -rf '$(1)' && mkdir -p '$(1)/dist'
+	@$(PIP) download --quiet --no-deps --only-binary :all: $(2) --dest '$(1)' 'executorch==$(EXECUTORCH)'
+	@$(BIN)/python -m zipfile -e '$(1)'/executorch-*.whl '$(1)/executorch'
+	@CMAKE_ARGS='-DEXECUTORCH=$(1)/executorch $(3)' $(4) $(PIP) wheel --quiet --no-deps --wheel-dir '$(1)/dist' native/executorch
+	@for made in '$(1)'/dist/*.whl; do mv "$$made" '$(WHEELS)' && echo "$(WHEELS)/$${made##*/}" >'$(1)/name'; done
+endef
+
+$(EXECUTORCH_WHEEL): $(EXECUTORCH_SOURCES) | $(BIN)/pip
+	@echo "building edge-vlm-executorch $(EXECUTORCH): a quarter of a minute on two cores"
+	$(call executorch_wheel,$@.build)
+	@mv '$@.build/name' '$@' && rm -rf '$@.build'
+
+$(ARM_EXECUTORCH): $(EXECUTORCH_SOURCES) | $(BIN)/pip
+	$(arm_compiler)
+	@echo "building edge-vlm-executorch $(EXECUTORCH) for ARM"
+	$(call executorch_wheel,$@.build,$(ARM_PIP),$(ARM_CMAKE),_PYTHON_HOST_PLATFORM=linux-aarch64)
+	@rm -rf '$@.build' && test -e '$@'
+
+define arm_compiler
 	@install() { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing g++-aarch64-linux-gnu" && \
 			apt-get -qq update && \
 			DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes g++-aarch64-linux-gnu >/dev/null; }; \
 		command -v $(ARM_GXX) >/dev/null || install || { \
-		echo "error: no $(ARM_GXX): llama-cpp-python cannot be compiled for ARM;" \
+		echo "error: no $(ARM_GXX): nothing can be compiled for ARM;" \
 			"hint: install g++-aarch64-linux-gnu, or ARM_GXX=/path/to/one and ARM_GCC" >&2; exit 1; }
+endef
+
+$(ARM_WHEEL): | $(BIN)/pip
+	$(arm_compiler)
 	@echo "building llama-cpp-python $(LLAMACPP) for ARM: once, some 5 minutes on two cores"
 	@rm -rf '$(ARM_BUILD)' && mkdir -p '$(ARM_BUILD)'
 	@$(PIP) download --quiet --no-deps --no-binary llama-cpp-python --dest '$(ARM_BUILD)' 'llama-cpp-python==$(LLAMACPP)'

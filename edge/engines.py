@@ -72,6 +72,7 @@ def _info(folder: str, name: str) -> EngineInfo:
         unfit=unfit,
         # older pips look extras up as they are spelled
         extra="export" if folder == EVALUATORS else name.replace("_", "-"),
+        wheel=facts.get("INSTALL"),
         resident=facts.get("RESIDENT", {}),
         caches=tuple(facts.get("CACHES", ())),
         item=facts.get("ITEM", 4),

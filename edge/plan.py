@@ -26,6 +26,7 @@ class EngineInfo:
     reason: str | None  # why it cannot be used
     unfit: str | None = None  # why no installation helps on this machine
     extra: str | None = None  # what brings its library, if it is not called like the engine
+    wheel: str | None = None  # how to get its library, where no index has it
     # scheme ("": all others) -> bytes in memory for one in the file
     resident: Mapping[str, float] = field(default_factory=dict, hash=False)
     caches: tuple[CacheKind, ...] = ()  # how it can store keys and values that it keeps itself
@@ -38,7 +39,7 @@ class EngineInfo:
 
     @property
     def install(self) -> str:
-        return f"pip install 'edge-vlm[{self.extra or self.name}]'"
+        return self.wheel or f"pip install 'edge-vlm[{self.extra or self.name}]'"
 
     def refusal(self, formats: Sequence[str]) -> str | None:
         """Why this engine opens no part of these formats; None when it does."""

@@ -22,6 +22,7 @@ _HEADER, _HEADER_AT, _HEADER_BYTES = b"eh00", 8, 24
 # ScalarType -> name
 KINDS = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 11: "bool"}
 _INT, _BOOL, _TENSOR = 2, 3, 5  # of KernelTypes
+_CALL, _DELEGATE, _MOVE, _JUMP, _FREE = 1, 2, 3, 4, 5  # of InstructionArguments
 _MOST = 1 << 20  # tables of any kind
 
 
@@ -105,10 +106,13 @@ class _Reader:
             raise Damage(f"{len(values)} values")
         first = np.searchsorted(owner, np.arange(len(plans) + 1))
         inputs, outputs = (self._ports(plans, values, first, entry) for entry in (3, 4))
+        _memories(plans, values, first)
         operators, whose = plans.tables(6, "an operator")
         called = [f"{a}.{b}" if b else a for a, b in zip(operators.texts(0), operators.texts(1), strict=True)]
         delegates, whom = plans.tables(7, "a delegate")
         backends = delegates.texts(0)
+        counts = [np.bincount(one, minlength=len(plans)) for one in (owner, whose, whom)]
+        _instructions(plans, *counts)
         return {
             name: Method(
                 name,
@@ -140,6 +144,40 @@ class _Reader:
                 _tensor(one) if kind == _TENSOR else int(one.scalar(0, "<i8" if kind == _INT else "<u1")[0])
             )
         return found
+
+
+def _memories(plans: Tables, values: Tables, first: Numbers) -> None:
+    """Each tensor that is not given is somewhere: in the file, in a file beside it, or in planned memory."""
+    kinds, (inner, known) = values.scalar(0, "<u1"), values.table(1, "a value")
+    chosen = kinds[known] == _TENSOR
+    tensors = Tables(values.data, inner.at[chosen], "a tensor")
+    nowhere = (tensors.scalar(5, "<u4") == 0) & ~tensors.there(6) & ~tensors.there(9)
+    given, owner = plans.numbers(3, "<i4")
+    if np.any(~np.isin(known[chosen][nowhere], first[owner] + given)):
+        raise Damage("a tensor that is nowhere")
+
+
+def _instructions(plans: Tables, values: Numbers, operators: Numbers, delegates: Numbers) -> None:
+    """What each method does refers to what it has; the runtime takes an operator's number as it is."""
+    chains, plan = plans.tables(5, "a chain")
+    steps, chain = chains.tables(2, "an instruction")
+    if len(steps) > _MOST:
+        raise Damage(f"{len(steps)} instructions")
+    kinds, (inner, known) = steps.scalar(0, "<u1"), steps.table(1, "an instruction")
+    if len(known) != len(steps) or np.any((kinds < _CALL) | (kinds > _FREE)):
+        raise Damage("an instruction that says nothing")
+    whose, longest = plan[chain], np.bincount(chain, minlength=len(chains))[chain]
+    first = {_CALL: operators[whose], _DELEGATE: delegates[whose]}
+    second = {_MOVE: values[whose], _JUMP: longest + 1}
+    for kind in range(_CALL, _FREE + 1):
+        chosen = np.flatnonzero(kinds == kind)
+        one = Tables(plans.data, inner.at[chosen], "an instruction")
+        _inside(one.scalar(0, "<i4"), first.get(kind, values[whose])[chosen], "what an instruction refers to")
+        if kind in second:
+            _inside(one.scalar(1, "<i4"), second[kind][chosen], "what an instruction refers to")
+        if kind in first:
+            numbers, caller = one.numbers(1, "<i4")
+            _inside(numbers, values[whose][chosen][caller], "what an instruction refers to")
 
 
 def _tensor(one: Tables) -> TensorSpec:

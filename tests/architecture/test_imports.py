@@ -101,6 +101,11 @@ def test_2_an_engine_imports_contracts_numpy_and_its_own_library_at_the_top(path
     assert [module for node, module in imports(path) if node.col_offset > 0] == []
 
 
+@each("native")
+def test_2_what_is_compiled_for_an_engine_needs_numpy_only(path: Path) -> None:
+    assert roots(path) - sys.stdlib_module_names <= {"numpy"}
+
+
 @each("exporters")
 def test_3_exporters_never_import_engines(path: Path) -> None:
     assert "runtimes" not in roots(path)
@@ -133,7 +138,7 @@ def prints(path: Path) -> list[str]:
     return found
 
 
-@each("edge", "runtimes", "exporters")
+@each("edge", "runtimes", "exporters", "native")
 def test_6_only_the_command_line_prints(path: Path) -> None:
     assert name(path).startswith("edge/cli/") or prints(path) == []
 
@@ -149,7 +154,7 @@ def acts(node: ast.stmt) -> bool:
     return not (isinstance(node, QUIET) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)))
 
 
-@each("edge", "runtimes", "exporters")
+@each("edge", "runtimes", "exporters", "native")
 def test_7_no_import_has_side_effects(path: Path) -> None:
     assert [f"{node.lineno}: {ast.unparse(node)}" for node in tree(path).body if acts(node)] == []
 
@@ -163,7 +168,7 @@ def test_7_importing_edge_loads_nothing_heavy() -> None:
     assert [m for m in loaded if m.split(".")[0] not in sys.stdlib_module_names | {"edge"}] == []
 
 
-@each("edge", "runtimes")
+@each("edge", "runtimes", "native")
 def test_no_model_is_named_on_the_run_side(path: Path) -> None:
     found = []
     tokens = list(tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline))

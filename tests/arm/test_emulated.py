@@ -27,6 +27,7 @@ BLIND = "What colour is the sky?"
 RECIPES = {  # of the bundles that are run
     "onnx": {},
     "tflite": {"format": "tflite"},
+    "executorch": {"format": "executorch"},
     "gguf": {"recipe": "onnx-w8a8-gguf-q4_0"},
 }
 # Tests that start processes which start others take longer here than all others together.
@@ -144,6 +145,7 @@ def test_doctor_names_the_kernels(jobs: Jobs, cpu: str, job: str) -> None:
     assert engines == {
         "coreml": None,
         "executorch": None,
+        "executorch_native": "unknown",
         "litert": "unknown",
         "llamacpp": "neon" if plain else "neon dotprod fp16",
         "onnxruntime": "neon" if plain else "neon dotprod",

@@ -14,7 +14,8 @@ from exported import Exports, failed, golden_of, manifest_of, vouch
 
 from edge import pte
 from edge.bundle import Bundle
-from edge.verify import verify
+from edge.session import load
+from edge.verify import compare, verify
 from exporters.checkpoint import open_checkpoint
 
 CONTEXT = 256
@@ -48,13 +49,27 @@ def test_a_quantised_export_is_proven_and_is_one_file(exports: Exports) -> None:
     assert "executorch" in manifest_of(done.path)["versions"]
 
 
-def test_the_exact_one_says_what_torch_says(exact: Path) -> None:
-    report = verify(Bundle.open(exact))
+@pytest.mark.parametrize("engine", ["executorch", "executorch_native"])
+def test_the_exact_one_says_what_torch_says(engine: str, exact: Path) -> None:
+    with load(exact, engine=engine) as session:
+        assert session.plan.engines == (engine,)
+        report = compare(session, golden_of(exact))
     assert report.ok
     assert report.error("tokens", "fp32") == {"tokens": 1.0}
+
+
+def test_it_is_run_without_torch(exact: Path) -> None:
     said = call("run", exact, "Who?", "--max-tokens", "4", "--json")
     assert said.code == 0 and len(said.json["token_ids"]) == 4
-    assert said.json["plan"]["parts"][1]["engine"] == "executorch"
+    assert [part["engine"] for part in said.json["plan"]["parts"]] == ["executorch_native"] * 2
+    code = (
+        "import sys, edge\n"
+        f"with edge.load({str(exact)!r}) as session: answer = session.ask(None, 'Who?', max_tokens=4)\n"
+        "print(answer, *sorted({'torch', 'executorch'} & set(sys.modules)))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == (said.json["text"].strip(), "")
 
 
 def test_split_it_is_a_file_for_each_half(exports: Exports, exact: Path) -> None:

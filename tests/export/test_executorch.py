@@ -34,6 +34,8 @@ from exporters.projectors import ProjectorConfig
 from exporters.vision import clip
 
 OPTIONS = OpenOptions(threads=1)
+ENGINES = ("executorch", "executorch_native")
+each_engine = pytest.mark.parametrize("engine", ENGINES)
 CONFIG = dataclasses.replace(llama.tiny().config, context=48)
 TOKENIZER = json.dumps({"model": {"vocab": {"a": 0, "b": CONFIG.vocab - 1}}, "added_tokens": []})
 
@@ -124,27 +126,30 @@ def test_a_quantised_decoder_computes_what_torch_does_on_its_weights(scheme, tmp
     stored = module.layers[0].down_proj.weight
     assert stored.shape == (CONFIG.hidden, CONFIG.ffn)
     assert 0.001 < float((stored - random_decoder(config).layers[0].down_proj.weight).abs().max()) < 0.1
-    decoder = open_part(part, "executorch", OPTIONS)
     ids, rows = prompt(module, 30)
-    found = [decoder.extend([Tokens(ids[:20])]), *(decoder.extend([Tokens((i,))]) for i in ids[20:])]
-    for end, logits in zip(range(20, 31), found, strict=True):
-        error = distance(logits, reference(module, rows[:end]))
-        assert error["cosine"] >= format.SCHEMES["decoder"][scheme]["cosine"]
+    for engine in ENGINES:
+        decoder = open_part(part, engine, OPTIONS)
+        found = [decoder.extend([Tokens(ids[:20])]), *(decoder.extend([Tokens((i,))]) for i in ids[20:])]
+        for end, logits in zip(range(20, 31), found, strict=True):
+            error = distance(logits, reference(module, rows[:end]))
+            assert error["cosine"] >= format.SCHEMES["decoder"][scheme]["cosine"], engine
     other = distance(found[0], reference(random_decoder(config), rows[:20]))
     assert other["cosine"] < distance(found[0], reference(module, rows[:20]))["cosine"]
 
 
+@each_engine
 @pytest.mark.parametrize("count", [1, 2, 46, 47, 48])
-def test_a_prompt_of_any_length(exact, count):
+def test_a_prompt_of_any_length(engine, exact, count):
     module, part = exact
-    decoder = open_part(part, "executorch", OPTIONS)
+    decoder = open_part(part, engine, OPTIONS)
     ids, rows = prompt(module, count)
     np.testing.assert_allclose(decoder.extend([Tokens(ids)]), reference(module, rows), atol=1e-4)
 
 
-def test_a_decoder_rewinds_and_ends_with_its_context(exact):
+@each_engine
+def test_a_decoder_rewinds_and_ends_with_its_context(engine, exact):
     module, part = exact
-    decoder = open_part(part, "executorch", OPTIONS)
+    decoder = open_part(part, engine, OPTIONS)
     ids, rows = prompt(module, 48)
     decoder.extend([Tokens(ids[:40])])
     decoder.rewind(9)
@@ -157,9 +162,10 @@ def test_a_decoder_rewinds_and_ends_with_its_context(exact):
     np.testing.assert_allclose(decoder.extend([Tokens(ids)]), reference(module, rows), atol=1e-4)
 
 
-def test_a_picture_stands_between_tokens(exact):
+@each_engine
+def test_a_picture_stands_between_tokens(engine, exact):
     module, part = exact
-    decoder = open_part(part, "executorch", OPTIONS)
+    decoder = open_part(part, engine, OPTIONS)
     ids, rows = prompt(module, 30)
     picture = Embeddings(rows[10:20].numpy() * 2, "p")
     logits = decoder.extend([Tokens(ids[:10]), picture, Tokens(ids[20:])])
@@ -173,13 +179,14 @@ def test_a_vision_part_computes_what_torch_does_on_its_weights(scheme, projector
     name = {"mlp2x_gelu": "mlp"}.get(projector, projector)
     module, part = written_encoder(tmp_path, scheme, name)
     values = pixels(part.inputs[0].shape[2])
-    rows = open_part(part, "executorch", OPTIONS).run({"pixel_values": values})["image_embeds"]
     with torch.inference_mode():
         expected = module(torch.from_numpy(values)).numpy()
     assert expected.std() > 0.1
-    error, tolerance = distance(rows, expected), format.SCHEMES["vision"][scheme]
-    assert error["cosine"] >= tolerance["cosine"]
-    assert error["max_abs"] <= tolerance.get("max_abs", 1.0)
+    for engine in ENGINES:
+        rows = open_part(part, engine, OPTIONS).run({"pixel_values": values})["image_embeds"]
+        error, tolerance = distance(rows, expected), format.SCHEMES["vision"][scheme]
+        assert error["cosine"] >= tolerance["cosine"], engine
+        assert error["max_abs"] <= tolerance.get("max_abs", 1.0), engine
 
 
 def test_all_of_the_tower_is_one_piece_for_xnnpack(sees):
@@ -196,8 +203,9 @@ def test_another_backend_takes_the_encoder(backend, id, tmp_path):
     method = pte.read(part.files[0]).methods["vision_encoder"]
     assert (method.delegates, method.operators) == ((f"{id}Backend",), ())
     port = TensorSpec("pixel_values", "float32", (1, 3, 56, 56)), TensorSpec("image_embeds", "float32", (1, 16, 64))
-    with pytest.raises(EngineError, match=f"needs {id}Backend, which executorch"):
-        open_part(dataclasses.replace(part, inputs=port[:1], outputs=port[1:]), "executorch", OPTIONS)
+    for engine in ENGINES:
+        with pytest.raises(EngineError, match=f"needs {id}Backend, which .*executorch .* as installed does not have"):
+            open_part(dataclasses.replace(part, inputs=port[:1], outputs=port[1:]), engine, OPTIONS)
 
 
 def test_a_layer_is_one_piece_between_two_looks_at_the_cache(exact):
@@ -297,41 +305,58 @@ def test_one_file_has_the_methods_of_both(exact, sees, joined):
     assert joined.stat().st_size < sum(part.files[0].stat().st_size for _, part in (exact, sees))
 
 
-INTERLEAVED = """
-import itertools, sys
-import numpy, torch
+OPENED = {  # path -> what runs a method of all of them, loaded from one program
+    "executorch": """
 from executorch.extension.pybindings import _portable_lib as bindings
 from runtimes import executorch as engine
 engine._load_kernels()
+bindings._unsafe_reset_threadpool(1)
+
+def opened(path, names):
+    program = bindings._load_program(path)
+    methods = {name: program.load_method(name) for name in names}
+    return lambda name, *arrays: methods[name].call([torch.from_numpy(a) for a in arrays])[0].numpy().copy()
+""",
+    "executorch_native": """
+from edge_executorch import Program
+
+def opened(path, names):
+    program = Program(path, names, 1)
+    return lambda name, *arrays: program.run(name, *arrays)[0]
+""",
+}
+INTERLEAVED = """
 path, side, hidden = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-generator = torch.Generator().manual_seed(1)
-pixels, rows = torch.randn(1, 3, side, side, generator=generator), torch.randn(1, 12, hidden, generator=generator)
-others = {"vision_encoder": (pixels,), "token_embedding": (torch.tensor([[3, 1, 4]]),)}
+generator = numpy.random.default_rng(1)
+pixels, rows = (generator.normal(size=size).astype("float32") for size in ((1, 3, side, side), (1, 12, hidden)))
+others = {"vision_encoder": pixels, "token_embedding": numpy.array([[3, 1, 4]])}
 
 def decoded(between):
     "Logits after 8 rows and then one by one, with other methods of the same program run before each."
-    program = bindings._load_program(path)
-    methods = {name: program.load_method(name) for name in (*others, "text_decoder")}
+    run = opened(path, [*others, "text_decoder"])
     found, start = [], 0
     for length, names in zip((8, 1, 1, 1, 1), (between, *([between] * 4))):
         for name in names:
-            methods[name].call(others[name])
-        piece = rows[:, start:start + length].contiguous()
-        found.append(methods["text_decoder"].call((piece, torch.tensor([start])))[0])
+            run(name, others[name])
+        piece = numpy.ascontiguousarray(rows[:, start:start + length])
+        found.append(run("text_decoder", piece, numpy.array([start])))
         start += length
-    return torch.cat(found)
+    return numpy.concatenate(found)
 
 alone = decoded(())
+assert alone.std() > 0.01
 for count in (1, 2, 3):
     for names in itertools.product(others, repeat=count):
-        print(float((decoded(names) - alone).abs().max()), *names)
+        print(float(abs(decoded(names) - alone).max()), *names)
 """
 
 
-def test_methods_of_one_program_leave_each_other_s_memory_alone(joined, sees):
+@each_engine
+def test_methods_of_one_program_leave_each_other_s_memory_alone(engine, joined, sees):
     """In one memory for all, as a phone has it; the engine itself loads each half by itself."""
     side = str(sees[1].inputs[0].shape[2])
-    arguments = [sys.executable, "-c", INTERLEAVED, str(joined), side, str(CONFIG.hidden)]
+    code = "import itertools, sys\nimport numpy, torch\n" + OPENED[engine] + INTERLEAVED
+    arguments = [sys.executable, "-c", code, str(joined), side, str(CONFIG.hidden)]
     done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
@@ -339,9 +364,10 @@ def test_methods_of_one_program_leave_each_other_s_memory_alone(joined, sees):
     assert {line for line in map(tuple, lines) if float(line[0]) > 0} == set()
 
 
-def test_the_engine_opens_both_halves_of_one_file(exact, sees, joined):
-    graph = open_part(dataclasses.replace(sees[1], files=(joined,)), "executorch", OPTIONS)
-    decoder = open_part(dataclasses.replace(exact[1], files=(joined,)), "executorch", OPTIONS)
+@each_engine
+def test_the_engine_opens_both_halves_of_one_file(engine, exact, sees, joined):
+    graph = open_part(dataclasses.replace(sees[1], files=(joined,)), engine, OPTIONS)
+    decoder = open_part(dataclasses.replace(exact[1], files=(joined,)), engine, OPTIONS)
     ids, rows = prompt(exact[0], 12)
     values = pixels(sees[1].inputs[0].shape[2])
     with torch.inference_mode():
@@ -351,12 +377,13 @@ def test_the_engine_opens_both_halves_of_one_file(exact, sees, joined):
     np.testing.assert_allclose(decoder.extend([Tokens(ids[11:])]), reference(exact[0], rows), atol=1e-4)
 
 
-def test_a_part_that_is_another_s_is_refused(exact, sees):
+@each_engine
+def test_a_part_that_is_another_s_is_refused(engine, exact, sees):
     with pytest.raises(BundleError, match="has no method vision_encoder; it has enable_dynamic_shape, "):
-        open_part(dataclasses.replace(sees[1], files=exact[1].files), "executorch", OPTIONS)
+        open_part(dataclasses.replace(sees[1], files=exact[1].files), engine, OPTIONS)
     longer = dataclasses.replace(exact[1].decoder, context=49)
     with pytest.raises(BundleError, match="built for a context of 48, and the manifest says 49"):
-        open_part(dataclasses.replace(exact[1], decoder=longer), "executorch", OPTIONS)
+        open_part(dataclasses.replace(exact[1], decoder=longer), engine, OPTIONS)
     wider = dataclasses.replace(exact[1].decoder, vocab=321)
     with pytest.raises(BundleError, match=r"text_decoder of decoder\.pte is not what the manifest describes"):
-        open_part(dataclasses.replace(exact[1], decoder=wider), "executorch", OPTIONS)
+        open_part(dataclasses.replace(exact[1], decoder=wider), engine, OPTIONS)

@@ -9,7 +9,7 @@ from conftest import SPEC
 
 from edge import engines as rooms
 from edge.bundle import File, Manifest, Part
-from edge.devices import DeviceProfile
+from edge.devices import DeviceProfile, profile
 from edge.engines import installed_engines, open_part
 from edge.errors import BundleError, EngineError, UsageError
 from edge.memory import memory
@@ -308,3 +308,20 @@ def test_an_engine_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineError, match="the engine onnxruntime does not load: libgomp") as caught:
         open_part(PartFiles("onnx", "fp32", ("decoder",), (), (), ()), "onnxruntime", OpenOptions())
     assert caught.value.hint == "pip install 'edge-vlm[onnxruntime]'"
+
+
+@pytest.mark.parametrize("name", ["linux-x86", "linux-arm64", "rpi4", "rpi5", "rpi_zero_2w"])
+def test_executorch_without_torch_goes_before_the_one_with_it(name: str) -> None:
+    engines = [replace(info, installed=True, unfit=None) for info in installed_engines()]
+    both = manifest(part("vision", "projector", format="executorch"), part("decoder", format="executorch"))
+    here = replace(profile(name), memory_bytes=1 << 32)
+    assert {engine for *_, engine in chosen(both, here, engines)} == {"executorch_native"}
+    engines = [replace(info, installed=info.name != "executorch_native") for info in engines]
+    assert {engine for *_, engine in chosen(both, here, engines)} == {"executorch"}
+
+
+def test_what_no_index_has_is_built() -> None:
+    info = replace(engine("made", "made", installed=False), wheel="make wheel-made")
+    with pytest.raises(EngineError, match="pymade is not installed: make wheel-made") as caught:
+        plan(manifest(part("decoder", format="made")), device(), (info,))
+    assert caught.value.hint == "make wheel-made"

@@ -1,0 +1,173 @@
+"""A graph or a decoder from a program of named methods: `vision_encoder`, or `token_embedding` and `text_decoder`.
+
+A prompt is cut into pieces of the length that the decoder's method takes. Keys and values lie in the program's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import pte
+from edge.errors import BundleError, EngineError
+from edge.lift import position_after, require_held
+from edge.pte import Program
+from edge.spec import DecoderSpec
+from edge.types import Array, OpenOptions, PartFiles, Segment, TensorSpec, Tokens
+
+VISION, EMBEDDING, DECODER = "vision_encoder", "token_embedding", "text_decoder"
+
+_Ports = tuple[Sequence[TensorSpec], Sequence[TensorSpec]]
+
+
+class Methods(Protocol):
+    """What an engine makes of some methods of a program: they share their memory, and nothing else does."""
+
+    def run(self, name: str, *arrays: Array) -> Array:
+        """The one result, a copy. Raises EngineError."""
+        ...
+
+
+def opened(
+    part: PartFiles, options: OpenOptions, methods: Callable[[Program, Sequence[str]], Methods]
+) -> MethodGraph | MethodDecoder:
+    """The part's first file, read and bounded before `methods` gives it to native code. Raises BundleError on a file
+    that is not sound or not what the manifest describes."""
+    program = pte.read(part.files[0])
+    if part.decoder is None:
+        _require(program, part, {VISION: (part.inputs, part.outputs)})
+        return MethodGraph(methods(program, (VISION,)), part)
+    c = part.decoder
+    longest = _longest(program)
+    ids, rows = TensorSpec("", "int64", (1, longest)), TensorSpec("", "float32", (1, longest, c.hidden))
+    position, logits = TensorSpec("", "int64", (1,)), TensorSpec("", "float32", (1, 1, c.vocab))
+    _require(program, part, {EMBEDDING: ((ids,), (rows,)), DECODER: ((rows, position), (logits,))})
+    held = program.constant("get_max_context_len")
+    if held is None or held < max(longest, c.context):
+        raise BundleError(
+            f"{program.path.name} was built for a context of {held}, and the manifest says {c.context}",
+            hint=f"edge export … --format executorch --context {c.context}",
+        )
+    return MethodDecoder(methods(program, (EMBEDDING, DECODER)), c, longest, options.context)
+
+
+def require_registered(
+    program: Program,
+    names: Sequence[str],
+    operators: Collection[str],
+    backends: Collection[str],
+    library: str,
+    install: str,
+) -> None:
+    """What the methods need of a build of the library: it would end in an error without a name, or the process."""
+    for name in names:
+        method = program.methods[name]
+        lacks = [o for o in method.operators if o not in operators] + [d for d in method.delegates if d not in backends]
+        if lacks:
+            raise EngineError(
+                f"{name} of {program.path.name} needs {', '.join(dict.fromkeys(lacks))}, "
+                f"which {library} as installed does not have",
+                hint=install,
+            )
+
+
+def refused(what: str, program: Program, why: str) -> EngineError:
+    """`what`: cannot open, failed in a method of."""
+    name = program.path.name
+    return EngineError(f"ExecuTorch {what} {name}: {why}", hint=f"edge verify the bundle of {name}")
+
+
+class MethodGraph:
+    """A method without memory, as a Graph."""
+
+    def __init__(self, methods: Methods, part: PartFiles) -> None:
+        self._methods = methods
+        self.inputs, self.outputs = part.inputs, part.outputs
+
+    def run(self, feeds: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """See Graph. Raises EngineError when an array does not fit the graph, or the library fails."""
+        if feeds.keys() != {spec.name for spec in self.inputs}:
+            names = ", ".join(spec.name for spec in self.inputs)
+            raise EngineError(f"the graph takes {names}, and was fed {', '.join(sorted(feeds)) or 'nothing'}")
+        for spec in self.inputs:
+            array = feeds[spec.name]
+            if array.shape != spec.shape or array.dtype != spec.dtype:
+                raise EngineError(f"{spec.name} is {array.dtype} {list(array.shape)}, and not so in the graph")
+        made = self._methods.run(VISION, *(feeds[spec.name] for spec in self.inputs))
+        found = {self.outputs[0].name: made}
+        for name, array in (into or {}).items():
+            if name not in found or array.shape != made.shape or array.dtype != made.dtype:
+                raise EngineError(f"{name} is {array.dtype} {list(array.shape)}, and not so in the graph")
+            array[:] = found[name]
+        return {**found, **(into or {})}
+
+
+class MethodDecoder:
+    """What stands behind the position is not read, and written over."""
+
+    def __init__(self, methods: Methods, spec: DecoderSpec, longest: int, context: int) -> None:
+        self._methods = methods
+        self._spec = spec
+        self._longest = longest
+        self._context = min(context or spec.context, spec.context)
+        self._position = 0
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    def extend(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
+        total = position_after(segments, self._position, self._context)
+        rows = np.concatenate([self._rows(segment) for segment in segments if len(segment)], axis=1)
+        for start in range(self._position, total, self._longest):
+            piece = rows[:, start - self._position :][:, : self._longest]
+            logits = self._methods.run(DECODER, piece, np.array([start]))
+        self._position = total
+        return np.asarray(logits[0, -1], np.float32)
+
+    def rewind(self, position: int) -> None:
+        require_held(position, self._position)
+        self._position = position
+
+    def _rows(self, segment: Segment) -> NDArray[np.float32]:
+        """f32 [1, S, hidden]."""
+        if not isinstance(segment, Tokens):
+            if segment.rows.ndim != 2 or segment.rows.shape[1] != self._spec.hidden:
+                raise EngineError(f"embeddings of {segment.rows.shape}, for a decoder of width {self._spec.hidden}")
+            return np.ascontiguousarray(segment.rows[None], np.float32)
+        if min(segment.ids) < 0 or max(segment.ids) >= self._spec.vocab:
+            raise EngineError(
+                f"a token id is outside the vocabulary of {self._spec.vocab}: "
+                f"{min(segment.ids)} to {max(segment.ids)} were given"
+            )
+        ids = np.array([segment.ids])
+        pieces = [ids[:, at : at + self._longest] for at in range(0, ids.shape[1], self._longest)]
+        return np.concatenate([self._methods.run(EMBEDDING, piece) for piece in pieces], axis=1)
+
+
+def _longest(program: Program) -> int:
+    """The longest piece that its decoder takes."""
+    method = program.methods.get(DECODER)
+    shape = method.inputs[0].shape if method and method.inputs else ()
+    return int(shape[1]) if len(shape) == 3 else 0
+
+
+def _require(program: Program, part: PartFiles, wanted: Mapping[str, _Ports]) -> None:
+    """Every method is there, with these inputs and outputs; names do not matter."""
+    if missing := [name for name in wanted if name not in program.methods]:
+        raise BundleError(
+            f"{program.path.name} has no method {', '.join(missing)}; it has {', '.join(sorted(program.methods))}",
+            hint="export the bundle again",
+        )
+    for name, ports in wanted.items():
+        found = program.methods[name].inputs, program.methods[name].outputs
+        for declared, given in zip(ports, found, strict=True):
+            here = [(spec.dtype, spec.shape) for spec in given if isinstance(spec, TensorSpec)]
+            if here != (there := [(spec.dtype, spec.shape) for spec in declared]):
+                raise BundleError(
+                    f"{name} of {program.path.name} is not what the manifest describes: {here}, expected {there}",
+                    hint=f"edge verify {part.files[0].parent}",
+                )

@@ -1,0 +1,70 @@
+// A file of ExecuTorch's and some of its methods, with the memory that they were planned for.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <executorch/extension/data_loader/mmap_data_loader.h>
+#include <executorch/extension/memory_allocator/malloc_memory_allocator.h>
+#include <executorch/runtime/core/hierarchical_allocator.h>
+#include <executorch/runtime/executor/memory_manager.h>
+#include <executorch/runtime/executor/program.h>
+
+// Why something cannot be done, in the library's words or ours.
+struct Refused {
+  std::string why;
+};
+
+// Zeros, in pages that come when they are touched. Kernels read a little further than it is long.
+class Pages {
+ public:
+  explicit Pages(size_t size);
+  ~Pages();
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+
+  uint8_t* data() const {
+    return static_cast<uint8_t*>(data_);
+  }
+  size_t size() const {
+    return size_;
+  }
+
+ private:
+  void* data_;
+  size_t size_;
+};
+
+// An array: of what numbers (ExecuTorch's ScalarType), how long each axis is, and where they are.
+struct Array {
+  int32_t kind;
+  int32_t rank;
+  int64_t sizes[16];
+  void* data;
+};
+
+class Program {
+ public:
+  // Throws Refused, and what memory throws.
+  Program(const char* path, const char* const* names, size_t count, size_t threads);
+  ~Program();
+
+  // Of the numbered one of `names`. What is given is copied; what comes back lies in the method's own memory until it
+  // runs again. Throws Refused.
+  void run(size_t method, const Array* given, size_t count, Array* made, size_t room);
+
+ private:
+  struct Method;
+  std::unique_ptr<Method> load(const char* name);
+  std::shared_ptr<Pages> memory(int64_t size, size_t place);
+
+  executorch::extension::MmapDataLoader loader_;
+  executorch::runtime::Program program_;
+  size_t threads_;
+  std::map<std::pair<size_t, int64_t>, std::shared_ptr<Pages>> shared_; // by which of a method's, and its size
+  std::vector<std::unique_ptr<Method>> methods_;
+};

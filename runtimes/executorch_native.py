@@ -1,0 +1,58 @@
+"""Opens `executorch` parts with ExecuTorch's C++ libraries, without torch: XNNPACK on the processor.
+
+`edge-vlm-executorch` brings them; it is made of `native/executorch/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+
+import edge_executorch
+from edge_executorch import Failure
+
+from edge import machine, methods
+from edge.errors import EngineError
+from edge.methods import MethodDecoder, MethodGraph
+from edge.pte import Program
+from edge.types import Array, OpenOptions, PartFiles
+
+FORMATS = ("executorch",)
+PACKAGE = "edge-vlm-executorch"
+INSTALL = "make wheel-executorch (for ARM: make wheel-arm), and pip install the wheel that it names"
+RESIDENT = {"": 0.95}
+REACHES = {"prefill": 0.35, "decode": 0.85}
+SYSTEMS = ("linux",)
+ELSEWHERE = "its libraries are built for Linux; the engine executorch runs here"
+
+
+def version() -> str:
+    return metadata.version(PACKAGE)
+
+
+def open(part: PartFiles, options: OpenOptions) -> MethodGraph | MethodDecoder:
+    """The part's first file. Raises BundleError on a file that is not sound or not what the manifest describes, and
+    EngineError when the library refuses it."""
+    return methods.opened(part, options, lambda program, names: _Methods(program, names, options))
+
+
+class _Methods:
+    def __init__(self, program: Program, names: Sequence[str], options: OpenOptions) -> None:
+        self._file = program
+        try:
+            operators, backends = edge_executorch.operators(), edge_executorch.backends()
+            methods.require_registered(program, names, operators, backends, f"{PACKAGE} {version()}", INSTALL)
+            threads = options.threads or machine.inspect().cores
+            self._program = edge_executorch.Program(program.path, names, threads)
+        except (Failure, OSError, MemoryError) as error:  # OSError: a library that does not load
+            raise self._refused("cannot open", error) from error
+
+    def run(self, name: str, *arrays: Array) -> Array:
+        try:
+            (made,) = self._program.run(name, *arrays)
+        except (Failure, MemoryError) as error:
+            raise self._refused(f"failed in {name} of", error) from error
+        return made
+
+    def _refused(self, what: str, error: Exception) -> EngineError:
+        return methods.refused(what, self._file, str(error))
