@@ -3,11 +3,11 @@
 # make test-browser: the page of edge report in headless Chromium.
 # make test-remote: edge bench --on against OpenSSH's own server.
 # make test-arm: the run side on emulated ARM processors.   make wheel-arm: what 64-bit ARM has no wheels for.
-# make wheel-executorch: ExecuTorch without torch, for this machine.
+# make wheel-executorch: ExecuTorch without torch, for this machine.   make wheel-executorch-arm: for 64-bit ARM.
 # All keep their environment in .venv/ and need Python 3.11 or newer: make demo PYTHON=/path/to/python3.12
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-llamacpp test-browser test-remote test-arm arm-machine wheel-arm wheel-executorch lint
+.PHONY: demo test test-llamacpp test-browser test-remote test-arm arm-machine wheel-arm wheel-executorch wheel-executorch-arm lint
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -104,8 +104,10 @@ test-arm: arm-machine $(ARM_WHEEL) $(ARM_EXECUTORCH) $(VENV)/installed-dev
 		"$$(ls '$(ARM)'/source/dist/*.whl)[onnxruntime,llamacpp,litert,executorch-native]"
 	EDGE_ARM='$(ARM)' $(BIN)/python -m pytest tests/arm -m arm -rs
 
-wheel-arm: $(ARM_WHEEL) $(ARM_EXECUTORCH)
+wheel-arm: $(ARM_WHEEL) wheel-executorch-arm
 	@echo "for 64-bit ARM, any Python 3: $(ARM_WHEEL)"
+
+wheel-executorch-arm: $(ARM_EXECUTORCH)
 	@echo "for 64-bit ARM, any Python 3: $(ARM_EXECUTORCH)"
 
 wheel-executorch: $(EXECUTORCH_WHEEL)

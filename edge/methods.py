@@ -74,10 +74,11 @@ def require_registered(
             )
 
 
-def refused(what: str, program: Program, why: str) -> EngineError:
-    """`what`: cannot open, failed in a method of."""
-    name = program.path.name
-    return EngineError(f"ExecuTorch {what} {name}: {why}", hint=f"edge verify the bundle of {name}")
+def refused(what: str, program: Program, why: str, hint: str = "") -> EngineError:
+    """`what`: cannot open, failed in a method of. Without a hint, the file is to be looked at."""
+    return EngineError(
+        f"ExecuTorch {what} {program.path.name}: {why}", hint=hint or f"edge verify {program.path.parent}"
+    )
 
 
 class MethodGraph:

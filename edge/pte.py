@@ -24,6 +24,7 @@ KINDS = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float3
 _INT, _BOOL, _TENSOR = 2, 3, 5  # of KernelTypes
 _CALL, _DELEGATE, _MOVE, _JUMP, _FREE = 1, 2, 3, 4, 5  # of InstructionArguments
 _MOST = 1 << 20  # tables of any kind
+_CACHES = ("update_cache.out", "update_quantized_cache.out")  # they write into their second argument
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ class _Reader:
     def _segments(self, base: int, size: int) -> None:
         segments, _ = self._program.tables(4, "a segment")
         offset, bytes_ = segments.scalar(0, "<i8"), segments.scalar(1, "<i8")
-        if len(segments) and (not base or np.any(offset < 0) or np.any(bytes_ < 0) or np.any(offset > size - bytes_)):
+        if not base:
+            size = 0  # a file without weights has an empty segment all the same
+        if np.any(offset < 0) or np.any(bytes_ < 0) or np.any(offset > size - bytes_):
             raise Damage("a segment ends beyond the end: the file is cut")
         named, _ = self._program.tables(7, "named data")
         named.texts(0)
@@ -106,13 +109,14 @@ class _Reader:
             raise Damage(f"{len(values)} values")
         first = np.searchsorted(owner, np.arange(len(plans) + 1))
         inputs, outputs = (self._ports(plans, values, first, entry) for entry in (3, 4))
-        _memories(plans, values, first)
+        written = _memories(plans, values, first)
         operators, whose = plans.tables(6, "an operator")
         called = [f"{a}.{b}" if b else a for a, b in zip(operators.texts(0), operators.texts(1), strict=True)]
         delegates, whom = plans.tables(7, "a delegate")
         backends = delegates.texts(0)
         counts = [np.bincount(one, minlength=len(plans)) for one in (owner, whose, whom)]
         _instructions(plans, *counts)
+        _results(plans, called, np.searchsorted(whose, np.arange(len(plans))), first, written)
         return {
             name: Method(
                 name,
@@ -146,8 +150,9 @@ class _Reader:
         return found
 
 
-def _memories(plans: Tables, values: Tables, first: Numbers) -> None:
-    """Each tensor that is not given is somewhere: in the file, in a file beside it, or in planned memory."""
+def _memories(plans: Tables, values: Tables, first: Numbers) -> Numbers:
+    """Each tensor that is not given is somewhere: in the file, in a file beside it, or in planned memory. Whether each
+    value can be written: it is no tensor, or lies in planned memory."""
     kinds, (inner, known) = values.scalar(0, "<u1"), values.table(1, "a value")
     chosen = kinds[known] == _TENSOR
     tensors = Tables(values.data, inner.at[chosen], "a tensor")
@@ -155,6 +160,29 @@ def _memories(plans: Tables, values: Tables, first: Numbers) -> None:
     given, owner = plans.numbers(3, "<i4")
     if np.any(~np.isin(known[chosen][nowhere], first[owner] + given)):
         raise Damage("a tensor that is nowhere")
+    writable = np.ones(len(values), bool)
+    writable[known[chosen]] = tensors.there(6)
+    return writable
+
+
+def _results(plans: Tables, called: list[str], operators: Numbers, first: Numbers, writable: Numbers) -> None:
+    """An operator's last argument is its result, which one that is called `….out` has twice; that of a cache is its
+    second argument, too. None is a constant, which is mapped for reading, or what the caller gives."""
+    chains, plan = plans.tables(5, "a chain")
+    steps, chain = chains.tables(2, "an instruction")
+    inner, _ = steps.table(1, "an instruction")
+    chosen = np.flatnonzero(steps.scalar(0, "<u1") == _CALL)
+    calls = Tables(plans.data, inner.at[chosen], "an instruction")
+    whose = plan[chain][chosen]
+    numbers, caller = calls.numbers(1, "<i4")
+    begin = np.searchsorted(caller, np.arange(len(calls) + 1))
+    counts, end = np.diff(begin), begin[1:]
+    names = [called[at].partition("::")[2] for at in (operators[whose] + calls.scalar(0, "<i4")).tolist()]
+    outs = np.array([name.endswith("out") for name in names], bool) & (counts > 1)
+    caches = np.array([name in _CACHES for name in names], bool) & (counts > 1)
+    results = np.concatenate([end[counts > 0] - 1, end[outs] - 2, begin[:-1][caches] + 1])
+    if not np.all(writable[first[whose[caller[results]]] + numbers[results]]):
+        raise Damage("an operator whose result has no memory of its own")
 
 
 def _instructions(plans: Tables, values: Numbers, operators: Numbers, delegates: Numbers) -> None:

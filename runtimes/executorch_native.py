@@ -19,9 +19,13 @@ from edge.types import Array, OpenOptions, PartFiles
 
 FORMATS = ("executorch",)
 PACKAGE = "edge-vlm-executorch"
-INSTALL = "make wheel-executorch (for ARM: make wheel-arm), and pip install the wheel that it names"
+INSTALL = "make wheel-executorch (for ARM: make wheel-executorch-arm), and pip install --force-reinstall what it names"
 RESIDENT = {"": 0.95}
 REACHES = {"prefill": 0.43, "decode": 0.85}
+_BUILT = f"it wants glibc 2.32 or newer; {INSTALL}"
+_SMALLER = (
+    "edge fit says what it takes; edge run --max-memory, or edge export … --context N with a smaller N, takes less"
+)
 SYSTEMS = ("linux",)
 ELSEWHERE = "its libraries are built for Linux; the engine executorch runs here"
 
@@ -44,7 +48,9 @@ class _Methods:
             methods.require_registered(program, names, operators, backends, f"{PACKAGE} {version()}", INSTALL)
             threads = options.threads or machine.inspect().cores
             self._program = edge_executorch.Program(program.path, names, threads)
-        except (Failure, OSError, MemoryError) as error:  # OSError: a library that does not load
+        except OSError as error:
+            raise methods.refused("cannot open", program, f"its library does not load: {error}", _BUILT) from error
+        except (Failure, MemoryError) as error:
             raise self._refused("cannot open", error) from error
 
     def run(self, name: str, *arrays: Array) -> Array:
@@ -55,4 +61,5 @@ class _Methods:
         return made
 
     def _refused(self, what: str, error: Exception) -> EngineError:
-        return methods.refused(what, self._file, str(error))
+        short = isinstance(error, MemoryError) or "out_of_memory" in str(error)
+        return methods.refused(what, self._file, str(error), _SMALLER if short else "")

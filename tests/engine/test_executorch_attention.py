@@ -135,8 +135,8 @@ def test_a_mask_is_refused() -> None:
         ((np.zeros((1, 3, 10, 5)), np.array([0])), "Input 0 has unexpected scalar type"),
         ((np.zeros((3, 10, 5), np.float32), np.array([0])), "tensor rank which is immutable: old=4, new=3"),
         ((np.zeros((1, 3, 10, 6), np.float32), np.array([0])), r"update_cache of \[1, S, 2, 6\] into \[1, T, 2, 5\]"),
-        ((np.zeros((1, 3, 10, 500), np.float32), np.array([0])), "maximum capacity of 3450 elements to 15000"),
-        ((np.zeros((1, 3, 10, 5), np.float32), np.array([0, 1])), "resize a static tensor"),
+        ((np.zeros((1, 3, 10, 500), np.float32), np.array([0])), "60000 bytes, where it takes at most 13800"),
+        ((np.zeros((1, 3, 10, 5), np.float32), np.array([0, 1])), "an array of 16 bytes, where it takes at most 8"),
         ((np.zeros((1, 3, 10, 5), np.complex64), np.array([0])), "no array that a program takes: complex64"),
     ],
 )

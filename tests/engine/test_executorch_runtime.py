@@ -14,7 +14,9 @@ import edge_executorch
 import numpy as np
 import pytest
 import torch
+from attention_programs import FOLDER
 from conftest import REPOSITORY
+from edge_executorch import Failure, Program
 from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
 from executorch.exir.schema import Tensor
 from executorch.extension.pybindings import _portable_lib as bindings
@@ -274,7 +276,7 @@ def test_a_head_with_any_bytes_ends_no_process(half: str, graph: PartFiles, deco
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("change", ["operator", "argument", "buffer"])
+@pytest.mark.parametrize("change", ["operator", "argument", "buffer", "result", "given"])
 def test_what_an_instruction_refers_to_is_bounded(
     engine: str, change: str, graph: PartFiles, decoder: PartFiles, tmp_path: Path
 ) -> None:
@@ -287,12 +289,133 @@ def test_what_an_instruction_refers_to_is_bounded(
         call.op_index = 7
     elif change == "argument":
         call.args[0] = len(plan.values)
+    elif change == "result":  # a constant, which is mapped for reading
+        call.args[-2] = call.args[0]
+        said["result"] = "an operator whose result has no memory of its own"
+    elif change == "given":
+        call.args[-1] = plan.inputs[0]
+        said["given"] = "an operator whose result has no memory of its own"
     else:
         table = next(v.val for v in plan.values if isinstance(v.val, Tensor) and v.val.data_buffer_idx)
         table.data_buffer_idx = 0
     content = bytes(serialize_pte_binary(file, extract_delegate_segments=True))
     with pytest.raises(BundleError, match=said.get(change, said["operator"])):
         open_part(damaged(decoder, tmp_path, content), engine, OPTIONS)
+
+
+def test_keys_are_not_overwritten_by_the_result(tmp_path: Path) -> None:
+    """Which has the shape of the queries: what was looked at before would not hold then."""
+    file = deserialize_pte_binary((FOLDER / "odd.pte").read_bytes())
+    (plan,) = file.program.execution_plan
+    number = next(at for at, operator in enumerate(plan.operators) if operator.name == "llama::custom_sdpa")
+    calls = (step.instr_args for step in plan.chains[0].instructions)
+    call = next(call for call in calls if getattr(call, "op_index", None) == number)
+    call.args[-2:] = [call.args[1]] * 2
+    path = tmp_path / "odd.pte"
+    path.write_bytes(bytes(serialize_pte_binary(file, extract_delegate_segments=True)))
+    assert pte.read(path).methods
+    with pytest.raises(Failure, match="custom_sdpa whose result is its keys or values"):
+        Program(path, ["attention"], 1).run("attention", np.zeros((1, 40, 10, 5), np.float32), np.array([0]))
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.pte")), ids=lambda path: path.stem)
+def test_a_program_without_weights_is_sound(path: Path) -> None:
+    assert set(pte.read(path).methods) == {"attention"}
+
+
+SHORT = """
+import resource, sys, numpy
+from edge_executorch import Failure, Program
+rows = numpy.random.default_rng(0).normal(size=(1, 1500, 256)).astype("float32")
+path, expected = sys.argv[1], Program(sys.argv[1], ["wide"], 1).run("wide", rows)[0]
+program = Program(path, ["wide"], 1)
+program.run("wide", rows[:, :3])
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 20), resource.RLIM_INFINITY))
+try:
+    program.run("wide", rows)
+    print("it had enough")
+except (Failure, MemoryError):
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print([float(abs(program.run("wide", rows)[0] - expected).max()) for again in range(2)])
+"""
+
+
+class Wide(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(256, 4096), torch.nn.Linear(4096, 256)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.sigmoid(self.up(x)))
+
+
+def test_what_ran_out_of_memory_is_right_again_with_it(tmp_path: Path) -> None:
+    """XNNPACK had prepared a half, and took it for the whole at the next call of the same shape."""
+    torch.manual_seed(3)
+    lower.write(tmp_path / "wide.pte", {"wide": Method(Wide(), (torch.zeros(1, 8, 256),), 2000)}, {}, lambda done: None)
+    arguments = [sys.executable, "-c", SHORT, str(tmp_path / "wide.pte")]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[0.0, 0.0]\n", "")
+
+
+FORKED = """
+import os, sys, threading, time, edge_executorch
+program = edge_executorch.Program(sys.argv[1], ["attention"], 2)
+held = threading.Event()
+def hold():
+    with edge_executorch._ONE_AT_A_TIME:
+        held.set()
+        time.sleep(1)
+threading.Thread(target=hold).start()
+held.wait()
+if not (child := os.fork()):
+    sys.exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_fork_ends_while_a_thread_of_its_parent_computes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, str(FOLDER / "one.pte")], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
+
+
+def test_what_is_closed_while_it_runs_ends_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal's handler does, which comes between the library's return and the copy of its result."""
+    program, copied = Program(FOLDER / "one.pte", ["attention"], 1), edge_executorch._copied
+
+    def interrupted(array: object) -> Array:
+        program.close()
+        return copied(array)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(edge_executorch, "_copied", interrupted)
+    (made,) = program.run("attention", np.ones((1, 2, 3, 1), np.float32), np.array([0]))
+    np.testing.assert_array_equal(made, np.ones((1, 2, 1, 1)))
+    with pytest.raises(Failure, match="closed"):
+        program.run("attention", np.ones((1, 2, 3, 1), np.float32), np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "hint"),
+    [
+        (MemoryError("no memory for an ExecuTorch program"), "no memory", "edge fit"),
+        (Failure("xnn_status_out_of_memory"), "out_of_memory", "edge fit"),
+        (OSError("libexecutorch.so: cannot open"), "its library does not load: libexecutorch.so", "glibc 2.32"),
+        (Failure("it is no program"), "it is no program", "edge verify /"),
+    ],
+)
+def test_each_failure_has_its_own_hint(
+    error: Exception, said: str, hint: str, graph: PartFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object) -> None:
+        raise error
+
+    monkeypatch.setattr(edge_executorch, "Program", fail)
+    with pytest.raises(EngineError, match=said) as caught:
+        open_part(graph, "executorch_native", OPTIONS)
+    assert hint in str(caught.value.hint)
 
 
 ENDED = """

@@ -62,12 +62,15 @@ class Program:
     def __init__(self, path: os.PathLike[str] | str, methods: Sequence[str], threads: int) -> None:
         """Raises Failure, and MemoryError."""
         self._methods = {name: number for number, name in enumerate(methods)}
+        self._running = self._closing = False
         names = (ctypes.c_char_p * len(methods))(*(name.encode() for name in methods))
         self._handle = ctypes.c_void_p()
         opened = os.fsencode(path), names, len(methods), threads, ctypes.byref(self._handle)
+        self._finalize = weakref.finalize(
+            self, _close, self._handle, os.getpid()
+        )  # before: Ctrl-C may come right after
         with _calling() as library:
             _check(library.edge_executorch_open(*opened))
-        self._finalize = weakref.finalize(self, _close, self._handle)
 
     def run(self, method: str, *arrays: NDArray[Any], results: int = 1) -> list[NDArray[Any]]:
         """The results, copied. Raises Failure where an array does not fit or the method fails, KeyError where that was
@@ -79,12 +82,22 @@ class Program:
         with _calling() as library:
             if not self._finalize.alive:
                 raise Failure("the program is closed")
-            _check(library.edge_executorch_run(self._handle, number, given, len(plain), made, results))
-            return [_copied(one) for one in made]
+            self._running = True
+            try:
+                _check(library.edge_executorch_run(self._handle, number, given, len(plain), made, results))
+                return [_copied(one) for one in made]
+            finally:
+                self._running = False
+                if self._closing:
+                    self._finalize()
 
     def close(self) -> None:
-        """Let its memory go; so does the end of the program's life."""
-        self._finalize()
+        """Let its memory go; so does the end of the program's life. What runs ends first."""
+        with _ONE_AT_A_TIME:
+            if self._running:
+                self._closing = True
+            else:
+                self._finalize()
 
 
 def operators() -> frozenset[str]:
@@ -103,9 +116,10 @@ def threads() -> int:
         return int(library.edge_executorch_threads())
 
 
-def _close(handle: ctypes.c_void_p) -> None:
-    with _calling() as library:
-        library.edge_executorch_close(handle)
+def _close(handle: ctypes.c_void_p, process: int) -> None:
+    if handle and os.getpid() == process:  # a fork has the memory, and none of the threads
+        with _calling() as library:
+            library.edge_executorch_close(handle)
 
 
 def _registered(kind: int) -> frozenset[str]:
@@ -148,11 +162,17 @@ def _calling() -> Iterator[Any]:
 
 @cache
 def _library() -> Any:
-    (path,) = Path(__file__).parent.glob("libedge_executorch.*")
-    library = ctypes.CDLL(str(path))
+    library = ctypes.CDLL(str(Path(__file__).parent / "libedge_executorch.so"))
     library.edge_executorch_reason.restype = ctypes.c_char_p
     library.edge_executorch_registered.restype = ctypes.c_char_p
+    os.register_at_fork(after_in_child=_after_fork)
     return library
+
+
+def _after_fork() -> None:
+    """Another thread may have had it, which the child has not."""
+    global _ONE_AT_A_TIME
+    _ONE_AT_A_TIME = threading.RLock()
 
 
 _ONE_AT_A_TIME = threading.RLock()  # again in a thread that has it: collecting garbage may close a program

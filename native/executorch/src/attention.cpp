@@ -152,6 +152,9 @@ void custom_sdpa(KernelRuntimeContext& context, Arguments arguments) {
   const Tensor &q = query.q, &k = query.k, &v = query.v;
   REQUIRE(is_plain(q) && is_plain(k) && is_plain(v), "custom_sdpa is for float32 of four axes");
   REQUIRE(
+      out.unsafeGetTensorImpl() != k.unsafeGetTensorImpl() && out.unsafeGetTensorImpl() != v.unsafeGetTensorImpl(),
+      "custom_sdpa whose result is its keys or values");
+  REQUIRE(
       k.size(0) == q.size(0) && k.size(3) == q.size(3) && v.size(0) == k.size(0) && v.size(1) == k.size(1) &&
           v.size(2) == k.size(2) && v.size(3) == k.size(3),
       "custom_sdpa of queries [%zd, S, H, %zd], keys [%zd, %zd, %zd, %zd] and values [%zd, %zd, %zd, %zd]",

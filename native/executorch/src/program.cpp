@@ -75,7 +75,8 @@ Program::Program(const char* path, const char* const* names, size_t count, size_
       threads_(threads) {
   pools::use(threads_);
   for (size_t i = 0; i < count; ++i) {
-    methods_.push_back(load(names[i]));
+    names_.emplace_back(names[i]);
+    methods_.push_back(load(names_.back()));
   }
 }
 
@@ -97,8 +98,8 @@ std::shared_ptr<Pages> Program::memory(int64_t size, size_t place) {
   return pages;
 }
 
-std::unique_ptr<Program::Method> Program::load(const char* name) {
-  auto meta = taken(program_.method_meta(name), std::string("no method ") + name);
+std::unique_ptr<Program::Method> Program::load(const std::string& name) {
+  auto meta = taken(program_.method_meta(name.c_str()), "no method " + name);
   auto found = std::make_unique<Method>();
   for (size_t place = 0; place < meta.num_memory_planned_buffers(); ++place) {
     found->memory.push_back(memory(taken(meta.memory_planned_buffer_size(place), "a memory"), place));
@@ -106,28 +107,31 @@ std::unique_ptr<Program::Method> Program::load(const char* name) {
   }
   found->planned.emplace(Span<Span<uint8_t>>(found->spans.data(), found->spans.size()));
   found->manager.emplace(&found->own, &*found->planned, &found->scratch);
-  found->method.emplace(taken(program_.load_method(name, &*found->manager), std::string(name) + " does not load"));
-  found->given.resize(found->method->inputs_size());
+  found->method.emplace(taken(program_.load_method(name.c_str(), &*found->manager), name + " does not load"));
+  for (size_t i = 0; i < meta.num_inputs(); ++i) {
+    const auto bound = meta.input_tensor_meta(i); // the tensor may grow that far, whatever is given
+    found->given.push_back(bound.ok() ? std::make_unique<Pages>(bound.get().nbytes()) : nullptr);
+  }
   return found;
 }
 
 namespace {
 
 // The array's bytes, copied to where a method may read them.
-void keep(std::unique_ptr<Pages>& place, const Array& array, size_t item) {
+void keep(const std::unique_ptr<Pages>& place, const Array& array, size_t item) {
   if (array.rank < 0 || array.rank > kRank) {
     throw Refused{"an array of " + std::to_string(array.rank) + " axes"};
   }
   size_t size = item;
   for (int32_t axis = 0; axis < array.rank; ++axis) {
-    if (array.sizes[axis] < 0 || array.sizes[axis] > INT32_MAX || size > size_t(kMost)) {
+    if (array.sizes[axis] < 0 || array.sizes[axis] > INT32_MAX ||
+        __builtin_mul_overflow(size, static_cast<size_t>(array.sizes[axis]), &size)) {
       throw Refused{"an axis of " + std::to_string(array.sizes[axis])};
     }
-    size *= array.sizes[axis];
   }
-  if (!place || place->size() < size) {
-    place.reset();
-    place = std::make_unique<Pages>(size);
+  if (!place || size > place->size()) {
+    const std::string most = place ? std::to_string(place->size()) : "no array";
+    throw Refused{"it was given an array of " + std::to_string(size) + " bytes, where it takes at most " + most};
   }
   if (size) {
     std::memcpy(place->data(), array.data, size);
@@ -156,11 +160,15 @@ void Program::run(size_t method, const Array* given, size_t count, Array* made, 
   if (method >= methods_.size()) {
     throw Refused{"no method " + std::to_string(method)};
   }
+  if (!methods_[method]) {
+    methods_[method] = load(names_[method]);
+  }
   Method& one = *methods_[method];
   if (count != one.method->inputs_size() || room != one.method->outputs_size()) {
     throw Refused{
         "it takes " + std::to_string(one.method->inputs_size()) + " arrays and gives " +
-        std::to_string(one.method->outputs_size())};
+        std::to_string(one.method->outputs_size()) + "; it was given " + std::to_string(count) + " for " +
+        std::to_string(room)};
   }
   pools::use(threads_);
   for (size_t i = 0; i < count; ++i) {
@@ -186,6 +194,7 @@ void Program::run(size_t method, const Array* given, size_t count, Array* made, 
   }
   const Error error = one.method->execute();
   if (error != Error::Ok) {
+    methods_[method].reset(); // XNNPACK takes what it prepared by half for prepared: anew, when it is asked for again
     refuse("it failed", error);
   }
   for (size_t i = 0; i < room; ++i) {

@@ -59,12 +59,13 @@ class Program {
 
  private:
   struct Method;
-  std::unique_ptr<Method> load(const char* name);
+  std::unique_ptr<Method> load(const std::string& name);
   std::shared_ptr<Pages> memory(int64_t size, size_t place);
 
   executorch::extension::MmapDataLoader loader_;
   executorch::runtime::Program program_;
   size_t threads_;
   std::map<std::pair<size_t, int64_t>, std::shared_ptr<Pages>> shared_; // by which of a method's, and its size
-  std::vector<std::unique_ptr<Method>> methods_;
+  std::vector<std::string> names_;
+  std::vector<std::unique_ptr<Method>> methods_; // none where a run failed: it is loaded anew
 };
