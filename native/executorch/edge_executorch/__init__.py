@@ -66,9 +66,8 @@ class Program:
         names = (ctypes.c_char_p * len(methods))(*(name.encode() for name in methods))
         self._handle = ctypes.c_void_p()
         opened = os.fsencode(path), names, len(methods), threads, ctypes.byref(self._handle)
-        self._finalize = weakref.finalize(
-            self, _close, self._handle, os.getpid()
-        )  # before: Ctrl-C may come right after
+        # Before it is open: Ctrl-C may come right after.
+        self._finalize = weakref.finalize(self, _close, self._handle, os.getpid())
         with _calling() as library:
             _check(library.edge_executorch_open(*opened))
 
