@@ -1,4 +1,4 @@
-"""The file name is the registry: a folder of alternatives holds one module for each."""
+"""The file name is the registry: a folder of alternatives holds one module, or one package, for each."""
 
 from __future__ import annotations
 
@@ -37,9 +37,11 @@ def facts(package: str, name: str) -> dict[str, Any]:
     spec = find_spec(package)
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    source = Path(next(iter(spec.submodule_search_locations)), f"{name}.py").read_text(encoding="utf-8")
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    module = folder / f"{name}.py"
+    source = module if module.is_file() else folder / name / "__init__.py"
     found: dict[str, Any] = {}
-    for node in ast.parse(source).body:
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
         targets = (
             node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
         )

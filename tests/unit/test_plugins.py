@@ -31,6 +31,14 @@ def forget() -> None:
     plugins.facts.cache_clear()
 
 
+def test_a_package_is_an_alternative_as_a_module_is(zoo: Path) -> None:
+    (zoo / "bat").mkdir()
+    (zoo / "bat" / "__init__.py").write_text(f"SOUND = 'click'\n{BOMB}")
+    (zoo / "owl.py").write_text("SOUND = 'hoo'")
+    assert plugins.names("zoo") == ("bat", "owl")
+    assert plugins.facts("zoo", "bat") == {"SOUND": "click"}
+
+
 def test_the_file_name_is_the_registry(zoo: Path) -> None:
     (zoo / "owl.py").write_text("SOUND = 'hoo'")
     (zoo / "ant.py").write_text(BOMB)
