@@ -74,13 +74,13 @@ def outside(path: Path) -> set[str]:
     return roots(path) - sys.stdlib_module_names - OWN
 
 
-def siblings(path: Path) -> list[str]:
-    """The other modules of its folder of alternatives that a module imports."""
-    folder = path.relative_to(REPOSITORY).parent.parts
-    alternatives = {p.stem for p in path.parent.iterdir()} - {path.stem, "__init__"}
-    parts = [module.split(".") for _, module in imports(path)]
-    inside = [p for p in parts if len(p) > len(folder) and p[: len(folder)] == list(folder)]
-    return [".".join(p) for p in inside if p[len(folder)] in alternatives]
+def others(path: Path, folder: str) -> list[str]:
+    """What a module imports of the folder's other alternatives; an alternative is a module or a package there."""
+    room = tuple(folder.split("/"))
+    own = path.relative_to(REPOSITORY).with_suffix("").parts[len(room)]
+    names = {p.stem for p in (REPOSITORY / folder).iterdir()} - {own, "__init__", "__pycache__"}
+    parts = [tuple(module.split(".")) for _, module in imports(path)]
+    return [".".join(p) for p in parts if p[: len(room)] == room and len(p) > len(room) and p[len(room)] in names]
 
 
 def test_there_is_something_to_look_at() -> None:
@@ -113,12 +113,21 @@ def test_3_exporters_never_import_engines(path: Path) -> None:
 
 @each("runtimes")
 def test_4_engines_never_import_each_other(path: Path) -> None:
-    assert siblings(path) == []
+    assert others(path, "runtimes") == []
 
 
 @each("exporters/formats")
 def test_4_formats_never_import_each_other(path: Path) -> None:
-    assert siblings(path) == []
+    assert others(path, "exporters/formats") == []
+
+
+def test_an_import_of_another_alternative_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "REPOSITORY", tmp_path)
+    (tmp_path / "zoo" / "bat").mkdir(parents=True)
+    (tmp_path / "zoo" / "owl.py").write_text("from zoo.bat.wing import Wing\nfrom zoo import Animal")
+    (tmp_path / "zoo" / "bat" / "__init__.py").write_text("from zoo.bat.wing import Wing\nfrom zoo.owl import hoo")
+    assert others(tmp_path / "zoo" / "owl.py", "zoo") == ["zoo.bat.wing.Wing"]
+    assert others(tmp_path / "zoo" / "bat" / "__init__.py", "zoo") == ["zoo.owl.hoo"]
 
 
 @each("edge", "runtimes")

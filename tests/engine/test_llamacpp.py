@@ -378,7 +378,7 @@ def test_no_set_of_kernels_is_narrow_enough(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_processor_that_is_not_this_one(part: PartFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llamacpp.machine, "inspect", lambda: Machine("old", 1 << 30, 1, ()))
+    monkeypatch.setattr(machine, "inspect", lambda: Machine("old", 1 << 30, 1, ()))
     monkeypatch.setattr(llamacpp.sys, "platform", "linux")
     with pytest.raises(EngineError, match=r"llama\.cpp was built for a processor with .*(neon|avx2)") as caught:
         opened(part)

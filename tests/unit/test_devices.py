@@ -123,7 +123,7 @@ def test_what_a_machine_calls_itself(name: str, device: str, monkeypatch: pytest
 def test_a_board_is_recognised_by_its_device_tree(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(root, "proc/cpuinfo", "Features\t: fp asimd asimdhp asimddp\n")
     put(root, "proc/device-tree/model", "Raspberry Pi 5 Model B Rev 1.0\0")
-    monkeypatch.setattr(devices.machine, "inspect", lambda: machine.linux(root, range(4)))
+    monkeypatch.setattr(machine, "inspect", lambda: machine.linux(root, range(4)))
     here = detect()
     assert (here.id, here.recognised, here.name) == ("this", "rpi5", "Raspberry Pi 5 Model B Rev 1.0")
     assert (here.memory_bytes, here.threads, here.isa) == (4096 * 1024, 4, ("neon", "dotprod", "fp16"))
@@ -176,7 +176,7 @@ def test_an_unknown_machine_is_measured(
         return probe.Speed(42.5e9, 0.5e12, *products)
 
     monkeypatch.setattr(probe, "measure", measure)
-    monkeypatch.setattr(devices.machine, "inspect", lambda: machine.Machine("x", 8 << 30, 2, ("avx2", "avx512_vnni")))
+    monkeypatch.setattr(machine, "inspect", lambda: machine.Machine("x", 8 << 30, 2, ("avx2", "avx512_vnni")))
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(sys, "platform", "linux")
     here = profile("this")
@@ -249,7 +249,7 @@ def test_apple_s_devices_take_core_ml_and_prefer_its_engine(name: str) -> None:
 def test_a_mac_prefers_what_a_mac_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(devices.machine, "inspect", lambda: machine.Machine("M9", 8 << 30, 4, ("neon",)))
+    monkeypatch.setattr(machine, "inspect", lambda: machine.Machine("M9", 8 << 30, 4, ("neon",)))
     assert detect().engines == profile("macos").engines == profile("apple_m1").engines
     assert (detect().name, detect().threads) == ("M9", 4)
 
