@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from edge import roofline
-from edge.bundle import Manifest
+from edge.bundle.manifest import Manifest
 from edge.devices import DeviceProfile
 from edge.engines import installed_engines
 from edge.memory import BATCH, ITEMS, memory

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import TypeVar
 
 from edge import machine
-from edge.bundle import Bundle
+from edge.bundle.manifest import Bundle
 from edge.engines import open_part
 from edge.errors import EngineError
 from edge.lift import lift

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from edge import engines
-from edge.bundle import Bundle
+from edge.bundle.manifest import Bundle
 from edge.errors import UsageError
 
 Processor = Literal["ane", "gpu", "cpu", "gpu or cpu", "unknown"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge import machine
-from edge.bundle import ROLES, Manifest, Part
+from edge.bundle.manifest import ROLES, Manifest, Part
 from edge.devices import DeviceProfile
 from edge.errors import EngineError, UsageError
 from edge.memory import Need, settle

@@ -14,8 +14,8 @@ from typing import cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import checked
-from edge.bundle import Bundle
+from edge.bundle import checksums
+from edge.bundle.manifest import Bundle
 from edge.devices import detect
 from edge.engines import installed_engines
 from edge.errors import EdgeError, EngineError, UsageError
@@ -55,9 +55,9 @@ def load(
     than the one before then costs opening both again.
 
     It is done when pictures can be encoded; the decoder may still be opening beside that. The files are hashed while
-    the engines open them and after, unless they were before and have not changed since (`edge.checked`): a damaged one
-    raises BundleError here, or before anything is answered. Raises EngineError when no engine opens a part, here or at
-    the first question, and UsageError on a call that asks for what does not exist.
+    the engines open them and after, unless they were before and have not changed since (`edge.bundle.checksums`): a
+    damaged one raises BundleError here, or before anything is answered. Raises EngineError when no engine opens a part,
+    here or at the first question, and UsageError on a call that asks for what does not exist.
     """
     started = perf_counter()
     if cache not in (None, *get_args(CacheKind)):
@@ -71,7 +71,7 @@ def load(
     engines = installed_engines(evaluators=evaluators)
     chosen = plan(bundle.manifest, here, engines, engine=engine, threads=threads, context=context, cache=cache, isa=isa)
     options = OpenOptions(chosen.threads, chosen.context, debug, chosen.cache, units, chosen.isa)
-    check = beside(lambda: checked.check(bundle))
+    check = beside(lambda: checksums.check(bundle))
     halves = Halves(bundle, chosen, options, started)
     try:
         tokenizer = Tokenizer.open(bundle.file(bundle.manifest.tokenizer))

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from edge.bundle import File, Manifest, Part
+    from edge.bundle.manifest import File, Manifest, Part
     from edge.devices import DeviceProfile
     from edge.doctor import Diagnosis
     from edge.findings import Findings

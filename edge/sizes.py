@@ -9,7 +9,7 @@ from math import isqrt
 from typing import Any
 
 from edge import plugins
-from edge.bundle import Manifest, Part
+from edge.bundle.manifest import Manifest, Part
 from edge.spec import DecoderSpec
 from edge.table import SCALES, TABLE
 

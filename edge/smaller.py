@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from edge import plugins
-from edge.bundle import Manifest
+from edge.bundle.manifest import Manifest
 from edge.errors import EngineError
 from edge.memory import Need, least, memory, shrunk
 from edge.recipes import RECIPES

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import image
-from edge.bundle import Bundle, Part
+from edge.bundle.golden import TOKENS, Golden
+from edge.bundle.manifest import Bundle, Part
 from edge.engines import evaluator_names
 from edge.errors import BundleError
-from edge.golden import TOKENS, Golden
 from edge.prompt import Turn, segments
 from edge.session import Session, load
 from edge.spec import ImageSpec

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from edge import image
-from edge.bundle import Bundle
+from edge.bundle.golden import Golden, Outputs
+from edge.bundle.manifest import Bundle
 from edge.errors import ParityError, UsageError
-from edge.golden import Golden, Outputs
 from edge.session import load
 from edge.verify import Report, Row, compare, distance
 from exporters import reference

@@ -16,11 +16,12 @@ from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge import bundle, image, plugins
-from edge.bundle import ROLES, File, Part
+from edge import image, plugins
+from edge.bundle import manifest
+from edge.bundle.golden import TOKENS, Golden, Outputs
+from edge.bundle.manifest import ROLES, File, Part
 from edge.calibration import Record
 from edge.errors import UsageError
-from edge.golden import TOKENS, Golden, Outputs
 from edge.prompt import Turn, segments
 from edge.recipes import Target
 from edge.tokenizer import Tokenizer
@@ -106,7 +107,7 @@ def build(
         matters = importance.measure(model, sequences[1:])
         if to["decoder"].format == "gguf":  # llama.cpp's own tools take it too
             imatrix.write(folder / IMATRIX, matters, model.config, len(calibration))
-            companions += (bundle.describe(folder, folder / IMATRIX),)
+            companions += (manifest.describe(folder, folder / IMATRIX),)
     types = to["decoder"].tensor_types
     chosen = {**({"tensor_types": types} if types else {}), **apple["decoder"]}
     parts += (write.part(decoder, model, ("decoder",), matters, sequences, **chosen),)
@@ -131,7 +132,7 @@ def _joined(parts: tuple[Part, ...], folder: Path) -> tuple[Part, ...]:
     plugins.load(targets.FORMATS, parts[0].format).join(paths, folder / name)
     for path in paths:
         path.unlink()
-    whole = bundle.describe(folder, folder / name)
+    whole = manifest.describe(folder, folder / name)
     return tuple(replace(part, files=(whole,), bytes=part.files[0].bytes) for part in parts)
 
 
@@ -217,7 +218,7 @@ class _Writer:
             checkpoint=self.checkpoint,
             **options,
         )
-        return tuple(bundle.describe(self.folder, file) for file in written.files), written
+        return tuple(manifest.describe(self.folder, file) for file in written.files), written
 
     def part(
         self,

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 import edge
-from edge import bundle as bundles
-from edge import devices, plugins, staging
-from edge.bundle import Bundle, File, Manifest, Part
+from edge import devices, plugins
+from edge.bundle import manifest as bundles
+from edge.bundle import staging
+from edge.bundle.manifest import Bundle, File, Manifest, Part
 from edge.calibration import read
 from edge.engines import installed_engines
 from edge.errors import EdgeError, EngineError, ParityError, UsageError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gguf
 
-from edge.bundle import File, Manifest, Part
+from edge.bundle.manifest import File, Manifest, Part
 from edge.recipes import Recipe, Target
 from edge.sizes import bytes_per_weight
 from exporters import targets

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edge.golden import TOKENS
+from edge.bundle.golden import TOKENS
 from exporters.attention import GrowingCache
 from exporters.decoders import LanguageModel
 from exporters.encoder import Encoder

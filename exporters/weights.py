@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from edge.bundle import sha256
+from edge.bundle.manifest import sha256
 from edge.errors import CheckpointError
 
 # In order of preference: safetensors cannot carry code, and one file needs no index.

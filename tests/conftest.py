@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from edge import bundle as bundles
-from edge import staging
-from edge.bundle import Bundle, Manifest, Part
+from edge.bundle import manifest as bundles
+from edge.bundle import staging
+from edge.bundle.manifest import Bundle, Manifest, Part
 from edge.spec import DecoderSpec, ImageSpec, PromptSpec, VLMSpec
 from edge.types import TensorSpec
 

@@ -16,8 +16,8 @@ import torch
 from onnx import numpy_helper
 from PIL import Image
 
-from edge import bundle as bundles
-from edge.golden import Golden
+from edge.bundle import manifest as bundles
+from edge.bundle.golden import Golden
 from edge.types import Array
 from edge.verify import Report
 from exporters import standin

@@ -10,9 +10,9 @@ import numpy as np
 from conftest import SPEC
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from edge import bundle as bundles
-from edge import staging
-from edge.bundle import Bundle, Manifest, Part
+from edge.bundle import manifest as bundles
+from edge.bundle import staging
+from edge.bundle.manifest import Bundle, Manifest, Part
 from edge.errors import ContextError, EngineError
 from edge.spec import DecoderSpec, VLMSpec
 from edge.types import Array, Embeddings, PartFiles, Segment, TensorSpec, Tokens

@@ -20,7 +20,7 @@ from edge.bench.request import Request, raised
 from edge.bench.rows import Row
 from edge.bench.sensors import Sensors
 from edge.bench.watch import Span, Watch
-from edge.bundle import Bundle
+from edge.bundle.manifest import Bundle
 from edge.devices import DeviceProfile, detect, measured
 from edge.engines import installed_engines
 from edge.errors import EdgeError, EngineError

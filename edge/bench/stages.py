@@ -15,10 +15,10 @@ from PIL import Image
 from edge import calibration, image
 from edge.bench.memory import peak_bytes
 from edge.bench.request import GENERATED, PROMPT, Request
-from edge.bundle import Bundle
+from edge.bundle.golden import Golden
+from edge.bundle.manifest import Bundle
 from edge.engines import UNKNOWN, kernels
 from edge.errors import UsageError
-from edge.golden import Golden
 from edge.prompt import Turn, segments
 from edge.session import Session, load
 from edge.types import Embeddings, Segment, Tokens

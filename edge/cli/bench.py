@@ -118,7 +118,7 @@ def _rows_on(
     from rich.console import Console
 
     from edge import calibration, show
-    from edge.bundle import Bundle
+    from edge.bundle.manifest import Bundle
     from edge.remote.bench import Job
     from edge.remote.fleet import bench_on
     from edge.remote.target import parse_all

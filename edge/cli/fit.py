@@ -28,7 +28,7 @@ def fit(
 ) -> None:
     """Predict memory, first token and speed on a device; refuse what does not fit, naming what would."""
     from edge import show
-    from edge.bundle import MANIFEST, Bundle
+    from edge.bundle.manifest import MANIFEST, Bundle
     from edge.devices import THIS, measured, profile
     from edge.fit import fit as predict
 

@@ -20,7 +20,7 @@ def inspect(
 ) -> None:
     """Print the manifest readably."""
     from edge import show
-    from edge.bundle import Bundle
+    from edge.bundle.manifest import Bundle
 
     opened = Bundle.open(bundle)
     manifest = opened.manifest

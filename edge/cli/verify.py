@@ -44,7 +44,7 @@ def verify(
 
 
 def _verified(bundle: Path, against: str | None, mmproj: Path | None, threads: int, isa: str | None) -> Report:
-    from edge.bundle import Bundle
+    from edge.bundle.manifest import Bundle
 
     opened = Bundle.open(bundle)
     if against is None:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import edge
-from edge.bundle import Bundle, describe
+from edge.bundle.manifest import Bundle, describe
 from edge.calibration import PROMPTS, Record
 from edge.errors import EdgeError, RemoteError, UsageError
 from edge.remote.copy import copy, store

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edge import show
-from edge.bundle import MANIFEST, Bundle, File, describe
+from edge.bundle.manifest import MANIFEST, Bundle, File, describe
 from edge.errors import BundleError, RemoteError
 from edge.remote.host import Host
 from edge.remote.shell import STALL, Done, Dropped, clean

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
-from edge import checked
+from edge.bundle import checksums
 from edge.errors import EdgeError
 from edge.remote.bench import Job, Report, Say, measure
 from edge.remote.shell import Link, Shell, Stopped
@@ -27,7 +27,7 @@ class Outcome:
 def bench_on(links: Sequence[Link], job: Job, report: Report, say: Say) -> Outcome:
     """Raises BundleError when a file of the bundle is damaged here. Ctrl-C and a kill end the benchmarks there, and
     what they had measured is kept. A machine that fails ends no other."""
-    checked.check(job.bundle)
+    checksums.check(job.bundle)
     shells = [Shell(link) for link in links]
     with ThreadPoolExecutor(max_workers=len(shells)) as pool:
         runs = [pool.submit(measure, shell, job, report, say) for shell in shells]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import edge
-from edge.bundle import Manifest
+from edge.bundle.manifest import Manifest
 from edge.engines import installed_engines
 from edge.errors import RemoteError
 from edge.remote.shell import Done, Link, Shell, clean

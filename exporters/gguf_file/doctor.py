@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from edge import gguf, staging
+from edge import gguf
+from edge.bundle import staging
 from edge.errors import BundleError, UsageError
 from edge.findings import Findings
 from edge.gguf import GGUF

@@ -84,7 +84,7 @@ def others(path: Path, folder: str) -> list[str]:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {"edge/bundle.py", "runtimes/null.py"} <= {name(p) for p in sources("edge", "runtimes")}
+    assert {"edge/bundle/manifest.py", "runtimes/null.py"} <= {name(p) for p in sources("edge", "runtimes")}
 
 
 @each("edge")

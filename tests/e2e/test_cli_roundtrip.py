@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 
 import edge
 from edge import image
-from edge.bundle import Bundle
+from edge.bundle.manifest import Bundle
 from edge.prompt import Turn, segments
 from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Tokens

@@ -14,7 +14,7 @@ from commands import call
 from conftest import REPOSITORY
 from exported import Exports, failed, manifest_of, vouch
 
-from edge.bundle import Bundle
+from edge.bundle.manifest import Bundle
 from edge.verify import Report, verify
 from exporters import export as side
 from exporters.coreml_program.ranges import LIMIT

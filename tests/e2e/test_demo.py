@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 from exported import Exports
 
 import edge
-from edge.bundle import Bundle
+from edge.bundle.manifest import Bundle
 from exporters.checkpoint import open_checkpoint
 from exporters.demo.agreement import Truth, agreement, table, truths
 from exporters.demo.heldout import Item, items, write

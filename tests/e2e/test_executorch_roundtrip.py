@@ -13,7 +13,7 @@ from commands import call
 from exported import Exports, failed, golden_of, manifest_of, vouch
 
 from edge import pte
-from edge.bundle import Bundle
+from edge.bundle.manifest import Bundle
 from edge.session import load
 from edge.verify import compare, verify
 from exporters.checkpoint import open_checkpoint

@@ -25,7 +25,7 @@ from exported import Exports
 from remotes import RESULT, Machine
 from ssh_servers import SSHD, AsyncServer, Keys, OpenSshServer, Wire, ssh_client
 
-from edge.bundle import MANIFEST, Bundle, describe
+from edge.bundle.manifest import MANIFEST, Bundle, describe
 
 LARGE = 12_000_000  # bytes that do not compress
 OVERHEAD = 200_000  # bytes of several connections' beginnings, and of a larger transfer's frames

@@ -13,8 +13,8 @@ from fakes import DECODER, FIXED, GROWING, decoder_part, decoder_tensors, pictur
 from onnx import TensorProto, helper, numpy_helper
 
 import edge
-from edge import bundle as bundles
 from edge import machine
+from edge.bundle import manifest as bundles
 from edge.engines import open_part
 from edge.errors import EngineError
 from edge.image import pixels

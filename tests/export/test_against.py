@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from exported import Exports, failed, golden_of, lying, manifest_of, vouch, weights
 
-from edge.bundle import Bundle
+from edge.bundle.manifest import Bundle
 from edge.errors import CheckpointError, ParityError, UsageError
 from edge.verify import verify
 from exporters.against import verify_against

@@ -18,7 +18,7 @@ from exported import Exports, files_of, golden_of, manifest_of, weights
 from safetensors.torch import load_file, save_file
 
 from edge import devices, image
-from edge.bundle import Bundle
+from edge.bundle.manifest import Bundle
 from edge.errors import CheckpointError, EngineError, UsageError
 from edge.fit import fit
 from exporters import example, foresee
@@ -135,7 +135,7 @@ def test_pictures_of_the_user_s_own(exports: Exports):
 
 @pytest.mark.parametrize("schemes", [("fp32",), ()])
 def test_the_manifest_follows_the_schema(exports: Exports, schemes):
-    schema = json.loads((REPOSITORY / "edge" / "manifest.schema.json").read_text())
+    schema = json.loads((REPOSITORY / "edge" / "bundle" / "manifest.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(manifest_of(exports.bundle(schemes=schemes)))
 
 

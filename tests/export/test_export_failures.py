@@ -17,9 +17,9 @@ from commands import MAIN
 from conftest import REPOSITORY, write_bundle
 from exported import Exports, files_of, golden_of, manifest_of
 
-from edge.bundle import Bundle
+from edge.bundle.golden import Golden
+from edge.bundle.manifest import Bundle
 from edge.errors import EdgeError, EngineError, ParityError, UsageError
-from edge.golden import Golden
 from exporters import export as exporting
 from exporters.build import Built
 from exporters.export import ExportRequest, export

@@ -16,7 +16,7 @@ from PIL import Image
 from sentencepiece import SentencePieceProcessor
 
 from edge import plugins
-from edge.bundle import sha256
+from edge.bundle.manifest import sha256
 from edge.calibration import Record
 from edge.errors import CheckpointError, EdgeError, UsageError
 from edge.prompt import Turn, segments

@@ -14,10 +14,10 @@ from conftest import REPOSITORY
 
 from edge.bench.request import Request
 from edge.bench.stages import measuring
-from edge.bundle import Bundle
+from edge.bundle.golden import Golden
+from edge.bundle.manifest import Bundle
 from edge.engines import open_part
 from edge.errors import EngineError
-from edge.golden import Golden
 from edge.session import load
 from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
 from edge.verify import distance
@@ -108,7 +108,7 @@ def test_the_pair_alone(checkpoint, tmp_path):
     assert {row.stage for row in done.report.rows} == {"picture", "prompt", "prefill", "tokens"}
     bundle = Bundle.open(done.path)
     assert [part.covers for part in bundle.manifest.parts] == [("decoder",)]
-    schema = json.loads((REPOSITORY / "edge" / "manifest.schema.json").read_text())
+    schema = json.loads((REPOSITORY / "edge" / "bundle" / "manifest.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(json.loads((done.path / "manifest.json").read_text()))
     golden = Golden.load(done.path / "golden.npz")
     assert 0.99 < distance(golden.stored.image_embeds, golden.fp32.image_embeds)["cosine"] < 1  # the mmproj's

@@ -11,7 +11,7 @@ from exported import Exports, failed, golden_of, lying, manifest_of, vouch, weig
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-from edge.bundle import Bundle
+from edge.bundle.manifest import Bundle
 from edge.errors import ParityError
 from edge.verify import verify
 from exporters import quantize

@@ -13,7 +13,7 @@ from commands import call
 from conftest import REPOSITORY
 from gguf import GGMLQuantizationType as Kind
 
-from edge.bundle import Bundle, Manifest
+from edge.bundle.manifest import Bundle, Manifest
 from edge.errors import EdgeError, UsageError
 from exporters import build, foresee, standin, targets
 from exporters.checkpoint import open_checkpoint
@@ -107,7 +107,7 @@ def test_a_bundle_says_so_and_is_proven(checkpoint, tmp_path):
     assert {kinds["blk.0.ffn_down.weight"], kinds["blk.1.ffn_down.weight"]} == {Kind.Q5_K}
     assert kinds["blk.1.attn_output.weight"] == Kind.Q8_0
     assert kinds["blk.1.ffn_up.weight"] == Kind.Q4_K
-    schema = json.loads((REPOSITORY / "edge" / "manifest.schema.json").read_text())
+    schema = json.loads((REPOSITORY / "edge" / "bundle" / "manifest.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(json.loads((done.path / "manifest.json").read_text()))
     shown = call("inspect", done.path).out
     assert "ffn_down=q5_k" in shown

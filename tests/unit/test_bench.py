@@ -22,14 +22,14 @@ from conftest import REPOSITORY
 from fakes import picture, words, write_model_bundle
 from PIL import Image
 
-from edge import bundle as bundles
 from edge.bench import output, rows, runner
 from edge.bench.memory import peak_bytes
 from edge.bench.request import Request, failure, numbers, raised, sweep
 from edge.bench.sensors import Sensors
 from edge.bench.stages import first, loading, measuring
+from edge.bundle import manifest as bundles
+from edge.bundle.golden import Golden, Outputs
 from edge.errors import BundleError, EngineError, ImageError, UsageError
-from edge.golden import Golden, Outputs
 from edge.session import Session
 
 PROMPT = 1 + len("A chat. USER: ") + 4 + len("\n? ASSISTANT:")  # one id a byte

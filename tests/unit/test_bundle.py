@@ -21,9 +21,9 @@ from conftest import FILES, REPOSITORY, write_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge import bundle as bundles
-from edge import staging
-from edge.bundle import Bundle, File, Manifest, Part
+from edge.bundle import manifest as bundles
+from edge.bundle import staging
+from edge.bundle.manifest import Bundle, File, Manifest, Part
 from edge.errors import BundleError, EdgeError, UsageError
 
 MakeBundle = Callable[..., Bundle]
@@ -62,7 +62,7 @@ def test_companions_are_kept_with_the_parts(make_bundle: MakeBundle) -> None:
     assert found.manifest.companions == (file,)
     assert file in found.manifest.files()
     assert Manifest.from_json(found.manifest.to_json()) == found.manifest
-    schema = json.loads((REPOSITORY / "edge" / "manifest.schema.json").read_text())
+    schema = json.loads((REPOSITORY / "edge" / "bundle" / "manifest.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(found.manifest.to_json())))
     (bundle.path / "mmproj.gguf").write_bytes(b"for other toolz")
     with pytest.raises(BundleError, match=r"mmproj\.gguf is not the file"):
@@ -77,7 +77,7 @@ def test_a_bundle_from_before_companions_is_read(make_bundle: MakeBundle) -> Non
 
 
 def test_the_manifest_is_what_the_schema_says(make_bundle: MakeBundle) -> None:
-    schema = json.loads((REPOSITORY / "edge" / "manifest.schema.json").read_text())
+    schema = json.loads((REPOSITORY / "edge" / "bundle" / "manifest.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     check = jsonschema.Draft202012Validator(schema)
     data = manifest_of(make_bundle().path)
@@ -89,7 +89,7 @@ def test_the_manifest_is_what_the_schema_says(make_bundle: MakeBundle) -> None:
 
 @pytest.mark.parametrize("key", ["schema", "name", "image", "prompt", "decoder", "parts", "tokenizer", "golden"])
 def test_schema_and_reader_agree_on_what_must_be_there(make_bundle: MakeBundle, key: str) -> None:
-    schema = json.loads((REPOSITORY / "edge" / "manifest.schema.json").read_text())
+    schema = json.loads((REPOSITORY / "edge" / "bundle" / "manifest.schema.json").read_text())
     data = manifest_of(make_bundle().path)
     del data[key]
     assert not jsonschema.Draft202012Validator(schema).is_valid(data)
@@ -422,7 +422,7 @@ def test_a_signal_at_a_rename_loses_no_bundle(
 
 EXPORT = """
 import signal, sys, time
-from edge import staging
+from edge.bundle import staging
 with staging.create(sys.argv[1]) as root:
     (root / "vision.onnx").write_bytes(b"half")
     print("writing", flush=True)

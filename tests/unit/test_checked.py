@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edge import checked
-from edge.bundle import Bundle
+from edge.bundle import checksums
+from edge.bundle.manifest import Bundle
 from edge.errors import BundleError
 
 
@@ -18,13 +18,13 @@ from edge.errors import BundleError
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were read to be hashed."""
     names: list[str] = []
-    sha256 = checked.sha256
+    sha256 = checksums.sha256
 
     def counting(path: Path) -> str:
         names.append(path.name)
         return sha256(path)
 
-    monkeypatch.setattr(checked, "sha256", counting)
+    monkeypatch.setattr(checksums, "sha256", counting)
     return names
 
 
@@ -32,7 +32,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
-    monkeypatch.setattr(checked, "_SETTLED", 0.0)
+    monkeypatch.setattr(checksums, "_SETTLED", 0.0)
     return tmp_path / "cache" / "edge-vlm" / "checked.json"
 
 
@@ -41,33 +41,33 @@ FILES = ["decoder.onnx", "decoder.onnx.data", "golden.npz", "tokenizer.json", "v
 
 def test_an_unchanged_file_is_read_once(make_bundle: Callable[..., Bundle], hashed: list[str]) -> None:
     bundle = make_bundle()
-    checked.check(bundle)
+    checksums.check(bundle)
     assert sorted(hashed) == FILES
     hashed.clear()
-    checked.check(bundle)
+    checksums.check(bundle)
     assert hashed == []
 
 
 def test_a_changed_file_is_read_again_and_found(make_bundle: Callable[..., Bundle], hashed: list[str]) -> None:
     bundle = make_bundle()
-    checked.check(bundle)
+    checksums.check(bundle)
     hashed.clear()
     path = bundle.path / "vision.onnx"
     path.write_bytes(b"v" * path.stat().st_size)
     with pytest.raises(BundleError, match=r"vision.onnx is not the file that was exported"):
-        checked.check(bundle)
+        checksums.check(bundle)
     assert hashed == ["vision.onnx"]
 
 
 def test_times_set_back_hide_nothing(make_bundle: Callable[..., Bundle], hashed: list[str]) -> None:
     bundle = make_bundle()
     path = bundle.path / "vision.onnx"
-    checked.check(bundle)
+    checksums.check(bundle)
     before = path.stat()
     path.write_bytes(b"v" * before.st_size)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(BundleError, match=r"vision.onnx is not the file"):
-        checked.check(bundle)
+        checksums.check(bundle)
 
 
 def test_a_damaged_file_is_not_remembered_as_sound(make_bundle: Callable[..., Bundle], place: Path) -> None:
@@ -76,17 +76,17 @@ def test_a_damaged_file_is_not_remembered_as_sound(make_bundle: Callable[..., Bu
     path.write_bytes(b"v" * path.stat().st_size)
     for _ in range(2):
         with pytest.raises(BundleError, match=r"vision.onnx is not the file"):
-            checked.check(bundle)
+            checksums.check(bundle)
     assert not place.exists()
 
 
 def test_what_was_touched_just_now_is_not_remembered(
     make_bundle: Callable[..., Bundle], hashed: list[str], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checked, "_SETTLED", 1e9)
+    monkeypatch.setattr(checksums, "_SETTLED", 1e9)
     bundle = make_bundle()
-    checked.check(bundle)
-    checked.check(bundle)
+    checksums.check(bundle)
+    checksums.check(bundle)
     assert sorted(hashed) == sorted(2 * FILES)
     assert not place.exists()
 
@@ -98,9 +98,9 @@ def test_a_damaged_record_is_made_anew(
     place.parent.mkdir(parents=True)
     place.write_bytes(content)
     bundle = make_bundle()
-    checked.check(bundle)
+    checksums.check(bundle)
     hashed.clear()
-    checked.check(bundle)
+    checksums.check(bundle)
     assert hashed == []
     assert len(json.loads(place.read_bytes())) == len(FILES)
 
@@ -110,19 +110,19 @@ def test_a_place_that_cannot_be_written_costs_time_only(
 ) -> None:
     place.parent.parent.write_bytes(b"a file where the folder should be")
     bundle = make_bundle()
-    checked.check(bundle)
-    checked.check(bundle)
+    checksums.check(bundle)
+    checksums.check(bundle)
     assert sorted(hashed) == sorted(2 * FILES)
 
 
 def test_the_oldest_are_forgotten(
     make_bundle: Callable[..., Bundle], hashed: list[str], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checked, "_MOST", 6)
+    monkeypatch.setattr(checksums, "_MOST", 6)
     first, second = make_bundle("first"), make_bundle("second")
-    checked.check(first)
-    checked.check(second)
+    checksums.check(first)
+    checksums.check(second)
     assert len(json.loads(place.read_bytes())) == 6
     hashed.clear()
-    checked.check(second)
+    checksums.check(second)
     assert hashed == []

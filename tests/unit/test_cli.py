@@ -23,7 +23,7 @@ from gguf_fakes import gguf_bytes, pair_decoder, pair_mmproj
 from edge import cli, plugins
 from edge.bench import results
 from edge.bench.request import Request
-from edge.bundle import Bundle, Manifest
+from edge.bundle.manifest import Bundle, Manifest
 from edge.cli.run import split
 from edge.errors import ContextError, EngineError, ImageError, UsageError
 from edge.generate import Answer, Timings

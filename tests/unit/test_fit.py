@@ -10,7 +10,7 @@ from conftest import SPEC
 
 from edge import fit as fits
 from edge import roofline
-from edge.bundle import File, Manifest, Part
+from edge.bundle.manifest import File, Manifest, Part
 from edge.devices import DeviceProfile, Figure, profile
 from edge.engines import installed_engines
 from edge.errors import EngineError, UsageError

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from edge import gguf, show
-from edge.bundle import sha256
+from edge.bundle.manifest import sha256
 from edge.errors import BundleError, UsageError
 from edge.findings import Findings
 from edge.gguf import GGUFArray

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge.bundle.golden import ARRAYS, TOKENS, Golden, Outputs
 from edge.errors import BundleError
-from edge.golden import ARRAYS, TOKENS, Golden, Outputs
 
 
 def outputs(seed: int) -> Outputs:

@@ -8,7 +8,7 @@ import pytest
 from conftest import SPEC
 
 from edge import engines as rooms
-from edge.bundle import File, Manifest, Part
+from edge.bundle.manifest import File, Manifest, Part
 from edge.devices import DeviceProfile, profile
 from edge.engines import installed_engines, open_part
 from edge.errors import BundleError, EngineError, UsageError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge import devices, plugins
-from edge.bundle import MEASURES, ROLES
+from edge.bundle.manifest import MEASURES, ROLES
 from edge.recipes import DEFAULT, RECIPES, Recipe, Target
 
 FORMATS = "exporters.formats"

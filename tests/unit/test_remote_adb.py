@@ -11,7 +11,7 @@ import pytest
 from commands import call
 from remotes import DOCTOR, RESULT, Machine
 
-from edge.bundle import Bundle
+from edge.bundle.manifest import Bundle
 from edge.remote.adb import TERMUX
 
 # What the device would see of itself lies below ROOT: the places that adb's shell and Termux know are put there.

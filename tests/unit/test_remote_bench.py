@@ -15,7 +15,7 @@ import pytest
 from commands import call
 from remotes import DOCTOR, RESULT, Folder, Machine
 
-from edge.bundle import Bundle
+from edge.bundle.manifest import Bundle
 from edge.calibration import Record, read
 from edge.errors import BundleError, EdgeError, RemoteError, UsageError
 from edge.remote import fleet, shell

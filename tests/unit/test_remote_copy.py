@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from remotes import DOCTOR, Folder, Machine
 
-from edge.bundle import MANIFEST, Bundle, File, describe
+from edge.bundle.manifest import MANIFEST, Bundle, File, describe
 from edge.errors import BundleError, RemoteError
 from edge.remote import copy as copying
 from edge.remote.copy import BLOCK, Transfer, copy, missing, plan, store

@@ -13,9 +13,10 @@ from fakes import DECODER, FIXED, GROWING, NumpyGraph, write_model_bundle
 from PIL import Image
 
 import edge
-from edge import checked, halves
+from edge import halves
 from edge import session as sessions
-from edge.bundle import Bundle, write_manifest
+from edge.bundle import checksums
+from edge.bundle.manifest import Bundle, write_manifest
 from edge.errors import BundleError, ContextError, EdgeError, EngineError, ImageError, UsageError
 from edge.lift import lift
 from edge.prompt import Turn
@@ -391,13 +392,13 @@ def test_a_flipped_byte_is_found_before_anything_is_answered(engine: Engine, bun
 
 
 def test_hashing_does_not_hold_up_loading(engine: Engine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashed, check = threading.Event(), checked.check
+    hashed, check = threading.Event(), checksums.check
 
     def slow(bundle: Bundle) -> None:
         assert hashed.wait(30)
         check(bundle)
 
-    monkeypatch.setattr(checked, "check", slow)
+    monkeypatch.setattr(checksums, "check", slow)
     session = edge.load(bundle.path, engine="null")  # would wait for ever if it waited for the hashes
     hashed.set()
     assert session.ask(None, "What?", max_tokens=2)

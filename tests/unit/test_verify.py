@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from fakes import BYTES, write_model_bundle
 
-from edge import bundle as bundles
 from edge import image
 from edge import verify as verifying
-from edge.bundle import Bundle, Manifest
+from edge.bundle import manifest as bundles
+from edge.bundle.golden import TOKENS, Golden, Outputs
+from edge.bundle.manifest import Bundle, Manifest
 from edge.errors import BundleError, EdgeError
-from edge.golden import TOKENS, Golden, Outputs
 from edge.prompt import Turn, segments
 from edge.session import load
 from edge.tokenizer import Tokenizer

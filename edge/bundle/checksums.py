@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from edge.bundle import Bundle, File, require, sha256
+from edge.bundle.manifest import Bundle, File, require, sha256
 
 _MOST = 1000  # files that are remembered; the oldest go first
 _SETTLED = 2.0  # seconds: a file that was touched just now may be touched again within the same tick of its clock

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge.bundle import MANIFEST
+from edge.bundle.manifest import MANIFEST
 from edge.errors import EdgeError, UsageError
 
 _LITTLE = 1 << 20  # bytes: a disk with no more is full
