@@ -11,10 +11,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import pte
 from edge.errors import BundleError, EngineError
+from edge.formats import executorch
+from edge.formats.executorch import Program
 from edge.lift import position_after, require_held
-from edge.pte import Program
 from edge.spec import DecoderSpec
 from edge.types import Array, OpenOptions, PartFiles, Segment, TensorSpec, Tokens
 
@@ -36,7 +36,7 @@ def opened(
 ) -> MethodGraph | MethodDecoder:
     """The part's first file, read and bounded before `methods` gives it to native code. Raises BundleError on a file
     that is not sound or not what the manifest describes."""
-    program = pte.read(part.files[0])
+    program = executorch.read(part.files[0])
     if part.decoder is None:
         _require(program, part, {VISION: (part.inputs, part.outputs)})
         return MethodGraph(methods(program, (VISION,)), part)

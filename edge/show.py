@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from edge.bundle.manifest import File, Manifest, Part
     from edge.devices import DeviceProfile
     from edge.doctor import Diagnosis
-    from edge.findings import Findings
     from edge.fit import Fit, Prediction
+    from edge.formats.gguf_report import Findings
     from edge.generate import Answer
     from edge.placement import Placement
     from edge.spec import VLMSpec

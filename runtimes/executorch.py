@@ -17,9 +17,9 @@ from executorch.extension.pybindings import _portable_lib as bindings
 
 from edge import machine, methods
 from edge.errors import EngineError
-from edge.listening import Listening
+from edge.formats.executorch import Program
+from edge.formats.native_stderr import Listening
 from edge.methods import MethodDecoder, MethodGraph
-from edge.pte import Program
 from edge.types import Array, OpenOptions, PartFiles
 
 FORMATS = ("executorch",)

@@ -13,8 +13,8 @@ from edge_executorch import Failure
 
 from edge import machine, methods
 from edge.errors import EngineError
+from edge.formats.executorch import Program
 from edge.methods import MethodDecoder, MethodGraph
-from edge.pte import Program
 from edge.types import Array, OpenOptions, PartFiles
 
 FORMATS = ("executorch",)

@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from edge import machine, packed, steps
+from edge import machine, steps
 from edge.errors import EngineError
-from edge.listening import Listening
+from edge.formats import xnnpack_cache
+from edge.formats.native_stderr import Listening
+from edge.formats.tflite import TFLite
 from edge.steps import PAST, Arrays, Call, FixedGraph, StepDecoder
-from edge.tflite import TFLite
 from edge.types import Array, OpenOptions, PartFiles, TensorSpec
 
 FORMATS = ("tflite",)
@@ -144,7 +145,7 @@ class _Model:
     def compile(self, name: str) -> _Compiled:
         """Raises EngineError."""
         if name not in self._compiled:
-            with self._heard, packed.weights(self._file.path, f"{PACKAGE}-{version()}") as cache:
+            with self._heard, xnnpack_cache.weights(self._file.path, f"{PACKAGE}-{version()}") as cache:
                 before = _mapped(cache)
                 handle = self._compile(name, cache)
                 self._compiled[name] = _Compiled(handle, _mapped(cache) - before)

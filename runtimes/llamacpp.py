@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import gguf, machine
+from edge import machine
 from edge.errors import EngineError
-from edge.gguf import GGUF
-from edge.gguf_check import check_decoder
+from edge.formats import gguf
+from edge.formats.gguf import GGUF
+from edge.formats.gguf_decoder import check_decoder
 from edge.lift import position_after, require_held
 from edge.spec import DecoderSpec
 from edge.types import Array, OpenOptions, PartFiles, Segment, Tokens

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from edge.errors import EngineError
-from edge.onnx_model import CONTRIBUTED, Node, filled, model
+from edge.formats.onnx import CONTRIBUTED, Node, filled, model
 from edge.probe import Products, best, usual
 from edge.types import Array, OpenOptions, PartFiles, TensorSpec
 

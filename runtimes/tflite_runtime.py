@@ -14,8 +14,8 @@ from tflite_runtime.interpreter import Interpreter
 
 from edge import machine, steps
 from edge.errors import EngineError
+from edge.formats.tflite import TFLite
 from edge.steps import PAST, Arrays, Call, FixedGraph, StepDecoder
-from edge.tflite import TFLite
 from edge.types import Array, OpenOptions, PartFiles
 
 FORMATS = ("tflite",)

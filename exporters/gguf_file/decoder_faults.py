@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from edge.errors import BundleError
-from edge.gguf import GGUF, GGUFArray
+from edge.formats.gguf import GGUF, GGUFArray
 from exporters.gguf_file import rendering, template
 from exporters.gguf_file.fault import Change, Rows, shape, values, whole
 from exporters.gguf_file.names import DECODER, TEMPLATE

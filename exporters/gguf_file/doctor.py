@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from edge import gguf
 from edge.bundle import staging
 from edge.errors import BundleError, UsageError
-from edge.findings import Findings
-from edge.gguf import GGUF
+from edge.formats import gguf
+from edge.formats.gguf import GGUF
+from edge.formats.gguf_report import Findings
 from exporters.gguf_file import decoder_faults, mmproj_faults
 from exporters.gguf_file.fault import Change, Row, Rows
 from exporters.gguf_file.names import DECODER, MMPROJ, WORKAROUND

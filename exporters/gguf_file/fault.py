@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from edge.findings import Finding
-from edge.gguf import GGUF, GGUFArray
+from edge.formats.gguf import GGUF, GGUFArray
+from edge.formats.gguf_report import Finding
 
 Value = str | bool | tuple[int, ...] | tuple[float, ...]
 

@@ -10,7 +10,7 @@ import re
 from math import prod
 
 from edge.errors import BundleError
-from edge.gguf import GGUF, GGUFArray, GGUFTensor
+from edge.formats.gguf import GGUF, GGUFArray, GGUFTensor
 from exporters.gguf_file.fault import Change, Rows, listed, shape, values, whole
 from exporters.gguf_file.names import FEATURE_LAYER, GRID, OURS, POSITIONS, WORKAROUND
 from exporters.published import MEAN, STD

@@ -15,9 +15,9 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
-from edge import gguf as head
 from edge.errors import BundleError, CheckpointError
-from edge.gguf import GGUF, GGUFArray, GGUFTensor
+from edge.formats import gguf as head
+from edge.formats.gguf import GGUF, GGUFArray, GGUFTensor
 from exporters.gguf_file.entries import halved
 from exporters.weights import Stored
 

@@ -7,7 +7,7 @@ import shutil
 import struct
 from pathlib import Path
 
-from edge.gguf import GGUF, KINDS, MAGIC
+from edge.formats.gguf import GGUF, KINDS, MAGIC
 from exporters.gguf_file.fault import Change, Value
 from exporters.gguf_file.names import POSITIONS
 

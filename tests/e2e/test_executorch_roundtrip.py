@@ -12,8 +12,8 @@ import pytest
 from commands import call
 from exported import Exports, failed, golden_of, manifest_of, vouch
 
-from edge import pte
 from edge.bundle.manifest import Bundle
+from edge.formats import executorch
 from edge.session import load
 from edge.verify import compare, verify
 from exporters.checkpoint import open_checkpoint
@@ -38,7 +38,7 @@ def test_a_quantised_export_is_proven_and_is_one_file(exports: Exports) -> None:
     assert [file.path for file in (*vision.files, *decoder.files)] == ["model.pte"] * 2
     assert 0 < vision.bytes < decoder.files[0].bytes and 0 < decoder.bytes < decoder.files[0].bytes
     assert sum(file.path == "model.pte" for file in bundle.manifest.files()) == 1
-    program = pte.read(done.path / "model.pte")
+    program = executorch.read(done.path / "model.pte")
     assert set(program.methods) == METHODS
     assert {m: program.constant(m) for m in ("get_max_context_len", "get_vocab_size", "get_bos_id", "get_eos_ids")} == {
         "get_max_context_len": CONTEXT,
@@ -76,7 +76,7 @@ def test_split_it_is_a_file_for_each_half(exports: Exports, exact: Path) -> None
     done = exports.export(recipe="executorch-fp32", context=CONTEXT, split=True)
     assert {path.name for path in done.path.glob("*.pte")} == {"vision.pte", "decoder.pte"}
     assert done.report.ok
-    halves = [set(pte.read(done.path / name).methods) for name in ("vision.pte", "decoder.pte")]
+    halves = [set(executorch.read(done.path / name).methods) for name in ("vision.pte", "decoder.pte")]
     assert halves == [{"vision_encoder"}, METHODS - {"vision_encoder"}]
     assert "bytes" not in manifest_of(done.path)["parts"][0]
     said = call("export", exports.checkpoint(), "-o", exports.folder / "no", "--split")

@@ -24,9 +24,9 @@ from executorch.extension.pybindings import _portable_lib as bindings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge import pte
 from edge.engines import open_part
 from edge.errors import BundleError, EngineError
+from edge.formats import executorch
 from edge.spec import DecoderSpec
 from edge.types import Array, OpenOptions, PartFiles, TensorSpec, Tokens
 from exporters.executorch_program import lower
@@ -315,14 +315,14 @@ def test_keys_are_not_overwritten_by_the_result(tmp_path: Path) -> None:
     call.args[-2:] = [call.args[1]] * 2
     path = tmp_path / "odd.pte"
     path.write_bytes(bytes(serialize_pte_binary(file, extract_delegate_segments=True)))
-    assert pte.read(path).methods
+    assert executorch.read(path).methods
     with pytest.raises(Failure, match="custom_sdpa whose result is its keys or values"):
         Program(path, ["attention"], 1).run("attention", np.zeros((1, 40, 10, 5), np.float32), np.array([0]))
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.pte")), ids=lambda path: path.stem)
 def test_a_program_without_weights_is_sound(path: Path) -> None:
-    assert set(pte.read(path).methods) == {"attention"}
+    assert set(executorch.read(path).methods) == {"attention"}
 
 
 SHORT = """
@@ -458,5 +458,5 @@ def test_a_head_with_any_bytes_is_read_or_refused(decoder: PartFiles, tmp_path: 
         content[at] = data.draw(st.integers(0, 255))
     (tmp_path / "wild.pte").write_bytes(content)
     with contextlib.suppress(BundleError):
-        found = pte.read(tmp_path / "wild.pte")
+        found = executorch.read(tmp_path / "wild.pte")
         assert all(method.name == name for name, method in found.methods.items())

@@ -17,10 +17,10 @@ from conftest import REPOSITORY
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from edge import packed, tflite
 from edge.engines import open_part
 from edge.errors import BundleError, EngineError
-from edge.listening import Listening
+from edge.formats import tflite, xnnpack_cache
+from edge.formats.native_stderr import Listening
 from edge.steps import Call
 from edge.types import Array, Graph, OpenOptions, PartFiles, TensorSpec
 from exporters.tflite_graph.model import Graph as Subgraph
@@ -36,7 +36,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     """The user's cache of packed weights is not touched."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder / packed.FOLDER
+    return folder / xnnpack_cache.FOLDER
 
 
 def product(path: Path, weight: Array = WEIGHT, names: tuple[str, ...] = ("run",), most: int = 2) -> PartFiles:
@@ -133,7 +133,7 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path, cache: Path, m
     opened(product(tmp_path / "a.tflite"))
     (first,) = cache.iterdir()
     os.utime(first, (1, 1))
-    monkeypatch.setattr(packed, "MOST", first.stat().st_size)
+    monkeypatch.setattr(xnnpack_cache, "MOST", first.stat().st_size)
     opened(product(tmp_path / "b.tflite"))
     (second,) = cache.iterdir()
     assert second != first

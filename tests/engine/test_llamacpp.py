@@ -16,9 +16,10 @@ from conftest import REPOSITORY
 from gguf_fakes import SPEC, decoder_bytes, gathered, part_of, reference
 from onnx import TensorProto, helper
 
-from edge import gguf, machine
+from edge import machine
 from edge.engines import installed_engines, open_part
 from edge.errors import BundleError, ContextError, EngineError
+from edge.formats import gguf
 from edge.machine import ISA, Machine
 from edge.types import Decoder, Embeddings, OpenOptions, PartFiles, Segment, Tokens
 from runtimes import llamacpp

@@ -17,9 +17,9 @@ from edge import machine
 from edge.bundle import manifest as bundles
 from edge.engines import open_part
 from edge.errors import EngineError
+from edge.formats.onnx import Node, filled, model
 from edge.image import pixels
 from edge.lift import lift
-from edge.onnx_model import Node, filled, model
 from edge.spec import DecoderSpec
 from edge.types import Array, Decoder, Graph, OpenOptions, PartFiles, Segment, TensorSpec, Tokens
 from runtimes import onnxruntime

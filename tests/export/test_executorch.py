@@ -17,9 +17,10 @@ from conftest import REPOSITORY, SPEC
 from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program
 from executorch.exir._serialize._program import _get_extended_header
 
-from edge import plugins, pte
+from edge import plugins
 from edge.engines import open_part
 from edge.errors import BundleError, CheckpointError, ContextError, EdgeError, EngineError
+from edge.formats import executorch
 from edge.spec import DecoderSpec, VLMSpec
 from edge.types import Embeddings, OpenOptions, PartFiles, TensorSpec, Tokens
 from edge.verify import distance
@@ -190,7 +191,7 @@ def test_a_vision_part_computes_what_torch_does_on_its_weights(scheme, projector
 
 
 def test_all_of_the_tower_is_one_piece_for_xnnpack(sees):
-    method = pte.read(sees[1].files[0]).methods["vision_encoder"]
+    method = executorch.read(sees[1].files[0]).methods["vision_encoder"]
     assert (method.delegates, method.operators) == (("XnnpackBackend",), ())
 
 
@@ -200,7 +201,7 @@ def test_another_backend_takes_the_encoder(backend, id, tmp_path):
     (scheme,) = format.SCHEMES[f"vision-{backend}"]
     _, part = written_encoder(tmp_path, scheme, "linear", f"vision-{backend}")
     assert part.files[0].name == f"vision-{backend}.pte"
-    method = pte.read(part.files[0]).methods["vision_encoder"]
+    method = executorch.read(part.files[0]).methods["vision_encoder"]
     assert (method.delegates, method.operators) == ((f"{id}Backend",), ())
     port = TensorSpec("pixel_values", "float32", (1, 3, 56, 56)), TensorSpec("image_embeds", "float32", (1, 16, 64))
     for engine in ENGINES:
@@ -209,7 +210,7 @@ def test_another_backend_takes_the_encoder(backend, id, tmp_path):
 
 
 def test_a_layer_is_one_piece_between_two_looks_at_the_cache(exact):
-    method = pte.read(exact[1].files[0]).methods["text_decoder"]
+    method = executorch.read(exact[1].files[0]).methods["text_decoder"]
     assert method.delegates == ("XnnpackBackend",) * (CONFIG.layers + 2)
     assert {name for name in method.operators if "llama" in name} == {
         "llama::update_cache.out",
@@ -299,9 +300,9 @@ def joined(exact, sees, tmp_path_factory):
 
 
 def test_one_file_has_the_methods_of_both(exact, sees, joined):
-    both = {**pte.read(sees[1].files[0]).methods, **pte.read(exact[1].files[0]).methods}
-    assert pte.read(joined).methods == both
-    assert pte.read(joined).constant("get_max_context_len") == CONFIG.context
+    both = {**executorch.read(sees[1].files[0]).methods, **executorch.read(exact[1].files[0]).methods}
+    assert executorch.read(joined).methods == both
+    assert executorch.read(joined).constant("get_max_context_len") == CONFIG.context
     assert joined.stat().st_size < sum(part.files[0].stat().st_size for _, part in (exact, sees))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from edge import gguf
 from edge.engines import open_part
 from edge.errors import UsageError
+from edge.formats import gguf
 from edge.types import OpenOptions, PartFiles, Tokens
 from exporters.checkpoint import open_checkpoint
 from exporters.gguf_file import doctor

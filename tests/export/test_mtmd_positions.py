@@ -12,7 +12,7 @@ import pytest
 import torch
 from llama_cpp import mtmd_cpp as mtmd
 
-from edge.gguf import read
+from edge.formats.gguf import read
 from exporters import build
 from exporters.checkpoint import open_checkpoint
 from exporters.component import Component

@@ -9,9 +9,9 @@ import pytest
 import torch
 from small_models import logits_after, random_decoder, randomized, spec_of
 
-from edge import packed, tflite
 from edge.engines import open_part
 from edge.errors import EdgeError
+from edge.formats import tflite, xnnpack_cache
 from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
 from edge.verify import distance
 from exporters import projectors, quantize
@@ -193,4 +193,4 @@ def test_large_files_keep_their_numbers_behind_the_structure(exact, tmp_path, mo
 def test_packed_weights_are_kept_for_the_next_start(exact):
     _, part = exact
     open_part(part, "litert", OPTIONS)
-    assert [path.suffix for path in packed.folder().iterdir()] == [".bin"]
+    assert [path.suffix for path in xnnpack_cache.folder().iterdir()] == [".bin"]

@@ -15,11 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from edge import gguf, show
+from edge import show
 from edge.bundle.manifest import sha256
 from edge.errors import BundleError, UsageError
-from edge.findings import Findings
-from edge.gguf import GGUFArray
+from edge.formats import gguf
+from edge.formats.gguf import GGUFArray
+from edge.formats.gguf_report import Findings
 from exporters.gguf_file import doctor, rendering, template
 from exporters.gguf_file.doctor import LISTS
 from exporters.gguf_file.names import FEATURE_LAYER, TEMPLATE, WORKAROUND

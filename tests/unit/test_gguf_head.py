@@ -14,10 +14,10 @@ from gguf_fakes import F32, Q4_0, SPEC, decoder_bytes, gguf_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge import gguf
 from edge.errors import BundleError
-from edge.gguf import GGUF, GGUFArray, GGUFTensor
-from edge.gguf_check import check_decoder
+from edge.formats import gguf
+from edge.formats.gguf import GGUF, GGUFArray, GGUFTensor
+from edge.formats.gguf_decoder import check_decoder
 
 WHOLE = decoder_bytes()
 HEAD = WHOLE.index(b"output_norm.weight") + 4096

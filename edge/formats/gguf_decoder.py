@@ -11,7 +11,7 @@ from math import isclose, isfinite
 from typing import Any
 
 from edge.errors import BundleError
-from edge.gguf import GGUF
+from edge.formats.gguf import GGUF
 from edge.spec import DecoderSpec
 
 _NEEDED = (

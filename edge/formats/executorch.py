@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import BundleError
-from edge.flatbuffer import Damage, Numbers, Tables, number
+from edge.formats.flatbuffers import Damage, Numbers, Tables, number
 from edge.types import TensorSpec
 
 IDENTIFIER, VERSION = b"ET12", 0

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import BundleError
-from edge.flatbuffer import Damage, Numbers, Tables
+from edge.formats.flatbuffers import Damage, Numbers, Tables
 from edge.types import TensorSpec
 
 IDENTIFIER, VERSION = b"TFL3", 3
