@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.decoders.kv_graph import too_long
 from edge.errors import ContextError, UsageError
-from edge.lift import too_long
 from edge.sampling import Sampler, Sampling
 from edge.spec import PromptSpec
 from edge.stop import StopFilter

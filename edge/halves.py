@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from edge import machine
 from edge.bundle.manifest import Bundle
+from edge.decoders.kv_graph import lift
 from edge.engines import open_part
 from edge.errors import EngineError
-from edge.lift import lift
 from edge.plan import Choice, Plan
 from edge.types import Decoder, Graph, OpenOptions
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from edge import plugins
 from edge.bundle.manifest import Manifest, Part
+from edge.decoders.embedding_table import SCALES, TABLE
 from edge.spec import DecoderSpec
-from edge.table import SCALES, TABLE
 
 FORMATS = "exporters.formats"
 PATCH = 20  # pixels: a vision transformer's patches are smaller; where they look larger, a projector merged four

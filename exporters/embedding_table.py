@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from edge.table import SCALES, TABLE
+from edge.decoders.embedding_table import SCALES, TABLE
 from exporters import quantize
 
 
 def write(table: Tensor, scheme: str, folder: Path) -> tuple[Path, ...]:
-    """As `edge.table` reads it. Afterwards `table` holds what was stored."""
+    """As `edge.decoders.embedding_table` reads it. Afterwards `table` holds what was stored."""
     rows, shares, stored = packed(table, scheme)
     np.save(folder / TABLE, rows.numpy())
     table.copy_(stored)

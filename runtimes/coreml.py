@@ -12,11 +12,11 @@ from typing import Any
 import coremltools as ct
 import numpy as np
 
+from edge.decoders.embedding_table import EmbeddingTable
+from edge.decoders.function_graph import PartGraph
+from edge.decoders.stateful import DECODE, PREFILL, StatefulDecoder
 from edge.errors import EngineError
-from edge.part_graph import PartGraph
 from edge.placement import Placed, Processor
-from edge.stateful import DECODE, PREFILL, StatefulDecoder
-from edge.table import EmbeddingTable
 from edge.types import Array, ComputeUnits, Decoder, Graph, OpenOptions, PartFiles
 
 FORMATS = ("coreml",)

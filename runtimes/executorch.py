@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from executorch.extension.pybindings import _portable_lib as bindings
 
-from edge import machine, methods
+from edge import machine
+from edge.decoders import methods
+from edge.decoders.methods import MethodDecoder, MethodGraph
 from edge.errors import EngineError
 from edge.formats.executorch import Program
 from edge.formats.native_stderr import Listening
-from edge.methods import MethodDecoder, MethodGraph
 from edge.types import Array, OpenOptions, PartFiles
 
 FORMATS = ("executorch",)

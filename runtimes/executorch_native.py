@@ -11,10 +11,11 @@ from importlib import metadata
 import edge_executorch
 from edge_executorch import Failure
 
-from edge import machine, methods
+from edge import machine
+from edge.decoders import methods
+from edge.decoders.methods import MethodDecoder, MethodGraph
 from edge.errors import EngineError
 from edge.formats.executorch import Program
-from edge.methods import MethodDecoder, MethodGraph
 from edge.types import Array, OpenOptions, PartFiles
 
 FORMATS = ("executorch",)

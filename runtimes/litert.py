@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from edge import machine, steps
+from edge import machine
+from edge.decoders import signatures
+from edge.decoders.signatures import PAST, Arrays, Call, FixedGraph, StepDecoder
 from edge.errors import EngineError
 from edge.formats import xnnpack_cache
 from edge.formats.native_stderr import Listening
 from edge.formats.tflite import TFLite
-from edge.steps import PAST, Arrays, Call, FixedGraph, StepDecoder
 from edge.types import Array, OpenOptions, PartFiles, TensorSpec
 
 FORMATS = ("tflite",)
@@ -55,7 +56,7 @@ def version() -> str:
 def open(part: PartFiles, options: OpenOptions) -> FixedGraph | StepDecoder:
     """The part's first file. Raises BundleError on a file that is not sound or not what the manifest describes, and
     EngineError when the library refuses it."""
-    return steps.opened(part, options, lambda file: LiteRtProgram(file, options))
+    return signatures.opened(part, options, lambda file: LiteRtProgram(file, options))
 
 
 class _Any(ctypes.Structure):

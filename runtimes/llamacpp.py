@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import machine
+from edge.decoders.kv_graph import position_after, require_held
 from edge.errors import EngineError
 from edge.formats import gguf
 from edge.formats.gguf import GGUF
 from edge.formats.gguf_decoder import check_decoder
-from edge.lift import position_after, require_held
 from edge.spec import DecoderSpec
 from edge.types import Array, OpenOptions, PartFiles, Segment, Tokens
 

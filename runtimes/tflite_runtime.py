@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from tflite_runtime.interpreter import Interpreter
 
-from edge import machine, steps
+from edge import machine
+from edge.decoders import signatures
+from edge.decoders.signatures import PAST, Arrays, Call, FixedGraph, StepDecoder
 from edge.errors import EngineError
 from edge.formats.tflite import TFLite
-from edge.steps import PAST, Arrays, Call, FixedGraph, StepDecoder
 from edge.types import Array, OpenOptions, PartFiles
 
 FORMATS = ("tflite",)
@@ -32,7 +33,7 @@ def version() -> str:
 def open(part: PartFiles, options: OpenOptions) -> FixedGraph | StepDecoder:
     """The part's first file. Raises BundleError on a file that is not sound or not what the manifest describes, and
     EngineError on one that the library refuses or would compute wrong."""
-    return steps.opened(part, options, lambda file: InterpreterProgram(file, options))
+    return signatures.opened(part, options, lambda file: InterpreterProgram(file, options))
 
 
 class InterpreterProgram:

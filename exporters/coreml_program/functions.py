@@ -12,8 +12,8 @@ from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Program, Var, get_new_symbol, types
 from torch import fx, nn
 
+from edge.decoders.stateful import MASKED
 from edge.spec import ImageSpec
-from edge.stateful import MASKED
 from exporters.apple import TARGET
 from exporters.coreml_program.channels_first import ChannelsFirst
 from exporters.coreml_program.lower import Lowering

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from edge.decoders.embedding_table import EmbeddingTable
+from edge.decoders.function_graph import PartGraph
+from edge.decoders.stateful import DECODE, PREFILL, StatefulDecoder
 from edge.errors import BundleError, EngineError
-from edge.part_graph import PartGraph
 from edge.placement import Placed
 from edge.spec import DecoderSpec
-from edge.stateful import DECODE, PREFILL, StatefulDecoder
-from edge.table import EmbeddingTable
 from edge.types import Array, Decoder, Graph, OpenOptions, PartFiles
 from exporters.apple import coremltools
 from exporters.mil import package

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 import edge
-from edge.stateful import DECODE, MASKED, PREFILL
+from edge.decoders.stateful import DECODE, MASKED, PREFILL
 from edge.types import TensorSpec
 from exporters import embedding_table
 from exporters.apple import TARGET

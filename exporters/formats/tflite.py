@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edge import steps
+from edge.decoders import signatures as steps
 from edge.types import Array, TensorSpec
 from exporters import quantize
 from exporters.checkpoint import Checkpoint

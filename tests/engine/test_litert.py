@@ -17,11 +17,11 @@ from conftest import REPOSITORY
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from edge.decoders.signatures import Call
 from edge.engines import open_part
 from edge.errors import BundleError, EngineError
 from edge.formats import tflite, xnnpack_cache
 from edge.formats.native_stderr import Listening
-from edge.steps import Call
 from edge.types import Array, Graph, OpenOptions, PartFiles, TensorSpec
 from exporters.tflite_graph.model import Graph as Subgraph
 from exporters.tflite_graph.model import Model

@@ -15,11 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 import edge
 from edge import machine
 from edge.bundle import manifest as bundles
+from edge.decoders.kv_graph import lift
 from edge.engines import open_part
 from edge.errors import EngineError
 from edge.formats.onnx import Node, filled, model
 from edge.image import pixels
-from edge.lift import lift
 from edge.spec import DecoderSpec
 from edge.types import Array, Decoder, Graph, OpenOptions, PartFiles, Segment, TensorSpec, Tokens
 from runtimes import onnxruntime

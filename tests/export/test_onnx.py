@@ -10,8 +10,8 @@ import torch
 from small_models import logits_after, randomized, spec_of
 
 from edge import plugins
+from edge.decoders.kv_graph import lift
 from edge.engines import open_part
-from edge.lift import lift
 from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
 from edge.verify import distance
 from exporters.component import Component

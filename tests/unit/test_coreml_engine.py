@@ -15,11 +15,11 @@ import pytest
 from fakes import DECODER, embedding_files, picture
 
 from edge import plugins
+from edge.decoders.stateful import StatefulDecoder
 from edge.engines import installed_engines
 from edge.errors import EngineError, UsageError
 from edge.placement import Placed
 from edge.session import load
-from edge.stateful import StatefulDecoder
 from edge.types import OpenOptions, PartFiles, TensorSpec, Tokens
 
 

@@ -13,11 +13,11 @@ from fakes import DECODER, FIXED, GROWING, NumpyGraph, decoder_part, picture, wo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge import cache
-from edge.cache import CacheSlot
+from edge.decoders import kv_cache
+from edge.decoders.embedding_table import EmbeddingTable
+from edge.decoders.kv_cache import CacheSlot
+from edge.decoders.kv_graph import lift
 from edge.errors import BundleError, ContextError, EngineError
-from edge.lift import lift
-from edge.table import EmbeddingTable
 from edge.types import Array, Decoder, Segment, Tokens
 
 KINDS = [FIXED, GROWING, (64, 64)]
@@ -106,7 +106,7 @@ def test_a_growing_cache_doubles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     wide = greedy(d := fresh(graph, tmp_path), d.extend(PROMPT), 40)
     made: list[int] = []
     zeros = CacheSlot.zeros
-    monkeypatch.setattr(cache, "STEP", 4)
+    monkeypatch.setattr(kv_cache, "STEP", 4)
     monkeypatch.setattr(CacheSlot, "zeros", lambda slot, n: (made.append(n), zeros(slot, n))[1])
     narrow = greedy(d := fresh(graph, tmp_path), d.extend(PROMPT), 40)
     assert narrow == wide
@@ -184,7 +184,7 @@ def test_a_failed_run_leaves_the_state(decoder: Decoder, graph: NumpyGraph, tmp_
 
 
 def test_no_memory_to_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "STEP", 4)
+    monkeypatch.setattr(kv_cache, "STEP", 4)
     graph = NumpyGraph(DECODER, GROWING)
     decoder = fresh(graph, tmp_path)
     decoder.extend([words("see ")])

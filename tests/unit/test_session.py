@@ -17,8 +17,8 @@ from edge import halves
 from edge import session as sessions
 from edge.bundle import checksums
 from edge.bundle.manifest import Bundle, write_manifest
+from edge.decoders.kv_graph import lift
 from edge.errors import BundleError, ContextError, EdgeError, EngineError, ImageError, UsageError
-from edge.lift import lift
 from edge.prompt import Turn
 from edge.sampling import Sampling
 from edge.session import REMEMBERED, Session

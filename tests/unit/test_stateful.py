@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from fakes import DECODER, embedding_files, picture
 
+from edge.decoders.embedding_table import EmbeddingTable
+from edge.decoders.stateful import DECODE, MASKED, PREFILL, StatefulDecoder
 from edge.errors import ContextError, EngineError
-from edge.stateful import DECODE, MASKED, PREFILL, StatefulDecoder
-from edge.table import EmbeddingTable
 from edge.types import Tokens
 
 

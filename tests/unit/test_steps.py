@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge.decoders.signatures import PAST, Call, Calls, FixedGraph, StepDecoder, opened
 from edge.errors import BundleError, ContextError, EngineError
 from edge.formats import tflite
 from edge.formats.tflite import Signature, TFLite
 from edge.spec import DecoderSpec
-from edge.steps import PAST, Call, Calls, FixedGraph, StepDecoder, opened
 from edge.types import Array, Embeddings, OpenOptions, PartFiles, TensorSpec, Tokens
 
 SPEC = DecoderSpec(2, 2, 1, 4, 8, 8, 32, 10000.0)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.cache import Cache, CacheSlot, FixedCache, GrowingCache
+from edge.decoders.embedding_table import EmbeddingTable
+from edge.decoders.kv_cache import Cache, CacheSlot, FixedCache, GrowingCache
 from edge.errors import ContextError, EngineError
 from edge.spec import DecoderSpec
-from edge.table import EmbeddingTable
 from edge.types import Array, Decoder, Graph, PartFiles, Segment, TensorSpec
 
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")

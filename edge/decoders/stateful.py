@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.lift import position_after, require_held
-from edge.table import EmbeddingTable
+from edge.decoders.embedding_table import EmbeddingTable
+from edge.decoders.kv_graph import position_after, require_held
 from edge.types import Array, Segment
 
 MASKED = -10000.0  # in a causal mask: half precision holds it, and no attention is left of it

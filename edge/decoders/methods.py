@@ -11,10 +11,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.decoders.kv_graph import position_after, require_held
 from edge.errors import BundleError, EngineError
 from edge.formats import executorch
 from edge.formats.executorch import Program
-from edge.lift import position_after, require_held
 from edge.spec import DecoderSpec
 from edge.types import Array, OpenOptions, PartFiles, Segment, TensorSpec, Tokens
 

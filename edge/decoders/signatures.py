@@ -15,12 +15,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.decoders.embedding_table import EmbeddingTable
+from edge.decoders.kv_graph import position_after, require_held
 from edge.errors import BundleError, EngineError
 from edge.formats import tflite
 from edge.formats.tflite import Signature, TFLite
-from edge.lift import position_after, require_held
 from edge.spec import DecoderSpec
-from edge.table import EmbeddingTable
 from edge.types import Array, OpenOptions, PartFiles, Segment, TensorSpec
 
 PREFILL, DECODE = "prefill", "decode_"  # names of signatures; a cache's length follows the second
