@@ -41,8 +41,8 @@ def module(engine: str) -> Any:
 
 
 def kernels(engine: str) -> tuple[str, ...]:
-    """What its arithmetic uses here, in the words of `edge.machine.ISA` or its own (`metal`); empty where neither the
-    library tells nor anything shows it. Raises ImportError when the library does not load."""
+    """What its arithmetic uses here, in the words of `edge.devices.host.ISA` or its own (`metal`); empty where neither
+    the library tells nor anything shows it. Raises ImportError when the library does not load."""
     if "KERNELS" not in plugins.facts(PACKAGE, engine):
         return ()
     found: tuple[str, ...] = plugins.load(PACKAGE, engine).kernels()

@@ -9,9 +9,9 @@ from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
-from edge import machine
 from edge.bundle.manifest import Bundle
 from edge.decoders.kv_graph import lift
+from edge.devices import host
 from edge.engines import open_part
 from edge.errors import EngineError
 from edge.plan import Choice, Plan
@@ -99,4 +99,4 @@ def beside(work: Callable[[], T]) -> Future[T]:
 def _give_back() -> None:
     """What was let go, to the system: the C library keeps it for itself otherwise."""
     gc.collect()
-    machine.trim()
+    host.trim()

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge import machine
 from edge.bundle.manifest import ROLES, Manifest, Part
-from edge.devices import DeviceProfile
+from edge.devices import DeviceProfile, host
 from edge.errors import EngineError, UsageError
 from edge.memory import Need, settle
 from edge.sizes import cache_item, sizes
@@ -149,7 +148,7 @@ def plan(
         one_at_a_time=found.one_at_a_time,
         peak_bytes=found.memory.peak,
         given_up=tuple(given_up),
-        isa=machine.up_to(isa, device.isa) if isa else None,
+        isa=host.up_to(isa, device.isa) if isa else None,
         free=free,
     )
 

@@ -85,7 +85,7 @@ class Decoder(Protocol):
 class OpenOptions:
     """What an engine may be told. `threads` and `context` 0 leave the choice to the engine, and so does `cache` None:
     how one stores keys and values that keeps them itself; `units` is what it may use beside the processor, where it
-    can choose; `isa` are the instruction sets that it may use, in the words of `edge.machine.ISA`; None: all."""
+    can choose; `isa` are the instruction sets that it may use, in the words of `edge.devices.host.ISA`; None: all."""
 
     threads: int = 0
     context: int = 0
@@ -117,9 +117,9 @@ class Runtime(Protocol):
     `ELSEWHERE` (what to say on others), `INSTALL` (how to get its library, where no index has it), `REACHES` (shares of
     a processor's speed that are not what most reach, by the names of `edge.roofline.Utilisation`), `NARROWS` (it can be
     held to `OpenOptions.isa`) and `KERNELS` (how it is known which kernels run; it has a function `kernels() ->
-    tuple[str, ...]` then, the words of `edge.machine.ISA` or an own one, as `metal`; empty where it cannot tell), and
-    `PRODUCTS` (of what it measures the speed: it has a function `products(threads, memory) -> edge.probe.Products`
-    then, which takes an eighth of that memory at most). One whose system places each operation on a processor of its
+    tuple[str, ...]` then, the words of `edge.devices.host.ISA` or an own one, as `metal`; empty where it cannot tell),
+    and `PRODUCTS` (of what it measures the speed: it has a function `products(threads, memory) ->
+    edge.devices.probe.Products` then, which takes an eighth of that memory at most). One whose system places each operation on a processor of its
     own has `placement(part)`, which yields `edge.placement.Placed`."""
 
     FORMATS: tuple[str, ...]  # the formats it opens

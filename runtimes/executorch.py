@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from executorch.extension.pybindings import _portable_lib as bindings
 
-from edge import machine
 from edge.decoders import methods
 from edge.decoders.methods import MethodDecoder, MethodGraph
+from edge.devices import host
 from edge.errors import EngineError
 from edge.formats.executorch import Program
 from edge.formats.native_stderr import Listening
@@ -52,7 +52,7 @@ class _Methods:
         with _ONE_AT_A_TIME, self._heard:
             _load_kernels()
             _require_parts(program, names)
-            _use(options.threads or machine.inspect().cores)
+            _use(options.threads or host.inspect().cores)
             try:
                 check = bindings.Verification.InternalConsistency
                 self._program = bindings._load_program(str(program.path), program_verification=check)

@@ -11,9 +11,9 @@ from importlib import metadata
 import edge_executorch
 from edge_executorch import Failure
 
-from edge import machine
 from edge.decoders import methods
 from edge.decoders.methods import MethodDecoder, MethodGraph
+from edge.devices import host
 from edge.errors import EngineError
 from edge.formats.executorch import Program
 from edge.types import Array, OpenOptions, PartFiles
@@ -47,7 +47,7 @@ class _Methods:
         try:
             operators, backends = edge_executorch.operators(), edge_executorch.backends()
             methods.require_registered(program, names, operators, backends, f"{PACKAGE} {version()}", INSTALL)
-            threads = options.threads or machine.inspect().cores
+            threads = options.threads or host.inspect().cores
             self._program = edge_executorch.Program(program.path, names, threads)
         except OSError as error:
             raise methods.refused("cannot open", program, f"its library does not load: {error}", _BUILT) from error

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from edge import machine
 from edge.decoders import signatures
 from edge.decoders.signatures import PAST, Arrays, Call, FixedGraph, StepDecoder
+from edge.devices import host
 from edge.errors import EngineError
 from edge.formats import xnnpack_cache
 from edge.formats.native_stderr import Listening
@@ -172,7 +172,7 @@ class _Model:
         return self._make("LiteRtCreateEnvironment", "LiteRtDestroyEnvironment", ctypes.c_int(2), chosen)
 
     def _compile(self, name: str, cache: Path | None) -> _Handle:
-        threads = self._options.threads or machine.inspect().cores
+        threads = self._options.threads or host.inspect().cores
         settings = f"{CPU_OPTIONS}num_threads = {threads}\n" + (
             f'weight_cache_file_path = "{cache}"\n' if cache else ""
         )

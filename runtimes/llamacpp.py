@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import machine
 from edge.decoders.kv_graph import position_after, require_held
+from edge.devices import host
 from edge.errors import EngineError
 from edge.formats import gguf
 from edge.formats.gguf import GGUF
@@ -63,7 +63,7 @@ def version() -> str:
 
 
 def features() -> dict[str, bool]:
-    """Whether the library's kernels use what a processor may have, in the words of `edge.machine.ISA`."""
+    """Whether the library's kernels use what a processor may have, in the words of `edge.devices.host.ISA`."""
     _load_kernels(None)
     present = _report()
     return {ours: theirs in present for theirs, ours in _FEATURES.items()}
@@ -85,7 +85,7 @@ def open(part: PartFiles, options: OpenOptions) -> LlamaCppDecoder:
             hint="export again without --gguf-only: another engine then opens the vision part beside it",
         )
     _load_kernels(options.isa)
-    here = machine.inspect().isa
+    here = host.inspect().isa
     foreign = [name for name, used in features().items() if used and name not in here]
     if foreign and sys.platform == "linux":  # elsewhere the system does not tell all
         raise EngineError(f"llama.cpp was built for a processor with {', '.join(foreign)}", hint=BUILD)
@@ -198,7 +198,7 @@ class LlamaCppDecoder:
         self._native, self._length = context, length
 
     def _context(self, length: int) -> _Handle:
-        threads = self._options.threads or machine.inspect().cores
+        threads = self._options.threads or host.inspect().cores
         settings = lib.llama_context_default_params()
         settings.n_ctx = length
         settings.n_batch = length  # a prompt is one call, whatever its length

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from edge.devices.probe import Products, best, usual
 from edge.errors import EngineError
 from edge.formats.onnx import CONTRIBUTED, Node, filled, model
-from edge.probe import Products, best, usual
 from edge.types import Array, OpenOptions, PartFiles, TensorSpec
 
 FORMATS = ("onnx",)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from tflite_runtime.interpreter import Interpreter
 
-from edge import machine
 from edge.decoders import signatures
 from edge.decoders.signatures import PAST, Arrays, Call, FixedGraph, StepDecoder
+from edge.devices import host
 from edge.errors import EngineError
 from edge.formats.tflite import TFLite
 from edge.types import Array, OpenOptions, PartFiles
@@ -55,7 +55,7 @@ class InterpreterProgram:
                 "for all",
                 hint="export again with --recipe tflite-legacy, or pip install ai-edge-litert",
             )
-        threads = options.threads or machine.inspect().cores
+        threads = options.threads or host.inspect().cores
         try:
             self._inner: Any = Interpreter(model_path=os.fspath(file.path), num_threads=threads)._interpreter
         except (ValueError, RuntimeError) as error:

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from edge import machine, probe
+from edge.devices import host, probe
 from edge.errors import UsageError
 from edge.roofline import CHAINED, PRODUCT
 
@@ -95,7 +95,7 @@ def profile(device: str) -> DeviceProfile:
 def detect() -> DeviceProfile:
     """This machine: the memory that is free, the physical cores it may use, its instruction set, and what is known of
     the device that it calls itself. Measures nothing."""
-    here = machine.inspect()
+    here = host.inspect()
     like = recognise(here.name)
     read = {
         "usable_memory": Figure(round(here.memory_bytes / 2**30, 1), "GiB", "free now", False),

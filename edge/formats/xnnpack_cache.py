@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge import machine
+from edge.devices import host
 
 MOST = 8 << 30  # bytes that are kept; those that were not used for longest go first
 _ABANDONED = 24 * 3600  # seconds
@@ -44,7 +44,7 @@ def weights(path: Path, library: str) -> Iterator[Path | None]:
 
 
 def _key(path: Path, library: str) -> str:
-    stat, here = path.stat(), machine.inspect()
+    stat, here = path.stat(), host.inspect()
     # A file that was changed has another ctime, whatever its name and size.
     known = [path.resolve(), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     return hashlib.sha256(repr([*map(str, known), library, here.name, here.isa]).encode()).hexdigest()[:32]

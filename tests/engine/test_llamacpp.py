@@ -16,11 +16,11 @@ from conftest import REPOSITORY
 from gguf_fakes import SPEC, decoder_bytes, gathered, part_of, reference
 from onnx import TensorProto, helper
 
-from edge import machine
+from edge.devices import host
+from edge.devices.host import ISA, Machine
 from edge.engines import installed_engines, open_part
 from edge.errors import BundleError, ContextError, EngineError
 from edge.formats import gguf
-from edge.machine import ISA, Machine
 from edge.types import Decoder, Embeddings, OpenOptions, PartFiles, Segment, Tokens
 from runtimes import llamacpp
 
@@ -298,7 +298,7 @@ def test_what_computes_is_read_off_its_own_report(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_computes_is_what_this_processor_has() -> None:
-    assert set(llamacpp.kernels()) <= set(machine.inspect().isa)
+    assert set(llamacpp.kernels()) <= set(host.inspect().isa)
     assert llamacpp.kernels()[0] in ("avx2", "neon")
 
 
@@ -306,7 +306,7 @@ def test_a_build_with_one_set_of_kernels_cannot_be_held_to_less(part: PartFiles)
     with pytest.raises(EngineError, match=r"llama\.cpp's kernels cannot be held to mmx: ") as caught:
         opened(part, isa=("mmx",))
     assert caught.value.hint == llamacpp.BUILD_ALL
-    assert len(opened(part, isa=machine.inspect().isa).extend(PROMPT)) == SPEC.vocab
+    assert len(opened(part, isa=host.inspect().isa).extend(PROMPT)) == SPEC.vocab
 
 
 class Kernels:
@@ -379,7 +379,7 @@ def test_no_set_of_kernels_is_narrow_enough(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_processor_that_is_not_this_one(part: PartFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "inspect", lambda: Machine("old", 1 << 30, 1, ()))
+    monkeypatch.setattr(host, "inspect", lambda: Machine("old", 1 << 30, 1, ()))
     monkeypatch.setattr(llamacpp.sys, "platform", "linux")
     with pytest.raises(EngineError, match=r"llama\.cpp was built for a processor with .*(neon|avx2)") as caught:
         opened(part)

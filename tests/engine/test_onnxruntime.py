@@ -13,9 +13,9 @@ from fakes import DECODER, FIXED, GROWING, decoder_part, decoder_tensors, pictur
 from onnx import TensorProto, helper, numpy_helper
 
 import edge
-from edge import machine
 from edge.bundle import manifest as bundles
 from edge.decoders.kv_graph import lift
+from edge.devices import host
 from edge.engines import open_part
 from edge.errors import EngineError
 from edge.formats.onnx import Node, filled, model
@@ -447,7 +447,7 @@ def test_a_step_binds_only_what_moved(tmp_path: Path, length: tuple[str, str], b
 
 
 def test_what_the_probe_says_is_what_this_processor_has() -> None:
-    here = machine.inspect().isa
+    here = host.inspect().isa
     dot = "dotprod" if "neon" in here else "vnni"
     has = any(dot in name for name in here)
     assert onnxruntime.kernels() == (("neon" if "neon" in here else "avx2"), *([dot] if has else []))

@@ -12,10 +12,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from edge import devices, machine, probe
-from edge.devices import detect, profile, profiles
+from edge import devices
+from edge.devices import detect, host, probe, profile, profiles
+from edge.devices.host import ISA
 from edge.errors import UsageError
-from edge.machine import ISA
 from edge.recipes import RECIPES
 
 FILES = sorted((Path(devices.__file__).parent).glob("*.json"))
@@ -123,7 +123,7 @@ def test_what_a_machine_calls_itself(name: str, device: str, monkeypatch: pytest
 def test_a_board_is_recognised_by_its_device_tree(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(root, "proc/cpuinfo", "Features\t: fp asimd asimdhp asimddp\n")
     put(root, "proc/device-tree/model", "Raspberry Pi 5 Model B Rev 1.0\0")
-    monkeypatch.setattr(machine, "inspect", lambda: machine.linux(root, range(4)))
+    monkeypatch.setattr(host, "inspect", lambda: host.linux(root, range(4)))
     here = detect()
     assert (here.id, here.recognised, here.name) == ("this", "rpi5", "Raspberry Pi 5 Model B Rev 1.0")
     assert (here.memory_bytes, here.threads, here.isa) == (4096 * 1024, 4, ("neon", "dotprod", "fp16"))
@@ -138,10 +138,10 @@ def test_a_board_is_recognised_by_its_device_tree(root: Path, monkeypatch: pytes
 
 def test_a_phone_is_recognised_by_its_chip(root: Path) -> None:
     put(root, "proc/cpuinfo", "Features\t: fp asimd\nHardware\t: Qualcomm Technologies, Inc SM8550\n")
-    assert devices.recognise(machine.linux(root, range(8)).name).id == "sd_8gen2"
+    assert devices.recognise(host.linux(root, range(8)).name).id == "sd_8gen2"
     put(root, "proc/cpuinfo", "Features\t: fp asimd\n")
     put(root, "sys/devices/soc0/machine", "SM8650\n")
-    assert devices.recognise(machine.linux(root, range(8)).name).id == "sd_8gen3"
+    assert devices.recognise(host.linux(root, range(8)).name).id == "sd_8gen3"
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,9 @@ def test_android_tells_the_chip_that_its_device_tree_hides(root: Path, maker: st
         return len(value.value)
 
     put(root, "proc/device-tree/model", "Some Codename MTP\0")
-    chip = machine._android_chip(SimpleNamespace(__system_property_get=get))
-    assert devices.recognise(machine.linux(root, range(8), chip).name).id == device
-    assert machine._android_chip(object()) == "", "another system"
+    chip = host._android_chip(SimpleNamespace(__system_property_get=get))
+    assert devices.recognise(host.linux(root, range(8), chip).name).id == device
+    assert host._android_chip(object()) == "", "another system"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_an_unknown_machine_is_measured(
         return probe.Speed(42.5e9, 0.5e12, *products)
 
     monkeypatch.setattr(probe, "measure", measure)
-    monkeypatch.setattr(machine, "inspect", lambda: machine.Machine("x", 8 << 30, 2, ("avx2", "avx512_vnni")))
+    monkeypatch.setattr(host, "inspect", lambda: host.Machine("x", 8 << 30, 2, ("avx2", "avx512_vnni")))
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(sys, "platform", "linux")
     here = profile("this")
@@ -249,7 +249,7 @@ def test_apple_s_devices_take_core_ml_and_prefer_its_engine(name: str) -> None:
 def test_a_mac_prefers_what_a_mac_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(machine, "inspect", lambda: machine.Machine("M9", 8 << 30, 4, ("neon",)))
+    monkeypatch.setattr(host, "inspect", lambda: host.Machine("M9", 8 << 30, 4, ("neon",)))
     assert detect().engines == profile("macos").engines == profile("apple_m1").engines
     assert (detect().name, detect().threads) == ("M9", 4)
 
@@ -271,25 +271,25 @@ def put(root: Path, name: str, text: str) -> None:
 def test_a_raspberry_pi(root: Path) -> None:
     put(root, "proc/cpuinfo", "processor\t: 0\nFeatures\t: fp asimd evtstrm asimdhp asimddp\n\nprocessor\t: 1\n")
     put(root, "proc/device-tree/model", "Raspberry Pi 5 Model B Rev 1.0\0")
-    found = machine.linux(root, range(4))
-    assert found == machine.Machine("Raspberry Pi 5 Model B Rev 1.0", 4096 * 1024, 4, ("neon", "dotprod", "fp16"))
+    found = host.linux(root, range(4))
+    assert found == host.Machine("Raspberry Pi 5 Model B Rev 1.0", 4096 * 1024, 4, ("neon", "dotprod", "fp16"))
 
 
 def test_an_x86_whose_cores_have_two_threads(root: Path) -> None:
     put(root, "proc/cpuinfo", "model name\t: Fast CPU\nflags\t\t: sse avx2 avx512f avx512_vnni amx_tile amx_int8\n")
     for cpu in range(8):
         put(root, f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", f"{cpu % 4},{cpu % 4 + 4}\n")
-    found = machine.linux(root, range(8))
+    found = host.linux(root, range(8))
     assert (found.name, found.cores, found.isa) == ("Fast CPU", 4, ("avx2", "avx512", "avx512_vnni", "amx"))
-    assert machine.linux(root, [0, 4]).cores == 1, "both are one core"
-    assert machine.linux(root, [0, 1, 4]).cores == 2
+    assert host.linux(root, [0, 4]).cores == 1, "both are one core"
+    assert host.linux(root, [0, 1, 4]).cores == 2
 
 
 def test_slow_cores_beside_fast_ones_are_left_out(root: Path) -> None:
     for cpu, speed in enumerate([300] * 3 + [760] * 4 + [1024]):
         put(root, f"sys/devices/system/cpu/cpu{cpu}/cpu_capacity", str(speed))
-    assert machine.linux(root, range(8)).cores == 5
-    assert machine.linux(root, range(3)).cores == 3, "when there are no others, they are the fast ones"
+    assert host.linux(root, range(8)).cores == 5
+    assert host.linux(root, range(3)).cores == 3, "when there are no others, they are the fast ones"
 
 
 def test_a_control_group_leaves_less(root: Path) -> None:
@@ -300,7 +300,7 @@ def test_a_control_group_leaves_less(root: Path) -> None:
     put(root, "sys/fs/cgroup/jobs/mine/memory.max", "max")
     put(root, "sys/fs/cgroup/jobs/mine/cpu.max", "150000 100000")
     put(root, "sys/fs/cgroup/cpu.max", "max 100000")
-    found = machine.linux(root, range(8))
+    found = host.linux(root, range(8))
     assert found.memory_bytes == 2000000 - (1500000 - 400000)
     assert found.cores == 2, "a processor and a half"
 
@@ -314,12 +314,12 @@ def test_a_control_group_of_version_1_leaves_less(root: Path) -> None:
     put(root, f"{memory}/jobs/memory.stat", "inactive_file 7\ntotal_inactive_file 400000\n")
     put(root, f"{memory}/jobs/mine/memory.limit_in_bytes", "1900000")
     put(root, f"{memory}/jobs/mine/memory.usage_in_bytes", "100000")
-    assert machine.linux(root, [0]).memory_bytes == 2000000 - (1500000 - 400000)
+    assert host.linux(root, [0]).memory_bytes == 2000000 - (1500000 - 400000)
 
 
 def test_a_limit_above_what_is_free_changes_nothing(root: Path) -> None:
     put(root, "sys/fs/cgroup/memory.max", str(1 << 40))
-    assert machine.linux(root, [0]).memory_bytes == 4096 * 1024
+    assert host.linux(root, [0]).memory_bytes == 4096 * 1024
 
 
 @pytest.mark.parametrize(
@@ -331,25 +331,25 @@ def test_a_limit_above_what_is_free_changes_nothing(root: Path) -> None:
     ],
 )
 def test_the_instruction_sets_up_to_one(name: str, isa: tuple[str, ...], expected: tuple[str, ...]) -> None:
-    assert machine.up_to(name, isa) == expected
+    assert host.up_to(name, isa) == expected
 
 
 def test_an_instruction_set_of_another_kind_of_processor() -> None:
     with pytest.raises(UsageError, match="no instruction set 'neon' on this kind of processor") as told:
-        machine.up_to("neon", ("avx2",))
+        host.up_to("neon", ("avx2",))
     assert told.value.hint == "one of: avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16, amx"
     with pytest.raises(UsageError, match="'avx2'") as told:
-        machine.up_to("avx2", ())
+        host.up_to("avx2", ())
     assert told.value.hint == "this system does not tell what its processor has"
 
 
 def test_every_instruction_set_has_its_place() -> None:
-    assert {name for names in machine.GENERATIONS for name in names} == set(machine.ISA)
+    assert {name for names in host.GENERATIONS for name in names} == set(host.ISA)
 
 
 def test_a_system_that_tells_nothing(tmp_path: Path) -> None:
-    found = machine.linux(tmp_path, [0, 1])
-    assert found == machine.Machine(platform.machine(), 4 << 30, 2, ())
+    found = host.linux(tmp_path, [0, 1])
+    assert found == host.Machine(platform.machine(), 4 << 30, 2, ())
 
 
 # elsewhere
@@ -364,10 +364,8 @@ def test_a_mac() -> None:
         "hw.optional.arm.FEAT_DotProd": 1,
         "hw.optional.arm.FEAT_I8MM": 0,
     }
-    assert machine.darwin(lambda key: values.get(key, 0), "arm") == machine.Machine(
-        "arm", 16 << 30, 4, ("neon", "dotprod")
-    )
-    assert machine.darwin(lambda key: 0, "old").cores == 1
+    assert host.darwin(lambda key: values.get(key, 0), "arm") == host.Machine("arm", 16 << 30, 4, ("neon", "dotprod"))
+    assert host.darwin(lambda key: 0, "old").cores == 1
 
 
 class Kernel32:
@@ -385,24 +383,24 @@ class Kernel32:
 
 
 def test_windows() -> None:
-    found = machine.windows(Kernel32(1), "cpu", 6)  # type: ignore[arg-type]
-    assert found == machine.Machine("cpu", 5 << 30, 6, ("avx2",))
-    assert machine.windows(Kernel32(0), "cpu", 6).memory_bytes == 4 << 30  # type: ignore[arg-type]
+    found = host.windows(Kernel32(1), "cpu", 6)  # type: ignore[arg-type]
+    assert found == host.Machine("cpu", 5 << 30, 6, ("avx2",))
+    assert host.windows(Kernel32(0), "cpu", 6).memory_bytes == 4 << 30  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("system", ["linux", "darwin", "win32", "plan9"])
 def test_each_system_is_asked_its_own_way(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def note(name: str) -> Callable[..., machine.Machine]:
-        return lambda *arguments: (asked.append(name), machine.Machine(name, 1, 1, ()))[1]
+    def note(name: str) -> Callable[..., host.Machine]:
+        return lambda *arguments: (asked.append(name), host.Machine(name, 1, 1, ()))[1]
 
     for name, function in {"linux": "linux", "darwin": "darwin", "win32": "windows"}.items():
-        monkeypatch.setattr(machine, function, note(name))
+        monkeypatch.setattr(host, function, note(name))
     monkeypatch.setattr(sys, "platform", system)
-    monkeypatch.setattr(machine, "_sysctl_text", lambda name: "")
+    monkeypatch.setattr(host, "_sysctl_text", lambda name: "")
     monkeypatch.setattr(ctypes, "WinDLL", lambda name: Kernel32(1), raising=False)
-    found = machine.inspect()
+    found = host.inspect()
     assert asked == ([system] if system != "plan9" else [])
     assert found.cores >= 1
 
@@ -414,8 +412,8 @@ def test_sysctl_takes_what_the_system_answers(monkeypatch: pytest.MonkeyPatch) -
             return 0 if name == b"hw.memsize" else -1
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Libc())
-    assert machine._sysctl("hw.memsize") == 12
-    assert machine._sysctl("hw.nothing") == 0
+    assert host._sysctl("hw.memsize") == 12
+    assert host._sysctl("hw.nothing") == 0
 
 
 def test_sysctl_s_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,5 +423,5 @@ def test_sysctl_s_words(monkeypatch: pytest.MonkeyPatch) -> None:
             return 0 if name == b"machdep.cpu.brand_string" else -1
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Libc())
-    assert machine._sysctl_text("machdep.cpu.brand_string") == "Apple M1"
-    assert machine._sysctl_text("hw.nothing") == ""
+    assert host._sysctl_text("machdep.cpu.brand_string") == "Apple M1"
+    assert host._sysctl_text("hw.nothing") == ""

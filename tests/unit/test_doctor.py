@@ -13,8 +13,8 @@ from rich.console import Console
 import edge
 from edge import doctor, show
 from edge.devices import detect
+from edge.devices.host import ISA
 from edge.doctor import ARM, X86, diagnose
-from edge.machine import ISA
 from edge.plan import EngineInfo
 
 PRESENT = EngineInfo("fast", ("onnx", "gguf"), "fastlib", True, "1.2", None)
