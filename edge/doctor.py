@@ -14,7 +14,7 @@ from edge import plugins
 from edge.devices import detect
 from edge.engines import PACKAGE as ENGINES
 from edge.engines import UNKNOWN, installed_engines, kernels
-from edge.plan import EngineInfo
+from edge.planning.plan import EngineInfo
 
 DISTRIBUTION = "edge-vlm"
 ARM = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from edge import plugins
 from edge.errors import EngineError
-from edge.plan import EngineInfo
+from edge.planning.plan import EngineInfo
 from edge.types import Decoder, Graph, OpenOptions, PartFiles
 
 PACKAGE = "runtimes"

@@ -14,7 +14,7 @@ from edge.decoders.kv_graph import lift
 from edge.devices import host
 from edge.engines import open_part
 from edge.errors import EngineError
-from edge.plan import Choice, Plan
+from edge.planning.plan import Choice, Plan
 from edge.types import Decoder, Graph, OpenOptions
 
 T = TypeVar("T")

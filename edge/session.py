@@ -22,7 +22,7 @@ from edge.errors import EdgeError, EngineError, UsageError
 from edge.generate import Answer, TextGenerator
 from edge.halves import Halves, beside
 from edge.image import Source, digest, pixels
-from edge.plan import Plan, plan
+from edge.planning.plan import Plan, plan
 from edge.prompt import Turn, segments
 from edge.sampling import Sampling
 from edge.tokenizer import Tokenizer
@@ -50,9 +50,9 @@ def load(
     `cache`: how an engine that keeps keys and values itself stores them; None: as it likes; `units`: what Core ML may
     use beside the processor; `isa`: the widest instruction set to use, by engines that can be held to it;
     `evaluators`: what no engine opens may be computed by the export side, to prove it.
-    `max_memory`: bytes that the process may take at its peak, as `edge.memory` predicts it; None: what is free. Where
-    that is little, the plan keeps keys and values in 8 bits, or one half of the model open at a time: another picture
-    than the one before then costs opening both again.
+    `max_memory`: bytes that the process may take at its peak, as `edge.planning.memory` predicts it; None: what is
+    free. Where that is little, the plan keeps keys and values in 8 bits, or one half of the model open at a time:
+    another picture than the one before then costs opening both again.
 
     It is done when pictures can be encoded; the decoder may still be opening beside that. The files are hashed while
     the engines open them and after, unless they were before and have not changed since (`edge.bundle.checksums`): a

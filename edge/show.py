@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from edge.bundle.manifest import File, Manifest, Part
     from edge.devices import DeviceProfile
     from edge.doctor import Diagnosis
-    from edge.fit import Fit, Prediction
     from edge.formats.gguf_report import Findings
     from edge.generate import Answer
     from edge.placement import Placement
+    from edge.planning.fit import Fit, Prediction
     from edge.spec import VLMSpec
     from edge.verify import Report, Row
 

@@ -115,8 +115,8 @@ class Runtime(Protocol):
     without), `COPIES` (how often they lie in memory once they outgrew the first room; 1 without), `GPUS` (classes of
     devices on whose graphics processor it computes), `SYSTEMS` (the only ones that it is made for, as `sys.platform`),
     `ELSEWHERE` (what to say on others), `INSTALL` (how to get its library, where no index has it), `REACHES` (shares of
-    a processor's speed that are not what most reach, by the names of `edge.roofline.Utilisation`), `NARROWS` (it can be
-    held to `OpenOptions.isa`) and `KERNELS` (how it is known which kernels run; it has a function `kernels() ->
+    a processor's speed that are not what most reach, by the names of `edge.planning.roofline.Utilisation`), `NARROWS`
+    (it can be held to `OpenOptions.isa`) and `KERNELS` (how it is known which kernels run; it has a function `kernels() ->
     tuple[str, ...]` then, the words of `edge.devices.host.ISA` or an own one, as `metal`; empty where it cannot tell),
     and `PRODUCTS` (of what it measures the speed: it has a function `products(threads, memory) ->
     edge.devices.probe.Products` then, which takes an eighth of that memory at most). One whose system places each operation on a processor of its

@@ -21,7 +21,7 @@ from edge.bundle.manifest import Bundle, File, Manifest, Part
 from edge.calibration import read
 from edge.engines import installed_engines
 from edge.errors import EdgeError, EngineError, ParityError, UsageError
-from edge.fit import Fit, fit
+from edge.planning.fit import Fit, fit
 from edge.recipes import Recipe
 from edge.verify import Report, verify
 from exporters import example, foresee, memory, targets

@@ -24,8 +24,8 @@ from edge.bundle.manifest import Bundle
 from edge.devices import DeviceProfile, detect, measured
 from edge.engines import installed_engines
 from edge.errors import EdgeError, EngineError
-from edge.fit import reach
-from edge.sizes import bytes_per_token, sizes
+from edge.planning.fit import reach
+from edge.planning.sizes import bytes_per_token, sizes
 
 Event = dict[str, Any]
 _BACKWARDS = "the clock stood still or went backwards"

@@ -30,7 +30,7 @@ def fit(
     from edge import show
     from edge.bundle.manifest import MANIFEST, Bundle
     from edge.devices import THIS, measured, profile
-    from edge.fit import fit as predict
+    from edge.planning.fit import fit as predict
 
     target = measured(profile(device or THIS))
     if Path(model, MANIFEST).is_file():

@@ -49,7 +49,7 @@ def run(
         raise UsageError(
             "--json answers one question, and there is none", hint='edge run BUNDLE IMAGE "question" --json'
         )
-    from edge.memory import parse_size
+    from edge.planning.memory import parse_size
     from edge.sampling import Sampling
     from edge.session import load
 

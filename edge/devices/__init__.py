@@ -15,7 +15,7 @@ from typing import Any
 
 from edge.devices import host, probe
 from edge.errors import UsageError
-from edge.roofline import CHAINED, PRODUCT
+from edge.planning.roofline import CHAINED, PRODUCT
 
 THIS = "this"  # the id of the machine that it runs on
 _ESTIMATED = {"usable_memory": "memory_bytes", "cores": "threads", "isa": "isa"}  # a figure -> the field made of it

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from edge import devices, image
 from edge.bundle.manifest import Bundle
 from edge.errors import CheckpointError, EngineError, UsageError
-from edge.fit import fit
+from edge.planning.fit import fit
 from exporters import example, foresee
 from exporters.export import ExportRequest, export
 

@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 from conftest import SPEC
 
-from edge import fit as fits
-from edge import roofline
 from edge.bundle.manifest import File, Manifest, Part
 from edge.devices import DeviceProfile, Figure, profile
 from edge.engines import installed_engines
 from edge.errors import EngineError, UsageError
-from edge.fit import fit
-from edge.memory import RUNTIME, Need, cache_bytes, memory, parse_size, settle
-from edge.plan import EngineInfo
-from edge.roofline import PROCESSOR, Speed, Utilisation
-from edge.sizes import Sizes, bytes_per_token, sizes
-from edge.smaller import schemes
+from edge.planning import fit as fits
+from edge.planning import roofline
+from edge.planning.alternatives import schemes
+from edge.planning.fit import fit
+from edge.planning.memory import RUNTIME, Need, cache_bytes, memory, parse_size, settle
+from edge.planning.plan import EngineInfo
+from edge.planning.roofline import PROCESSOR, Speed, Utilisation
+from edge.planning.sizes import Sizes, bytes_per_token, sizes
 from edge.spec import DecoderSpec
 from edge.types import TensorSpec
 

@@ -12,8 +12,8 @@ from edge.bundle.manifest import File, Manifest, Part
 from edge.devices import DeviceProfile, profile
 from edge.engines import installed_engines, open_part
 from edge.errors import BundleError, EngineError, UsageError
-from edge.memory import memory
-from edge.plan import Choice, EngineInfo, needed, plan
+from edge.planning.memory import memory
+from edge.planning.plan import Choice, EngineInfo, needed, plan
 from edge.types import OpenOptions, PartFiles
 
 

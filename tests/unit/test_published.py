@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY
 
-from edge import roofline
 from edge.devices import profile
-from edge.roofline import PROCESSOR, READING, Speed, Utilisation
-from edge.sizes import Sizes
+from edge.planning import roofline
+from edge.planning.roofline import PROCESSOR, READING, Speed, Utilisation
+from edge.planning.sizes import Sizes
 from edge.spec import DecoderSpec
 
 DATA = json.loads((Path(__file__).parents[1] / "data" / "published.json").read_text())

@@ -9,9 +9,9 @@ from typing import Any
 from edge.bundle.manifest import ROLES, Manifest, Part
 from edge.devices import DeviceProfile, host
 from edge.errors import EngineError, UsageError
-from edge.memory import Need, settle
-from edge.sizes import cache_item, sizes
-from edge.smaller import too_little
+from edge.planning.alternatives import too_little
+from edge.planning.memory import Need, settle
+from edge.planning.sizes import cache_item, sizes
 from edge.types import CacheKind
 
 
@@ -32,7 +32,7 @@ class EngineInfo:
     item: int = 4  # bytes of a key's or value's number, where neither a graph's inputs nor `caches` tell
     copies: int = 1  # how often keys and values lie in memory, once they outgrew the first room for them
     gpus: tuple[str, ...] = ()  # classes of devices whose graphics processor its usual build computes on
-    # fields of edge.roofline.Utilisation -> what its kernels reach of a processor, where that is not what most do
+    # fields of edge.planning.roofline.Utilisation -> what its kernels reach of a processor, where most do not
     reaches: Mapping[str, float] = field(default_factory=dict, hash=False)
     narrows: bool = False  # it can be held to fewer instruction sets than the processor has
 
@@ -109,9 +109,9 @@ def plan(
     """The device's preferred engine for every part; `engine` goes before it for the parts that it opens.
 
     `threads` 0: the device's. `context` 0: the model's, or as much of it as the memory holds. Where memory is short,
-    keys and values are kept in 8 bits, and one half of the model is open at a time (`edge.memory`). `isa`: the widest
-    instruction set to use, by the engines that can be held to it. Raises EngineError when no engine opens a part, none
-    can be held, or the memory is too small; UsageError when the call asks for what does not exist.
+    keys and values are kept in 8 bits, and one half of the model is open at a time (`edge.planning.memory`).
+    `isa`: the widest instruction set to use, by the engines that can be held to it. Raises EngineError when no engine
+    opens a part, none can be held, or the memory is too small; UsageError when the call asks for what does not exist.
     """
     if engine is not None and engine not in {e.name for e in engines}:
         raise UsageError(f"no engine {engine!r}", hint="one of: " + ", ".join(e.name for e in engines))

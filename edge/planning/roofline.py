@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge.sizes import HEAD, Sizes
+from edge.planning.sizes import HEAD, Sizes
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 from edge import plugins
 from edge.bundle.manifest import Manifest
 from edge.errors import EngineError
-from edge.memory import Need, least, memory, shrunk
+from edge.planning.memory import Need, least, memory, shrunk
+from edge.planning.sizes import FORMATS
 from edge.recipes import RECIPES
-from edge.sizes import FORMATS
 from edge.types import CacheKind
 
 MARGIN = 0.97  # of the memory: bytes of a weight are known to a few percent

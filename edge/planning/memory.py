@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edge.errors import UsageError
-from edge.roofline import decoder_activations, vision_activations
-from edge.sizes import Sizes
+from edge.planning.roofline import decoder_activations, vision_activations
+from edge.planning.sizes import Sizes
 from edge.spec import DecoderSpec
 from edge.types import CacheKind
 

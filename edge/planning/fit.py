@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from edge import roofline
 from edge.bundle.manifest import Manifest
 from edge.devices import DeviceProfile
 from edge.engines import installed_engines
-from edge.memory import BATCH, ITEMS, memory
-from edge.plan import Choice, EngineInfo, Plan, needed, plan
-from edge.roofline import GRAPHICS, PROCESSOR, READING, Speed, Utilisation, Work
-from edge.sizes import Sizes, bytes_per_token, cache_item
+from edge.planning import roofline
+from edge.planning.memory import BATCH, ITEMS, memory
+from edge.planning.plan import Choice, EngineInfo, Plan, needed, plan
+from edge.planning.roofline import GRAPHICS, PROCESSOR, READING, Speed, Utilisation, Work
+from edge.planning.sizes import Sizes, bytes_per_token, cache_item
 from edge.types import CacheKind
 
 QUESTION = 46  # tokens of a short question with its template, where a manifest does not tell
