@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edge.session import Session, load
+    from edge.inference.session import Session, load
 
 __all__ = ["Session", "load"]
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     # The session pulls in numpy, Pillow and tokenizers; `import edge` alone stays instant.
     if name in __all__:
-        from edge import session
+        from edge.inference import session
 
         return getattr(session, name)
     raise AttributeError(f"module 'edge' has no attribute {name!r}")

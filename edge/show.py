@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edge.devices import DeviceProfile
     from edge.doctor import Diagnosis
     from edge.formats.gguf_report import Findings
-    from edge.generate import Answer
+    from edge.inference.generate import Answer
     from edge.placement import Placement
     from edge.planning.fit import Fit, Prediction
     from edge.spec import VLMSpec

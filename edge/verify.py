@@ -14,8 +14,8 @@ from edge.bundle.golden import TOKENS, Golden
 from edge.bundle.manifest import Bundle, Part
 from edge.engines import evaluator_names
 from edge.errors import BundleError
+from edge.inference.session import Session, load
 from edge.prompt import Turn, segments
-from edge.session import Session, load
 from edge.spec import ImageSpec
 from edge.types import Decoder, Embeddings, Segment, Tokens
 

@@ -10,7 +10,7 @@ from edge import image
 from edge.bundle.golden import Golden, Outputs
 from edge.bundle.manifest import Bundle
 from edge.errors import ParityError, UsageError
-from edge.session import load
+from edge.inference.session import load
 from edge.verify import Report, Row, compare, distance
 from exporters import reference
 from exporters.build import Ids, components, cut, own_tokenizer

@@ -19,8 +19,8 @@ from edge.bundle.golden import Golden
 from edge.bundle.manifest import Bundle
 from edge.engines import UNKNOWN, kernels
 from edge.errors import UsageError
+from edge.inference.session import Session, load
 from edge.prompt import Turn, segments
-from edge.session import Session, load
 from edge.types import Embeddings, Segment, Tokens
 from edge.verify import compare
 

@@ -17,7 +17,7 @@ from edge.cli.screen import complain, print_json, say
 from edge.errors import ContextError, ImageError, UsageError
 
 if TYPE_CHECKING:
-    from edge.session import Session
+    from edge.inference.session import Session
 
 # How a picture's file name ends: what tells a picture that is missing from a question.
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".tga", ".avif", ".heic", ".jp2"}
@@ -49,9 +49,9 @@ def run(
         raise UsageError(
             "--json answers one question, and there is none", hint='edge run BUNDLE IMAGE "question" --json'
         )
+    from edge.inference.sampling import Sampling
+    from edge.inference.session import load
     from edge.planning.memory import parse_size
-    from edge.sampling import Sampling
-    from edge.session import load
 
     options: dict[str, Any] = {
         "max_tokens": max_tokens,

@@ -17,7 +17,7 @@ import torch
 
 import edge
 from edge import image
-from edge.session import Session
+from edge.inference.session import Session
 from edge.types import Embeddings, Segment, Tokens
 from edge.verify import distance
 from exporters import reference

@@ -14,7 +14,7 @@ from exported import Exports, failed, golden_of, manifest_of, vouch
 
 from edge.bundle.manifest import Bundle
 from edge.formats import executorch
-from edge.session import load
+from edge.inference.session import load
 from edge.verify import compare, verify
 from exporters.checkpoint import open_checkpoint
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import edge
 from edge import image
-from edge.session import Session
+from edge.inference.session import Session
 from edge.types import Embeddings, Tokens
 from exporters import reference
 from exporters.build import components, cut

@@ -18,7 +18,7 @@ from edge.bundle.golden import Golden
 from edge.bundle.manifest import Bundle
 from edge.engines import open_part
 from edge.errors import EngineError
-from edge.session import load
+from edge.inference.session import load
 from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
 from edge.verify import distance
 from exporters import build, reference, standin

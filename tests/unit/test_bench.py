@@ -30,7 +30,7 @@ from edge.bench.stages import first, loading, measuring
 from edge.bundle import manifest as bundles
 from edge.bundle.golden import Golden, Outputs
 from edge.errors import BundleError, EngineError, ImageError, UsageError
-from edge.session import Session
+from edge.inference.session import Session
 
 PROMPT = 1 + len("A chat. USER: ") + 4 + len("\n? ASSISTANT:")  # one id a byte
 SEEING = ["picture decode", "preprocess", "vision encode"]

@@ -26,8 +26,8 @@ from edge.bench.request import Request
 from edge.bundle.manifest import Bundle, Manifest
 from edge.cli.run import split
 from edge.errors import ContextError, EngineError, ImageError, UsageError
-from edge.generate import Answer, Timings
-from edge.sampling import Sampling
+from edge.inference.generate import Answer, Timings
+from edge.inference.sampling import Sampling
 from edge.verify import Report, Row
 from exporters.gguf_file.template import jinja
 from exporters.published import prompt
@@ -103,7 +103,7 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
     fake = FakeSession()
-    monkeypatch.setattr("edge.session.load", fake.load)
+    monkeypatch.setattr("edge.inference.session.load", fake.load)
     return fake
 
 
@@ -857,4 +857,5 @@ def test_help_needs_neither_the_run_side_nor_the_export_side() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     loaded = done.stdout.split()
     assert "edge.cli" in loaded
-    assert [m for m in ("numpy", "PIL", "tokenizers", "torch", "onnxruntime", "edge.session") if m in loaded] == []
+    heavy = ("numpy", "PIL", "tokenizers", "torch", "onnxruntime", "edge.inference.session")
+    assert [m for m in heavy if m in loaded] == []

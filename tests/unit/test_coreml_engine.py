@@ -18,8 +18,8 @@ from edge import plugins
 from edge.decoders.stateful import StatefulDecoder
 from edge.engines import installed_engines
 from edge.errors import EngineError, UsageError
+from edge.inference.session import load
 from edge.placement import Placed
-from edge.session import load
 from edge.types import OpenOptions, PartFiles, TensorSpec, Tokens
 
 

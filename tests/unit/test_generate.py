@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import ContextError, EdgeError, EngineError, UsageError
-from edge.generate import Answer, TextGenerator
-from edge.sampling import Sampling
-from edge.stop import StopFilter
+from edge.inference.generate import Answer, TextGenerator
+from edge.inference.sampling import Sampling
+from edge.inference.stop import StopFilter
 from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Segment, Tokens
 

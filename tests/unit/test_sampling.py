@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 from edge.errors import EngineError, UsageError
-from edge.sampling import Sampler, Sampling
+from edge.inference.sampling import Sampler, Sampling
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.3, 0.15], np.float32))
 logits = nps.arrays(np.float32, st.integers(1, 40), elements=st.floats(-20, 20, width=32))

@@ -13,15 +13,15 @@ from fakes import DECODER, FIXED, GROWING, NumpyGraph, write_model_bundle
 from PIL import Image
 
 import edge
-from edge import halves
-from edge import session as sessions
 from edge.bundle import checksums
 from edge.bundle.manifest import Bundle, write_manifest
 from edge.decoders.kv_graph import lift
 from edge.errors import BundleError, ContextError, EdgeError, EngineError, ImageError, UsageError
+from edge.inference import loader
+from edge.inference import session as sessions
+from edge.inference.sampling import Sampling
+from edge.inference.session import REMEMBERED, Session
 from edge.prompt import Turn
-from edge.sampling import Sampling
-from edge.session import REMEMBERED, Session
 from edge.types import Array, Graph, OpenOptions, PartFiles
 
 CONTEXT = 400
@@ -73,7 +73,7 @@ class Engine:
 @pytest.fixture(params=[FIXED, GROWING], ids=["fixed", "growing"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
     made = Engine(request.param)
-    monkeypatch.setattr(halves, "open_part", made)
+    monkeypatch.setattr(loader, "open_part", made)
     return made
 
 
@@ -412,7 +412,7 @@ def opens_late(engine: Engine, opened: threading.Event, monkeypatch: pytest.Monk
             assert opened.wait(30)
         return engine(part, name, options)
 
-    monkeypatch.setattr(halves, "open_part", open_part)
+    monkeypatch.setattr(loader, "open_part", open_part)
 
 
 def test_a_picture_is_seen_while_the_decoder_opens(
@@ -452,7 +452,7 @@ def test_a_decoder_that_fails_late_is_told_at_the_first_question(
             raise EngineError("no such kernel")
         return engine(part, name, options)
 
-    monkeypatch.setattr(halves, "open_part", open_part)
+    monkeypatch.setattr(loader, "open_part", open_part)
     session = edge.load(bundle.path, engine="null")
     opened.set()
     for _ in range(2):
@@ -467,7 +467,7 @@ def test_damage_explains_more_than_the_engine(bundle: Bundle, monkeypatch: pytes
     def refuse(*arguments: object) -> Graph:
         raise EngineError("protobuf parsing failed")
 
-    monkeypatch.setattr(halves, "open_part", refuse)
+    monkeypatch.setattr(loader, "open_part", refuse)
     with pytest.raises(EngineError, match="protobuf"):
         edge.load(bundle.path, engine="null")
     flip(bundle, "decoder.onnx")
@@ -487,7 +487,7 @@ def test_engines_that_own_a_decoder(role: str, bundle: Bundle, monkeypatch: pyte
         files = bundle.files(bundle.manifest.part("decoder"))
         return lift(NumpyGraph(spec), files, spec, options.context)
 
-    monkeypatch.setattr(halves, "open_part", open_part)
+    monkeypatch.setattr(loader, "open_part", open_part)
     if role == "decoder":
         assert edge.load(bundle.path, engine="null").ask(photo(1), "What?", max_tokens=3)
     else:
@@ -570,7 +570,7 @@ def weakrefs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str,
         engine.brain = None
         return found
 
-    monkeypatch.setattr(halves, "open_part", open_part)
+    monkeypatch.setattr(loader, "open_part", open_part)
     return opened
 
 

@@ -20,8 +20,8 @@ from edge.bundle import manifest as bundles
 from edge.bundle.golden import TOKENS, Golden, Outputs
 from edge.bundle.manifest import Bundle, Manifest
 from edge.errors import BundleError, EdgeError
+from edge.inference.session import load
 from edge.prompt import Turn, segments
-from edge.session import load
 from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Tokens
 from edge.verify import Report, Row, compare, distance, verify

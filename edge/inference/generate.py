@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from edge.decoders.kv_graph import too_long
 from edge.errors import ContextError, UsageError
-from edge.sampling import Sampler, Sampling
+from edge.inference.sampling import Sampler, Sampling
+from edge.inference.stop import StopFilter
 from edge.spec import PromptSpec
-from edge.stop import StopFilter
 from edge.tokenizer import Tokenizer
 from edge.types import Decoder, Embeddings, Segment, Tokens
 

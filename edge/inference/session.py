@@ -19,12 +19,12 @@ from edge.bundle.manifest import Bundle
 from edge.devices import detect
 from edge.engines import installed_engines
 from edge.errors import EdgeError, EngineError, UsageError
-from edge.generate import Answer, TextGenerator
-from edge.halves import Halves, beside
 from edge.image import Source, digest, pixels
+from edge.inference.generate import Answer, TextGenerator
+from edge.inference.loader import Halves, beside
+from edge.inference.sampling import Sampling
 from edge.planning.plan import Plan, plan
 from edge.prompt import Turn, segments
-from edge.sampling import Sampling
 from edge.tokenizer import Tokenizer
 from edge.types import Array, CacheKind, ComputeUnits, Decoder, Embeddings, OpenOptions
 
