@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from edge.bench import rows
-from edge.bench.rows import Row
+from edge.bench import schema
+from edge.bench.schema import Row
 
 
 def facts(**changes: Any) -> Row:
@@ -42,11 +42,11 @@ def run(pace: float = 1.0, seconds: int = 0, **changes: Any) -> list[Row]:
     about = facts(**changes)
 
     def timed(test: str, milliseconds: float, **more: Any) -> Row:
-        return rows.timed(samples(test, *(pace * milliseconds * x for x in (0.98, 1.0, 1.03)), **more), about)
+        return schema.timed(samples(test, *(pace * milliseconds * x for x in (0.98, 1.0, 1.03)), **more), about)
 
     stages = {"picture": pace * 12e6, "vision": pace * 2.1e9, "prefill": pace * 4.4e9}
     found = [
-        rows.memory(1_370_000_000, about),
+        schema.memory(1_370_000_000, about),
         timed("picture decode", 4.1),
         timed("preprocess", 8.2),
         {**timed("vision encode", 2100), "energy_j": 13.2, "temp_c": 61.0, "clock_mhz": 2400.0},
@@ -61,7 +61,7 @@ def run(pace: float = 1.0, seconds: int = 0, **changes: Any) -> list[Row]:
     if seconds:
         windows = [_window(t, pace) for t in range(8, seconds, 8)]
         slow = "throttled: the clock fell from 2400 to 1500 MHz at 85 °C"
-        found.append({**rows.sustained("sustained tg64", windows, about), "warnings": [slow]})
+        found.append({**schema.sustained("sustained tg64", windows, about), "warnings": [slow]})
     return found
 
 

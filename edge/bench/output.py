@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from edge.bench.rows import Row, roofline
+from edge.bench.schema import Row, roofline
 
 FIELDS = (  # those of llama.cpp's own benchmark first
     *("build_commit", "cpu_info", "backends", "model_filename", "model_type", "model_size", "n_threads"),

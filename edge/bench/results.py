@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge.bench import rows
+from edge.bench import schema as rows
 from edge.bench.output import Json
-from edge.bench.rows import SCHEMA, Row
+from edge.bench.schema import SCHEMA, Row
 from edge.errors import EdgeError
 
 _TEXTS = ("cpu_info", "device", "backends", "model_filename", "recipe", "test_time", "type_k", "type_v")

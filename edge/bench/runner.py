@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from edge import __version__
-from edge.bench import rows
+from edge.bench import schema
+from edge.bench.monitor import Span, Watch
 from edge.bench.request import Request, raised
-from edge.bench.rows import Row
+from edge.bench.schema import Row
 from edge.bench.sensors import Sensors
-from edge.bench.watch import Span, Watch
 from edge.bundle.manifest import Bundle
 from edge.devices import DeviceProfile, detect, measured
 from edge.engines import installed_engines
@@ -91,7 +91,7 @@ class _Run:
         elif kind == "agreement":
             self.facts.update({name: value for name, value in event.items() if value is not None})
             if (peak := self.facts.pop("peak_bytes")) is not None:
-                yield rows.memory(peak, self.facts)
+                yield schema.memory(peak, self.facts)
         else:
             raise raised(event)
 
@@ -105,12 +105,12 @@ class _Run:
             return
         facts = {**self.facts, "test_time": _now()}
         if self.watch is None:
-            row = rows.timed(samples, facts)
+            row = schema.timed(samples, facts)
         elif "tokens" in samples[0]:
             windows = [_window(sample, samples[0]["start"], self.watch) for sample in samples]
-            row = {**rows.sustained(samples[0]["test"], windows, facts), **self._watched(self.watch, samples)}
+            row = {**schema.sustained(samples[0]["test"], windows, facts), **self._watched(self.watch, samples)}
         else:
-            row = {**rows.timed(samples, facts), **self._watched(self.watch, samples)}
+            row = {**schema.timed(samples, facts), **self._watched(self.watch, samples)}
         if lost := len(taken) - len(samples):
             row["warnings"] = [*row.get("warnings", ()), f"{_BACKWARDS}: {lost} repetitions were left out"]
         yield row
@@ -147,7 +147,7 @@ def _facts(request: Request, bundle: Bundle, here: DeviceProfile) -> Row:
     manifest = bundle.manifest
     cache = {} if request.cache is None else {"type_k": request.cache, "type_v": request.cache}
     return {
-        "schema": rows.SCHEMA,
+        "schema": schema.SCHEMA,
         "build_commit": f"edge-vlm {__version__}",
         "cpu_info": here.name,
         "device": here.name,
@@ -186,7 +186,7 @@ def _now() -> str:
 def _process(request: Request) -> Iterator[subprocess.Popen[str]]:
     """It is no part of the terminal's foreground: Ctrl-C is ours to hear, and however we leave, it ends."""
     path = os.pathsep.join(str(Path(entry or ".").absolute()) for entry in sys.path)
-    command = [sys.executable, "-P", "-m", "edge.bench.child", request.to_text()]
+    command = [sys.executable, "-P", "-m", "edge.bench.worker", request.to_text()]
     child = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -15,7 +15,7 @@ from edge.cli.screen import complain, say
 from edge.errors import EdgeError, ImageError, UsageError
 
 if TYPE_CHECKING:
-    from edge.bench.rows import Row
+    from edge.bench.schema import Row
 
 
 def bench(
@@ -50,7 +50,8 @@ def bench(
 
     With --on: on another machine, by the package that is installed there. What a bundle lacks there is copied.
     """
-    from edge.bench import changes, results, runner
+    from edge.bench import compare as changes
+    from edge.bench import results, runner
     from edge.bench.request import Request, numbers, sweep
 
     common = Request(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edge.bench.rows import Row
+from edge.bench.schema import Row
 from edge.errors import EdgeError
 from exporters.report.page import page
 from exporters.report.runs import gather

@@ -7,7 +7,7 @@ from html import escape
 
 from edge import __version__
 from edge.bench.output import measured, quality
-from edge.bench.rows import Row
+from edge.bench.schema import Row
 from exporters.report.plots import PLOTS, WIDTHS
 from exporters.report.runs import STAGES, Run
 

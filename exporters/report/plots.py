@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from edge.bench.rows import Row
+from edge.bench.schema import Row
 from exporters.report.runs import STAGES, Run
 
 WIDTHS = {"wide": 760, "narrow": 350}  # CSS pixels: one point of the figure is one of them

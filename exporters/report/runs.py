@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge.bench.rows import Row, roofline
+from edge.bench.schema import Row, roofline
 
 STAGES = ("picture", "vision", "prefill", "rest")
 

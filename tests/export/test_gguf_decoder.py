@@ -12,8 +12,8 @@ import torch
 from commands import call
 from conftest import REPOSITORY
 
+from edge.bench.measurements import measuring
 from edge.bench.request import Request
-from edge.bench.stages import measuring
 from edge.bundle.golden import Golden
 from edge.bundle.manifest import Bundle
 from edge.engines import open_part

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from bench_fakes import facts, run, samples
 
-from edge.bench import rows
+from edge.bench import schema
 from edge.errors import EdgeError
 from exporters.report import write
 from exporters.report.page import page
@@ -125,7 +125,7 @@ def test_words_of_a_bundle_are_no_markup() -> None:
 
 
 def test_what_was_not_measured_is_not_drawn() -> None:
-    only = [rows.timed(samples("pp190", 900, n_prompt=190), facts())]
+    only = [schema.timed(samples("pp190", 900, n_prompt=190), facts())]
     found = Page(page(gather({"a": only})))
     assert found.headings == ["All figures"]
     assert found.cells == ["pp190", "211.11", "900.00", "94% 0.9988"]

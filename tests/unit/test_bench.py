@@ -22,11 +22,12 @@ from conftest import REPOSITORY
 from fakes import picture, words, write_model_bundle
 from PIL import Image
 
-from edge.bench import output, rows, runner
+from edge.bench import output, runner
+from edge.bench import schema as rows
+from edge.bench.measurements import first, loading, measuring
 from edge.bench.memory import peak_bytes
 from edge.bench.request import Request, failure, numbers, raised, sweep
 from edge.bench.sensors import Sensors
-from edge.bench.stages import first, loading, measuring
 from edge.bundle import manifest as bundles
 from edge.bundle.golden import Golden, Outputs
 from edge.errors import BundleError, EngineError, ImageError, UsageError
@@ -280,7 +281,7 @@ def test_ctrl_c_and_a_kill_keep_what_was_measured(
 
 
 def test_a_process_ends_with_the_one_that_asked(make: Callable[..., str]) -> None:
-    command = [sys.executable, "-m", "edge.bench.child", ask(make(), repetitions=10**6, n_gen=(1,)).to_text()]
+    command = [sys.executable, "-m", "edge.bench.worker", ask(make(), repetitions=10**6, n_gen=(1,)).to_text()]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY)
     assert child.stdin and child.stdout and child.stdout.readline()
     child.stdin.close()

@@ -15,10 +15,10 @@ from bench_fakes import facts, run, samples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.bench import results, rows
-from edge.bench.changes import compare, describe
+from edge.bench import results, schema
+from edge.bench.compare import compare, describe
 from edge.bench.output import FIELDS, WRITERS, measured
-from edge.bench.rows import Row
+from edge.bench.schema import Row
 from edge.errors import EdgeError
 
 # llama-bench's, as its -o json writes them (llama.cpp, tools/llama-bench)
@@ -34,21 +34,21 @@ def written(output: str, found: list[Row]) -> str:
 
 
 def test_mean_and_deviation_by_hand() -> None:
-    row = rows.timed(samples("tg64", 1000, 2000, n_gen=64), facts())
+    row = schema.timed(samples("tg64", 1000, 2000, n_gen=64), facts())
     assert (row["avg_ns"], row["stddev_ns"]) == (1_500_000_000, round(1e9 / math.sqrt(2)))
     assert (row["avg_ts"], row["samples_ts"]) == (48.0, [64.0, 32.0])
     assert row["stddev_ts"] == pytest.approx(32 / math.sqrt(2))
 
 
 def test_one_repetition_has_no_deviation() -> None:
-    row = rows.timed(samples("pp190", 1000, n_prompt=190), facts())
+    row = schema.timed(samples("pp190", 1000, n_prompt=190), facts())
     assert row["stddev_ns"] is row["stddev_ts"] is None
     assert measured(row, "ts") == "190.00" and "±" not in written("md", [row])
 
 
 def test_first_against_steady() -> None:
     windows = [{"t_s": float(t), "ts": 10.0 if t < 3 else 4.0 if t > 19 else 7.0} for t in range(30)]
-    row = rows.sustained("sustained tg64", windows, facts())
+    row = schema.sustained("sustained tg64", windows, facts())
     assert (row["sustained"]["first_ts"], row["sustained"]["steady_ts"]) == (10.0, 4.0)
     assert row["avg_ts"] == pytest.approx((30 + 17 * 7 + 40) / 30)
 
@@ -203,7 +203,7 @@ def test_wild_results_are_refused_or_drawn(
     ids=str,
 )
 def test_a_field_that_is_none_of_ours_is_refused(tmp_path: Path, change: Row) -> None:
-    row = rows.timed(samples("load", 100), facts())
+    row = schema.timed(samples("load", 100), facts())
     results.write(tmp_path / "fine.json", [row, {**row, "agreement_cosine": -0.5}])
     assert len(results.read(tmp_path / "fine.json")) == 2
     results.write(tmp_path / "damaged.json", [{**row, **change}])
@@ -227,7 +227,7 @@ def test_what_became_slower() -> None:
 
 
 def test_more_memory_is_slower_too() -> None:
-    before, now = rows.memory(100, facts()), rows.memory(120, facts())
+    before, now = schema.memory(100, facts()), schema.memory(120, facts())
     (change,) = compare([now], [before], 0.05)
     assert change.failed and describe(change).endswith("peak memory: 20.0% MORE")
     (change,) = compare([before], [now], 0.05)
@@ -235,12 +235,12 @@ def test_more_memory_is_slower_too() -> None:
 
 
 def test_what_the_deviations_explain_is_no_regression() -> None:
-    before = rows.timed(samples("load", 80, 100, 120), facts())
-    now = rows.timed(samples("load", 95, 115, 135), facts())
+    before = schema.timed(samples("load", 80, 100, 120), facts())
+    now = schema.timed(samples("load", 95, 115, 135), facts())
     (change,) = compare([now], [before], 0.05)
     assert change.worse == pytest.approx(0.15) and not change.failed  # two deviations of 20 %
-    steady = rows.timed(samples("load", 100), facts())
-    (change,) = compare([rows.timed(samples("load", 115), facts())], [steady], 0.05)
+    steady = schema.timed(samples("load", 100), facts())
+    (change,) = compare([schema.timed(samples("load", 115), facts())], [steady], 0.05)
     assert change.failed
 
 
@@ -253,15 +253,16 @@ def test_what_the_deviations_explain_is_no_regression() -> None:
     ],
 )
 def test_right_answers_are_compared_too(right: float, failed: bool, line: str) -> None:
-    before, now = ({**rows.timed(samples("720 questions", 100), facts()), "accuracy": share} for share in (0.99, right))
+    row = schema.timed(samples("720 questions", 100), facts())
+    before, now = ({**row, "accuracy": share} for share in (0.99, right))
     time, quality = compare([now], [before], 0.05)
     assert (time.failed, quality.failed) == (False, failed)
     assert describe(quality).endswith(f"720 questions, right answers: {line}")
-    assert len(compare([now], [rows.timed(samples("720 questions", 100), facts())], 0.05)) == 1  # nobody asked then
+    assert len(compare([now], [schema.timed(samples("720 questions", 100), facts())], 0.05)) == 1  # nobody asked then
 
 
 def test_bundles_that_look_the_same_are_compared_in_order() -> None:
-    first, second = (rows.timed(samples("load", ms), facts()) for ms in (100, 200))
+    first, second = (schema.timed(samples("load", ms), facts()) for ms in (100, 200))
     changes = compare([first, second], [first, second], 0.05)
     assert [change.worse for change in changes] == [0.0, 0.0]
 

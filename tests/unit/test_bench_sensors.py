@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edge.bench.monitor import INTERVAL, Watch
 from edge.bench.sensors import Sensors
-from edge.bench.watch import INTERVAL, Watch
 
 PROCESS = 77
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edge.bench import rows
-from edge.bench.rows import Row
+from edge.bench import schema
+from edge.bench.schema import Row
 from edge.errors import EdgeError
 
 POINTS = 0.01  # of accuracy that may be lost: what the answers of another build of the same model may differ by
@@ -76,6 +76,6 @@ def describe(change: Change) -> str:
 
 
 def _value(row: Row) -> tuple[float, bool]:
-    found = rows.value(row)
+    found = schema.value(row)
     assert found is not None  # a row without was refused
     return found

@@ -1,4 +1,4 @@
-"""A measuring process: `python -m edge.bench.child REQUEST`. Its events go to stdout, one JSON object a line.
+"""A measuring process: `python -m edge.bench.worker REQUEST`. Its events go to stdout, one JSON object a line.
 
 Loading and peak memory are a fresh process's own: what others measured before would be counted with them.
 """
@@ -11,8 +11,8 @@ import sys
 import threading
 import traceback
 
+from edge.bench.measurements import loading, measuring
 from edge.bench.request import Request, failure
-from edge.bench.stages import loading, measuring
 from edge.errors import EdgeError
 
 
