@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import typer
 
 from edge.cli import bench, devices, doctor, export, fit, inspect, report, run, verify
-from edge.cli.screen import complain, say
+from edge.cli.output import complain, say
 from edge.errors import EdgeError
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.leaving import leaving_tidily
+from edge.cli.exits import leaving_tidily
 from edge.cli.options import Debug, Isa
-from edge.cli.screen import complain, say
+from edge.cli.output import complain, say
 from edge.errors import EdgeError, ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -118,8 +118,9 @@ def _rows_on(
     """What other machines measure; all of them at a time, one bundle after another."""
     from rich.console import Console
 
-    from edge import calibration, show
+    from edge import calibration
     from edge.bundle.manifest import Bundle
+    from edge.cli import render
     from edge.remote.bench import Job
     from edge.remote.fleet import bench_on
     from edge.remote.target import parse_all
@@ -130,7 +131,7 @@ def _rows_on(
     asked = () if questions is None else tuple(calibration.read(questions))
     for bundle in bundles:
         job = Job(Bundle.open(bundle), options, None if image is None else Path(image), asked)
-        with show.Stages(console=Console(stderr=True)) as stages:
+        with render.Stages(console=Console(stderr=True)) as stages:
             done = bench_on(links, job, stages.report, stages.say)
         yield from done.results
         yield from done.errors

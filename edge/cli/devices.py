@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edge.cli.options import Debug, Json
-from edge.cli.screen import print_json, render
+from edge.cli.output import print_json, print_rich
 
 
 def devices(
@@ -16,13 +16,13 @@ def devices(
     debug: Debug = False,
 ) -> None:
     """List the devices that `edge export --device` knows, and this machine; or show one, with its sources."""
-    from edge import show
+    from edge.cli import render
     from edge.devices import detect, measured, profile, profiles
 
     if name is not None:
         one = measured(profile(name))
-        print_json(one.to_json()) if as_json else render(show.device(one))
+        print_json(one.to_json()) if as_json else print_rich(render.device(one))
     elif as_json:
         print_json({"devices": [p.to_json() for p in profiles()], "this": detect().to_json()})
     else:
-        render(show.devices(profiles(), detect()))
+        print_rich(render.devices(profiles(), detect()))

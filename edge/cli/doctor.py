@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from edge import plugins
-from edge.cli.leaving import export_side, leaving_tidily
+from edge.cli.exits import export_side, leaving_tidily
 from edge.cli.options import Debug, Json, PositionWorkaround
-from edge.cli.screen import print_json, render, say
+from edge.cli.output import print_json, print_rich, say
 from edge.errors import BundleError, UsageError
 
 
@@ -31,18 +31,18 @@ def doctor(
         return
     if repair or mtmd_position_workaround:
         raise UsageError("there is no file to repair", hint="edge doctor MODEL.gguf MMPROJ.gguf --repair OUT")
-    from edge import show
+    from edge.cli import render
     from edge.doctor import diagnose
 
     found = diagnose()
     if as_json:
         print_json(found.to_json())
     else:
-        render(show.doctor(found))
+        print_rich(render.doctor(found))
 
 
 def _examine(files: list[Path], repair: Path | None, position_workaround: bool, as_json: bool) -> None:
-    from edge import show
+    from edge.cli import render
 
     if position_workaround and not repair:
         raise UsageError("--mtmd-position-workaround is written into a copy", hint="add --repair OUT")
@@ -52,7 +52,7 @@ def _examine(files: list[Path], repair: Path | None, position_workaround: bool, 
     if as_json:
         print_json(found.to_json())
     else:
-        render(show.findings(found))
+        print_rich(render.findings(found))
     if wrong := [row for row in found.rows if row.status == "wrong"]:
         lost = [row.cost for row in wrong if not row.repairable]
         command = shlex.join(["edge", "doctor", *map(str, files), "--repair", "OUT"])

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from edge import plugins
-from edge.cli.leaving import export_side, leaving_tidily
+from edge.cli.exits import export_side, leaving_tidily
 from edge.cli.options import Debug, Json, Mmproj, PositionWorkaround, Threads
-from edge.cli.screen import print_json, render
+from edge.cli.output import print_json, print_rich
 
 
 def export(
@@ -46,7 +46,7 @@ def export(
     """Turn a checkpoint into a bundle, and prove that it computes the same model."""
     from rich.console import Console
 
-    from edge import show
+    from edge.cli import render
 
     with export_side(), leaving_tidily():
         side = plugins.load("exporters", "export")
@@ -72,16 +72,16 @@ def export(
             threads=threads,
             max_loss=max_loss,
         )
-        with show.Stages(console=Console(stderr=True)) as stages:
+        with render.Stages(console=Console(stderr=True)) as stages:
             done = side.export(request, stages.report)
     if as_json:
         facts = {"path": str(done.path), "bytes": done.bytes, "seconds": round(done.seconds, 3)}
         facts["fit"] = done.fit.to_json() if done.fit else None
         print_json({**facts, "report": done.report.to_json(), "next_command": done.next_command})
         return
-    render(show.parity(done.report))
-    print(f"\n{done.path}: {show.size(done.bytes)} in {done.seconds:.1f} s")
-    print(f"worst: {show.worst(done.report)}")
+    print_rich(render.parity(done.report))
+    print(f"\n{done.path}: {render.size(done.bytes)} in {done.seconds:.1f} s")
+    print(f"worst: {render.worst(done.report)}")
     if done.fit:
-        print(f"predicted, not measured: {show.fit_line(done.fit)}")
+        print(f"predicted, not measured: {render.fit_line(done.fit)}")
     print(f"next: {done.next_command}")

@@ -8,9 +8,9 @@ from typing import Annotated, Any, cast
 import typer
 
 from edge import plugins
-from edge.cli.leaving import export_side
+from edge.cli.exits import export_side
 from edge.cli.options import Cache, Debug, Json, Mmproj
-from edge.cli.screen import print_json, render
+from edge.cli.output import print_json, print_rich
 
 
 def fit(
@@ -27,8 +27,8 @@ def fit(
     debug: Debug = False,
 ) -> None:
     """Predict memory, first token and speed on a device; refuse what does not fit, naming what would."""
-    from edge import show
     from edge.bundle.manifest import MANIFEST, Bundle
+    from edge.cli import render
     from edge.devices import THIS, measured, profile
     from edge.planning.fit import fit as predict
 
@@ -41,4 +41,4 @@ def fit(
                 model, recipe or target.recipe, format, tuple(scheme or ()), vision_tower=vision_tower, mmproj=mmproj
             )
     found = predict(manifest, target, context=context, cache=cast("Any", cache))
-    print_json(found.to_json()) if as_json else render(show.fit(found))
+    print_json(found.to_json()) if as_json else print_rich(render.fit(found))

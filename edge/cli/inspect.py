@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edge.cli.options import BundleArgument, Debug, Json
-from edge.cli.screen import print_json, render
+from edge.cli.output import print_json, print_rich
 
 
 def inspect(
@@ -19,8 +19,8 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Print the manifest readably."""
-    from edge import show
     from edge.bundle.manifest import Bundle
+    from edge.cli import render
 
     opened = Bundle.open(bundle)
     manifest = opened.manifest
@@ -28,8 +28,8 @@ def inspect(
         from edge import placement as places
 
         found = places.placements(opened)
-        print_json(places.to_json(found)) if as_json else render(show.placements(found))
+        print_json(places.to_json(found)) if as_json else print_rich(render.placements(found))
     elif as_json:
         print_json(manifest.to_json())
     else:
-        render(show.manifest(manifest))
+        print_rich(render.manifest(manifest))

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from edge import plugins
-from edge.cli.leaving import needing
+from edge.cli.exits import needing
 from edge.cli.options import Debug
-from edge.cli.screen import say
+from edge.cli.output import say
 
 
 def report(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from edge.cli.options import BundleArgument, Cache, Debug, Isa, Json, Threads
-from edge.cli.screen import complain, print_json, say
+from edge.cli.output import complain, print_json, say
 from edge.errors import ContextError, ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -69,10 +69,10 @@ def run(
             session.ask(pictures or None, question, system=system, **options)
             print_json(_answer(session))
         else:
-            from edge import show
+            from edge.cli import render
 
             _stream(session.stream(pictures or None, question, system=system, **options))
-            say(show.answer(session.last))
+            say(render.answer(session.last))
 
 
 def split(inputs: Sequence[str]) -> tuple[list[str], str | None]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge import plugins
-from edge.cli.leaving import export_side, leaving_tidily
+from edge.cli.exits import export_side, leaving_tidily
 from edge.cli.options import BundleArgument, Debug, Isa, Json, Mmproj, Threads
-from edge.cli.screen import print_json, render, say
+from edge.cli.output import print_json, print_rich, say
 from edge.errors import ParityError
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ def verify(
     debug: Debug = False,
 ) -> None:
     """Replay what the export recorded, and compare stage by stage."""
-    from edge import show
+    from edge.cli import render
 
     report = _verified(bundle, against, mmproj, threads, isa)
     if as_json:
         print_json(report.to_json())
     else:
-        render(show.parity(report))
+        print_rich(render.parity(report))
     if not report.ok:
         stages = ", ".join(row.stage for row in report.rows if not row.ok)
         raise ParityError(f"{bundle} does not compute the same model: {stages}", hint="export the bundle again")

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from edge import show
 from edge.bundle.manifest import MANIFEST, Bundle, File, describe
+from edge.cli import render
 from edge.errors import BundleError, RemoteError
 from edge.remote.host import Host
 from edge.remote.shell import STALL, Done, Dropped, clean
@@ -100,7 +100,7 @@ def plan(files: Sequence[tuple[Path, File]], held: Mapping[str, int]) -> tuple[T
 def require_room(host: Host, count: int) -> None:
     if count and count + MARGIN > host.free:
         raise RemoteError(
-            f"{host.name}: no room: {show.size(count)} are to be copied, {show.size(host.free)} are free",
+            f"{host.name}: no room: {render.size(count)} are to be copied, {render.size(host.free)} are free",
             hint=f"earlier bundles lie there too: {_clearing(host)}",
         )
 

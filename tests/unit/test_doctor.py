@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 import edge
-from edge import doctor, show
+from edge import doctor
+from edge.cli import render
 from edge.devices import detect
 from edge.devices.host import ISA
 from edge.doctor import ARM, X86, diagnose
@@ -36,7 +37,7 @@ def requirements(monkeypatch: pytest.MonkeyPatch, listed: list[str] | None) -> N
 def shown(found: doctor.Diagnosis) -> str:
     console = Console(width=80, markup=False, color_system=None)
     with console.capture() as capture:
-        console.print(show.doctor(found))
+        console.print(render.doctor(found))
     return capture.get()
 
 

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from edge import show
 from edge.bundle.manifest import sha256
+from edge.cli import render
 from edge.errors import BundleError, UsageError
 from edge.formats import gguf
 from edge.formats.gguf import GGUFArray
@@ -473,7 +473,7 @@ def test_it_reads_well_at_80_columns(tmp_path: Path) -> None:
     found = doctor.diagnose(write(tmp_path, sets(TEMPLATE, None), all_of(swaps, sets(FEATURE_LAYER, None), widens)))
     console = Console(width=80, markup=False, color_system=None)
     with console.capture() as capture:
-        console.print(show.findings(found))
+        console.print(render.findings(found))
     assert all(len(line) <= 80 for line in capture.get().splitlines())
     words = " ".join(capture.get().split())
     for row in found.rows:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def render(renderable: RenderableType) -> None:
+def print_rich(renderable: RenderableType) -> None:
     from rich.console import Console
 
     # No markup: a manifest's words are not ours.
