@@ -15,8 +15,8 @@ from edge.verify import Report, Row, compare, distance
 from exporters import reference
 from exporters.build import Ids, components, cut, own_tokenizer
 from exporters.checkpoint import Checkpoint, open_checkpoint
-from exporters.decoders import LanguageModel
-from exporters.encoder import Encoder
+from exporters.models.decoders import LanguageModel
+from exporters.models.encoder import Encoder
 
 _SAME = {"max_abs": 1e-3, "cosine": 0.999999}  # torch against torch, maybe of another version
 

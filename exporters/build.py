@@ -28,13 +28,13 @@ from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Segment, Tokens
 from exporters import importance, reference, targets
 from exporters.checkpoint import Checkpoint
-from exporters.component import Component
-from exporters.decoders import LanguageModel
-from exporters.decoders.llama import Decoder
-from exporters.encoder import Encoder, fused
 from exporters.formats import Written
 from exporters.gguf_file import decoder as gguf_decoder
 from exporters.gguf_file import imatrix
+from exporters.models.component import Component
+from exporters.models.decoders import LanguageModel
+from exporters.models.decoders.llama import Decoder
+from exporters.models.encoder import Encoder, fused
 
 Progress = Callable[[str, float], None]
 Ids = list[list[int] | None]

@@ -16,7 +16,7 @@ from edge import plugins
 from edge.errors import CheckpointError
 from edge.spec import VLMSpec
 from exporters import hub, tokenizer
-from exporters.component import Component
+from exporters.models.component import Component
 from exporters.tokenizer import SentencePiece
 from exporters.weights import Weights, content_hash
 

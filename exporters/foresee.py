@@ -13,7 +13,7 @@ from edge.recipes import Recipe, Target
 from exporters import targets
 from exporters.build import components, encoders, other_kinds
 from exporters.checkpoint import Checkpoint, open_checkpoint
-from exporters.component import Component
+from exporters.models.component import Component
 
 
 def foresee(

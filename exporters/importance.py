@@ -12,9 +12,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from exporters.attention import GrowingCache
-from exporters.decoders import LanguageModel
-from exporters.layers import Linear
+from exporters.models.attention import GrowingCache
+from exporters.models.decoders import LanguageModel
+from exporters.models.layers import Linear
 
 
 @torch.inference_mode()

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from exporters.decoders import DecoderConfig
-from exporters.projectors import ProjectorConfig, find
-from exporters.vision import clip
-from exporters.vision.clip import TowerConfig
+from exporters.models.decoders import DecoderConfig
+from exporters.models.projectors import ProjectorConfig, find
+from exporters.models.vision import clip
+from exporters.models.vision.clip import TowerConfig
 
 EMBEDDING_STD = 0.02
 TOWER = "model.vision_tower.vision_tower.vision_model."

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from edge.bundle.golden import TOKENS
-from exporters.attention import GrowingCache
-from exporters.decoders import LanguageModel
-from exporters.encoder import Encoder
+from exporters.models.attention import GrowingCache
+from exporters.models.decoders import LanguageModel
+from exporters.models.encoder import Encoder
 
 
 @torch.inference_mode()

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from sentencepiece import sentencepiece_model_pb2
 
 from edge.errors import EdgeError, UsageError
-from exporters.decoders import DecoderConfig
+from exporters.models.decoders import DecoderConfig
+from exporters.models.vision.clip import TowerConfig
 from exporters.random_weights import RandomWeights, Shape
-from exporters.vision.clip import TowerConfig
 
 log = logging.getLogger(__name__)
 SHARD_BYTES = 1_000_000_000

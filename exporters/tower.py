@@ -13,11 +13,11 @@ from edge import plugins
 from edge.errors import CheckpointError
 from exporters import hub
 from exporters.checkpoint import check_numbers, read_json
-from exporters.component import Component
-from exporters.vision.clip import TowerConfig
+from exporters.models.component import Component
+from exporters.models.vision.clip import TowerConfig
 from exporters.weights import Weights
 
-TOWERS = "exporters.vision"
+TOWERS = "exporters.models.vision"
 # The towers that OpenAI published: 64 wide heads, quick-GELU. Of others nothing is known without their config.
 PUBLISHED = re.compile(r"clip-vit-(base|large)-patch\d+")
 SIZES = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")

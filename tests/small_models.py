@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from edge.spec import DecoderSpec
-from exporters.attention import GrowingCache
-from exporters.decoders import llama
+from exporters.models.attention import GrowingCache
+from exporters.models.decoders import llama
 
 
 def randomized(module):

@@ -11,7 +11,7 @@ from typing import Literal
 
 from edge.errors import CheckpointError, UsageError
 from edge.spec import DecoderSpec, ImageSpec
-from exporters.decoders import DecoderConfig
+from exporters.models.decoders import DecoderConfig
 
 
 def buildable(config: DecoderConfig) -> bool:

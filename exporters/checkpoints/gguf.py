@@ -17,17 +17,17 @@ from edge.errors import CheckpointError, UsageError
 from edge.spec import ImageSpec, PromptSpec, VLMSpec
 from exporters.checkpoint import Checkpoint, check, check_numbers
 from exporters.checkpoints import buildable, decoder_spec, image_spec, shortened
-from exporters.component import Component
-from exporters.decoders import DecoderConfig, llama
 from exporters.gguf_file import decoder as decoders
 from exporters.gguf_file import mmproj as mmprojs
 from exporters.gguf_file import vocabulary
 from exporters.gguf_file.names import DECODER, MMPROJ, POSITIONS, WORKAROUND
 from exporters.gguf_file.reading import AGAIN, Source, decimal
-from exporters.projectors import ProjectorConfig
+from exporters.models.component import Component
+from exporters.models.decoders import DecoderConfig, llama
+from exporters.models.projectors import ProjectorConfig
+from exporters.models.vision import clip
+from exporters.models.vision.clip import TowerConfig
 from exporters.published import MEAN, STD, prompt
-from exporters.vision import clip
-from exporters.vision.clip import TowerConfig
 from exporters.weights import Stored, Weights
 
 SUFFIXES = (".gguf",)
@@ -134,7 +134,7 @@ def _check_sizes(config: DecoderConfig | TowerConfig, file: Source) -> None:
 
 
 def _scaling(file: Source, own: Any) -> Mapping[str, Any] | None:
-    """How positions are scaled, as `exporters.attention.Rope` has it."""
+    """How positions are scaled, as `exporters.models.attention.Rope` has it."""
     kind = own("rope.scaling.type", "none")
     if kind not in ("none", "linear"):
         raise CheckpointError(f"{file.path.name} scales positions by {kind!r}", hint="known: none, linear")

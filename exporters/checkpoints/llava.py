@@ -12,14 +12,15 @@ from typing import Any, Literal
 
 from edge.errors import CheckpointError, UsageError
 from edge.spec import ImageSpec, PromptSpec, VLMSpec
-from exporters import projectors, tokenizer, tower
+from exporters import tokenizer, tower
 from exporters.checkpoint import Checkpoint, check, check_numbers, license_of, read_json, read_optional_json
 from exporters.checkpoints import buildable, decoder_spec, image_spec, shortened
-from exporters.component import Component
-from exporters.decoders import DecoderConfig, llama
-from exporters.projectors import ProjectorConfig
+from exporters.models import projectors
+from exporters.models.component import Component
+from exporters.models.decoders import DecoderConfig, llama
+from exporters.models.projectors import ProjectorConfig
+from exporters.models.vision.clip import TowerConfig
 from exporters.published import MEAN, STD, prompt
-from exporters.vision.clip import TowerConfig
 from exporters.weights import Weights
 
 MODEL_TYPES = ("mobilevlm", "mobilellama", "llava_llama", "llava")

@@ -19,7 +19,7 @@ from exporters.coreml_program.channels_first import ChannelsFirst
 from exporters.coreml_program.lower import Lowering
 from exporters.coreml_program.memory import Memory
 from exporters.coreml_program.weights import Weights
-from exporters.decoders import DecoderConfig
+from exporters.models.decoders import DecoderConfig
 
 _DEFAULT_ROWS = 64  # of a flexible axis, where nothing says how many
 _FLOAT32 = proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT32

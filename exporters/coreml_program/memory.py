@@ -8,7 +8,7 @@ from coremltools.converters.mil.mil import Var
 from numpy.typing import NDArray
 
 from exporters.coreml_program.weights import Weights
-from exporters.decoders import DecoderConfig
+from exporters.models.decoders import DecoderConfig
 
 _ALL_BUT_2 = [True, True, False, True]
 

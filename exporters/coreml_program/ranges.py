@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from exporters.attention import GrowingCache
 from exporters.coreml_program.trace import Run, WithMemory
-from exporters.decoders import LanguageModel
+from exporters.models.attention import GrowingCache
+from exporters.models.decoders import LanguageModel
 
 # A quarter of the largest half: what was not measured may be larger than what was.
 LIMIT = torch.finfo(torch.float16).max / 4

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
-from exporters import ops
-from exporters.attention import Attend
-from exporters.decoders import LanguageModel
-from exporters.encoder import Encoder
+from exporters.models import ops
+from exporters.models.attention import Attend
+from exporters.models.decoders import LanguageModel
+from exporters.models.encoder import Encoder
 
 REFERENCE = ops.Ops()
 

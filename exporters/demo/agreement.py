@@ -23,9 +23,9 @@ from edge.verify import distance
 from exporters import reference
 from exporters.build import components, cut, own_tokenizer
 from exporters.checkpoint import Checkpoint, open_checkpoint
-from exporters.decoders import LanguageModel
 from exporters.demo.heldout import QUESTIONS, Item, items
-from exporters.encoder import Encoder
+from exporters.models.decoders import LanguageModel
+from exporters.models.encoder import Encoder
 
 log = logging.getLogger("demo")
 STEPS = 64

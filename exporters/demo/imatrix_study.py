@@ -23,14 +23,14 @@ from edge import calibration, image, plugins
 from edge.prompt import Turn, segments
 from edge.types import Embeddings, Segment, Tokens
 from exporters import importance, reference, targets
-from exporters.attention import GrowingCache
 from exporters.build import components, cut, merged, own_tokenizer
 from exporters.checkpoint import Checkpoint, open_checkpoint
-from exporters.decoders import LanguageModel
 from exporters.demo.agreement import CHECKPOINT
 from exporters.demo.heldout import QUESTIONS, items
-from exporters.encoder import Encoder
 from exporters.export import CALIBRATION
+from exporters.models.attention import GrowingCache
+from exporters.models.decoders import LanguageModel
+from exporters.models.encoder import Encoder
 
 log = logging.getLogger("demo")
 SCHEMES = ("q4_0", "q4_k_m", "iq4_xs", "q3_k_m")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from exporters.projectors import ProjectorConfig
-from exporters.projectors.ldpnetv2 import Projector
+from exporters.models.projectors import ProjectorConfig
+from exporters.models.projectors.ldpnetv2 import Projector
 
 PATCHES = 24  # per side
 WINDOW = PATCHES // 3  # patches per side of one cell of the world

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exporters import ops
 from exporters.executorch_program.products import Pieces
+from exporters.models import ops
 
 
 class Explicit(ops.Ops):

@@ -9,11 +9,11 @@ from executorch.extension.llm.custom_ops.custom_ops import custom_ops_lib
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exporters import ops
-from exporters.attention import Attend
-from exporters.decoders import DecoderConfig, LanguageModel
 from exporters.executorch_program.kernels import Explicit, Kernels
 from exporters.executorch_program.products import Pieces
+from exporters.models import ops
+from exporters.models.attention import Attend
+from exporters.models.decoders import DecoderConfig, LanguageModel
 
 
 class VisionEncoder(nn.Module):
@@ -79,7 +79,7 @@ class TextDecoder(nn.Module):
             return cast("Tensor", self.decoder(inputs_embeds, cast("Attend", attend)))
 
     def _turned(self, qkv: Any, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q [1, S, H, D], k and v [1, S, KV, D]; as `exporters.attention.rotate` turns them."""
+        """q [1, S, H, D], k and v [1, S, KV, D]; as `exporters.models.attention.rotate` turns them."""
         assert isinstance(qkv, Pieces), "attend is given a product as it is"
         qa, qb, ka, kb, v = qkv.tensors
         half = self.head_dim // 2

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from exporters import ops
-from exporters.decoders import LanguageModel
-from exporters.encoder import Encoder
 from exporters.executorch_program.methods import attended
+from exporters.models import ops
+from exporters.models.decoders import LanguageModel
+from exporters.models.encoder import Encoder
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ from edge.types import TensorSpec
 from exporters import embedding_table
 from exporters.apple import TARGET
 from exporters.checkpoint import Checkpoint
-from exporters.component import Component
 from exporters.coreml_program import functions, package, ranges, trace
 from exporters.coreml_program.functions import Recorded
 from exporters.coreml_program.weights import Weights
-from exporters.decoders import LanguageModel
-from exporters.encoder import Encoder
 from exporters.formats import Progress, Written
 from exporters.mil import package as reading
 from exporters.mil import placement
 from exporters.mil.program import Program
+from exporters.models.component import Component
+from exporters.models.decoders import LanguageModel
+from exporters.models.encoder import Encoder
 
 # The tolerance is on the distance to torch on the same stored weights: what stays above zero is half precision, each
 # operation's result rounded.

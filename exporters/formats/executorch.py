@@ -14,9 +14,6 @@ from edge.errors import CheckpointError
 from edge.types import TensorSpec
 from exporters import embedding_table
 from exporters.checkpoint import Checkpoint
-from exporters.component import Component
-from exporters.decoders import DecoderConfig, LanguageModel
-from exporters.encoder import Encoder
 from exporters.executorch_program import lower
 from exporters.executorch_program.join import join
 from exporters.executorch_program.lower import Method
@@ -24,7 +21,10 @@ from exporters.executorch_program.methods import TextDecoder, TokenEmbedding, Vi
 from exporters.executorch_program.products import Product, store
 from exporters.executorch_program.survey import survey
 from exporters.formats import Progress, Written
-from exporters.layers import Linear
+from exporters.models.component import Component
+from exporters.models.decoders import DecoderConfig, LanguageModel
+from exporters.models.encoder import Encoder
+from exporters.models.layers import Linear
 
 # The tolerance is on the distance to torch on the same stored weights: where weights are integers, XNNPACK rounds what
 # they are multiplied with to int8 for each position.

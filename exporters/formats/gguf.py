@@ -11,12 +11,12 @@ from gguf import GGMLQuantizationType as Kind
 from torch import Tensor, nn
 
 from exporters.checkpoint import Checkpoint
-from exporters.component import Component
-from exporters.decoders.llama import Decoder
-from exporters.encoder import Encoder
 from exporters.formats import Progress, Written
 from exporters.gguf_file import decoder, entries, mmproj, names, quantizer, vocabulary
 from exporters.gguf_file.entries import Entry
+from exporters.models.component import Component
+from exporters.models.decoders.llama import Decoder
+from exporters.models.encoder import Encoder
 
 # The tolerance is on the distance to torch on the same stored weights: the kernels round activations to the weights'
 # own kind, float16 or int8. No engine of ours opens the mmproj.

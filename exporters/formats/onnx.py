@@ -12,10 +12,10 @@ from edge.errors import EdgeError
 from edge.types import TensorSpec
 from exporters import embedding_table
 from exporters.checkpoint import Checkpoint
-from exporters.component import Component
-from exporters.decoders import LanguageModel
-from exporters.encoder import Encoder
 from exporters.formats import Progress, Written
+from exporters.models.component import Component
+from exporters.models.decoders import LanguageModel
+from exporters.models.encoder import Encoder
 from exporters.onnx_graph import trace
 from exporters.onnx_graph.lower import Lowering
 

@@ -13,10 +13,10 @@ from edge.decoders import signatures as steps
 from edge.types import Array, TensorSpec
 from exporters import quantize
 from exporters.checkpoint import Checkpoint
-from exporters.component import Component
-from exporters.decoders import DecoderConfig, LanguageModel
-from exporters.encoder import Encoder
 from exporters.formats import Progress, Written
+from exporters.models.component import Component
+from exporters.models.decoders import DecoderConfig, LanguageModel
+from exporters.models.encoder import Encoder
 from exporters.tflite_graph import lower
 from exporters.tflite_graph.components import Step, slots
 from exporters.tflite_graph.model import Graph, Model

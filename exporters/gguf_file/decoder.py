@@ -9,11 +9,11 @@ import gguf
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
-from exporters.attention import Rope
-from exporters.decoders import DecoderConfig
-from exporters.decoders.llama import Decoder
 from exporters.gguf_file import tensor_types
 from exporters.gguf_file.entries import Entry
+from exporters.models.attention import Rope
+from exporters.models.decoders import DecoderConfig
+from exporters.models.decoders.llama import Decoder
 
 FACTORS = "rope_freqs.weight"
 TABLES = ("token_embd.weight", "output.weight")  # where an error is in every token

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edge.errors import UsageError
-from exporters.decoders import DecoderConfig
+from exporters.models.decoders import DecoderConfig
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 

@@ -12,11 +12,11 @@ import gguf
 
 from edge.errors import EdgeError
 from edge.spec import ImageSpec
-from exporters.encoder import Encoder
 from exporters.gguf_file.entries import Entry
 from exporters.gguf_file.names import FEATURE_LAYER, GRID, POSITIONS, WORKAROUND
-from exporters.projectors import ldpnet, ldpnetv2, mlp
-from exporters.vision.clip import Tower
+from exporters.models.encoder import Encoder
+from exporters.models.projectors import ldpnet, ldpnetv2, mlp
+from exporters.models.vision.clip import Tower
 
 # (projector, its name there, our names -> theirs)
 KNOWN: tuple[tuple[ModuleType, str, tuple[str, str]], ...] = (

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
-from exporters import ops
-from exporters.decoders import LanguageModel
+from exporters.models import ops
+from exporters.models.decoders import LanguageModel
 
 OPSET = 21
 LINEAR = ("edge", "Linear")  # stands for a product until `lower` writes it in the scheme that was asked for

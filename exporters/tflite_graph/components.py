@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exporters import ops
-from exporters.decoders import DecoderConfig, LanguageModel
+from exporters.models import ops
+from exporters.models.decoders import DecoderConfig, LanguageModel
 
 
 class PlainOps(ops.Ops):

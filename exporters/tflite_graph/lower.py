@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from exporters import ops
+from exporters.models import ops
 from exporters.tflite_graph.components import PlainOps
 from exporters.tflite_graph.model import Graph
 from exporters.tflite_graph.weights import Weights

@@ -21,7 +21,7 @@ from edge.types import Embeddings, Tokens
 from exporters import reference
 from exporters.build import components, cut
 from exporters.checkpoint import Checkpoint, open_checkpoint
-from exporters.encoder import Encoder
+from exporters.models.encoder import Encoder
 
 pytestmark = pytest.mark.mtmd
 DEMO = REPOSITORY / "exporters" / "demo"

@@ -7,10 +7,10 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from edge import plugins
-from exporters.attention import GrowingCache, Rope
-from exporters.component import Component
-from exporters.decoders import llama
-from exporters.vision import clip
+from exporters.models.attention import GrowingCache, Rope
+from exporters.models.component import Component
+from exporters.models.decoders import llama
+from exporters.models.vision import clip
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -129,7 +129,7 @@ def test_unknown_rope_scaling_is_refused():
         Rope(32, 10000.0, {"rope_type": "yarn", "factor": 4.0}).inv_freq()
 
 
-@pytest.mark.parametrize("package", ["exporters.vision", "exporters.projectors", "exporters.decoders"])
+@pytest.mark.parametrize("package", [f"exporters.models.{kind}" for kind in ("vision", "projectors", "decoders")])
 def test_every_alternative_has_a_tiny_twin(package):
     assert plugins.names(package)
     for name in plugins.names(package):

@@ -21,16 +21,16 @@ from edge.errors import ContextError, EdgeError, EngineError
 from edge.spec import VLMSpec
 from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
 from edge.verify import distance
-from exporters.component import Component
-from exporters.decoders import llama
-from exporters.encoder import Encoder
 from exporters.evaluators import mil
 from exporters.formats import coreml
-from exporters.layers import Linear
 from exporters.mil import package
 from exporters.mil.program import SUPPORTED, Program
-from exporters.projectors import ProjectorConfig
-from exporters.vision import clip
+from exporters.models.component import Component
+from exporters.models.decoders import llama
+from exporters.models.encoder import Encoder
+from exporters.models.layers import Linear
+from exporters.models.projectors import ProjectorConfig
+from exporters.models.vision import clip
 
 OPTIONS = OpenOptions(threads=1)
 TINY = dataclasses.replace(llama.tiny().config, context=48)
@@ -62,7 +62,7 @@ def write_decoder(folder, scheme, config=TINY, module=None, samples=(), ane=Fals
 def write_encoder(folder, scheme, name="ldpnetv2", module=None, samples=(), ane=False):
     tower = dataclasses.replace(clip.tiny().config, image_size=56 if name != "ldpnetv2" else 336)
     sizes = ProjectorConfig(inputs=tower.hidden, hidden=64, grid=tower.grid, depth=2)
-    projector = plugins.load("exporters.projectors", name)
+    projector = plugins.load("exporters.models.projectors", name)
 
     def build():
         return Encoder(clip.Tower(tower), projector.Projector(sizes))
@@ -174,7 +174,7 @@ def test_the_rounding_follows_what_matters(tmp_path):
     ("name", "scheme"),
     [
         *(("ldpnet", scheme) for scheme in coreml.SCHEMES["vision"]),
-        *((name, "w8") for name in plugins.names("exporters.projectors") if name != "ldpnet"),
+        *((name, "w8") for name in plugins.names("exporters.models.projectors") if name != "ldpnet"),
     ],
 )
 def test_an_encoder_computes_its_reference_from_pixels_and_from_a_picture(name, scheme, ane, tmp_path):
@@ -197,7 +197,7 @@ def test_an_encoder_computes_its_reference_from_pixels_and_from_a_picture(name, 
 
 def test_a_grid_that_the_pool_does_not_divide(tmp_path):
     """LDPv2 pools any grid to 12 x 12."""
-    projector = plugins.load("exporters.projectors", "ldpnetv2")
+    projector = plugins.load("exporters.models.projectors", "ldpnetv2")
     tower = dataclasses.replace(clip.tiny().config, image_size=14 * 16)
 
     def build():
@@ -345,7 +345,7 @@ def test_the_functions_share_their_weights_and_the_same_export_is_the_same_file(
 
 def test_no_operation_of_a_package_is_unknown_to_the_evaluator(tmp_path):
     kinds = Counter()
-    for name in plugins.names("exporters.projectors"):
+    for name in plugins.names("exporters.models.projectors"):
         _, part, _ = write_encoder(tmp_path / name, "pal4", name)
         program = Program(package.read(mil.root(part)))
         for function in ("encode", "encode_image"):
@@ -363,7 +363,7 @@ def test_a_product_of_other_than_rows_is_no_convolution(tmp_path):
             return self.last(super().forward(pixel_values).mean([1]))
 
     def build():
-        return Pooled(clip.tiny(), plugins.load("exporters.projectors", "linear").tiny())
+        return Pooled(clip.tiny(), plugins.load("exporters.models.projectors", "linear").tiny())
 
     checkpoint = source(dataclasses.replace(SPEC.image, size=56))
     options = {"checkpoint": checkpoint, "ane": True}
@@ -378,7 +378,7 @@ def test_a_rule_that_is_missing_is_named(tmp_path):
             return torch.fft.rfft(super().forward(pixel_values)).real
 
     tower = clip.tiny()
-    projector = plugins.load("exporters.projectors", "linear").tiny()
+    projector = plugins.load("exporters.models.projectors", "linear").tiny()
     component = Component("vision", lambda: Odd(tower, projector), {})
     checkpoint = source(dataclasses.replace(SPEC.image, size=56))
     with pytest.raises(EdgeError, match="there is no rule for 'fft_rfft'"):

@@ -24,15 +24,15 @@ from edge.formats import executorch
 from edge.spec import DecoderSpec, VLMSpec
 from edge.types import Embeddings, OpenOptions, PartFiles, TensorSpec, Tokens
 from edge.verify import distance
-from exporters.attention import GrowingCache
-from exporters.component import Component
-from exporters.decoders import llama
-from exporters.encoder import Encoder
 from exporters.executorch_program import lower
 from exporters.executorch_program.products import store
 from exporters.formats import executorch as format
-from exporters.projectors import ProjectorConfig
-from exporters.vision import clip
+from exporters.models.attention import GrowingCache
+from exporters.models.component import Component
+from exporters.models.decoders import llama
+from exporters.models.encoder import Encoder
+from exporters.models.projectors import ProjectorConfig
+from exporters.models.vision import clip
 
 OPTIONS = OpenOptions(threads=1)
 ENGINES = ("executorch", "executorch_native")
@@ -82,7 +82,7 @@ def written_decoder(folder, scheme, config=CONFIG, importance=None, **checkpoint
 def written_encoder(folder, scheme, name="ldpnetv2", role="vision"):
     tower = dataclasses.replace(clip.tiny().config, image_size=56 if name != "ldpnetv2" else 336, layers=2)
     sizes = ProjectorConfig(inputs=tower.hidden, hidden=CONFIG.hidden, grid=tower.grid, depth=2)
-    projector = plugins.load("exporters.projectors", name)
+    projector = plugins.load("exporters.models.projectors", name)
 
     def build():
         return Encoder(clip.Tower(tower), projector.Projector(sizes))

@@ -25,19 +25,19 @@ from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Tokens
 from edge.verify import distance
 from exporters import build, foresee, standin
-from exporters.attention import Rope, rotate
 from exporters.checkpoint import open_checkpoint
-from exporters.component import Component
-from exporters.decoders import DecoderConfig, llama
-from exporters.encoder import Encoder
 from exporters.formats import gguf as format
 from exporters.gguf_file import imatrix, packing, quantizer, template
 from exporters.gguf_file.entries import Entry
-from exporters.projectors import ProjectorConfig
+from exporters.models.attention import Rope, rotate
+from exporters.models.component import Component
+from exporters.models.decoders import DecoderConfig, llama
+from exporters.models.encoder import Encoder
+from exporters.models.projectors import ProjectorConfig
+from exporters.models.vision import clip
+from exporters.models.vision.clip import TowerConfig
 from exporters.random_weights import Shape
 from exporters.targets import resolve
-from exporters.vision import clip
-from exporters.vision.clip import TowerConfig
 
 TOWER = TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=1, ffn=96)
 DECODER = DecoderConfig(layers=2, hidden=256, ffn=512, heads=4, kv_heads=2, head_dim=64, vocab=512, context=1024)
@@ -511,7 +511,7 @@ PROJECTORS = {
 def encoder_of(name, tower=TOWER, depth=2):
     torch.manual_seed(7)
     sizes = ProjectorConfig(inputs=tower.hidden, hidden=64, grid=tower.grid, depth=depth)
-    module = Encoder(clip.Tower(tower), plugins.load("exporters.projectors", name).Projector(sizes))
+    module = Encoder(clip.Tower(tower), plugins.load("exporters.models.projectors", name).Projector(sizes))
     for parameter in module.parameters():
         parameter.data = (torch.randn(parameter.shape) * 0.125).half().float()
     return module.eval().requires_grad_(False)

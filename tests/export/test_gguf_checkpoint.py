@@ -19,13 +19,13 @@ from edge.errors import CheckpointError, EdgeError, UsageError
 from edge.tokenizer import Tokenizer
 from exporters import build, standin
 from exporters.checkpoint import open_checkpoint
-from exporters.component import Component
-from exporters.decoders import DecoderConfig, llama
 from exporters.export import ExportRequest, export
 from exporters.formats import gguf as format
+from exporters.models.component import Component
+from exporters.models.decoders import DecoderConfig, llama
+from exporters.models.vision.clip import TowerConfig
 from exporters.random_weights import Shape
 from exporters.tokenizer import SentencePiece
-from exporters.vision.clip import TowerConfig
 
 TOWER = TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=1, ffn=96)
 DECODER = DecoderConfig(layers=2, hidden=256, ffn=512, heads=4, kv_heads=2, head_dim=64, vocab=512, context=1024)

@@ -24,11 +24,11 @@ from edge.verify import distance
 from exporters import build, reference, standin
 from exporters.against import verify_against
 from exporters.checkpoint import open_checkpoint
-from exporters.decoders import DecoderConfig
 from exporters.export import ExportRequest, export
 from exporters.formats import gguf as format
+from exporters.models.decoders import DecoderConfig
+from exporters.models.vision.clip import TowerConfig
 from exporters.random_weights import Shape
-from exporters.vision.clip import TowerConfig
 
 TOWER = TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=1, ffn=96)
 DECODER = DecoderConfig(layers=2, hidden=256, ffn=512, heads=4, kv_heads=2, head_dim=64, vocab=512, context=1024)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from exporters import importance, quantize
-from exporters.decoders import llama
+from exporters.models.decoders import llama
 
 
 def test_it_is_the_mean_square_of_what_each_weight_is_multiplied_with():

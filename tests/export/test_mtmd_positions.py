@@ -15,16 +15,16 @@ from llama_cpp import mtmd_cpp as mtmd
 from edge.formats.gguf import read
 from exporters import build
 from exporters.checkpoint import open_checkpoint
-from exporters.component import Component
-from exporters.encoder import Encoder
 from exporters.formats import gguf as format
 from exporters.gguf_file import doctor, quantizer
 from exporters.gguf_file.fault import Change
 from exporters.gguf_file.names import FEATURE_LAYER, POSITIONS, WORKAROUND
 from exporters.gguf_file.rewrite import rewrite
-from exporters.projectors import ProjectorConfig, find
-from exporters.vision import clip
-from exporters.vision.clip import TowerConfig
+from exporters.models.component import Component
+from exporters.models.encoder import Encoder
+from exporters.models.projectors import ProjectorConfig, find
+from exporters.models.vision import clip
+from exporters.models.vision.clip import TowerConfig
 
 TOWER = TowerConfig(image_size=336, patch_size=14, hidden=64, layers=4, heads=2, ffn=96)
 PATCHES = TOWER.grid**2

@@ -14,12 +14,12 @@ from edge.decoders.kv_graph import lift
 from edge.engines import open_part
 from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
 from edge.verify import distance
-from exporters.component import Component
-from exporters.decoders import llama
-from exporters.encoder import Encoder
 from exporters.formats import onnx
-from exporters.projectors import ProjectorConfig
-from exporters.vision import clip
+from exporters.models.component import Component
+from exporters.models.decoders import llama
+from exporters.models.encoder import Encoder
+from exporters.models.projectors import ProjectorConfig
+from exporters.models.vision import clip
 
 OPTIONS = OpenOptions(threads=1)
 
@@ -95,10 +95,10 @@ PROJECTORS = {"ldpnetv2": 144, "ldpnet": 144, "linear": 576, "mlp": 576}
 
 
 @pytest.mark.parametrize("scheme", onnx.SCHEMES["vision"])
-@pytest.mark.parametrize("name", plugins.names("exporters.projectors"))
+@pytest.mark.parametrize("name", plugins.names("exporters.models.projectors"))
 def test_encoder_computes_its_reference(name, scheme, tmp_path):
     tower = dataclasses.replace(clip.tiny().config, image_size=336)
-    projector = plugins.load("exporters.projectors", name)
+    projector = plugins.load("exporters.models.projectors", name)
     sizes = ProjectorConfig(inputs=tower.hidden, hidden=64, grid=tower.grid, depth=2)
 
     def build():

@@ -15,8 +15,8 @@ from edge.bundle.manifest import Bundle
 from edge.errors import ParityError
 from edge.verify import verify
 from exporters import quantize
-from exporters.attention import Rope
 from exporters.export import ExportRequest, export
+from exporters.models.attention import Rope
 from exporters.onnx_graph import lower
 
 TOWER = "model.vision_tower.vision_tower.vision_model."

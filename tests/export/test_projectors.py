@@ -11,11 +11,11 @@ import torch
 
 from edge import plugins
 from edge.errors import CheckpointError
-from exporters import projectors
-from exporters.projectors import ProjectorConfig, find
+from exporters.models import projectors
+from exporters.models.projectors import ProjectorConfig, find
 
 UPSTREAM = Path(__file__).parents[1] / "data" / "upstream_projectors.npz"
-ALL = plugins.names("exporters.projectors")
+ALL = plugins.names("exporters.models.projectors")
 
 
 @torch.inference_mode()
@@ -71,7 +71,7 @@ def test_unknown_kind_lists_the_legal_ones(kind):
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ALL)
 def test_tiny_twin_gives_finite_rows(name):
-    module = plugins.load("exporters.projectors", name)
+    module = plugins.load("exporters.models.projectors", name)
     projector = module.tiny().eval()
     first = next(p for p in projector.parameters() if p.ndim == 2)
     grid = getattr(projector, "grid", 4)

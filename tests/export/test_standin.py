@@ -15,7 +15,7 @@ from edge import plugins
 from edge.errors import UsageError
 from exporters import standin
 from exporters.checkpoint import open_checkpoint
-from exporters.encoder import fused
+from exporters.models.encoder import fused
 from exporters.random_weights import RandomWeights
 
 KINDS = ["ldpnet", "ldpnetv2", "linear", "mlp2x_gelu"]
@@ -59,9 +59,9 @@ def test_real_sizes(shape, kind, decoder, projector):
     assert counts["tower"] / 1e6 == pytest.approx(303.5, rel=0.001)  # CLIP ViT-L/14-336
 
 
-@pytest.mark.parametrize("name", plugins.names("exporters.projectors"))
+@pytest.mark.parametrize("name", plugins.names("exporters.models.projectors"))
 def test_every_projector_is_covered(name):
-    kind = plugins.facts("exporters.projectors", name)["KIND"]
+    kind = plugins.facts("exporters.models.projectors", name)["KIND"]
     assert kind.replace("{depth}", "2") in KINDS
 
 

@@ -14,13 +14,14 @@ from edge.errors import EdgeError
 from edge.formats import tflite, xnnpack_cache
 from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
 from edge.verify import distance
-from exporters import projectors, quantize
-from exporters.component import Component
-from exporters.decoders import llama
-from exporters.encoder import Encoder
+from exporters import quantize
 from exporters.formats import tflite as format
-from exporters.projectors import ProjectorConfig
-from exporters.vision import clip
+from exporters.models import projectors
+from exporters.models.component import Component
+from exporters.models.decoders import llama
+from exporters.models.encoder import Encoder
+from exporters.models.projectors import ProjectorConfig
+from exporters.models.vision import clip
 
 OPTIONS = OpenOptions(threads=1)
 CONFIG = dataclasses.replace(llama.tiny().config, context=600)  # caches of 256, 512 and 600

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from exporters.attention import Attend, Rope
+from exporters.models.attention import Attend, Rope
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class DecoderConfig:
 class LanguageModel(nn.Module):
     """`inputs_embeds` `[B, S, hidden]` -> logits of the last position `[B, 1, vocab]`, or of all, float32.
 
-    A family computes with `exporters.layers` and `exporters.ops`, and leaves positions and memory to `attend`: so it
-    needs no code of its own in any format.
+    A family computes with `exporters.models.layers` and `exporters.models.ops`, and leaves positions and memory to
+    `attend`: so it needs no code of its own in any format.
     """
 
     def __init__(self, config: DecoderConfig) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from exporters.layers import GELU, Linear
-from exporters.projectors import ProjectorConfig
+from exporters.models.layers import GELU, Linear
+from exporters.models.projectors import ProjectorConfig
 
 KIND = "mlp{depth}x_gelu"
 

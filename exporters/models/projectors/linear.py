@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from exporters.layers import Linear
-from exporters.projectors import ProjectorConfig
+from exporters.models.layers import Linear
+from exporters.models.projectors import ProjectorConfig
 
 KIND = "linear"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from exporters.layers import GELU, LayerNorm, Linear
-from exporters.projectors import ProjectorConfig, need_grid
+from exporters.models.layers import GELU, LayerNorm, Linear
+from exporters.models.projectors import ProjectorConfig, need_grid
 
 KIND = "ldpnet"
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from edge.errors import CheckpointError
-from exporters import ops
-from exporters.attention import Attend
-from exporters.decoders import DecoderConfig, LanguageModel
-from exporters.layers import Linear, RMSNorm
+from exporters.models import ops
+from exporters.models.attention import Attend
+from exporters.models.decoders import DecoderConfig, LanguageModel
+from exporters.models.layers import Linear, RMSNorm
 
 KIND = "llama"
 

@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from exporters import ops
-from exporters.layers import GELU, LayerNorm, Linear, QuickGELU
+from exporters.models import ops
+from exporters.models.layers import GELU, LayerNorm, Linear, QuickGELU
 
 KIND = "clip"
 ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": GELU}

@@ -1,11 +1,11 @@
-"""The layers of every component. State-dict names are torch's own; the arithmetic is `exporters.ops`."""
+"""The layers of every component. State-dict names are torch's own; the arithmetic is `exporters.models.ops`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from exporters import ops
+from exporters.models import ops
 
 
 class Linear(nn.Linear):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from exporters.layers import GELU, Linear
-from exporters.projectors import ProjectorConfig, need_grid
+from exporters.models.layers import GELU, Linear
+from exporters.models.projectors import ProjectorConfig, need_grid
 
 KIND = "ldpnetv2"
 SIDE = 12  # upstream pools to 12x12 whatever the grid

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from exporters.component import Component
+from exporters.models.component import Component
 
 
 class Encoder(nn.Module):
