@@ -26,7 +26,7 @@ from edge.prompt import Turn, segments
 from edge.recipes import Target
 from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Segment, Tokens
-from exporters import importance, reference, targets
+from exporters import reference, targets
 from exporters.checkpoint import Checkpoint
 from exporters.formats import Written
 from exporters.gguf_file import decoder as gguf_decoder
@@ -35,6 +35,7 @@ from exporters.models.component import Component
 from exporters.models.decoders import LanguageModel
 from exporters.models.decoders.llama import Decoder
 from exporters.models.encoder import Encoder, fused
+from exporters.quantization import importance
 
 Progress = Callable[[str, float], None]
 Ids = list[list[int] | None]

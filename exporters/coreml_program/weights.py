@@ -18,8 +18,8 @@ from torch import Tensor
 
 from edge.errors import EdgeError
 from edge.types import Array
-from exporters import quantize
 from exporters.coreml_program.palette import palettized
+from exporters.quantization import integers
 
 FILE = "weight.bin"
 _INLINE = 10  # elements: coremltools itself writes smaller ones into the program
@@ -107,7 +107,7 @@ class Weights:
     def _w8(self, name: str, wide: bool) -> _Compressed:
         """int8 with a scale for each row."""
         self.kinds[name] = "w8"
-        packed = quantize.per_channel(self._state[name])
+        packed = integers.per_channel(self._state[name])
         scales = _finite(name, packed.scales[:, None].half())
         self._keep(name, packed.values.float() * scales.float(), wide)
         return self._scaled(name, packed.values, "int8", scales, wide)
@@ -115,10 +115,10 @@ class Weights:
     def _w4(self, name: str, wide: bool) -> _Compressed:
         """int4 with a scale for each block of a row; a width that blocks do not divide stays at 8 bits."""
         columns = self._state[name].shape[1]
-        if columns % quantize.BLOCK:
+        if columns % integers.BLOCK:
             return self._w8(name, wide)
         self.kinds[name] = "w4"
-        packed = quantize.blockwise(self._state[name], 4, self._importance.get(name))
+        packed = integers.blockwise(self._state[name], 4, self._importance.get(name))
         scales = _finite(name, packed.scales.half())
         dense = packed.values.float() * scales.float()[..., None]
         self._keep(name, dense.flatten(1), wide)

@@ -22,7 +22,7 @@ from torch import Tensor
 from edge import calibration, image, plugins
 from edge.prompt import Turn, segments
 from edge.types import Embeddings, Segment, Tokens
-from exporters import importance, reference, targets
+from exporters import reference, targets
 from exporters.build import components, cut, merged, own_tokenizer
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.demo.agreement import CHECKPOINT
@@ -31,6 +31,7 @@ from exporters.export import CALIBRATION
 from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
+from exporters.quantization import importance
 
 log = logging.getLogger("demo")
 SCHEMES = ("q4_0", "q4_k_m", "iq4_xs", "q3_k_m")

@@ -15,7 +15,7 @@ from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib
 from torch.nn import functional as F
 
 from edge.errors import EdgeError
-from exporters import quantize
+from exporters.quantization import integers
 
 _EIGHT, _FOUR = (-128, 127), (-8, 7)
 
@@ -52,7 +52,7 @@ class Stored(nn.Module):
         if self.scales.ndim == 1:
             return _ops().dequantize_per_channel(self.values, self.scales, self.zeros, 0, *_EIGHT, torch.int8)
         return _ops().dequantize_per_channel_group(
-            self.values, self.scales, self.zeros, *_FOUR, torch.int8, quantize.BLOCK, torch.float32
+            self.values, self.scales, self.zeros, *_FOUR, torch.int8, integers.BLOCK, torch.float32
         )
 
     def dequantized(self) -> Tensor:
@@ -94,14 +94,14 @@ def store(name: str, weight: Tensor, bias: Tensor | None, scheme: str, importanc
     if scheme == "fp32":
         return Stored(weight, None, bias)
     if scheme != "8da4w":
-        rows = quantize.per_channel(weight)
+        rows = integers.per_channel(weight)
         return Stored(rows.values, rows.scales, bias)
-    if weight.shape[1] % quantize.BLOCK:
+    if weight.shape[1] % integers.BLOCK:
         raise EdgeError(
-            f"{name} is {weight.shape[1]} wide, and 4-bit blocks of an ExecuTorch program are {quantize.BLOCK}",
+            f"{name} is {weight.shape[1]} wide, and 4-bit blocks of an ExecuTorch program are {integers.BLOCK}",
             hint="--scheme decoder=w8",
         )
-    blocks = quantize.blockwise(weight, 4, importance, positive=True)  # XNNPACK keeps such scales exactly
+    blocks = integers.blockwise(weight, 4, importance, positive=True)  # XNNPACK keeps such scales exactly
     return Stored(blocks.values.flatten(1), blocks.scales, bias)
 
 

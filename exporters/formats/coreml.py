@@ -12,7 +12,6 @@ from torch import Tensor, fx, nn
 import edge
 from edge.decoders.stateful import DECODE, MASKED, PREFILL
 from edge.types import TensorSpec
-from exporters import embedding_table
 from exporters.apple import TARGET
 from exporters.checkpoint import Checkpoint
 from exporters.coreml_program import functions, package, ranges, trace
@@ -25,6 +24,7 @@ from exporters.mil.program import Program
 from exporters.models.component import Component
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
+from exporters.quantization import embedding_table
 
 # The tolerance is on the distance to torch on the same stored weights: what stays above zero is half precision, each
 # operation's result rounded.

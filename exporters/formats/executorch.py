@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from edge.errors import CheckpointError
 from edge.types import TensorSpec
-from exporters import embedding_table
 from exporters.checkpoint import Checkpoint
 from exporters.executorch_program import lower
 from exporters.executorch_program.join import join
@@ -25,6 +24,7 @@ from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.models.layers import Linear
+from exporters.quantization import embedding_table
 
 # The tolerance is on the distance to torch on the same stored weights: where weights are integers, XNNPACK rounds what
 # they are multiplied with to int8 for each position.

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from edge.errors import EdgeError
 from edge.types import TensorSpec
-from exporters import embedding_table
 from exporters.checkpoint import Checkpoint
 from exporters.formats import Progress, Written
 from exporters.models.component import Component
@@ -18,6 +17,7 @@ from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.onnx_graph import trace
 from exporters.onnx_graph.lower import Lowering
+from exporters.quantization import embedding_table
 
 # How each role can be stored; the tolerance is on the distance to torch on the same stored weights. What stays above
 # zero there is the rounding of activations to int8, which the schemes below fp16 leave to the kernels.
@@ -51,7 +51,7 @@ def write(
 ) -> Written:
     """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored.
 
-    `importance` (`exporters.importance`) guides the rounding of 4-bit weights.
+    `importance` (`exporters.quantization.importance`) guides the rounding of 4-bit weights.
     """
     skeleton = component.skeleton()
     if isinstance(skeleton, Encoder):

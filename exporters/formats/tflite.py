@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from edge.decoders import signatures as steps
 from edge.types import Array, TensorSpec
-from exporters import quantize
 from exporters.checkpoint import Checkpoint
 from exporters.formats import Progress, Written
 from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, LanguageModel
 from exporters.models.encoder import Encoder
+from exporters.quantization import integers
 from exporters.tflite_graph import lower
 from exporters.tflite_graph.components import Step, slots
 from exporters.tflite_graph.model import Graph, Model
@@ -98,7 +98,7 @@ def _write_table(table: Tensor, scheme: str, folder: Path) -> tuple[Path, ...]:
     if scheme == "fp32":
         np.save(rows, table.numpy())
         return (rows,)
-    packed = quantize.per_channel(table)
+    packed = integers.per_channel(table)
     np.save(rows, packed.values.numpy())
     np.save(scales, packed.scales[:, None].numpy())
     table.copy_(packed.dequantized())

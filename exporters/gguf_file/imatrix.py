@@ -17,7 +17,7 @@ SUMS, COUNTS = ".in_sum2", ".counts"
 
 
 def write(path: Path, importance: Mapping[str, Tensor], config: DecoderConfig, conversations: int) -> None:
-    """`importance` (`exporters.importance`) by the module's names."""
+    """`importance` (`exporters.quantization.importance`) by the module's names."""
     writer = gguf.GGUFWriter(path, "imatrix")
     writer.add_type("imatrix")
     writer.add_array("imatrix.datasets", ["pictures and questions"])

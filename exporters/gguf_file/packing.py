@@ -9,7 +9,7 @@ from gguf import quants
 from numpy.typing import NDArray
 from torch import Tensor
 
-from exporters import quantize
+from exporters.quantization import integers
 
 SUPER = 256  # weights of a K-quant's block
 _AT_ONCE = 1 << 20  # weights; bounds what packing a large table takes
@@ -21,7 +21,7 @@ def fitting(kind: Kind, shape: tuple[int, ...]) -> Kind:
         return Kind.F32
     if kind == Kind.Q6_K and shape[-1] % SUPER:
         kind = Kind.Q8_0
-    if kind in (Kind.Q4_0, Kind.Q8_0) and (len(shape) != 2 or shape[-1] % quantize.BLOCK):
+    if kind in (Kind.Q4_0, Kind.Q8_0) and (len(shape) != 2 or shape[-1] % integers.BLOCK):
         return Kind.F16
     return kind
 
@@ -38,7 +38,7 @@ def pack(weight: Tensor, kind: Kind, importance: Tensor | None = None) -> NDArra
 
 def _q4_0(weight: Tensor, importance: Tensor | None) -> NDArray[np.uint8]:
     """Blocks of 32: a float16 scale, then the levels plus 8, the first half of the block in the low nibbles."""
-    found = quantize.blockwise(weight, bits=4, importance=importance)
+    found = integers.blockwise(weight, bits=4, importance=importance)
     levels = (found.values + 8).to(torch.uint8)
     nibbles = levels[..., :16] | levels[..., 16:] << 4  # [N, blocks, 16]
     scales = found.scales.half()[..., None].view(torch.uint8)  # [N, blocks, 2]

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from exporters import quantize
 from exporters.onnx_graph.trace import LINEAR
+from exporters.quantization import integers
 
 MICROSOFT = "com.microsoft"
 
@@ -73,7 +73,7 @@ class Lowering:
     def _int8(self, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
         """int8 weights with a scale for each output, activations to uint8 as they come."""
         assert weight.name is not None
-        packed = quantize.per_channel(self.state[weight.name])
+        packed = integers.per_channel(self.state[weight.name])
         self.state[weight.name].copy_(packed.dequantized())
         if x not in self.quantized_activations:
             self.quantized_activations[x] = self._nodes(node, "DynamicQuantizeLinear", [x], outputs=3)
@@ -87,11 +87,11 @@ class Lowering:
             """Integers in blocks along the input; accuracy level 4 lets the kernel round activations to int8."""
             assert weight.name is not None
             rows, columns = self.state[weight.name].shape
-            packed = quantize.blockwise(self.state[weight.name], bits, self.importance.get(weight.name))
+            packed = integers.blockwise(self.state[weight.name], bits, self.importance.get(weight.name))
             self.state[weight.name].copy_(packed.dequantized())
             data = self._initializer(f"{weight.name}.int{bits}", _stored_bits(packed))
             scales = self._initializer(f"{weight.name}.scale", packed.scales.numpy())
-            attrs = {"K": columns, "N": rows, "bits": bits, "block_size": quantize.BLOCK, "accuracy_level": 4}
+            attrs = {"K": columns, "N": rows, "bits": bits, "block_size": integers.BLOCK, "accuracy_level": 4}
             inputs: list[ir.Value | None] = [x, data, scales] if bias is None else [x, data, scales, None, None, bias]
             return self._node(node, "MatMulNBits", inputs, attrs, domain=MICROSOFT)
 
@@ -145,7 +145,7 @@ class Lowering:
         self.graph.remove(node, safe=True)
 
 
-def _stored_bits(packed: quantize.Blockwise) -> np.ndarray:
+def _stored_bits(packed: integers.Blockwise) -> np.ndarray:
     """MatMulNBits' layout: uint8 `[N, blocks, BLOCK * bits / 8]`, zero point in the middle, low nibble first."""
     if packed.bits == 8:
         return (packed.values.to(torch.int16) + 128).to(torch.uint8).numpy()

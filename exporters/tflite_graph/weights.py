@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edge.errors import EdgeError
 from edge.types import Array
-from exporters import quantize
+from exporters.quantization import integers
 from exporters.tflite_graph.model import Graph
 
 # Of FULLY_CONNECTED, as TensorFlow Lite's op_version.cc counts: with kept dimensions; with int8 weights of one scale;
@@ -63,17 +63,17 @@ class Weights:
     def _quantize(self, name: str) -> None:
         weight = self._state[name]
         if self._scheme == "w4":
-            if weight.shape[1] % quantize.BLOCK:
+            if weight.shape[1] % integers.BLOCK:
                 raise EdgeError(
-                    f"{name} is {weight.shape[1]} wide, and 4-bit blocks of a TFLite file are {quantize.BLOCK}",
+                    f"{name} is {weight.shape[1]} wide, and 4-bit blocks of a TFLite file are {integers.BLOCK}",
                     hint="--scheme decoder=w8",
                 )
-            packed = quantize.blockwise(weight, 4, self._importance.get(name), positive=True)
+            packed = integers.blockwise(weight, 4, self._importance.get(name), positive=True)
             self._bytes[name] = _nibbles(packed.values.flatten(1))
             self._scales[name] = packed.scales.half().numpy()
             weight.copy_(packed.dequantized())
             return
-        rows = quantize.per_channel(weight) if self._scheme != "legacy" else quantize.per_tensor(weight)
+        rows = integers.per_channel(weight) if self._scheme != "legacy" else integers.per_tensor(weight)
         self._bytes[name], self._scales[name] = rows.values.numpy(), rows.scales.numpy()
         weight.copy_(rows.dequantized())
 
@@ -90,7 +90,7 @@ class Weights:
         if self._scheme == "w4":
             found.detailsType = schema.QuantizationDetails.BlockwiseQuantization
             found.details = schema.BlockwiseQuantizationT(
-                scales=graph.stored(f"{name}.scales", scales), zeroPoints=-1, blockSize=quantize.BLOCK
+                scales=graph.stored(f"{name}.scales", scales), zeroPoints=-1, blockSize=integers.BLOCK
             )
         else:
             found.scale, found.zeroPoint = scales, np.zeros(len(scales), np.int64)

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from exporters import importance, quantize
 from exporters.models.decoders import llama
+from exporters.quantization import importance, integers
 
 
 def test_it_is_the_mean_square_of_what_each_weight_is_multiplied_with():
@@ -31,4 +31,4 @@ def test_it_moves_the_error_to_where_it_matters_least():
     def error(found):
         return ((found.dequantized() - weight) @ inputs.T).square().mean()
 
-    assert error(quantize.blockwise(weight, 4, matters)) < 0.9 * error(quantize.blockwise(weight, 4))
+    assert error(integers.blockwise(weight, 4, matters)) < 0.9 * error(integers.blockwise(weight, 4))

@@ -14,10 +14,10 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 from edge.bundle.manifest import Bundle
 from edge.errors import ParityError
 from edge.verify import verify
-from exporters import quantize
 from exporters.export import ExportRequest, export
 from exporters.models.attention import Rope
 from exporters.onnx_graph import lower
+from exporters.quantization import integers
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 PROJECTOR = "model.mm_projector."
@@ -171,15 +171,15 @@ def test_a_quantiser_that_stores_another_order_fails_the_export(exports: Exports
 
 
 def test_a_quantiser_that_stores_other_scales_fails_the_export(exports: Exports, tmp_path, monkeypatch):
-    class Rolled(quantize.PerChannel):
+    class Rolled(integers.PerChannel):
         """Says one thing, and stores another."""
 
         def dequantized(self):
             return self.values.float() * self.scales.roll(1)[:, None]
 
-    true = quantize.per_channel
+    true = integers.per_channel
     monkeypatch.setattr(
-        quantize, "per_channel", lambda weight: Rolled(true(weight).values, true(weight).scales.roll(-1))
+        integers, "per_channel", lambda weight: Rolled(true(weight).values, true(weight).scales.roll(-1))
     )
     request = ExportRequest(str(exports.checkpoint()), tmp_path / "out", schemes=("fp32", "vision=w8a8"), threads=1)
     with pytest.raises(ParityError, match=r"the exported vision is not the same model.*against stored"):

@@ -14,7 +14,6 @@ from edge.errors import EdgeError
 from edge.formats import tflite, xnnpack_cache
 from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
 from edge.verify import distance
-from exporters import quantize
 from exporters.formats import tflite as format
 from exporters.models import projectors
 from exporters.models.component import Component
@@ -22,6 +21,7 @@ from exporters.models.decoders import llama
 from exporters.models.encoder import Encoder
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
+from exporters.quantization import integers
 
 OPTIONS = OpenOptions(threads=1)
 CONFIG = dataclasses.replace(llama.tiny().config, context=600)  # caches of 256, 512 and 600
@@ -171,13 +171,13 @@ def test_four_bits_need_whole_blocks(tmp_path):
 def test_scales_are_what_xnnpack_takes():
     weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(1)) * torch.logspace(-9, 2, 64)[:, None]
     weight[3] = 0
-    found = quantize.blockwise(weight, 4, positive=True)
+    found = integers.blockwise(weight, 4, positive=True)
     assert bool((found.scales >= torch.finfo(torch.float16).tiny).all())
     assert torch.equal(found.scales.half().float(), found.scales)
     assert torch.equal(found.scales.bfloat16().float(), found.scales)
     assert int(found.values.min()) >= -8 and int(found.values.max()) <= 7
     large = weight[40:]
-    error = (quantize.blockwise(large, 4, positive=True).dequantized() - large).square().sum() / large.square().sum()
+    error = (integers.blockwise(large, 4, positive=True).dequantized() - large).square().sum() / large.square().sum()
     assert float(error) < 0.008
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from edge.decoders.embedding_table import SCALES, TABLE
-from exporters import quantize
+from exporters.quantization import integers
 
 
 def write(table: Tensor, scheme: str, folder: Path) -> tuple[Path, ...]:
@@ -28,8 +28,8 @@ def packed(table: Tensor, scheme: str) -> tuple[Tensor, Tensor | None, Tensor]:
     if scheme in ("fp32", "fp16"):
         stored = table.half() if scheme == "fp16" else table
         return stored, None, stored
-    if table.shape[1] % quantize.BLOCK:
-        row = quantize.per_channel(table)
+    if table.shape[1] % integers.BLOCK:
+        row = integers.per_channel(table)
         return row.values, row.scales[:, None], row.dequantized()
-    found = quantize.blockwise(table, bits=8)
+    found = integers.blockwise(table, bits=8)
     return found.values.flatten(1), found.scales, found.dequantized()

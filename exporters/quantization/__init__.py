@@ -1,0 +1,1 @@
+"""How numbers are rounded for storage, and which of them matter."""
