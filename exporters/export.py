@@ -24,9 +24,9 @@ from edge.errors import EdgeError, EngineError, ParityError, UsageError
 from edge.planning.fit import Fit, fit
 from edge.recipes import Recipe
 from edge.verify import Report, verify
-from exporters import example, foresee, memory, targets
-from exporters.build import Built, Progress, build
+from exporters import golden_sample, malloc, preview, targets
 from exporters.checkpoint import Checkpoint, open_checkpoint
+from exporters.pipeline import Built, Progress, build
 
 CALIBRATION = 32  # conversations: each costs a prompt through torch, and more hardly change the statistics
 TOOLS = ("torch", "onnx-ir", "onnxruntime", "gguf", "ai-edge-litert")
@@ -72,7 +72,7 @@ class Exported:
 def export(request: ExportRequest, progress: Progress) -> Exported:
     """Raises EdgeError; then nothing new is at `request.output`, and what was there is untouched."""
     start = time.perf_counter()
-    memory.economise()
+    malloc.economise()
     recipe = targets.resolve(
         request.format,
         request.schemes,
@@ -92,7 +92,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
         raise UsageError("--split is for ExecuTorch programs, and none is written", hint="add --format executorch")
     _require_engines(recipe)
     calibration = read(request.calib)[:CALIBRATION] if request.calib else []
-    picture, question = example.choose(calibration)
+    picture, question = golden_sample.choose(calibration)
     if request.threads:
         torch.set_num_threads(request.threads)
     progress("read", 0.0)
@@ -100,7 +100,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
         request.checkpoint, vision_tower=request.vision_tower, mmproj=request.mmproj, context=request.context
     )
     progress("read", 1.0)
-    foreseen = foresee.manifest(checkpoint, recipe)
+    foreseen = preview.manifest(checkpoint, recipe)
     predicted = fit(foreseen, devices.profile(request.device)) if request.device else None
     with staging.create(request.output) as folder:
         _require_space(sum(file.bytes for file in foreseen.files()), folder)

@@ -21,11 +21,11 @@ from edge.inference.session import Session
 from edge.types import Embeddings, Segment, Tokens
 from edge.verify import distance
 from exporters import reference
-from exporters.build import components, cut, own_tokenizer
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.demo.heldout import QUESTIONS, Item, items
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
+from exporters.pipeline import components, cut, own_tokenizer
 
 log = logging.getLogger("demo")
 STEPS = 64

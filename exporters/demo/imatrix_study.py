@@ -23,7 +23,6 @@ from edge import calibration, image, plugins
 from edge.prompt import Turn, segments
 from edge.types import Embeddings, Segment, Tokens
 from exporters import reference, targets
-from exporters.build import components, cut, merged, own_tokenizer
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.demo.agreement import CHECKPOINT
 from exporters.demo.heldout import QUESTIONS, items
@@ -31,6 +30,7 @@ from exporters.export import CALIBRATION
 from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
+from exporters.pipeline import components, cut, merged, own_tokenizer
 from exporters.quantization import importance
 
 log = logging.getLogger("demo")

@@ -27,9 +27,9 @@ from edge.prompt import Turn, segments
 from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Tokens
 from exporters import reference
-from exporters.build import components
 from exporters.checkpoint import open_checkpoint
 from exporters.models.attention import GrowingCache
+from exporters.pipeline import components
 
 ANSWER = 32  # tokens
 

@@ -19,9 +19,9 @@ from edge import image
 from edge.inference.session import Session
 from edge.types import Embeddings, Tokens
 from exporters import reference
-from exporters.build import components, cut
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.models.encoder import Encoder
+from exporters.pipeline import components, cut
 
 pytestmark = pytest.mark.mtmd
 DEMO = REPOSITORY / "exporters" / "demo"

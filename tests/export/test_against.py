@@ -12,7 +12,7 @@ from exported import Exports, failed, golden_of, lying, manifest_of, vouch, weig
 from edge.bundle.manifest import Bundle
 from edge.errors import CheckpointError, ParityError, UsageError
 from edge.verify import verify
-from exporters.against import verify_against
+from exporters.verify_checkpoint import verify_against
 
 
 def against(bundle, checkpoint):

@@ -21,7 +21,7 @@ from edge import devices, image
 from edge.bundle.manifest import Bundle
 from edge.errors import CheckpointError, EngineError, UsageError
 from edge.planning.fit import fit
-from exporters import example, foresee
+from exporters import golden_sample, preview
 from exporters.export import ExportRequest, export
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
@@ -178,7 +178,7 @@ def test_the_manifest_keeps_what_was_measured(exports: Exports):
 
 def test_the_last_words_say_what_to_type(exports: Exports):
     done = exports.export(schemes=("fp32",))
-    assert shlex.split(done.next_command) == ["edge", "run", str(done.path), "PICTURE", example.QUESTION]
+    assert shlex.split(done.next_command) == ["edge", "run", str(done.path), "PICTURE", golden_sample.QUESTION]
     assert done.seconds > 0
 
 
@@ -237,7 +237,7 @@ def test_what_a_device_cannot_hold_is_told_before_the_work(exports: Exports, tmp
 
 def test_a_prediction_goes_with_an_export_for_a_device(exports: Exports):
     assert exports.export(schemes=("fp32",)).fit is None
-    foreseen = foresee.foresee(str(exports.checkpoint()), "onnx-fp32", None, ())
+    foreseen = preview.foresee(str(exports.checkpoint()), "onnx-fp32", None, ())
     found = fit(foreseen, devices.profile("rpi5"))
     assert found.device == "Raspberry Pi 5"
     assert [choice.engine for choice in found.plan.choices] == ["onnxruntime", "onnxruntime"]
@@ -245,7 +245,7 @@ def test_a_prediction_goes_with_an_export_for_a_device(exports: Exports):
 
 def test_what_is_foreseen_is_what_is_written(exports: Exports):
     written = Bundle.open(exports.export(schemes=("fp32",)).path).manifest
-    foreseen = foresee.foresee(str(exports.checkpoint()), "onnx-fp32", None, ())
+    foreseen = preview.foresee(str(exports.checkpoint()), "onnx-fp32", None, ())
     assert (foreseen.spec, foreseen.name) == (written.spec, written.name)
     for part, told in zip(written.parts, foreseen.parts, strict=True):
         assert (told.covers, told.format, told.scheme) == (part.covers, part.format, part.scheme)

@@ -21,8 +21,8 @@ from edge.bundle.golden import Golden
 from edge.bundle.manifest import Bundle
 from edge.errors import EdgeError, EngineError, ParityError, UsageError
 from exporters import export as exporting
-from exporters.build import Built
 from exporters.export import ExportRequest, export
+from exporters.pipeline import Built
 
 
 @pytest.fixture

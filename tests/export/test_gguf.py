@@ -24,7 +24,7 @@ from edge.recipes import Recipe
 from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Tokens
 from edge.verify import distance
-from exporters import build, foresee, standin
+from exporters import pipeline, preview, standin
 from exporters.checkpoint import open_checkpoint
 from exporters.formats import gguf as format
 from exporters.gguf_file import imatrix, packing, quantizer, template
@@ -53,7 +53,7 @@ def checkpoint(tmp_path_factory):
 
 
 def component_of(checkpoint, role):
-    vision, decoder = build.components(checkpoint)
+    vision, decoder = pipeline.components(checkpoint)
     return decoder if role == "decoder" else dataclasses.replace(vision, role=role)
 
 
@@ -352,9 +352,9 @@ def test_a_kept_matrix_makes_the_same_bundle(checkpoint, tmp_path):
     Image.fromarray(picture).save(tmp_path / "picture.png")
     records = [Record(tmp_path / "picture.png", "Who?", "Nobody.")]
     arguments = (checkpoint, to, picture, "Who?")
-    first = build.build(*arguments, folders[0], lambda stage, done: None, records)
-    second = build.build(*arguments, folders[1], lambda stage, done: None, matrix=folders[0] / "imatrix.gguf")
-    plain = build.build(*arguments, folders[2], lambda stage, done: None)
+    first = pipeline.build(*arguments, folders[0], lambda stage, done: None, records)
+    second = pipeline.build(*arguments, folders[1], lambda stage, done: None, matrix=folders[0] / "imatrix.gguf")
+    plain = pipeline.build(*arguments, folders[2], lambda stage, done: None)
     assert [file.path for file in first.companions] == ["imatrix.gguf"]
     assert second.companions == plain.companions == ()
     assert first.parts[1].files == second.parts[1].files
@@ -597,7 +597,7 @@ def test_a_bundle_of_two_formats(checkpoint, tmp_path):
     to = resolve("gguf", [], None, None).targets
     picture = np.random.default_rng(9).integers(0, 256, (40, 60, 3), np.uint8)
     stages = []
-    built = build.build(checkpoint, to, picture, "Who?", tmp_path, lambda stage, done: stages.append(stage))
+    built = pipeline.build(checkpoint, to, picture, "Who?", tmp_path, lambda stage, done: stages.append(stage))
     assert [(part.covers, part.format, part.scheme) for part in built.parts] == [
         (("vision", "projector"), "onnx", "w8a8"),
         (("decoder",), "gguf", "q4_0"),
@@ -611,7 +611,7 @@ def test_a_bundle_of_two_formats(checkpoint, tmp_path):
     assert plain.read_bytes() == (tmp_path / "mmproj-Tiny-VLM-Q8_0.gguf").read_bytes()
     cosine = distance(built.golden.stored.logits, built.golden.fp32.logits)["cosine"]
     assert 0.9 < cosine < 0.99999  # the reference is of the rounded weights
-    foreseen = foresee.manifest(checkpoint, Recipe("custom", to))
+    foreseen = preview.manifest(checkpoint, Recipe("custom", to))
     assert [(part.covers, part.format, part.scheme) for part in foreseen.parts] == [
         (part.covers, part.format, part.scheme) for part in built.parts
     ]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from edge.errors import CheckpointError, EdgeError, UsageError
 from edge.tokenizer import Tokenizer
-from exporters import build, standin
+from exporters import pipeline, standin
 from exporters.checkpoint import open_checkpoint
 from exporters.export import ExportRequest, export
 from exporters.formats import gguf as format
@@ -41,7 +41,7 @@ def made(folder, projector="ldpnetv2", **kind):
 def write_pair(checkpoint, folder, scheme="f16", mmproj="f16", **options):
     """The two files, and the modules as they say."""
     folder.mkdir(exist_ok=True)
-    vision, decoder = build.components(checkpoint)
+    vision, decoder = pipeline.components(checkpoint)
     modules, files = [], []
     for component, kind in ((decoder, scheme), (dataclasses.replace(vision, role="mmproj"), mmproj)):
         modules.append(component.load(checkpoint.weights))

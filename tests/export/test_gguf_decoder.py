@@ -21,14 +21,14 @@ from edge.errors import EngineError
 from edge.inference.session import load
 from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
 from edge.verify import distance
-from exporters import build, reference, standin
-from exporters.against import verify_against
+from exporters import pipeline, reference, standin
 from exporters.checkpoint import open_checkpoint
 from exporters.export import ExportRequest, export
 from exporters.formats import gguf as format
 from exporters.models.decoders import DecoderConfig
 from exporters.models.vision.clip import TowerConfig
 from exporters.random_weights import Shape
+from exporters.verify_checkpoint import verify_against
 
 TOWER = TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=1, ffn=96)
 DECODER = DecoderConfig(layers=2, hidden=256, ffn=512, heads=4, kv_heads=2, head_dim=64, vocab=512, context=1024)
@@ -44,7 +44,7 @@ def checkpoint(tmp_path_factory):
 
 def written(checkpoint, folder, scheme):
     """The module as stored, and the decoder that llama.cpp makes of the file."""
-    _, component = build.components(checkpoint)
+    _, component = pipeline.components(checkpoint)
     module = component.load(checkpoint.weights)
     files, *_ = format.write(component, module, scheme, folder, lambda _: None, checkpoint=checkpoint)
     part = PartFiles("gguf", scheme, ("decoder",), tuple(files), (), (), checkpoint.spec.decoder)

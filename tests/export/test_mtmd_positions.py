@@ -13,7 +13,7 @@ import torch
 from llama_cpp import mtmd_cpp as mtmd
 
 from edge.formats.gguf import read
-from exporters import build
+from exporters import pipeline
 from exporters.checkpoint import open_checkpoint
 from exporters.formats import gguf as format
 from exporters.gguf_file import doctor, quantizer
@@ -117,7 +117,7 @@ def written(checkpoint, encoder, folder, workaround):
 @pytest.fixture(scope="module")
 def model(checkpoint, tmp_path_factory):
     """The pair's decoder, which the library asks for its width."""
-    component = build.components(checkpoint)[1]
+    component = pipeline.components(checkpoint)[1]
     folder = tmp_path_factory.mktemp("decoder")
     module = component.load(checkpoint.weights)
     (path,), *_ = format.write(component, module, "f16", folder, lambda done: None, checkpoint=checkpoint)

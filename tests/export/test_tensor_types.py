@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType as Kind
 
 from edge.bundle.manifest import Bundle, Manifest
 from edge.errors import EdgeError, UsageError
-from exporters import build, foresee, standin, targets
+from exporters import pipeline, preview, standin, targets
 from exporters.checkpoint import open_checkpoint
 from exporters.export import ExportRequest, export
 from exporters.formats import gguf as format
@@ -48,7 +48,7 @@ def written(checkpoint, folder, scheme, words=()):
     """The kinds in the file, the file, and the module as stored."""
     folder.mkdir()
     opened = open_checkpoint(str(checkpoint))
-    component = build.components(opened)[1]
+    component = pipeline.components(opened)[1]
     module = component.load(opened.weights)
     (path,), *_ = format.write(
         component, module, scheme, folder, lambda _: None, checkpoint=opened, tensor_types=tuple(words)
@@ -202,7 +202,7 @@ def test_the_room_that_is_needed(checkpoint):
     usual, wide = (
         sum(
             file.bytes
-            for file in foresee.manifest(opened, targets.resolve("gguf", ("q4_k_m",), None, None, types=types)).files()
+            for file in preview.manifest(opened, targets.resolve("gguf", ("q4_k_m",), None, None, types=types)).files()
         )
         for types in ((), ("ffn_down=f32",))
     )

@@ -13,10 +13,10 @@ from edge.errors import ParityError, UsageError
 from edge.inference.session import load
 from edge.verify import Report, Row, compare, distance
 from exporters import reference
-from exporters.build import Ids, components, cut, own_tokenizer
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
+from exporters.pipeline import Ids, components, cut, own_tokenizer
 
 _SAME = {"max_abs": 1e-3, "cosine": 0.999999}  # torch against torch, maybe of another version
 

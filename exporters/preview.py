@@ -11,9 +11,9 @@ from edge.bundle.manifest import File, Manifest, Part
 from edge.planning.sizes import bytes_per_weight
 from edge.recipes import Recipe, Target
 from exporters import targets
-from exporters.build import components, encoders, other_kinds
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.models.component import Component
+from exporters.pipeline import components, encoders, other_kinds
 
 
 def foresee(
