@@ -15,8 +15,8 @@ from edge.bundle.manifest import Bundle
 from edge.errors import ParityError
 from edge.verify import verify
 from exporters.export import ExportRequest, export
+from exporters.formats.onnx import lower
 from exporters.models.attention import Rope
-from exporters.onnx_graph import lower
 from exporters.quantization import integers
 
 TOWER = "model.vision_tower.vision_tower.vision_model."

@@ -12,11 +12,11 @@ from edge.errors import EdgeError
 from edge.types import TensorSpec
 from exporters.checkpoint import Checkpoint
 from exporters.formats import Progress, Written
+from exporters.formats.onnx import trace
+from exporters.formats.onnx.lower import Lowering
 from exporters.models.component import Component
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
-from exporters.onnx_graph import trace
-from exporters.onnx_graph.lower import Lowering
 from exporters.quantization import embedding_table
 
 # How each role can be stored; the tolerance is on the distance to torch on the same stored weights. What stays above

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from exporters.onnx_graph.trace import LINEAR
+from exporters.formats.onnx.trace import LINEAR
 from exporters.quantization import integers
 
 MICROSOFT = "com.microsoft"
