@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from exporters.formats.tflite.components import PlainOps
+from exporters.formats.tflite.model import Graph
+from exporters.formats.tflite.weights import Weights
 from exporters.models import ops
-from exporters.tflite_graph.components import PlainOps
-from exporters.tflite_graph.model import Graph
-from exporters.tflite_graph.weights import Weights
 
 _RELU6 = 3  # schema.fbs, ActivationFunctionType
 _VALID = 1  # schema.fbs, Padding
