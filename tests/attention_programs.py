@@ -44,7 +44,7 @@ def write(path: Path, of: Attention) -> None:
     import torch
     from executorch.extension.llm.custom_ops.custom_ops import custom_ops_lib
 
-    from exporters.executorch_program import lower
+    from exporters.formats.executorch import lower
 
     class Module(torch.nn.Module):
         def __init__(self) -> None:

@@ -29,10 +29,10 @@ from edge.errors import BundleError, EngineError
 from edge.formats import executorch
 from edge.spec import DecoderSpec
 from edge.types import Array, OpenOptions, PartFiles, TensorSpec, Tokens
-from exporters.executorch_program import lower
-from exporters.executorch_program.lower import Method
-from exporters.executorch_program.methods import TokenEmbedding
-from exporters.executorch_program.products import Product, store
+from exporters.formats.executorch import lower
+from exporters.formats.executorch.linears import Product, store
+from exporters.formats.executorch.lower import Method
+from exporters.formats.executorch.methods import TokenEmbedding
 
 OPTIONS = OpenOptions(threads=1)
 TELLS = {  # of each engine: how many threads there are, and where it learns what is registered

@@ -24,9 +24,9 @@ from edge.formats import executorch
 from edge.spec import DecoderSpec, VLMSpec
 from edge.types import Embeddings, OpenOptions, PartFiles, TensorSpec, Tokens
 from edge.verify import distance
-from exporters.executorch_program import lower
-from exporters.executorch_program.products import store
 from exporters.formats import executorch as format
+from exporters.formats.executorch import lower
+from exporters.formats.executorch.linears import store
 from exporters.models.attention import GrowingCache
 from exporters.models.component import Component
 from exporters.models.decoders import llama
@@ -242,7 +242,7 @@ def test_weights_of_a_program_do_not_outlive_it(tmp_path, monkeypatch):
             kept.extend(weakref.ref(t) for t in method.module.state_dict(keep_vars=True).values() if t.numel() > 1000)
         return writing(path, methods, *others)
 
-    monkeypatch.setattr("exporters.executorch_program.lower.write", write)
+    monkeypatch.setattr("exporters.formats.executorch.lower.write", write)
     written_decoder(tmp_path, "8da4w", dataclasses.replace(CONFIG, layers=1))
     gc.collect()
     assert len(kept) > 8
@@ -270,7 +270,7 @@ def test_wrong_weights_are_seen(exact, tmp_path):
 
 
 def test_importance_guides_the_rounding(tmp_path, monkeypatch):
-    monkeypatch.setattr("exporters.executorch_program.lower.write", lambda *_: None)
+    monkeypatch.setattr("exporters.formats.executorch.lower.write", lambda *_: None)
     name = "layers.0.down_proj.weight"
     importance = torch.zeros(CONFIG.ffn)
     importance[:8] = 1.0

@@ -9,8 +9,8 @@ from executorch.extension.llm.custom_ops.custom_ops import custom_ops_lib
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exporters.executorch_program.kernels import Explicit, Kernels
-from exporters.executorch_program.products import Pieces
+from exporters.formats.executorch.linears import Pieces
+from exporters.formats.executorch.ops import Explicit, Kernels
 from exporters.models import ops
 from exporters.models.attention import Attend
 from exporters.models.decoders import DecoderConfig, LanguageModel

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from edge.errors import CheckpointError
 from edge.types import TensorSpec
 from exporters.checkpoint import Checkpoint
-from exporters.executorch_program import lower
-from exporters.executorch_program.join import join
-from exporters.executorch_program.lower import Method
-from exporters.executorch_program.methods import TextDecoder, TokenEmbedding, VisionEncoder
-from exporters.executorch_program.products import Product, store
-from exporters.executorch_program.survey import survey
 from exporters.formats import Progress, Written
+from exporters.formats.executorch import lower
+from exporters.formats.executorch.join import join
+from exporters.formats.executorch.linears import Product, store
+from exporters.formats.executorch.lower import Method
+from exporters.formats.executorch.methods import TextDecoder, TokenEmbedding, VisionEncoder
+from exporters.formats.executorch.survey import survey
 from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, LanguageModel
 from exporters.models.encoder import Encoder

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exporters.executorch_program.products import Pieces
+from exporters.formats.executorch.linears import Pieces
 from exporters.models import ops
 
 

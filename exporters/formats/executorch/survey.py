@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from exporters.executorch_program.methods import attended
+from exporters.formats.executorch.methods import attended
 from exporters.models import ops
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder

@@ -29,7 +29,7 @@ from torch.export import Dim, ExportedProgram, export
 from edge import plugins
 from exporters.formats import Progress
 
-BACKENDS = "exporters.executorch_program.backends"
+BACKENDS = "exporters.formats.executorch.backends"
 _KEPT = 2  # the arena that MemoryPlanningPass gives to buffers that a method writes to
 
 

@@ -1,1 +1,0 @@
-"""How components become the methods of an ExecuTorch program."""
