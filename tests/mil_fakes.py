@@ -12,7 +12,7 @@ from coremltools.converters.mil.backend.mil.load import MILProtoExporter
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Program, types
 
-from exporters.coreml_program import package
+from exporters.formats.coreml import package
 
 NONE: Mapping[str, tuple] = MappingProxyType({})
 

@@ -15,9 +15,9 @@ from edge.errors import BundleError, EngineError
 from edge.placement import Placed
 from edge.spec import DecoderSpec
 from edge.types import Array, Decoder, Graph, OpenOptions, PartFiles
-from exporters.apple import coremltools
 from exporters.mil import package
 from exporters.mil import placement as predicted
+from exporters.mil.coremltools import coremltools
 from exporters.mil.program import Precision, Program
 
 FORMATS = ("coreml",)

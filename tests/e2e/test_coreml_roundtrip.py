@@ -17,7 +17,7 @@ from exported import Exports, failed, manifest_of, vouch
 from edge.bundle.manifest import Bundle
 from edge.verify import Report, verify
 from exporters import export as side
-from exporters.coreml_program.ranges import LIMIT
+from exporters.formats.coreml.fp16_overflow import LIMIT
 
 RECIPES = ("coreml-fp16", "coreml-w8-w8", "coreml-w8-w4", "coreml-w8-pal4")
 elsewhere = pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has the engine itself")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from exporters.coreml_program.palette import LEVELS, palettized
+from exporters.formats.coreml.palette import LEVELS, palettized
 
 
 def weights(rows, columns, seed=0):
@@ -50,6 +50,6 @@ def test_weights_that_are_all_the_same(value):
 def test_chunks_do_not_change_the_result(monkeypatch):
     weight = weights(64, 48)
     whole = palettized(weight)
-    monkeypatch.setattr("exporters.coreml_program.palette._AT_ONCE", 48 * 16)
+    monkeypatch.setattr("exporters.formats.coreml.palette._AT_ONCE", 48 * 16)
     parts = palettized(weight)
     assert torch.equal(whole.indices, parts.indices) and torch.equal(whole.tables, parts.tables)

@@ -14,9 +14,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from edge.errors import EdgeError
-from exporters.coreml_program import trace
-from exporters.coreml_program.memory import Memory
-from exporters.coreml_program.weights import Weights
+from exporters.formats.coreml import trace
+from exporters.formats.coreml.kv_states import Memory
+from exporters.formats.coreml.weights import Weights
 
 HALF, FLOAT = types.fp16, types.fp32
 

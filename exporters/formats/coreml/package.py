@@ -14,9 +14,9 @@ from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Program
 from coremltools.converters.mil.mil.types import symbolic
 
-from exporters.apple import TARGET
-from exporters.coreml_program import functions
-from exporters.coreml_program.weights import FILE, Weights
+from exporters.formats.coreml import functions
+from exporters.formats.coreml.weights import FILE, Weights
+from exporters.mil.coremltools import TARGET
 
 MODEL = "com.apple.CoreML/model.mlmodel"
 WEIGHTS = "com.apple.CoreML/weights"

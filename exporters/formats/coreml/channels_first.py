@@ -12,7 +12,7 @@ from coremltools.converters.mil.mil import Var
 from torch import fx
 
 from edge.errors import EdgeError
-from exporters.coreml_program.lower import Lowering, Weight
+from exporters.formats.coreml.lower import Lowering, Weight
 
 # Rules that can take columns; and those that make columns of rows: what they give is mostly taken by others of them.
 _ABLE = {"add", "mul", "sigmoid", "gelu", "relu", "hardsigmoid", "swiglu", "getattr"}

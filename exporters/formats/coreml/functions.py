@@ -14,11 +14,11 @@ from torch import fx, nn
 
 from edge.decoders.stateful import MASKED
 from edge.spec import ImageSpec
-from exporters.apple import TARGET
-from exporters.coreml_program.channels_first import ChannelsFirst
-from exporters.coreml_program.lower import Lowering
-from exporters.coreml_program.memory import Memory
-from exporters.coreml_program.weights import Weights
+from exporters.formats.coreml.channels_first import ChannelsFirst
+from exporters.formats.coreml.kv_states import Memory
+from exporters.formats.coreml.lower import Lowering
+from exporters.formats.coreml.weights import Weights
+from exporters.mil.coremltools import TARGET
 from exporters.models.decoders import DecoderConfig
 
 _DEFAULT_ROWS = 64  # of a flexible axis, where nothing says how many

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from exporters.coreml_program.trace import Run, WithMemory
+from exporters.formats.coreml.trace import Run, WithMemory
 from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel
 

@@ -12,14 +12,15 @@ from torch import Tensor, fx, nn
 import edge
 from edge.decoders.stateful import DECODE, MASKED, PREFILL
 from edge.types import TensorSpec
-from exporters.apple import TARGET
 from exporters.checkpoint import Checkpoint
-from exporters.coreml_program import functions, package, ranges, trace
-from exporters.coreml_program.functions import Recorded
-from exporters.coreml_program.weights import Weights
 from exporters.formats import Progress, Written
+from exporters.formats.coreml import fp16_overflow as ranges
+from exporters.formats.coreml import functions, package, trace
+from exporters.formats.coreml.functions import Recorded
+from exporters.formats.coreml.weights import Weights
 from exporters.mil import package as reading
 from exporters.mil import placement
+from exporters.mil.coremltools import TARGET
 from exporters.mil.program import Program
 from exporters.models.component import Component
 from exporters.models.decoders import LanguageModel

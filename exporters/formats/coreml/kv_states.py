@@ -7,7 +7,7 @@ from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Var
 from numpy.typing import NDArray
 
-from exporters.coreml_program.weights import Weights
+from exporters.formats.coreml.weights import Weights
 from exporters.models.decoders import DecoderConfig
 
 _ALL_BUT_2 = [True, True, False, True]

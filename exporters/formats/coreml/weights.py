@@ -18,7 +18,7 @@ from torch import Tensor
 
 from edge.errors import EdgeError
 from edge.types import Array
-from exporters.coreml_program.palette import palettized
+from exporters.formats.coreml.palette import palettized
 from exporters.quantization import integers
 
 FILE = "weight.bin"
