@@ -29,8 +29,8 @@ from edge.types import Embeddings, Segment, Tokens
 from exporters import reference, targets
 from exporters.checkpoint import Checkpoint
 from exporters.formats import Written
-from exporters.gguf_file import decoder as gguf_decoder
-from exporters.gguf_file import imatrix
+from exporters.gguf import decoder as gguf_decoder
+from exporters.gguf import imatrix
 from exporters.models.component import Component
 from exporters.models.decoders import LanguageModel
 from exporters.models.decoders.llama import Decoder

@@ -9,7 +9,7 @@ from typing import Any
 from edge import devices, plugins
 from edge.errors import UsageError
 from edge.recipes import DEFAULT, RECIPES, Recipe, Target
-from exporters.gguf_file import tensor_types
+from exporters.gguf import tensor_types
 
 FORMATS = "exporters.formats"
 

@@ -47,7 +47,7 @@ def _examine(files: list[Path], repair: Path | None, position_workaround: bool, 
     if position_workaround and not repair:
         raise UsageError("--mtmd-position-workaround is written into a copy", hint="add --repair OUT")
     with export_side(), leaving_tidily():
-        side = plugins.load("exporters.gguf_file", "doctor")
+        side = plugins.load("exporters.gguf", "doctor")
         found = side.repair(files, repair, position_workaround) if repair else side.diagnose(files)
     if as_json:
         print_json(found.to_json())

@@ -17,11 +17,11 @@ from edge.errors import CheckpointError, UsageError
 from edge.spec import ImageSpec, PromptSpec, VLMSpec
 from exporters.checkpoint import Checkpoint, check, check_numbers
 from exporters.checkpoints import buildable, decoder_spec, image_spec, shortened
-from exporters.gguf_file import decoder as decoders
-from exporters.gguf_file import mmproj as mmprojs
-from exporters.gguf_file import vocabulary
-from exporters.gguf_file.names import DECODER, MMPROJ, POSITIONS, WORKAROUND
-from exporters.gguf_file.reading import AGAIN, Source, decimal
+from exporters.gguf import decoder as decoders
+from exporters.gguf import mmproj as mmprojs
+from exporters.gguf import vocabulary
+from exporters.gguf.names import DECODER, MMPROJ, POSITIONS, WORKAROUND
+from exporters.gguf.reading import AGAIN, Source, decimal
 from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, llama
 from exporters.models.projectors import ProjectorConfig

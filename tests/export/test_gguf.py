@@ -27,8 +27,8 @@ from edge.verify import distance
 from exporters import pipeline, preview, standin
 from exporters.checkpoint import open_checkpoint
 from exporters.formats import gguf as format
-from exporters.gguf_file import imatrix, packing, quantizer, template
-from exporters.gguf_file.entries import Entry
+from exporters.gguf import imatrix, packing, quantizer, template
+from exporters.gguf.entries import Entry
 from exporters.models.attention import Rope, rotate
 from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, llama

@@ -9,10 +9,10 @@ from edge.errors import UsageError
 from edge.formats import gguf
 from edge.types import OpenOptions, PartFiles, Tokens
 from exporters.checkpoint import open_checkpoint
-from exporters.gguf_file import doctor
-from exporters.gguf_file.fault import Change
-from exporters.gguf_file.names import FEATURE_LAYER, TEMPLATE, WORKAROUND
-from exporters.gguf_file.rewrite import rewrite
+from exporters.gguf import doctor
+from exporters.gguf.fault import Change
+from exporters.gguf.names import FEATURE_LAYER, TEMPLATE, WORKAROUND
+from exporters.gguf.rewrite import rewrite
 
 PROMPT = (1, 5, 30, 17, 400, 9, 77, 210)
 

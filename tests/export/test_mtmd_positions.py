@@ -16,10 +16,10 @@ from edge.formats.gguf import read
 from exporters import pipeline
 from exporters.checkpoint import open_checkpoint
 from exporters.formats import gguf as format
-from exporters.gguf_file import doctor, quantizer
-from exporters.gguf_file.fault import Change
-from exporters.gguf_file.names import FEATURE_LAYER, POSITIONS, WORKAROUND
-from exporters.gguf_file.rewrite import rewrite
+from exporters.gguf import doctor, quantizer
+from exporters.gguf.fault import Change
+from exporters.gguf.names import FEATURE_LAYER, POSITIONS, WORKAROUND
+from exporters.gguf.rewrite import rewrite
 from exporters.models.component import Component
 from exporters.models.encoder import Encoder
 from exporters.models.projectors import ProjectorConfig, find

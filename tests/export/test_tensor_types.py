@@ -19,7 +19,7 @@ from exporters import pipeline, preview, standin, targets
 from exporters.checkpoint import open_checkpoint
 from exporters.export import ExportRequest, export
 from exporters.formats import gguf as format
-from exporters.gguf_file import quantizer, tensor_types
+from exporters.gguf import quantizer, tensor_types
 from exporters.models.decoders import DecoderConfig
 from exporters.models.vision.clip import TowerConfig
 from exporters.random_weights import Shape

@@ -29,7 +29,7 @@ from edge.errors import ContextError, EngineError, ImageError, UsageError
 from edge.inference.generate import Answer, Timings
 from edge.inference.sampling import Sampling
 from edge.verify import Report, Row
-from exporters.gguf_file.template import jinja
+from exporters.gguf.template import jinja
 from exporters.published import prompt
 
 Capture = pytest.CaptureFixture[str]

@@ -21,9 +21,9 @@ from edge.errors import BundleError, UsageError
 from edge.formats import gguf
 from edge.formats.gguf import GGUFArray
 from edge.formats.gguf_report import Findings
-from exporters.gguf_file import doctor, rendering, template
-from exporters.gguf_file.doctor import LISTS
-from exporters.gguf_file.names import FEATURE_LAYER, TEMPLATE, WORKAROUND
+from exporters.gguf import doctor, rendering, template
+from exporters.gguf.doctor import LISTS
+from exporters.gguf.names import FEATURE_LAYER, TEMPLATE, WORKAROUND
 from exporters.published import SYSTEM, prompt
 
 SPECIFIED = prompt(144, 1, (2,))

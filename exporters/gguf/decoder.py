@@ -9,8 +9,8 @@ import gguf
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
-from exporters.gguf_file import tensor_types
-from exporters.gguf_file.entries import Entry
+from exporters.gguf import tensor_types
+from exporters.gguf.entries import Entry
 from exporters.models.attention import Rope
 from exporters.models.decoders import DecoderConfig
 from exporters.models.decoders.llama import Decoder

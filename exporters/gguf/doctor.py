@@ -14,10 +14,10 @@ from edge.errors import BundleError, UsageError
 from edge.formats import gguf
 from edge.formats.gguf import GGUF
 from edge.formats.gguf_report import Findings
-from exporters.gguf_file import decoder_faults, mmproj_faults
-from exporters.gguf_file.fault import Change, Row, Rows
-from exporters.gguf_file.names import DECODER, MMPROJ, WORKAROUND
-from exporters.gguf_file.rewrite import rewrite
+from exporters.gguf import decoder_faults, mmproj_faults
+from exporters.gguf.fault import Change, Row, Rows
+from exporters.gguf.names import DECODER, MMPROJ, WORKAROUND
+from exporters.gguf.rewrite import rewrite
 
 LISTS = (*decoder_faults.LISTS, *mmproj_faults.LISTS)  # the settings that are read whole
 _ROLES = {DECODER: "decoder", MMPROJ: "mmproj"}

@@ -12,8 +12,8 @@ import gguf
 
 from edge.errors import EdgeError
 from edge.spec import ImageSpec
-from exporters.gguf_file.entries import Entry
-from exporters.gguf_file.names import FEATURE_LAYER, GRID, POSITIONS, WORKAROUND
+from exporters.gguf.entries import Entry
+from exporters.gguf.names import FEATURE_LAYER, GRID, POSITIONS, WORKAROUND
 from exporters.models.encoder import Encoder
 from exporters.models.projectors import ldpnet, ldpnetv2, mlp
 from exporters.models.vision.clip import Tower

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from exporters.checkpoint import Checkpoint
 from exporters.formats import Progress, Written
-from exporters.gguf_file import decoder, entries, mmproj, names, quantizer, vocabulary
-from exporters.gguf_file.entries import Entry
+from exporters.gguf import decoder, entries, mmproj, names, quantizer, vocabulary
+from exporters.gguf.entries import Entry
 from exporters.models.component import Component
 from exporters.models.decoders.llama import Decoder
 from exporters.models.encoder import Encoder

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import edge
 from exporters.checkpoint import Checkpoint
-from exporters.gguf_file import packing
+from exporters.gguf import packing
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from edge.errors import BundleError, CheckpointError
 from edge.formats import gguf as head
 from edge.formats.gguf import GGUF, GGUFArray, GGUFTensor
-from exporters.gguf_file.entries import halved
+from exporters.gguf.entries import halved
 from exporters.weights import Stored
 
 AGAIN = "download the file again"

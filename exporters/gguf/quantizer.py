@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
 
 from edge.errors import EdgeError
-from exporters.gguf_file.entries import Entry
+from exporters.gguf.entries import Entry
 
 _SILENCE = 0.01  # of the mean: no column is without any weight, for another picture may light it
 

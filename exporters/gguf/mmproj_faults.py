@@ -11,8 +11,8 @@ from math import prod
 
 from edge.errors import BundleError
 from edge.formats.gguf import GGUF, GGUFArray, GGUFTensor
-from exporters.gguf_file.fault import Change, Rows, listed, shape, values, whole
-from exporters.gguf_file.names import FEATURE_LAYER, GRID, OURS, POSITIONS, WORKAROUND
+from exporters.gguf.fault import Change, Rows, listed, shape, values, whole
+from exporters.gguf.names import FEATURE_LAYER, GRID, OURS, POSITIONS, WORKAROUND
 from exporters.published import MEAN, STD
 
 _VISION = "clip.vision."

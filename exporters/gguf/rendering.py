@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 from edge.prompt import MARK, TEXT
 from edge.spec import PromptSpec
-from exporters.gguf_file.template import MEDIA
+from exporters.gguf.template import MEDIA
 
 Message = Mapping[str, str]
 _SECONDS, _PATIENCE = 10, 60  # of the processor's time, and of the clock's: the machine may be busy

@@ -10,9 +10,9 @@ import re
 
 from edge.errors import BundleError
 from edge.formats.gguf import GGUF, GGUFArray
-from exporters.gguf_file import rendering, template
-from exporters.gguf_file.fault import Change, Rows, shape, values, whole
-from exporters.gguf_file.names import DECODER, TEMPLATE
+from exporters.gguf import rendering, template
+from exporters.gguf.fault import Change, Rows, shape, values, whole
+from exporters.gguf.names import DECODER, TEMPLATE
 from exporters.published import prompt
 
 _TOKENIZER = "tokenizer.ggml."

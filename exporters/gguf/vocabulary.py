@@ -8,8 +8,8 @@ import gguf
 
 from edge.errors import CheckpointError
 from exporters.checkpoint import Checkpoint
-from exporters.gguf_file import template
-from exporters.gguf_file.reading import AGAIN, Source
+from exporters.gguf import template
+from exporters.gguf.reading import AGAIN, Source
 from exporters.tokenizer import PIECES, Piece, SentencePiece, SpecialIds
 
 MODEL = "llama"  # what SentencePiece's models are called there

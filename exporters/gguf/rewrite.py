@@ -8,8 +8,8 @@ import struct
 from pathlib import Path
 
 from edge.formats.gguf import GGUF, KINDS, MAGIC
-from exporters.gguf_file.fault import Change, Value
-from exporters.gguf_file.names import POSITIONS
+from exporters.gguf.fault import Change, Value
+from exporters.gguf.names import POSITIONS
 
 _CODES = {name: code for code, (name, *_) in KINDS.items()}
 _AT_ONCE = 1 << 22  # bytes
