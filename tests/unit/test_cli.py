@@ -797,10 +797,11 @@ def test_a_report_without_its_libraries(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def documented(start: str) -> list[str]:
-    """The lines of the documents' code blocks that begin so, without their comments."""
-    text = "".join((REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md"))
-    lines = [line for block in text.split("```")[1::2] for line in block.splitlines()]
-    return [line.partition("  #")[0].strip() for line in lines if line.startswith(start)]
+    """The lines of the documents' code blocks that begin so, without their comments, each once."""
+    pages = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+    blocks = [block for page in pages for block in page.read_text(encoding="utf-8").split("```")[1::2]]
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith(start)]
+    return list(dict.fromkeys(line.partition("  #")[0].strip() for line in lines))
 
 
 def test_the_documents_show_every_command() -> None:
