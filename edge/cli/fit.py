@@ -37,7 +37,7 @@ def fit(
         manifest = Bundle.open(model).manifest
     else:
         with export_side():
-            manifest = plugins.load("exporters", "foresee").foresee(
+            manifest = plugins.load("exporters", "preview").foresee(
                 model, recipe or target.recipe, format, tuple(scheme or ()), vision_tower=vision_tower, mmproj=mmproj
             )
     found = predict(manifest, target, context=context, cache=cast("Any", cache))

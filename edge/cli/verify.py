@@ -52,5 +52,7 @@ def _verified(bundle: Path, against: str | None, mmproj: Path | None, threads: i
 
         return verify(opened, threads=threads, isa=isa)
     with export_side(), leaving_tidily():
-        report: Report = plugins.load("exporters", "against").verify_against(opened, against, mmproj, threads, isa)
+        report: Report = plugins.load("exporters", "verify_checkpoint").verify_against(
+            opened, against, mmproj, threads, isa
+        )
     return report
