@@ -78,13 +78,22 @@ def _read(kind: type[T], data: Mapping[str, Any], name: str) -> T:
     section = data.get(name)
     if not isinstance(section, Mapping):
         raise BundleError(f"manifest.json has no {name!r} section", hint="export the bundle again")
+    try:
+        return parse(kind, section)
+    except ValueError as error:
+        raise BundleError(f"manifest.json: {name!r} {error}", hint="export the bundle again") from error
+
+
+def parse(kind: type[T], section: Mapping[str, Any]) -> T:
+    """One of these dataclasses from a JSON object; keys that it does not know are passed over. Raises ValueError, which
+    names the fields that are missing or no value of their type."""
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     if missing := known - section.keys():
-        raise BundleError(f"manifest.json: {name!r} lacks {', '.join(sorted(missing))}", hint="export the bundle again")
+        raise ValueError(f"lacks {', '.join(sorted(missing))}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items() if k in known}
     for key, expected in get_type_hints(kind).items():
         if not _fits(values[key], expected):
-            raise BundleError(f"manifest.json: {name}.{key} is {values[key]!r}", hint="export the bundle again")
+            raise ValueError(f"has {key} {values[key]!r}")
     return kind(**values)
 
 

@@ -32,7 +32,11 @@ class Checkpoint:
     weights: Weights
     folder: Path
     sentencepiece: SentencePiece | None  # None: a tokenizer.json in the folder
+    templates: Mapping[str, str]  # chat templates of its own: where each is kept -> its text
+    origins: Mapping[str, Any]  # what may name the conversation that it learned: the setting -> its value
+    published: bool  # whether all models of its family learned `spec.prompt`
     small: tuple[Path, ...] = ()  # what else than the weights it is read from
+    prompt_given: str | None = None  # by the user instead: the name of a published one, or "file"
 
     @cached_property
     def sha256(self) -> str:

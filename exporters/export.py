@@ -24,7 +24,7 @@ from edge.errors import EdgeError, EngineError, ParityError, UsageError
 from edge.planning.fit import Fit, fit
 from edge.recipes import Recipe
 from edge.verify import Report, verify
-from exporters import golden_sample, malloc, preview, targets
+from exporters import golden_sample, malloc, preview, prompts, targets
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.pipeline import Built, Progress, build
 
@@ -57,6 +57,7 @@ class ExportRequest:
     threads: int = 0
     tensor_type: tuple[str, ...] = ()  # PATTERN=KIND, of the decoder's GGUF file
     max_loss: float | None = None  # of 1 - cosine between a quantised part and fp32
+    prompt: str | None = None  # the name of a published prompt, or a file
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Exported:
     report: Report
     next_command: str
     fit: Fit | None  # on the device that was named
+    note: str | None = None  # what the user should know of it, and could not see
 
 
 def export(request: ExportRequest, progress: Progress) -> Exported:
@@ -99,6 +101,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     checkpoint = open_checkpoint(
         request.checkpoint, vision_tower=request.vision_tower, mmproj=request.mmproj, context=request.context
     )
+    checkpoint, note = prompts.settle(checkpoint, request.prompt)
     progress("read", 1.0)
     foreseen = preview.manifest(checkpoint, recipe)
     predicted = fit(foreseen, devices.profile(request.device)) if request.device else None
@@ -132,13 +135,17 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     picture_of = ["PICTURE"] if manifest.sees else []
     asks = ["run", str(request.output), *picture_of, question]
     next_command = shlex.join(["edge", *(asks if _runs_here(recipe) else ["verify", str(request.output)])])
-    return Exported(request.output, size, time.perf_counter() - start, report, next_command, predicted)
+    return Exported(request.output, size, time.perf_counter() - start, report, next_command, predicted, note)
 
 
 def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Built, folder: Path) -> Manifest:
     return Manifest(
         name=checkpoint.name,
-        source={"name": checkpoint.name, "sha256": checkpoint.sha256},
+        source={
+            "name": checkpoint.name,
+            "sha256": checkpoint.sha256,
+            **({"prompt": given} if (given := checkpoint.prompt_given) else {}),
+        },
         license=checkpoint.license,
         recipe=recipe.name,
         spec=checkpoint.spec,

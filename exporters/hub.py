@@ -8,7 +8,7 @@ from pathlib import Path
 from edge.errors import CheckpointError
 
 # What a checkpoint is read from, in the order of preference; weights for other frameworks are left there.
-SMALL = ("*.json", "tokenizer.model", "README.md", "LICENSE*")
+SMALL = ("*.json", "*.jinja", "tokenizer.model", "README.md", "LICENSE*")
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 

@@ -10,7 +10,7 @@ import typer
 from edge import plugins
 from edge.cli.exits import export_side, leaving_tidily
 from edge.cli.options import Debug, Json, Mmproj, PositionWorkaround, Threads
-from edge.cli.output import print_json, print_rich
+from edge.cli.output import print_json, print_rich, say
 
 
 def export(
@@ -25,6 +25,9 @@ def export(
     context: Annotated[int | None, typer.Option(min=1, help="Positions to export for; the checkpoint's own.")] = None,
     vision_tower: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the vision tower lies.")] = None,
     mmproj: Mmproj = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="The prompt it learned: a published one, or JSON.")
+    ] = None,
     gguf_only: Annotated[
         bool, typer.Option("--gguf-only", help="Without the vision part that `edge run` uses.")
     ] = False,
@@ -71,9 +74,12 @@ def export(
             backend=tuple(backend or ()),
             threads=threads,
             max_loss=max_loss,
+            prompt=prompt,
         )
         with render.Stages(console=Console(stderr=True)) as stages:
             done = side.export(request, stages.report)
+    if done.note:
+        say(done.note)
     if as_json:
         facts = {"path": str(done.path), "bytes": done.bytes, "seconds": round(done.seconds, 3)}
         facts["fit"] = done.fit.to_json() if done.fit else None

@@ -1,7 +1,7 @@
 """The dialect of llama.cpp's file pairs: a decoder and its "mmproj", of MobileVLM and LLaVA-1.5.
 
 What the files do not tell is taken as the published models have it: pictures are padded to a square and resized
-bicubically, the prompt is Vicuna's, and of a whole tower the last layer is not run.
+bicubically, the prompt is Vicuna's where no template says another, and of a whole tower the last layer is not run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from edge.errors import CheckpointError, UsageError
 from edge.spec import ImageSpec, PromptSpec, VLMSpec
+from exporters import chat_template
 from exporters.checkpoint import Checkpoint, check, check_numbers
 from exporters.checkpoints import buildable, decoder_spec, image_spec, shortened
 from exporters.gguf import decoder as decoders
@@ -67,6 +68,10 @@ def read(path: Path, *, vision_tower: Path | None, mmproj: Path | None, context:
         weights=weights,
         folder=path.parent,
         sentencepiece=vocabulary.read(text, decoder.vocab),
+        templates=chat_template.of_gguf(text),
+        origins={key: told for key in ("general.name", "general.base_model.0.name") if (told := text.get(key))}
+        | {"its file": path.stem},
+        published=str(seen.get("clip.projector_type")).startswith("ldp"),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from edge.errors import CheckpointError, UsageError
 from edge.spec import ImageSpec, PromptSpec, VLMSpec
-from exporters import tokenizer, tower
+from exporters import chat_template, tokenizer, tower
 from exporters.checkpoint import Checkpoint, check, check_numbers, license_of, read_json, read_optional_json
 from exporters.checkpoints import buildable, decoder_spec, image_spec, shortened
 from exporters.models import projectors
@@ -20,6 +20,7 @@ from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, llama
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision.clip import TowerConfig
+from exporters.prompts import CONVERSATIONS
 from exporters.published import MEAN, STD, prompt
 from exporters.weights import Weights
 
@@ -74,7 +75,10 @@ def read(folder: Path, *, vision_tower: Path | None, mmproj: Path | None, contex
         weights=seen.weights,
         folder=folder,
         sentencepiece=tokenizer.SentencePiece.open(folder),
-        small=tuple(filter(Path.is_file, (folder / name for name in SMALL))),
+        small=(*filter(Path.is_file, (folder / name for name in SMALL)), *chat_template.files(folder)),
+        templates=chat_template.find(folder),
+        origins={key: config[key] for key in (*CONVERSATIONS, "_name_or_path") if config.get(key)},
+        published=config["model_type"].startswith("mobile"),
     )
 
 
