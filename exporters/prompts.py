@@ -38,6 +38,7 @@ _NAMES = (
     (r"(?<![a-z])mpt(?![a-z])", "mpt"),
     (r"(?<![a-z])v0(?![\d.])", "llava_v0"),
 )
+_STEP = "checkpoint-"  # a folder of a training run, which is named after the one around it
 _TEXTS = ("system", "user", "assistant", "generation", "image", "default_system")
 _HINT = f"--prompt {'|'.join(PROMPTS)} if the model learned that one, or --prompt FILE with its own"
 
@@ -111,7 +112,8 @@ def _of_names(checkpoint: Checkpoint) -> tuple[str, str | None]:
             raise CheckpointError(f"{where} is {value!r}: a prompt that a bundle cannot spell yet", hint=_HINT)
     if checkpoint.published:
         return "vicuna", None
-    names = {"its name": checkpoint.name} | {k: v for k, v in checkpoint.origins.items() if k not in told}
+    own = str(checkpoint.folder.resolve()) if checkpoint.name.startswith(_STEP) else checkpoint.name
+    names = {"its name": own} | {k: v for k, v in checkpoint.origins.items() if k not in told}
     found = {where: _conversation(str(name)) for where, name in names.items()}
     for where, conversation in found.items():
         if conversation not in (None, "vicuna"):
@@ -126,8 +128,9 @@ def _of_names(checkpoint: Checkpoint) -> tuple[str, str | None]:
 
 
 def _conversation(name: str) -> str | None:
-    last = Path(name).name.lower()
-    return next((found for pattern, found in _NAMES if re.search(pattern, last)), None)
+    last, *before = [part.lower() for part in reversed(Path(name).parts)] or [""]
+    named = f"{before[0]}_{last}" if before and last.startswith(_STEP) else last
+    return next((found for pattern, found in _NAMES if re.search(pattern, named)), None)
 
 
 def _of_file(path: Path, checkpoint: Checkpoint) -> PromptSpec:

@@ -210,12 +210,18 @@ def test_what_names_another_prompt(folder: Folder, config: dict[str, Any], conve
 
 
 def test_the_name_of_the_folder_counts_as_upstream(exports: Exports, tmp_path: Path) -> None:
-    for name, taken in (("llava-llama-2-7b", False), ("llava-v1.5-7b-mine", True)):
+    for name, taken in (
+        ("llava-llama-2-7b", False),
+        ("llava-v1.5-7b-mine", True),
+        ("llama-2/llava-v1.5", True),
+        ("llava-llama-2-7b-mine/checkpoint-500", False),
+        ("llava-v1.5-7b-again/checkpoint-500", True),
+    ):
         made = Folder(exports.checkpoint(), tmp_path / name).json("config.json", model_type="llava")
         if taken:
             assert made.settled() == (made.open().spec.prompt, None)
         else:
-            with pytest.raises(CheckpointError, match=f"its name is '{name}'"):
+            with pytest.raises(CheckpointError, match=f"its name is '.*{name}'"):
                 made.settled()
 
 

@@ -381,7 +381,7 @@ def test_the_commands_are_the_ones_of_the_design(capsys: Capture) -> None:
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """An export side that writes nothing; `requests` holds what it was asked for."""
-    fake = SimpleNamespace(requests=[], error=None, ExportRequest=lambda **asked: SimpleNamespace(**asked))
+    fake = SimpleNamespace(requests=[], error=None, note=None, ExportRequest=lambda **asked: SimpleNamespace(**asked))
 
     def verify_against(bundle: Bundle, checkpoint: str, mmproj: Path | None, threads: int, isa: str | None) -> Report:
         fake.requests.append((bundle.path, checkpoint, mmproj, threads, isa))
@@ -401,6 +401,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             report=REPORT,
             next_command="edge run out PICTURE",
             fit=None,
+            note=fake.note,
         )
 
     def foresee(checkpoint: str, recipe: str, format: str | None, schemes: tuple[str, ...], **places: Any) -> Manifest:
@@ -418,7 +419,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
     given = "--format onnx --scheme w4 --scheme vision=fp16 --recipe r --device rpi5 --calib pics --imatrix m.gguf"
     more = "--context 512 --vision-tower tower --mmproj m --gguf-only --threads 3 --max-loss 0.1"
     more += " --mtmd-position-workaround --tensor-type attn_v=Q8_0 --tensor-type blk=q6_k --ane --compile -o out"
-    more += " --split --backend coreml --backend vulkan"
+    more += " --split --backend coreml --backend vulkan --prompt vicuna"
     assert call("export", "mtgv/some-model", *given.split(), *more.split()) == 0
     assert exporter.requests == [
         {
@@ -442,6 +443,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
             "backend": ("coreml", "vulkan"),
             "threads": 3,
             "max_loss": 0.1,
+            "prompt": "vicuna",
         }
     ]
 
@@ -468,6 +470,14 @@ def test_export_ends_with_the_proof_and_what_to_type_next(exporter: SimpleNamesp
     ]
     assert "read" in shown.err
     assert "write vision" in shown.err
+
+
+def test_export_says_what_it_took_for_granted(exporter: SimpleNamespace, capsys: Capture) -> None:
+    exporter.note = "note: whose prompt?"
+    for options in ((), ("--json",)):
+        assert call("export", "ckpt", "-o", "out", *options) == 0
+        shown = capsys.readouterr()
+        assert "note: whose prompt?" in shown.err and "note: whose" not in shown.out
 
 
 def test_export_as_json(exporter: SimpleNamespace, capsys: Capture) -> None:
