@@ -17,7 +17,7 @@ from edge.errors import CheckpointError
 from edge.spec import VLMSpec
 from exporters import hub, tokenizer
 from exporters.models.component import Component
-from exporters.tokenizer import SentencePiece
+from exporters.sentencepiece import SentencePiece
 from exporters.weights import Weights, content_hash
 
 DIALECTS = "exporters.checkpoints"
@@ -37,6 +37,7 @@ class Checkpoint:
     published: bool  # whether all models of its family learned `spec.prompt`
     small: tuple[Path, ...] = ()  # what else than the weights it is read from
     prompt_given: str | None = None  # by the user instead: the name of a published one, or "file"
+    notes: tuple[str, ...] = ()  # what an export does otherwise than the files say, for the user
 
     @cached_property
     def sha256(self) -> str:
@@ -49,7 +50,9 @@ class Checkpoint:
         return sum(math.prod(self.weights.shape(name)) * self.weights.dtype(name).itemsize for name in self.weights)
 
     def tokenizer_json(self) -> str:
-        return self.sentencepiece.to_json() if self.sentencepiece else tokenizer.convert(self.folder)
+        """Of the tokens that the embedding table has a row for."""
+        rows = self.spec.decoder.vocab
+        return self.sentencepiece.to_json(rows) if self.sentencepiece else tokenizer.convert(self.folder, rows)
 
 
 def open_checkpoint(

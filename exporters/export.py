@@ -68,7 +68,7 @@ class Exported:
     report: Report
     next_command: str
     fit: Fit | None  # on the device that was named
-    note: str | None = None  # what the user should know of it, and could not see
+    notes: tuple[str, ...] = ()  # what the user should know of it, and could not see
 
 
 def export(request: ExportRequest, progress: Progress) -> Exported:
@@ -102,6 +102,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
         request.checkpoint, vision_tower=request.vision_tower, mmproj=request.mmproj, context=request.context
     )
     checkpoint, note = prompts.settle(checkpoint, request.prompt)
+    notes = (*checkpoint.notes, *([note] if note else ()))
     progress("read", 1.0)
     foreseen = preview.manifest(checkpoint, recipe)
     predicted = fit(foreseen, devices.profile(request.device)) if request.device else None
@@ -135,7 +136,8 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     picture_of = ["PICTURE"] if manifest.sees else []
     asks = ["run", str(request.output), *picture_of, question]
     next_command = shlex.join(["edge", *(asks if _runs_here(recipe) else ["verify", str(request.output)])])
-    return Exported(request.output, size, time.perf_counter() - start, report, next_command, predicted, note)
+    seconds = time.perf_counter() - start
+    return Exported(request.output, size, seconds, report, next_command, predicted, notes)
 
 
 def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Built, folder: Path) -> Manifest:

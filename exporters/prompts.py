@@ -124,7 +124,7 @@ def _of_names(checkpoint: Checkpoint) -> tuple[str, str | None]:
             )
     if any(found.values()):
         return "vicuna", None
-    return "vicuna", f"note: nothing in the checkpoint says which prompt it learned; LLaVA-1.5's is taken: {_HINT}"
+    return "vicuna", f"nothing in the checkpoint says which prompt it learned; LLaVA-1.5's is taken: {_HINT}"
 
 
 def _conversation(name: str) -> str | None:

@@ -78,11 +78,12 @@ def export(
         )
         with render.Stages(console=Console(stderr=True)) as stages:
             done = side.export(request, stages.report)
-    if done.note:
-        say(done.note)
+    for note in done.notes:
+        say(f"note: {note}")
     if as_json:
         facts = {"path": str(done.path), "bytes": done.bytes, "seconds": round(done.seconds, 3)}
         facts["fit"] = done.fit.to_json() if done.fit else None
+        facts["notes"] = list(done.notes)
         print_json({**facts, "report": done.report.to_json(), "next_command": done.next_command})
         return
     print_rich(render.parity(done.report))

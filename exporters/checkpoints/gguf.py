@@ -72,6 +72,7 @@ def read(path: Path, *, vision_tower: Path | None, mmproj: Path | None, context:
         origins={key: told for key in ("general.name", "general.base_model.0.name") if (told := text.get(key))}
         | {"its file": path.stem},
         published=str(seen.get("clip.projector_type")).startswith("ldp"),
+        notes=vocabulary.notes(text),
     )
 
 
@@ -270,13 +271,7 @@ def _three(file: Source, name: str, default: tuple[float, float, float]) -> tupl
 
 
 def _prompt(file: Source, image_tokens: int, vocab: int) -> PromptSpec:
-    ids = vocabulary.special_ids(file)
-    ends = (ids.eos, file.get("tokenizer.ggml.eot_token_id"))
-    stops = tuple(dict.fromkeys(end for end in ends if end is not None))
-    bos = ids.bos if file.get("tokenizer.ggml.add_bos_token", True) else None
-    if not stops or not all(type(token) is int and 0 <= token < vocab for token in (*stops, bos or 0)):
-        raise CheckpointError(f"{file.path.name}: bos is {bos} and eos {list(stops)}, of {vocab} tokens", hint=AGAIN)
-    return prompt(image_tokens, bos, stops)
+    return prompt(image_tokens, vocabulary.bos_id(file, vocab), vocabulary.stop_ids(file, vocab))
 
 
 def _name(file: Source) -> str:

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from edge.errors import CheckpointError, UsageError
 from edge.spec import ImageSpec, PromptSpec, VLMSpec
-from exporters import chat_template, tokenizer, tower
-from exporters.checkpoint import Checkpoint, check, check_numbers, license_of, read_json, read_optional_json
+from exporters import chat_template, stop_ids, tokenizer, tower
+from exporters.checkpoint import Checkpoint, check, check_numbers, license_of, read_json
 from exporters.checkpoints import buildable, decoder_spec, image_spec, shortened
 from exporters.models import projectors
 from exporters.models.component import Component
@@ -22,6 +22,7 @@ from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision.clip import TowerConfig
 from exporters.prompts import CONVERSATIONS
 from exporters.published import MEAN, STD, prompt
+from exporters.sentencepiece import SentencePiece
 from exporters.weights import Weights
 
 MODEL_TYPES = ("mobilevlm", "mobilellama", "llava_llama", "llava")
@@ -34,6 +35,7 @@ SMALL = (
     "tokenizer.json",
     "tokenizer_config.json",
     "added_tokens.json",
+    "special_tokens_map.json",
 )
 FITS: dict[str | None, Literal["pad", "crop"]] = {"pad": "pad", None: "crop", "square": "crop"}
 RESAMPLE: dict[int, Literal["bicubic", "bilinear"]] = {3: "bicubic", 2: "bilinear"}  # Pillow's numbers
@@ -74,11 +76,12 @@ def read(folder: Path, *, vision_tower: Path | None, mmproj: Path | None, contex
         components=components,
         weights=seen.weights,
         folder=folder,
-        sentencepiece=tokenizer.SentencePiece.open(folder),
+        sentencepiece=SentencePiece.open(folder),
         small=(*filter(Path.is_file, (folder / name for name in SMALL)), *chat_template.files(folder)),
         templates=chat_template.find(folder),
         origins={key: config[key] for key in (*CONVERSATIONS, "_name_or_path") if config.get(key)},
         published=config["model_type"].startswith("mobile"),
+        notes=tokenizer.notes(folder, decoder.vocab),
     )
 
 
@@ -142,24 +145,5 @@ def _three(told: Mapping[str, Any], name: str, default: tuple[float, float, floa
 
 
 def _prompt(config: Mapping[str, Any], folder: Path, image_tokens: int, vocab: int) -> PromptSpec:
-    special = tokenizer.special_ids(folder)
-    starts, stops = (_ids(folder, config, kind, getattr(special, kind)) for kind in ("bos", "eos"))
-    if not stops or any(not 0 <= token < vocab for token in stops + starts):
-        raise CheckpointError(
-            f"bos is {list(starts)} and eos {list(stops)}, of {vocab} tokens", hint="config.json needs an eos_token_id"
-        )
-    if not read_optional_json(folder / "tokenizer_config.json").get("add_bos_token", True):
-        starts = ()
-    return prompt(image_tokens, starts[0] if starts else None, stops)
-
-
-def _ids(folder: Path, config: Mapping[str, Any], kind: str, tokenizers: int | None) -> tuple[int, ...]:
-    """One id or several, from config.json, else generation_config.json, else the tokenizer."""
-    places = (config, read_optional_json(folder / "generation_config.json"))
-    found = next(
-        (place[f"{kind}_token_id"] for place in places if place.get(f"{kind}_token_id") is not None), tokenizers
-    )
-    ids = found if isinstance(found, list) else [] if found is None else [found]
-    if not all(type(token) is int for token in ids):
-        raise CheckpointError(f"{kind}_token_id is {found!r}", hint="it must be a number, or a list of numbers")
-    return tuple(ids)
+    stops = stop_ids.read(folder, config, tokenizer.special_ids(folder).eos, vocab)
+    return prompt(image_tokens, tokenizer.bos_id(folder, vocab), stops)

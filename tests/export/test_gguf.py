@@ -181,7 +181,7 @@ def test_rows_beyond_the_vocabulary_and_added_tokens_have_a_text(tmp_path):
     (folder / "added_tokens.json").write_text('{"<pad>": 500}')
     fields = fields_of(written(open_checkpoint(str(folder)), tmp_path, "f16")[1])
     assert fields["tokenizer.ggml.tokens"][500:503] == ["<pad>", "[PAD501]", "[PAD502]"]
-    assert fields["tokenizer.ggml.token_type"][499:503] == [1, 3, 5, 5]
+    assert fields["tokenizer.ggml.token_type"][499:503] == [1, 4, 5, 5]  # no role makes it special
 
 
 def test_a_checkpoint_without_scores_is_refused(checkpoint, tmp_path):

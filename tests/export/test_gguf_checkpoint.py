@@ -25,7 +25,7 @@ from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, llama
 from exporters.models.vision.clip import TowerConfig
 from exporters.random_weights import Shape
-from exporters.tokenizer import SentencePiece
+from exporters.sentencepiece import SentencePiece
 
 TOWER = TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=1, ffn=96)
 DECODER = DecoderConfig(layers=2, hidden=256, ffn=512, heads=4, kv_heads=2, head_dim=64, vocab=512, context=1024)
@@ -322,7 +322,7 @@ DECODERS = {
     "no such kind of piece": ({"change": {"tokenizer.ggml.token_type": [9] * 512}}, "damaged vocabulary"),
     "pieces that are no list": ({"change": {"tokenizer.ggml.tokens": "a"}}, "damaged vocabulary"),
     "twice the same piece": ({"change": {"tokenizer.ggml.tokens": ["a"] * 512}}, "twice"),
-    "an end beyond": ({"change": {"tokenizer.ggml.eos_token_id": 512}}, r"eos \[512\], of 512 tokens"),
+    "an end beyond": ({"change": {"tokenizer.ggml.eos_token_id": 512}}, r"the eos token is 512, of 512 tokens"),
     "one of several": ({"change": {"split.count": 3}}, "one of several files"),
 }
 ENCODERS = {
