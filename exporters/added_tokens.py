@@ -58,9 +58,9 @@ def read(folder: Path) -> Listed:
     # transformers reads the older file only where the newer one lists no tokens.
     told = {**special, **config} if "added_tokens_decoder" in config else {**config, **special}
     roles = dict(_roles(told, folder))
-    named = {token.content for token in roles.values()}
+    named = {token.content for role, token in roles.items() if role.partition(".")[0] not in LISTS}
     found: dict[int, tuple[str, AddedToken]] = {}
-    for source, i, token in _entries(folder, config, named):
+    for source, i, token in _entries(folder, config, {token.content for token in roles.values()}):
         place, known = found.get(i, (source, token))
         if known.content != token.content:
             raise CheckpointError(
@@ -102,11 +102,11 @@ def flag(config: Mapping[str, Any], key: str) -> bool | None:
     return value
 
 
-def _entries(folder: Path, config: Mapping[str, Any], named: set[str]) -> Iterator[tuple[str, int, AddedToken]]:
+def _entries(folder: Path, config: Mapping[str, Any], special: set[str]) -> Iterator[tuple[str, int, AddedToken]]:
     """File, id and token, the file that has the last word on a token's flags last."""
     for content, i in read_table(folder / ADDED).items():
-        special = content in named
-        yield ADDED, _number(i, ADDED, folder), _token({"content": content, "special": special}, ADDED, folder)
+        entry = {"content": content, "special": content in special}
+        yield ADDED, _number(i, ADDED, folder), _token(entry, ADDED, folder)
     for name, entries in (
         (JSON, _listed_in_json(folder)),
         (CONFIG, config.get("added_tokens_decoder") or {}),
@@ -142,8 +142,9 @@ def _roles(told: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, AddedTo
         values = told.get(key) or []
         if not isinstance(values, list | dict):
             raise _damaged(key, values, folder)
-        for number, value in values.items() if isinstance(values, dict) else enumerate(values):
-            yield f"{key}.{number}", _special(value, folder)
+        entries = values if isinstance(values, dict) else {f"{key}.{i}": value for i, value in enumerate(values)}
+        for role, value in entries.items():
+            yield role, _special(value, folder)
 
 
 def _special(value: Any, folder: Path) -> AddedToken:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, normalizers, pre_tokenizers
+from tokenizers import AddedToken, normalizers
 
 from edge.errors import BundleError, CheckpointError
 from edge.tokenizer import Tokenizer
@@ -124,8 +124,7 @@ def _around(inner: tokenizers.Tokenizer) -> Ends:
 
 def _from_json(checkpoint: Path) -> tokenizers.Tokenizer:
     """With what the other files add to it."""
-    inner = _open(checkpoint)
-    _prefix(inner, checkpoint)
+    inner = _prefixed(_open(checkpoint), checkpoint)
     known = inner.get_added_tokens_decoder()
     for i, token in sorted(added_tokens.read(checkpoint).placed(inner.get_vocab()).items()):
         present = inner.id_to_token(i)
@@ -145,19 +144,23 @@ def _from_json(checkpoint: Path) -> tokenizers.Tokenizer:
     return inner
 
 
-def _prefix(inner: tokenizers.Tokenizer, checkpoint: Path) -> None:
-    """Put the space before a text where the class that a folder names puts it: LlamaTokenizer goes by `legacy`, not by
+def _prefixed(inner: tokenizers.Tokenizer, checkpoint: Path) -> tokenizers.Tokenizer:
+    """With the space before a text where the class that a folder names puts it: LlamaTokenizer goes by `legacy`, not by
     what the file was saved with."""
     if class_name(checkpoint) != LLAMA:
-        return
-    before = json.loads(inner.pre_tokenizer.__getstate__()) if inner.pre_tokenizer else None
-    normalizer = json.loads(inner.normalizer.__getstate__()) if inner.normalizer else None
-    if is_legacy(checkpoint):
-        if before and before["type"] == "Metaspace" and before["prepend_scheme"] == "first":
-            inner.pre_tokenizer = pre_tokenizers.Metaspace(before["replacement"], "always", split=before["split"])
-    elif before is None and normalizer == _LEGACY:
-        inner.normalizer = normalizers.Replace(" ", SPACE)
-        inner.pre_tokenizer = first_prefix()
+        return inner
+    data: dict[str, Any] = json.loads(inner.to_str())
+    before = data["pre_tokenizer"]
+    if not is_legacy(checkpoint):
+        if before is None and data["normalizer"] == _LEGACY:
+            inner.normalizer = normalizers.Replace(" ", SPACE)
+            inner.pre_tokenizer = first_prefix()
+        return inner
+    steps = (before or {}).get("pretokenizers", [before])
+    if steps[0] is None or steps[0].get("prepend_scheme") != "first":
+        return inner
+    steps[0]["prepend_scheme"] = "always"
+    return tokenizers.Tokenizer.from_str(json.dumps(data))
 
 
 def _flags(token: AddedToken) -> tuple[bool, ...]:
