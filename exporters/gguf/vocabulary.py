@@ -18,7 +18,7 @@ _DEFAULTS = {"bos": 1, "eos": 2, "unknown": 0}  # what llama.cpp takes where non
 # An answer ends at any of these for llama.cpp: by what a file sets, and by what a token is called.
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 _END_TEXTS = (
-    *("</s>", "<eos>", "[EOS]", "<EOT>", "_<EOT>", "[EOT]", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>"),
+    *("</s>", "<eos>", "[EOS]", "<EOT>", "_<EOT>", "[EOT]", "<turn|>", "<｜end▁of▁sentence｜>"),
     *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>"),
     *("<end_of_turn>", "<end_of_utterance>", "<|endoftext|>", "<|end_of_text|>", "<|fim_pad|>"),
 )

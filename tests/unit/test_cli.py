@@ -381,7 +381,7 @@ def test_the_commands_are_the_ones_of_the_design(capsys: Capture) -> None:
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """An export side that writes nothing; `requests` holds what it was asked for."""
-    fake = SimpleNamespace(requests=[], error=None, note=None, ExportRequest=lambda **asked: SimpleNamespace(**asked))
+    fake = SimpleNamespace(requests=[], error=None, notes=(), ExportRequest=lambda **asked: SimpleNamespace(**asked))
 
     def verify_against(bundle: Bundle, checkpoint: str, mmproj: Path | None, threads: int, isa: str | None) -> Report:
         fake.requests.append((bundle.path, checkpoint, mmproj, threads, isa))
@@ -401,7 +401,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             report=REPORT,
             next_command="edge run out PICTURE",
             fit=None,
-            note=fake.note,
+            notes=fake.notes,
         )
 
     def foresee(checkpoint: str, recipe: str, format: str | None, schemes: tuple[str, ...], **places: Any) -> Manifest:
@@ -472,12 +472,17 @@ def test_export_ends_with_the_proof_and_what_to_type_next(exporter: SimpleNamesp
     assert "write vision" in shown.err
 
 
-def test_export_says_what_it_took_for_granted(exporter: SimpleNamespace, capsys: Capture) -> None:
-    exporter.note = "note: whose prompt?"
-    for options in ((), ("--json",)):
-        assert call("export", "ckpt", "-o", "out", *options) == 0
-        shown = capsys.readouterr()
-        assert "note: whose prompt?" in shown.err and "note: whose" not in shown.out
+def test_export_notes_what_could_not_be_seen(exporter: SimpleNamespace, capsys: Capture) -> None:
+    exporter.notes = ("the table has no row for '[PAD]'", "whose prompt?")
+    assert call("export", "ckpt", "-o", "out") == 0
+    shown = capsys.readouterr()
+    assert [line for line in shown.err.splitlines() if line.startswith("note: ")] == [
+        "note: the table has no row for '[PAD]'",
+        "note: whose prompt?",
+    ]
+    assert "note" not in shown.out
+    assert call("export", "ckpt", "-o", "out", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == list(exporter.notes)
 
 
 def test_export_as_json(exporter: SimpleNamespace, capsys: Capture) -> None:
