@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from edge.errors import CheckpointError
 from edge.prompt import MARK
 from edge.spec import PromptSpec
-from exporters import tokenizer
+from exporters.added_tokens import CONFIG
 from exporters.checkpoint import read_optional_json
 from exporters.gguf import rendering
 from exporters.gguf.names import TEMPLATE
@@ -50,7 +50,7 @@ def find(folder: Path) -> dict[str, str]:
     texts = {path: _read(path) for path in files(folder) if path.suffix == ".jinja"}
     named = {DEFAULT if path.name == JINJA else path.stem: (path, text) for path, text in texts.items()}
     found = {path.relative_to(folder).as_posix(): text for path, text in _chosen(named)}
-    for file in (tokenizer.CONFIG, *PROCESSOR):
+    for file in (CONFIG, *PROCESSOR):
         told = read_optional_json(folder / file)
         if file == PROCESSOR[0] and told and KEY not in told:
             raise CheckpointError(f"{folder / file} holds no {KEY}", hint=f"it has one entry, {KEY!r}; or remove it")
