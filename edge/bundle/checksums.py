@@ -20,9 +20,9 @@ _MOST = 1000  # files that are remembered; the oldest go first
 _SETTLED = 2.0  # seconds: a file that was touched just now may be touched again within the same tick of its clock
 
 
-def check(bundle: Bundle) -> None:
-    """Hash the bundle's own files, but for those that were hashed before and have not changed. Raises BundleError on
-    the first that is not what was exported."""
+def check(bundle: Bundle, entries: tuple[File, ...] | None = None) -> None:
+    """Hash some of a bundle's files, its own if none are named, but for those that were hashed before and have not
+    changed. Raises BundleError on the first that is not what was exported."""
     known = _read()
     found: dict[str, str] = {}
 
@@ -34,7 +34,7 @@ def check(bundle: Bundle) -> None:
             found[before] = digest
         return digest
 
-    entries = bundle.manifest.own()
+    entries = bundle.manifest.own() if entries is None else entries
     with ThreadPoolExecutor(max_workers=4) as pool:
         for entry, digest in zip(entries, pool.map(look, entries), strict=True):
             require(entry, digest)

@@ -209,7 +209,10 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Read and validate the manifest, and see that every file is there with its size. `check` reads them whole."""
+        """Read and validate the manifest, and see that every file is there with its size. `check` reads them whole.
+
+        A file that lies outside, as links of the hub's cache lead to, is hashed here, before anything else reads it.
+        """
         root = Path(path)
         file = root / MANIFEST
         if not file.is_file():
@@ -229,6 +232,7 @@ class Bundle:
         for entry in bundle.manifest.files():
             try:
                 bundle._sized(entry)
+                bundle._check_link(entry)
             except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
                 raise BundleError(f"cannot look at {entry.path!r}: {error}", hint="do not use this bundle") from error
         return bundle
@@ -257,14 +261,27 @@ class Bundle:
 
     def _sized(self, entry: File) -> None:
         path = self.file(entry)
-        if not path.resolve().is_relative_to(self.path.resolve()):
-            raise BundleError(f"{entry.path} links to a place outside the bundle", hint="do not use this bundle")
         if not path.is_file():
             raise BundleError(f"the bundle lacks {entry.path}", hint="copy or export the bundle again")
         if (size := path.stat().st_size) != entry.bytes:
             raise BundleError(
                 f"{entry.path} has {size} bytes, expected {entry.bytes}", hint="copy or export the bundle again"
             )
+
+    def _check_link(self, entry: File) -> None:
+        """A link may lead outside to what the manifest describes, and to nothing else: a bundle from elsewhere must not
+        have a user's own files opened by an engine, shown, or copied to another machine."""
+        from edge.bundle import checksums
+
+        if self.file(entry).resolve().is_relative_to(self.path.resolve()):
+            return
+        try:
+            checksums.check(self, (entry,))
+        except BundleError as error:
+            raise BundleError(
+                f"{entry.path} links to a place outside the bundle, and not to the file that was exported",
+                hint="do not use this bundle; one of the hub's cache can be downloaded again",
+            ) from error
 
 
 def require(entry: File, digest: str) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -217,13 +218,63 @@ def test_a_path_that_the_system_refuses_is_a_bundle_error(make_bundle: MakeBundl
         Bundle.open(bundle.path)
 
 
-def test_a_link_out_of_the_bundle_is_refused(make_bundle: MakeBundle, tmp_path: Path) -> None:
+def linked(bundle: Bundle, path: str, target: Path, content: bytes | None = None) -> None:
+    """`path` becomes a link to `target`, which gets its content or another."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(FILES[path] if content is None else content)
+    (bundle.path / path).unlink()
+    (bundle.path / path).symlink_to(os.path.relpath(target, bundle.path))
+
+
+def test_a_bundle_of_the_hubs_cache_is_opened(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle = make_bundle("hub/snapshots/0123")
+    for number, path in enumerate(FILES):
+        linked(bundle, path, tmp_path / "hub" / "blobs" / str(number))
+    (bundle.path / "manifest.json").rename(tmp_path / "hub" / "blobs" / "manifest")
+    (bundle.path / "manifest.json").symlink_to("../../blobs/manifest")
+    Bundle.open(bundle.path).check()
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_link_to_another_file_is_refused_at_once(make_bundle: MakeBundle, tmp_path: Path, path: str) -> None:
+    """Of the same size even: before an engine could read a user's own file, or `bench --on` copy it."""
     bundle = make_bundle()
-    (tmp_path / "elsewhere").write_bytes(FILES["golden.npz"])
-    (bundle.path / "golden.npz").unlink()
-    (bundle.path / "golden.npz").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BundleError, match=r"golden\.npz links to a place outside the bundle"):
+    secret = bytes(len(FILES[path]))
+    linked(bundle, path, tmp_path / "secret", secret)
+    with pytest.raises(BundleError, match=f"^{path} links to a place outside the bundle") as caught:
         Bundle.open(bundle.path)
+    assert "do not use this bundle" in str(caught.value.hint)
+    assert hashlib.sha256(secret).hexdigest()[:8] not in str(caught.value)
+
+
+def test_a_folder_that_links_outside_is_held_to_the_same(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle = make_bundle()
+    (tmp_path / "elsewhere").mkdir()
+    (bundle.path / "inner").symlink_to(tmp_path / "elsewhere")
+    (bundle.path / "golden.npz").rename(tmp_path / "elsewhere" / "golden.npz")
+    rewrite(bundle.path, golden={**manifest_of(bundle.path)["golden"], "path": "inner/golden.npz"})
+    Bundle.open(bundle.path).check()
+    (tmp_path / "elsewhere" / "golden.npz").write_bytes(bytes(len(FILES["golden.npz"])))
+    with pytest.raises(BundleError, match=r"inner/golden\.npz links to a place outside"):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_link_to_what_is_no_file_is_not_read(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle = make_bundle()
+    os.mkfifo(tmp_path / "pipe")
+    for target in (tmp_path / "pipe", Path("/dev/zero"), tmp_path, tmp_path / "nowhere"):
+        (bundle.path / "golden.npz").unlink()
+        (bundle.path / "golden.npz").symlink_to(target)
+        with pytest.raises(BundleError, match=r"the bundle lacks golden\.npz"):
+            Bundle.open(bundle.path)
+
+
+def test_a_link_within_the_bundle_is_fine(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle()
+    (bundle.path / "golden.npz").rename(bundle.path / "other")
+    (bundle.path / "golden.npz").symlink_to("other")
+    Bundle.open(bundle.path).check()
 
 
 def test_a_link_loop_is_refused(make_bundle: MakeBundle) -> None:
