@@ -109,7 +109,7 @@ def open(part: PartFiles, options: OpenOptions) -> OnnxGraph:
     try:
         session = _session(str(path), options)
     except Exception as error:  # its errors share no base class
-        raise EngineError(f"onnxruntime cannot open {path.name}: {_first_line(error)}", hint=_verify(part)) from error
+        raise EngineError(f"onnxruntime cannot open {path.name}: {_first_line(error)}", hint=_way_out(part)) from error
     graph = OnnxGraph(session)
     for declared, found in ((part.inputs, graph.inputs), (part.outputs, graph.outputs)):
         if (wanted := {t.name for t in declared}) != (given := {t.name for t in found}):
@@ -231,6 +231,13 @@ def _names(names: Any) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _way_out(part: PartFiles) -> str:
+    """Weights must lie in the graph's own folder: as links, only where both lead to the same, as in the hub's cache."""
+    if len({path.resolve().parent for path in part.files}) > 1:
+        return f"its files are links to several folders: cp -rL {part.files[0].parent} DIR, and use DIR"
+    return _verify(part)
 
 
 def _verify(part: PartFiles) -> str:

@@ -296,6 +296,26 @@ def test_external_data(tmp_path: Path) -> None:
         opened(part)
 
 
+def test_links_to_one_folder_are_opened_and_to_several_are_explained(tmp_path: Path) -> None:
+    weight = np.arange(4096, dtype=np.float32).reshape(4, 1024)
+    inputs, outputs = (TensorSpec("x", "float32", (1, "n", 4)),), (TensorSpec("z", "float32", (1, "n", 1024)),)
+    blobs, bundle = tmp_path / "blobs", tmp_path / "bundle"
+    blobs.mkdir()
+    bundle.mkdir()
+    path, data = bundle / "m.onnx", bundle / "m.onnx.data"
+    part = write(path, inputs, outputs, [helper.make_node("MatMul", ["x", "w"], ["z"])], {"w": weight})
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location=data.name, size_threshold=0)
+    part, x = replace(part, files=(path, data)), feed(2)["x"]
+    data.rename(blobs / "1")
+    data.symlink_to(blobs / "1")
+    with pytest.raises(EngineError, match=r"cannot open m.onnx") as caught:
+        opened(part)
+    assert f"cp -rL {bundle} DIR" in str(caught.value.hint)
+    path.rename(blobs / "0")
+    path.symlink_to(blobs / "0")
+    np.testing.assert_allclose(opened(part).run({"x": x})["z"], x @ weight, rtol=1e-5)
+
+
 def test_axes_without_a_name_get_one(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     specs = (TensorSpec("x", "float32", (1, "n", 4)),), (TensorSpec("z", "float32", (1, "n", 4)),)
