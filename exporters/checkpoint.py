@@ -58,10 +58,11 @@ class Checkpoint:
 def open_checkpoint(
     source: str, *, vision_tower: Path | None = None, mmproj: Path | None = None, context: int | None = None
 ) -> Checkpoint:
-    """A folder, a name on the hub, or a file. Names and shapes of all weights are compared; no tensor is read.
+    """A folder, a name on the hub, or a file. Names and shapes of all weights are compared; none is read but a norm, by
+    which deltas are told from weights.
 
-    `vision_tower` is a folder with the tower's weights, `mmproj` the file with the vision part that belongs to a
-    decoder's; `context` shortens the decoder's.
+    `vision_tower` is a folder with the tower's weights, its config, or both; `mmproj` the file with the vision part
+    that belongs to a decoder's; `context` shortens the decoder's.
     """
     path, name = Path(source), None
     if path.suffix.lower() in _listed("SUFFIXES") and not path.is_dir():
@@ -84,6 +85,12 @@ def _folder_dialect(folder: Path) -> ModuleType:
         module = plugins.load(DIALECTS, dialect)
         if module.recognise(config):
             return module
+        raise CheckpointError(
+            f"{folder / 'config.json'} is in transformers' own layout of a {config['model_type']!r} checkpoint "
+            "(text_config, vision_config, no mm_* keys), which is not read yet",
+            hint="the layout of the model's original repository is read: liuhaotian/llava-v1.5-7b for "
+            "llava-hf/llava-1.5-7b-hf",
+        )
     raise CheckpointError(
         f"{folder / 'config.json'} describes a {config.get('model_type')!r}, which no dialect reads",
         hint="known: " + ", ".join(_listed("MODEL_TYPES")),

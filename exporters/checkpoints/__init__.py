@@ -56,5 +56,10 @@ def image_spec(
         raise CheckpointError(
             f"the pictures' mean is {list(mean)}, their image_std {list(std)}", hint="download the checkpoint again"
         )
-    red, green, blue = (int(part * 255) for part in mean)
-    return ImageSpec(size=size, fit=fit, background=(red, green, blue), resample=resample, mean=mean, std=std)
+    return ImageSpec(size=size, fit=fit, background=background(mean), resample=resample, mean=mean, std=std)
+
+
+def background(mean: tuple[float, float, float]) -> tuple[int, int, int]:
+    """What LLaVA's code pads an image with: the mean as a colour, white where it is beyond."""
+    red, green, blue = (min(255, int(part * 255)) for part in mean)
+    return red, green, blue
