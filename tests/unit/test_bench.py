@@ -180,7 +180,7 @@ def test_a_picture_of_ones_own(make: Callable[..., str], tmp_path: Path, monkeyp
     Image.fromarray(np.full((9, 9, 3), 200, np.uint8)).save(tmp_path / "own.png")
     list(measuring(ask(path, repetitions=1, picture=str(tmp_path / "own.png"))))
     assert not np.array_equal(seen[-1], golden)
-    with pytest.raises(ImageError, match="no picture at"):
+    with pytest.raises(ImageError, match="no image at"):
         list(measuring(ask(path, picture=str(tmp_path / "none.png"))))
 
 
