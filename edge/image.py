@@ -115,6 +115,8 @@ def _rgb(image: Image.Image, name: str, open_again: deep_image.Opener | None = N
     layout = tiff_layout.check(image, name)
     flat = _flat(image, name, layout, open_again)
     turn = TURNS.get(_orientation(image))
+    if open_again is not None and flat is not image:
+        image.close()  # its pixels are freed before the others are copied
     if turn is not None:
         return flat.transpose(turn)
     return flat.copy() if flat is image else flat

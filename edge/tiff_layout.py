@@ -39,6 +39,7 @@ UNCOMPRESSED, OLD_JPEG, WITH_PREDICTOR = 1, 6, (5, 8, 32946)
 SCALE = "save it with 8 or 16 bits, unsigned, so that 0 is black and the largest number is white"
 CONVERT = "convert it to 8 bits: magick IMAGE -depth 8 image.png"
 MAX_TILE = 1 << 24  # pixels: a tile is decoded whole, however small the image is
+MAX_BLOCK = 1 << 29  # bytes of a compressed strip or tile, which LibTIFF decodes beside the image
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,8 @@ def check_size(layout: Layout, file: IO[bytes]) -> None:
     across, down = layout.tile or (layout.width, min(layout.rows, layout.height))
     if layout.tile and across * down > max(MAX_TILE, layout.width * layout.height):
         raise OSError(f"tiles of {across}x{down} for {layout.width}x{layout.height} pixels")
+    if layout.compression != UNCOMPRESSED and (block := across * down * sum(layout.bits) // planes // 8) > MAX_BLOCK:
+        raise OSError(f"strips or tiles of {block:,} bytes; at most {MAX_BLOCK:,} are decoded")
     blocks = ceil(layout.width / across) * ceil(layout.height / down) * planes
     if layout.blocks < blocks and layout.compression != OLD_JPEG:  # which may lie outside of strips
         raise OSError(f"{layout.width}x{layout.height} pixels take {blocks} strips or tiles, it has {layout.blocks}")

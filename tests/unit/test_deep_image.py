@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import itertools
 import struct
+import subprocess
+import sys
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -233,10 +236,14 @@ def png(values: np.ndarray, bits: int, kind: int, *, more: tuple[tuple[bytes, by
         rows.append(b"\0" + bytes(int(text[at : at + 8], 2) for at in range(0, len(text), 8)))
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)), *more]
     chunks += [(b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b"")]
-    packed = (
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+    return png_of(chunks)
+
+
+def png_of(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, body in chunks:
+        data += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return data
 
 
 def laid_on_white(colours: np.ndarray, alpha: np.ndarray, white: int) -> np.ndarray:
@@ -357,9 +364,39 @@ def test_declared_sizes_are_believed_only_when_the_file_can_hold_them(monkeypatc
     huge = {322: (4, (32_768,)), 323: (4, (32_768,))}
     with pytest.raises(ImageError, match="tiles of 32768x32768 for 7x3 pixels"):
         open_image(Tiff(small, 16, compression=DEFLATE, tile=(16, 16), tags=huge).bytes())
+    one_strip = {256: (4, (10_000,)), 257: (4, (8_000,)), 278: (4, (8_000,))}
+    with pytest.raises(ImageError, match="strips or tiles of 640,000,000 bytes; at most 536,870,912"):
+        open_image(Tiff(samples(16, 4), 16, RGB, extra=(UNASSOCIATED,), compression=DEFLATE, tags=one_strip).bytes())
     for tags in ({322: (4, (0,))}, {323: (4, (0,))}, {258: (3, (0,))}):
         with pytest.raises(ImageError, match=r"tags are damaged|is not an image|TIFF"):
             open_image(Tiff(small, 16, tile=(16, 16), tags=tags).bytes())
+
+
+PEAK = """
+import resource, sys
+from edge.image import open_image
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+open_image(sys.argv[1])
+before = peak()
+open_image(sys.argv[2])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux only")
+@pytest.mark.parametrize(("bits", "kind"), [(8, COLOUR_ALPHA), (16, GREY), (16, GREY_ALPHA), (16, COLOUR_ALPHA)])
+def test_a_large_image_takes_at_most_twelve_bytes_a_pixel(bits, kind, tmp_path):
+    channels, side = {GREY: 1, GREY_ALPHA: 2, COLOUR_ALPHA: 4}[kind], 3000
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turning it takes a copy
+    header = struct.pack(">IIBBBBB", side, side, bits, kind, 0, 0, 0)
+    data = zlib.compress(bytes((1 + side * channels * bits // 8) * side), 1)
+    chunks = ((b"IHDR", header), (b"eXIf", exif.tobytes()[6:]), (b"IDAT", data), (b"IEND", b""))
+    small, large = tmp_path / "small.png", tmp_path / "large.png"
+    small.write_bytes(png(samples(bits, channels), bits, kind))
+    large.write_bytes(png_of(chunks))
+    done = subprocess.run([sys.executable, "-c", PEAK, small, large], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 12 * side * side
 
 
 def test_floating_point_is_refused_before_it_is_decoded(monkeypatch):
