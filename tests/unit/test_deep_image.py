@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edge import deep_image
 from edge.errors import ImageError
 from edge.image import open_image
 from tests.tiff_files import (
@@ -404,3 +405,71 @@ def test_floating_point_is_refused_before_it_is_decoded(monkeypatch):
     for data in (b"Pf 2 2 -1.0\n" + bytes(16), Tiff(samples(1, 1) * 1.0, 32, sample_format=FLOAT).bytes()):
         with pytest.raises(ImageError, match=r"what white is[\s\S]*hint: save it with 8 or 16 bits"):
             open_image(data)
+
+
+# Every mode and shape, in pieces
+
+
+def flattened(image: Image.Image) -> np.ndarray:
+    """As a whole, by Pillow's own steps."""
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return np.asarray(image.convert("RGB"))
+
+
+def random_image(mode: str, width: int, height: int) -> Image.Image:
+    rng = np.random.default_rng(width * 1000 + height)
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 4), np.uint8), "RGBA")
+    if mode in ("P", "PA"):
+        return image.convert("RGB").quantize(16).convert(mode)
+    return (image if mode in ("RGBA", "RGBa") else image.convert("RGB")).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (7, 9), (64, 3)])
+def test_pieces_are_the_whole(mode, size, monkeypatch):
+    image = random_image(mode, *size)
+    expected = flattened(image)
+    for band in (1, 13, 1 << 18):
+        monkeypatch.setattr(deep_image, "BAND", band)
+        np.testing.assert_array_equal(np.asarray(open_image(image)), expected)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "one colour"])
+def test_a_palette_with_transparency_in_pieces(kind, monkeypatch):
+    image = random_image("P", 20, 20)
+    transparency = bytes(range(0, 256, 16)) if kind == "bytes" else 3
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=transparency)
+    with Image.open(file) as opened:
+        expected = flattened(opened)
+    monkeypatch.setattr(deep_image, "BAND", 30)
+    np.testing.assert_array_equal(np.asarray(open_image(file.getvalue())), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (2, 999)])
+@pytest.mark.parametrize(("bits", "kind", "channels"), [(16, GREY, 1), (16, GREY_ALPHA, 2), (16, COLOUR_ALPHA, 4)])
+def test_narrow_deep_images_in_pieces(size, bits, kind, channels, monkeypatch):
+    values = RNG.integers(0, 2**bits, (size[1], size[0], channels))
+    monkeypatch.setattr(deep_image, "BAND", 700)
+    alpha = values[:, :, -1:] if channels > 1 else np.full_like(values, 65535)
+    colours = values[:, :, :-1] if channels > 1 else values
+    assert_shows(png(values, bits, kind), laid_on_white(colours, alpha, 65535))
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (0, 0)])
+def test_images_without_pixels(width, height):
+    for data in (
+        Tiff(samples(16, 1), 16, tags={256: (4, (width,)), 257: (4, (height,))}).bytes(),
+        b"P5 %d %d 65535\n" % (width, height),
+    ):
+        with pytest.raises(ImageError, match=r"has no pixels|cannot be read|not an image"):
+            open_image(data)
+
+
+def test_a_million_rows_are_the_most():
+    for size in ((1, 1_000_001), (1_000_001, 1)):
+        with pytest.raises(ImageError, match="1,000,000 a side"):
+            open_image(Image.new("L", size))
+    assert open_image(Image.new("L", (1, 1_000_000), 7)).getpixel((0, 999_999)) == (7, 7, 7)
