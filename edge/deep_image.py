@@ -103,8 +103,7 @@ def on_white(image: ImageFile.ImageFile, open_again: Opener, raw: str) -> Image.
         values = high.astype(np.uint16) * np.uint16(256) + less
         flat = _flat(values, associated="a" in raw, colour=colour)
         image.paste(Image.fromarray(flat), (0, top))
-    if low is not None:
-        low.close()  # its pixels are freed before the others are copied
+    low = None  # its pixels are freed before the others are copied
     return image.convert("RGB")
 
 

@@ -53,11 +53,11 @@ def open_image(source: Source) -> Image.Image:
         source = _from_array(source, name)
     if isinstance(source, Image.Image):
         with _border(name):
-            return _rgb(source, name)
+            return _turned(*_flat_and_turn(source, name))
     if not isinstance(source, str | bytes | os.PathLike):
         raise ImageError(f"{name} is not an image", hint="give a path, bytes, a Pillow image or a uint8 array")
-    with _border(name, source), _open(source) as image:
-        return _rgb(image, name, partial(_open, source))
+    with _border(name, source):
+        return _turned(*_read(source, name))
 
 
 def pixels(source: Source, spec: ImageSpec) -> NDArray[np.float32]:
@@ -104,7 +104,16 @@ def _open(source: str | bytes | os.PathLike[str]) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
 
 
-def _rgb(image: Image.Image, name: str, open_again: deep_image.Opener | None = None) -> Image.Image:
+def _read(source: str | bytes | os.PathLike[str], name: str) -> tuple[Image.Image, Image.Transpose | None]:
+    # A function of its own: what was decoded is freed before what is left of it is turned, which takes a copy.
+    with _open(source) as image:
+        return _flat_and_turn(image, name, partial(_open, source))
+
+
+def _flat_and_turn(
+    image: Image.Image, name: str, open_again: deep_image.Opener | None = None
+) -> tuple[Image.Image, Image.Transpose | None]:
+    """RGB as it is stored, never `image` itself unless it is to be turned, and how to turn it."""
     if 0 in image.size:
         raise ImageError(f"{name} has no pixels: {image.width}x{image.height}", hint="give another image")
     if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_EDGE:
@@ -115,11 +124,11 @@ def _rgb(image: Image.Image, name: str, open_again: deep_image.Opener | None = N
     layout = tiff_layout.check(image, name)
     flat = _flat(image, name, layout, open_again)
     turn = TURNS.get(_orientation(image))
-    if open_again is not None and flat is not image:
-        image.close()  # its pixels are freed before the others are copied
-    if turn is not None:
-        return flat.transpose(turn)
-    return flat.copy() if flat is image else flat
+    return flat.copy() if flat is image and turn is None else flat, turn
+
+
+def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    return image if turn is None else image.transpose(turn)
 
 
 def _flat(
