@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from exporters import reference, targets
 from exporters.checkpoint import Checkpoint
 from exporters.formats import Written
 from exporters.gguf import decoder as gguf_decoder
-from exporters.gguf import imatrix
+from exporters.gguf import imatrix, mmproj
 from exporters.models.component import Component
 from exporters.models.decoders import LanguageModel
 from exporters.models.decoders.llama import Decoder
@@ -77,6 +77,7 @@ def build(
     vision, *others = encoders(checkpoint, to)
     matters = _read(matrix, decoder) if matrix else {}  # a wrong file is told before the work
     other_kinds(decoder, to["decoder"])  # as is a pattern for no tensor
+    _require_mmproj((vision, *others), to)
     write = _Writer(checkpoint, to, folder, progress)
     apple = {role: {"ane": True} if ane and target.format == "coreml" else {} for role, target in to.items()}
 
@@ -121,6 +122,13 @@ def build(
     parts = parts if split else _joined(parts, folder)
     golden = Golden(picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer))
     return Built(parts, golden, prompt, companions)
+
+
+def _require_mmproj(encoders: Iterable[Component], to: Mapping[str, Target]) -> None:
+    """An encoder that llama.cpp does not compute is refused before the work."""
+    for component in encoders:
+        if to[component.role].format == "gguf":
+            mmproj.require(cast("Encoder", component.skeleton()))
 
 
 def _joined(parts: tuple[Part, ...], folder: Path) -> tuple[Part, ...]:

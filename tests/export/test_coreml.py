@@ -215,6 +215,17 @@ def test_a_grid_that_the_pool_does_not_divide(tmp_path):
     assert distance(graph.run({"pixel_values": pixels(224)})["image_embeds"], expected)["cosine"] > 0.99999
 
 
+def test_a_product_of_few_rows_stays_in_half_precision(tmp_path):
+    """Its scales would be fewer than the weight file takes."""
+    config = dataclasses.replace(TINY, hidden=8, heads=1, kv_heads=1, head_dim=8, ffn=4, vocab=9)
+    for scheme in coreml.SCHEMES["decoder"]:
+        module, part, written = write_decoder(tmp_path / scheme, scheme, config)
+        assert written.details["weights"]["fp16"] >= 7, scheme
+        rows = module.embed_tokens.weight[[1, 5, 8]]
+        found = mil.evaluate(part, OPTIONS, "fp32").extend([Tokens((1, 5, 8))])
+        assert distance(found, logits_after(module, [rows[None]])[0])["cosine"] > 0.999999, scheme
+
+
 # half precision
 
 

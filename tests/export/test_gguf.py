@@ -568,13 +568,40 @@ REFUSED = {
     "a deeper MLP": ("mlp", TOWER, 3),
     "an MLP of one": ("mlp", TOWER, 1),
     "another grid": ("ldpnetv2", dataclasses.replace(TOWER, image_size=224), 2),
+    "another grid of the first LDP": ("ldpnet", dataclasses.replace(TOWER, image_size=224), 2),
+    "a class token": ("mlp", dataclasses.replace(TOWER, select_feature="cls_patch"), 2),
+}
+NAMED = {
+    "one linear layer": "the projector linear of depth 1",
+    "a deeper MLP": "the projector mlp of depth 3",
+    "an MLP of one": "the projector mlp of depth 1",
+    "another grid": "the projector ldpv2 on a grid of 16x16 patches, as images of 224 in patches of 14",
+    "another grid of the first LDP": "the projector ldp on a grid of 16x16 patches",
+    "a class token": "a class token's row .*'cls_patch'",
 }
 
 
-@pytest.mark.parametrize(("name", "tower", "depth"), REFUSED.values(), ids=REFUSED.keys())
-def test_an_encoder_that_the_loader_would_compute_wrongly_is_refused(checkpoint, name, tower, depth, tmp_path):
-    with pytest.raises(EdgeError, match="does not compute"):
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_encoder_that_the_loader_would_compute_wrongly_is_refused(checkpoint, case, tmp_path):
+    name, tower, depth = REFUSED[case]
+    with pytest.raises(EdgeError, match=f"llama.cpp, which does not compute {NAMED[case]}") as caught:
         written_mmproj(checkpoint, encoder_of(name, tower, depth), "f16", tmp_path)
+    assert "--recipe onnx-w8a8-gguf-q4_0" in caught.value.hint
+
+
+def test_such_an_encoder_is_refused_before_the_work(checkpoint, tmp_path):
+    def build_encoder(role):
+        tower = dataclasses.replace(TOWER, image_size=224)
+        return encoder_of("ldpnetv2", tower).tower if role == "vision" else encoder_of("ldpnetv2", tower).projector
+
+    others = {role: Component(role, lambda role=role: build_encoder(role), {}) for role in ("vision", "projector")}
+    small = dataclasses.replace(checkpoint, components={**checkpoint.components, **others})
+    stages = []
+    picture = np.zeros((40, 60, 3), np.uint8)
+    to = resolve("gguf", [], None, None).targets
+    with pytest.raises(EdgeError, match="on a grid of 16x16"):
+        pipeline.build(small, to, picture, "Who?", tmp_path, lambda stage, done: stages.append(stage))
+    assert stages == []
 
 
 def test_a_missing_quantiser_is_told_before_the_work(checkpoint, tmp_path, monkeypatch):

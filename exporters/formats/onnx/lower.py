@@ -9,10 +9,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from exporters.formats.onnx.trace import LINEAR
+from exporters.formats.onnx.trace import LINEAR, MICROSOFT
 from exporters.quantization import integers
-
-MICROSOFT = "com.microsoft"
 
 
 class Lowering:

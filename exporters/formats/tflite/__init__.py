@@ -14,7 +14,7 @@ from edge.types import Array, TensorSpec
 from exporters.checkpoint import Checkpoint
 from exporters.formats import Progress, Written
 from exporters.formats.tflite import lower
-from exporters.formats.tflite.components import Step, slots
+from exporters.formats.tflite.components import Step, longest, slots
 from exporters.formats.tflite.model import Graph, Model
 from exporters.formats.tflite.weights import Weights
 from exporters.models.component import Component
@@ -39,7 +39,7 @@ SCHEMES = {
 }
 BYTES_PER_WEIGHT = {"fp32": 4.0, "w8a8": 1.0, "w8": 1.0, "w4": 0.60, "legacy": 1.0}
 # How many positions a call computes at most. XNNPACK lays out its memory for so many when a signature is compiled, and
-# shorter calls cost nothing then. A prime, so that no size of a model is taken for it.
+# shorter calls cost nothing then. A prime, so that hardly any model has it, or what follows from it, among its sizes.
 LONGEST = 509
 CACHES = (256, 512, 1024, 2048)  # and the model's context
 
@@ -71,8 +71,9 @@ def write(
     path = folder / "decoder.tflite"
     caches = [*(length for length in CACHES if length < skeleton.config.context), skeleton.config.context]
     signatures = {steps.PREFILL: 0, **{f"{steps.DECODE}{length}": length for length in caches}}
+    sequence = longest(skeleton, caches, LONGEST)
     for done, (name, past) in enumerate(signatures.items(), 1):
-        step = Step(skeleton, LONGEST, past)
+        step = Step(skeleton, sequence, past)
         outputs = ["logits", *(f"present.{slot}" for slot in slots(skeleton.config))]
         lower.run(Graph(model, name, step.varying), weights, names, step.inputs(), outputs, step)
         progress(0.9 * done / len(signatures))

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from edge.errors import EdgeError
 from exporters.formats.tflite.components import PlainOps
 from exporters.formats.tflite.model import Graph
-from exporters.formats.tflite.weights import Weights
+from exporters.formats.tflite.weights import Product, Weights
 from exporters.models import ops
+from exporters.pooling import windows
 
 _RELU6 = 3  # schema.fbs, ActivationFunctionType
 _VALID = 1  # schema.fbs, Padding
@@ -72,7 +75,7 @@ class Lowering(TorchFunctionMode):
             return result  # a shape, a dtype: nothing is computed
         name = _OPERATORS.get(name, name)
         if not hasattr(self, f"_{name}"):
-            raise NotImplementedError(f"{name} has no TFLite operator here")
+            raise _unknown(name)
         getattr(self, f"_{name}")(result, *args, **kwargs)
         return result
 
@@ -91,12 +94,14 @@ class Lowering(TorchFunctionMode):
     def _linear(self, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
         bias_index = -1 if bias is None else self[bias]
         stored = self.weights.product(self.graph, self._names[id(weight)])
-        options = {"keepNumDims": True, "asymmetricQuantizeInputs": stored.dynamic}
-        inputs = [self[x], stored.tensor, bias_index]
-        made = self._one(
-            "FULLY_CONNECTED", inputs, out, options=options, table="FullyConnectedOptions", version=stored.version
-        )
-        self._keep(out, made)
+        self._keep(out, self._product(self[x], stored, out.shape, bias_index))
+
+    def _product(self, x: int, right: Product, shape: Sequence[int], bias: int = -1) -> int:
+        options = {"keepNumDims": True, "asymmetricQuantizeInputs": right.dynamic}
+        inputs, version = [x, right.tensor, bias], right.version
+        return self.graph.op(
+            "FULLY_CONNECTED", inputs, [shape], options, table="FullyConnectedOptions", version=version
+        )[0]
 
     def _binary(self, operator: str, table: str, out: Tensor, a: Any, b: Any) -> None:
         self._keep(out, self._one(operator, [self._operand(a), self._operand(b)], out, table=table))
@@ -135,7 +140,8 @@ class Lowering(TorchFunctionMode):
         self._keep(out, self._one("MUL", [clamped, sixth], out, table="MulOptions"))
 
     def _softmax(self, out: Tensor, x: Tensor, dim: int, **_: Any) -> None:
-        assert dim in (-1, x.dim() - 1)
+        if dim not in (-1, x.dim() - 1):
+            raise _unknown(f"softmax over axis {dim} of {x.dim()}")
         self._unary("SOFTMAX", out, x, options={"beta": 1.0}, table="SoftmaxOptions")
 
     def _mean(self, out: Tensor, x: Tensor, dim: int | tuple[int, ...], keepdim: bool = False) -> None:
@@ -154,7 +160,8 @@ class Lowering(TorchFunctionMode):
 
     def _reshape_to(self, out: Tensor, x: Tensor) -> None:
         shape = self.graph.free(out.shape)
-        assert shape.count(-1) < 2, "one size is what the others leave"
+        if shape.count(-1) > 1:  # the operator finds one size from what the others leave
+            raise _unknown(f"reshape to {shape}")
         options = {"newShape": shape}
         inputs = [self[x], self.graph.constant(shape)]
         self._keep(out, self._one("RESHAPE", inputs, out, options=options, table="ReshapeOptions"))
@@ -169,7 +176,8 @@ class Lowering(TorchFunctionMode):
         self._reshape_to(out, x)
 
     def _expand(self, out: Tensor, x: Tensor, *_: Any) -> None:
-        assert out.numel() == x.numel(), "a batch of one"
+        if out.numel() != x.numel():
+            raise _unknown(f"expand of {list(x.shape)} to {list(out.shape)}")
         self._reshape_to(out, x)
 
     def _permuted(self, out: Tensor, x: Tensor, axes: Sequence[int]) -> None:
@@ -202,11 +210,14 @@ class Lowering(TorchFunctionMode):
         index = index if isinstance(index, tuple) else (index,)
         if index[0] is Ellipsis:
             index = (*(slice(None),) * (x.dim() - len(index) + 1), *index[1:])
-        assert all(isinstance(part, slice) and part.step is None for part in index)
         cut = [axis for axis, part in enumerate(index) if part != slice(None)]
+        if not all(isinstance(part, slice) and part.step is None for part in index):
+            raise _unknown(f"the index {index}")
         if tuple(out.shape) == tuple(x.shape):
             self._keep(out, self[x])
             return
+        if len(cut) > 1:
+            raise _unknown(f"the index {index}, which cuts several axes")
         (axis,) = cut
         begin, end, _ = index[axis].indices(x.shape[axis])
         if x.shape[axis] in self.graph.varying and index[axis].start and index[axis].start < 0:
@@ -221,7 +232,9 @@ class Lowering(TorchFunctionMode):
 
     def _adaptive_avg_pool2d(self, out: Tensor, x: Tensor, size: Any) -> None:
         (high, wide), (h, w) = x.shape[2:], out.shape[2:]
-        assert high % h == 0 and wide % w == 0, "windows of one size"
+        if high % h or wide % w:
+            self._keep(out, self._means(self._means(self[x], x.shape, w), (*x.shape[:2], w, high), h))
+            return
         options = {
             "padding": _VALID,
             "strideH": high // h,
@@ -230,6 +243,15 @@ class Lowering(TorchFunctionMode):
             "filterWidth": wide // w,
         }
         self._channels_last("AVERAGE_POOL_2D", out, x, [], options=options, table="Pool2DOptions")
+
+    def _means(self, index: int, shape: Sequence[int], count: int) -> int:
+        """`[B, C, H, W]` -> `[B, C, count, H]`: W pooled to `count`, and turned. The operator for pooling has windows
+        of one size, so each mean is a column of a product."""
+        b, c, high, wide = shape
+        shares = windows(wide, count).astype(np.float32)
+        shares /= shares.sum(axis=1, keepdims=True)
+        right = self.weights.constant(self.graph, f"means:{wide}:{count}", shares)
+        return self._turn(self._product(index, right, (b, c, high, count)), (0, 1, 3, 2), (b, c, count, high))
 
     def _conv2d(
         self,
@@ -243,8 +265,9 @@ class Lowering(TorchFunctionMode):
         groups: int = 1,
     ) -> None:
         depthwise = groups > 1
-        assert not depthwise or groups == x.shape[1] == out.shape[1]
-        assert tuple(dilation) == (1, 1) and stride[0] == stride[1] and padding[0] == padding[1]
+        alone = groups == 1 or groups == x.shape[1] == out.shape[1]
+        if not alone or (*dilation, stride[0], padding[0]) != (1, 1, stride[1], padding[1]):
+            raise _unknown(f"conv2d of {groups} groups, dilation {dilation}, stride {stride}, padding {padding}")
         bias_index = self.weights.zeros(self.graph, out.shape[1]) if bias is None else self[bias]
         filters = self.weights.filters(self.graph, self._names[id(weight)], depthwise)
         options = {"padding": _VALID, "strideH": stride[0], "strideW": stride[1]}
@@ -269,6 +292,12 @@ class Lowering(TorchFunctionMode):
 
     def _turn(self, index: int, axes: Sequence[int], shape: Sequence[int]) -> int:
         return self.graph.op("TRANSPOSE", [index, self.graph.constant(axes)], [shape], table="TransposeOptions")[0]
+
+
+def _unknown(what: str) -> EdgeError:
+    return EdgeError(
+        f"TFLite: there is no rule for {what}, which the model uses", hint="another --format, and report this"
+    )
 
 
 def run(
