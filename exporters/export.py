@@ -24,7 +24,7 @@ from edge.errors import EdgeError, EngineError, ParityError, UsageError
 from edge.planning.fit import Fit, fit
 from edge.recipes import Recipe
 from edge.verify import Report, verify
-from exporters import golden_sample, malloc, preview, prompts, targets
+from exporters import finite, golden_sample, malloc, preview, prompts, targets
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.pipeline import Built, Progress, build
 
@@ -103,7 +103,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     )
     checkpoint, note = prompts.settle(checkpoint, request.prompt)
     notes = (*checkpoint.notes, *([note] if note else ()))
-    progress("read", 1.0)
+    finite.check(checkpoint, recipe.targets, lambda done: progress("read", done))
     foreseen = preview.manifest(checkpoint, recipe)
     predicted = fit(foreseen, devices.profile(request.device)) if request.device else None
     with staging.create(request.output) as folder:
@@ -162,6 +162,11 @@ def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Buil
 
 def _require_parity(report: Report, max_loss: float | None) -> None:
     for row in report.rows:
+        if not row.finite:
+            raise ParityError(
+                f"the {row.stage} holds NaN or infinity, compared with {row.against}: {dict(row.error)}",
+                hint="nothing was written; try another --scheme, and report this",
+            )
         if not row.ok:
             raise ParityError(
                 f"the exported {row.stage} is not the same model: {dict(row.error)} against {row.against}, "

@@ -59,10 +59,10 @@ def _changes(key: tuple[Any, ...], now: Row, before: Row, allowed: float) -> Ite
     unit = "ts" if more_is_better else "ns"
     noise = math.hypot(*(row.get(f"stddev_{unit}") or 0.0 for row in (now, before))) * 2 / old
     what = f"{key[0]}, {key[1]}, {key[2]} threads: {key[4]}"
-    yield Change(what, old, new, worse, worse > max(allowed, noise))
+    yield Change(what, old, new, worse, not worse <= max(allowed, noise))  # so that NaN fails
     if "accuracy" in now and "accuracy" in before:
         new, old = now["accuracy"], before["accuracy"]
-        yield Change(f"{what}, {RIGHT}", old, new, (old - new) / (old or 1), old - new > POINTS)
+        yield Change(f"{what}, {RIGHT}", old, new, (old - new) / (old or 1), not old - new <= POINTS)
 
 
 def describe(change: Change) -> str:

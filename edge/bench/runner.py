@@ -89,7 +89,7 @@ class _Run:
         elif kind == "peak":
             self.facts["peak_bytes"] = event["bytes"]
         elif kind == "agreement":
-            self.facts.update({name: value for name, value in event.items() if value is not None})
+            self.facts.update(event)
             if (peak := self.facts.pop("peak_bytes")) is not None:
                 yield schema.memory(peak, self.facts)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -67,7 +68,7 @@ def parity(report: Report) -> RenderableType:
     """One line per stage and reference: what was measured, and what is allowed."""
     table = _table("Stage", "Against", *MEASURES.values(), "")
     for row in report.rows:
-        verdict = "cost" if not row.tolerance else "ok" if row.ok else "FAILED"
+        verdict = "FAILED" if not row.ok else "ok" if row.tolerance else "cost"
         style = {"ok": "green", "FAILED": "bold red"}.get(verdict, "")
         table.add_row(row.stage, row.against, *(_measured(row, m) for m in MEASURES), Text(verdict, style))
     return table
@@ -79,14 +80,19 @@ def worst(report: Report) -> str:
     row, measure = max(bounded, key=lambda pair: _strain(*pair))
     text = f"{MEASURES[measure].lower()} {_measured(row, measure)} in {row.stage}"
     costs = [row.error["max_abs"] for row in report.rows if row.against == "fp32" and "max_abs" in row.error]
-    return f"{text}; {_number(max(costs))} from fp32" if costs else text
+    return f"{text}; {_number(max(costs, key=_worse))} from fp32" if costs else text
 
 
 def _strain(row: Row, measure: str) -> float:
     """How much of what is allowed was used: above 1 the row failed."""
     found, bound = row.error[measure], row.tolerance[measure]
     used, allowed = (found, bound) if measure == "max_abs" else (1 - found, 1 - bound)
-    return used / allowed if allowed > 0 else used
+    return _worse(used / allowed if allowed > 0 else used)
+
+
+def _worse(value: float) -> float:
+    """NaN loses every comparison: here it is worse than all."""
+    return math.inf if math.isnan(value) else value
 
 
 def _measured(row: Row, measure: str) -> str:
@@ -104,7 +110,7 @@ def _number(value: float) -> str:
 
 def _share(value: float) -> str:
     """Six digits, cut and not rounded: what is not 1 does not read as 1."""
-    return f"{int((value + 1e-9) * 1e6) / 1e6:.6f}".rstrip("0").rstrip(".") if value == value else "nan"
+    return f"{int((value + 1e-9) * 1e6) / 1e6:.6f}".rstrip("0").rstrip(".") if math.isfinite(value) else str(value)
 
 
 def answer(found: Answer) -> str:

@@ -147,7 +147,10 @@ def _scaling(file: Source, own: Any) -> Mapping[str, Any] | None:
     if shape := file.shape(decoders.FACTORS):
         if len(shape) != 1 or shape[0] > _MOST:
             raise ValueError(f"{decoders.FACTORS} is {list(shape)}")
-        return {"rope_type": "factors", "factors": file.stored(decoders.FACTORS).read().tolist()}
+        factors = file.stored(decoders.FACTORS).read()
+        if not bool(factors.isfinite().all()):
+            raise ValueError(f"{decoders.FACTORS} holds NaN or infinity")
+        return {"rope_type": "factors", "factors": factors.tolist()}
     return {"rope_type": "linear", "factor": own("rope.scaling.factor")} if kind == "linear" else None
 
 

@@ -330,6 +330,28 @@ def test_another_models_importance_matrix_is_refused(tmp_path):
         imatrix.read(tmp_path / "missing", DECODER)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "name", ["output.weight.in_sum2", "blk.0.attn_k.weight.in_sum2", "blk.1.ffn_down.weight.counts"]
+)
+def test_an_importance_matrix_that_is_not_finite_is_refused(tmp_path, name, value):
+    """It would choose the rounding of weights by comparisons that a NaN loses."""
+    imatrix.write(tmp_path / "imatrix.gguf", matrix_of(DECODER), DECODER, 7)
+    path = spoilt(tmp_path / "imatrix.gguf", name, np.float32(value))
+    with pytest.raises(UsageError, match=f"holds NaN or infinity.*: {name}") as caught:
+        imatrix.read(path, DECODER)
+    assert caught.value.hint == "measure it anew: --calib DIR"
+
+
+def spoilt(path, name, value):
+    """The file with another first number of a tensor."""
+    found = next(tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == name)
+    with path.open("r+b") as file:
+        file.seek(found.data_offset)
+        file.write(value.tobytes())
+    return path
+
+
 def test_sums_are_shared_among_what_was_counted(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "theirs.gguf", "imatrix")
     writer.add_tensor("output.weight.in_sum2", np.full((1, 256), 12, np.float32))

@@ -110,6 +110,34 @@ def legacy(files):
     return rewritten(files[0], drop=[*own, *kept]), rewritten(files[1], drop=[*TOLD, "general.type"], rename=swapped)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("scheme", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        (0, "blk.1.attn_v.weight"),  # of blocks: their scale
+        (0, "token_embd.weight"),
+        (0, "output_norm.weight"),
+        (1, "v.blk.0.ln1.weight"),
+        (1, "v.position_embd.weight"),
+        (1, "mm.model.mlp.0.weight"),
+    ],
+)
+def test_what_is_not_finite_in_a_file_is_named(tmp_path, where, name, scheme, value):
+    files, _ = write_pair(made(tmp_path / "checkpoint"), tmp_path, scheme, "q8_0" if scheme != "f16" else "f16")
+    found = next(tensor for tensor in gguf.GGUFReader(files[where]).tensors if tensor.name == name)
+    wide = found.tensor_type == gguf.GGMLQuantizationType.F32
+    scale = 208 if found.tensor_type == gguf.GGMLQuantizationType.Q6_K else 0  # where in the first block
+    with files[where].open("r+b") as file:
+        file.seek(found.data_offset + scale)
+        file.write((np.float32 if wide else np.float16)(value).tobytes())
+    request = ExportRequest(str(files[0]), tmp_path / "out", mmproj=files[1])
+    with pytest.raises(CheckpointError, match=rf"\n  {re.escape(name)}: .* of \d+, the first at \[0") as caught:
+        export(request, lambda stage, done: None)
+    assert ("infinite" if np.isinf(value) else "NaN") in caught.value.message
+    assert not (tmp_path / "out").exists()
+
+
 def states(checkpoint):
     return {role: checkpoint.components[role].load(checkpoint.weights).state_dict() for role in ROLES}
 

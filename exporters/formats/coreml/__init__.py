@@ -13,7 +13,7 @@ import edge
 from edge.decoders.stateful import DECODE, MASKED, PREFILL
 from edge.types import TensorSpec
 from exporters.checkpoint import Checkpoint
-from exporters.formats import Progress, Written
+from exporters.formats import HALF, Progress, Written
 from exporters.formats.coreml import fp16_overflow as ranges
 from exporters.formats.coreml import functions, package, trace
 from exporters.formats.coreml.functions import Recorded
@@ -72,6 +72,12 @@ def write(
     assert isinstance(module, LanguageModel)
     matters = importance or {}
     return _decoder(trace.decoder(skeleton), module, scheme, folder, progress, matters, checkpoint, samples, ane)
+
+
+def bounds(component: Component, scheme: str, tensor_types: Sequence[str] = ()) -> dict[str, float]:
+    """A package holds nothing wider than float16, and integers become that; the embedding table beside it may."""
+    names = [name for name in component.skeleton().state_dict() if name != "embed_tokens.weight" or scheme == "fp16"]
+    return dict.fromkeys(names, HALF)
 
 
 def _encoder(

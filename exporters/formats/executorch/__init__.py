@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edge.errors import CheckpointError
 from edge.types import TensorSpec
 from exporters.checkpoint import Checkpoint
-from exporters.formats import Progress, Written
+from exporters.formats import FITTED, HALF, Progress, Written, products
 from exporters.formats.executorch import lower
 from exporters.formats.executorch.join import join
 from exporters.formats.executorch.linears import Product, store
@@ -66,6 +66,15 @@ def write(
         return _encoder(skeleton, module, scheme, folder, progress, checkpoint)
     assert isinstance(skeleton, LanguageModel)
     return _decoder(skeleton, module, scheme, folder, progress, importance or {}, checkpoint)
+
+
+def bounds(component: Component, scheme: str, tensor_types: Sequence[str] = ()) -> dict[str, float]:
+    """Scales of 4-bit blocks have float16's range, and 7 of them are the largest weight. Where a backend computes in
+    fp16, it halves whatever it is given."""
+    skeleton = component.skeleton()
+    if scheme == "fp16":
+        return dict.fromkeys(skeleton.state_dict(), HALF)
+    return products(skeleton, 7 / FITTED * HALF) if scheme == "8da4w" else {}
 
 
 def _encoder(

@@ -11,8 +11,8 @@ from gguf import GGMLQuantizationType as Kind
 from torch import Tensor, nn
 
 from exporters.checkpoint import Checkpoint
-from exporters.formats import Progress, Written
-from exporters.gguf import decoder, entries, mmproj, names, quantizer, vocabulary
+from exporters.formats import BRAIN, FITTED, HALF, SINGLE, Progress, Written
+from exporters.gguf import decoder, entries, mmproj, names, packing, quantizer, vocabulary
 from exporters.gguf.entries import Entry
 from exporters.models.component import Component
 from exporters.models.decoders.llama import Decoder
@@ -62,6 +62,15 @@ PACKED = {
 # importance matrix only are not among them.
 PACKED_KINDS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q4_0")
 QUANTIZER_KINDS = ("q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "iq4_nl", "iq4_xs", "q3_k", "iq3_s", "q2_k")
+# The scales of all block layouts are float16. What llama.cpp's quantiser keeps in them is its own business: HALF.
+_BOUNDS = {
+    Kind.F32: SINGLE,
+    Kind.BF16: BRAIN,
+    Kind.F16: HALF,
+    Kind.Q8_0: 127 * HALF,
+    Kind.Q6_K: 32 * 127 * HALF,
+    Kind.Q4_0: 8 / FITTED * HALF,
+}
 
 
 def write(
@@ -92,15 +101,38 @@ def write(
     return Written((path,), (), ())
 
 
+def bounds(component: Component, scheme: str, tensor_types: Sequence[str] = ()) -> dict[str, float]:
+    """Of each parameter in the kind that it is stored as; vectors are float32."""
+    skeleton = component.skeleton()
+    if isinstance(skeleton, Encoder):
+        pairs = zip(skeleton.state_dict(), mmproj.entries(skeleton, position_workaround=False), strict=True)
+        return {name: _bound(entry, _encoder_kind(entry, scheme)) for name, entry in pairs}
+    assert isinstance(skeleton, Decoder)
+    kind, tables = map(Kind.__getitem__, PACKED.get(scheme, ("F16", "F16")))  # a quantiser's: as float16
+    other = decoder.other_kinds(skeleton, tensor_types)
+    found = {}
+    for entry in decoder.entries(skeleton, {}):
+        usual = tables if entry.name in decoder.TABLES else kind
+        found[entry.name] = _bound(entry, other.get(entry.name, usual))
+    return {name: min(found[piece.name] for piece in pieces) for name, pieces in decoder.names(skeleton.config).items()}
+
+
+def _bound(entry: Entry, kind: Kind) -> float:
+    return _BOUNDS.get(packing.fitting(kind, tuple(entry.tensor.shape)), HALF)
+
+
+def _encoder_kind(entry: Entry, scheme: str) -> Kind:
+    """Positions are looked up and added: they are small, and no product averages their error."""
+    return Kind.F16 if entry.name == names.POSITIONS else Kind[PACKED[scheme][0]]
+
+
 def _encoder(
     module: Encoder, scheme: str, path: Path, progress: Progress, checkpoint: Checkpoint, position_workaround: bool
 ) -> None:
     writer = entries.new_file(path, names.MMPROJ, checkpoint, _file_type(scheme))
     mmproj.describe(writer, module, checkpoint.spec.image, checkpoint.spec.decoder.hidden, position_workaround)
     found = mmproj.entries(module, position_workaround)
-    kind = Kind[PACKED[scheme][0]]
-    # Positions are looked up and added: they are small, and no product averages their error.
-    entries.write(writer, found, lambda entry: Kind.F16 if entry.name == names.POSITIONS else kind, progress)
+    entries.write(writer, found, lambda entry: _encoder_kind(entry, scheme), progress)
     entries.read_back(path, found)
 
 

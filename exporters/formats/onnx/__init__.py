@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from edge.errors import EdgeError
 from edge.types import TensorSpec
 from exporters.checkpoint import Checkpoint
-from exporters.formats import Progress, Written
+from exporters.formats import HALF, Progress, Written, products
 from exporters.formats.onnx import trace
 from exporters.formats.onnx.lower import Lowering
 from exporters.models.component import Component
@@ -67,6 +67,13 @@ def write(
     if isinstance(module, LanguageModel):
         files += embedding_table.write(module.embed_tokens.weight, scheme, folder)
     return Written(files, *_tensors(model))
+
+
+def bounds(component: Component, scheme: str, tensor_types: Sequence[str] = ()) -> dict[str, float]:
+    """Only linear layers and the embedding table are halved; scales are float32."""
+    skeleton = component.skeleton()
+    table = {"embed_tokens.weight": HALF} if isinstance(skeleton, LanguageModel) else {}
+    return products(skeleton, HALF) | table if scheme == "fp16" else {}
 
 
 def _decoder_state(module: LanguageModel) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edge.decoders import signatures as steps
 from edge.types import Array, TensorSpec
 from exporters.checkpoint import Checkpoint
-from exporters.formats import Progress, Written
+from exporters.formats import FITTED, HALF, Progress, Written, products
 from exporters.formats.tflite import lower
 from exporters.formats.tflite.components import Step, longest, slots
 from exporters.formats.tflite.model import Graph, Model
@@ -81,6 +81,11 @@ def write(
     rotations = folder / steps.ROTATIONS
     np.save(rotations, _rotations(module.config))
     return Written((path, *_write_table(module.embed_tokens.weight, scheme, folder), rotations), (), ())
+
+
+def bounds(component: Component, scheme: str, tensor_types: Sequence[str] = ()) -> dict[str, float]:
+    """Scales of 4-bit blocks are float16, and 7 of them the largest weight; all others are float32."""
+    return products(component.skeleton(), 7 / FITTED * HALF) if scheme == "w4" else {}
 
 
 def _rotations(config: DecoderConfig) -> Array:
