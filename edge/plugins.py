@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from edge import privacy
 from edge.errors import UsageError
 
 
@@ -24,9 +25,13 @@ def names(package: str) -> tuple[str, ...]:
 
 
 def load(package: str, name: str) -> ModuleType:
-    """Import one alternative. An ImportError of its library passes through."""
+    """Import one alternative. An ImportError of its library passes through.
+
+    Every engine, converter and dialect is imported here, so what their libraries would send home is switched off here.
+    """
     if name not in names(package):
         raise UsageError(f"no {name!r} in {package}", hint="one of: " + ", ".join(names(package)))
+    privacy.keep()
     return importlib.import_module(f"{package}.{name}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from edge import privacy
 from edge.errors import CheckpointError
 from exporters import adapters
 
@@ -37,6 +38,7 @@ def fetch_configs(name: str) -> Path:
 
 
 def _download(name: str, patterns: list[str]) -> Path:
+    privacy.keep()
     from huggingface_hub import errors, snapshot_download  # slow to import, and seldom needed
 
     try:

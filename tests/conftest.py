@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from edge import privacy
 from edge.bundle import manifest as bundles
 from edge.bundle import staging
 from edge.bundle.manifest import Bundle, Manifest, Part
@@ -17,6 +18,7 @@ from edge.types import TensorSpec
 if TYPE_CHECKING:
     from exported import Exports
 
+privacy.keep()  # tests import engines by themselves
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 SPEC = VLMSpec(
