@@ -77,7 +77,7 @@ def _require_room(part: Component, target: Target, largest: Mapping[str, float])
     other = "another --format" + (" or --tensor-type" if target.tensor_types else "")
     raise UsageError(
         f"{target} cannot store weights of the {part.role}, which would become infinite:\n  "
-        + _listed(list(found), lambda name: f"up to {largest[name]:.6g}, below {found[name]:.6g} is stored"),
+        + _listed(list(found), lambda name: f"up to {largest[name]:.6g}, must be below {found[name]:.6g}"),
         hint=f"--scheme {part.role}={wider[0]}" + "".join(f", or {scheme}" for scheme in wider[1:]) if wider else other,
     )
 

@@ -170,7 +170,7 @@ def test_bfloat16_beyond_half_precision(checkpoint, recipe, scheme, dtype):
     to = dict(RECIPES[recipe].targets)
     to["decoder"] = replace(to["decoder"], scheme=scheme)
     large = holding(checkpoint, "model.layers.1.mlp.down_proj.weight", 0.3, 70_000, dtype)
-    with pytest.raises(UsageError, match=r"layers\.1\.mlp\.down_proj\.weight: up to 7\d{4}, below 65520 is stored"):
+    with pytest.raises(UsageError, match=r"layers\.1\.mlp\.down_proj\.weight: up to 7\d{4}, must be below 65520"):
         check(large, to)
     check(large, RECIPES["onnx-w8a8-w4"].targets)
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,13 @@ import pytest
 from bench_fakes import run as bench_rows
 from conftest import REPOSITORY, write_bundle
 from gguf_fakes import gguf_bytes, pair_decoder, pair_mmproj
+from rich.console import Console
 
 from edge import cli, plugins
 from edge.bench import results
 from edge.bench.request import Request
 from edge.bundle.manifest import Bundle, Manifest
+from edge.cli import render
 from edge.cli.run import split
 from edge.errors import ContextError, EngineError, ImageError, UsageError
 from edge.inference.generate import Answer, Timings
@@ -580,6 +583,22 @@ def test_verify_fails_when_a_stage_does(
         assert json.loads(shown.out)["ok"] is False
     else:
         assert shown.out.splitlines()[-1].split() == ["prefill", "stored", "nan", "≤", "0.01", "nan", "FAILED"]
+
+
+def test_the_worst_is_what_is_not_a_number() -> None:
+    """Wherever it stands: NaN loses every comparison."""
+    nan, bound = float("nan"), {"max_abs": 0.01}
+    rows = (
+        Row("vision", "stored", {"max_abs": 0.005}, bound),
+        Row("prefill", "stored", {"max_abs": nan}, bound),
+        Row("vision", "fp32", {"max_abs": 0.5}, {}),
+        Row("prefill", "fp32", {"max_abs": nan}, {}),
+    )
+    for order in permutations(rows):
+        assert render.worst(Report(order)) == "largest error nan ≤ 0.01 in prefill; nan from fp32"
+        console = Console(width=80, file=io.StringIO())
+        console.print(render.parity(Report(order)))
+        assert console.file.getvalue().count("FAILED") == 2
 
 
 def test_verify_against_a_checkpoint_asks_the_export_side(
