@@ -62,7 +62,7 @@ class Home:
 @pytest.fixture(scope="session")
 def ban(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("ban") / "ban.so"
-    source = REPOSITORY / "tests" / "network_ban.c"
+    source = REPOSITORY / "tests" / "helpers" / "network_ban.c"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     return library
 

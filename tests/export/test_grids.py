@@ -23,9 +23,9 @@ from exporters.evaluators import mil
 from exporters.models import projectors
 from exporters.models.component import Component
 from exporters.models.encoder import Encoder
+from exporters.models.pooling import windows
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
-from exporters.pooling import windows
 
 OPTIONS = OpenOptions(threads=1)
 GRIDS = range(5, 31)

@@ -13,10 +13,6 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 from PIL import Image
-
-from edge import deep_image
-from edge.errors import ImageError
-from edge.image import open_image
 from tests.tiff_files import (
     ASSOCIATED,
     BLACK_IS_ZERO,
@@ -34,6 +30,10 @@ from tests.tiff_files import (
     Tiff,
     brightness,
 )
+
+from edge import deep_image
+from edge.errors import ImageError
+from edge.image import open_image
 
 GEOMETRY = {"one strip": {}, "strips": {"rows_per_strip": 2}, "tiles": {"tile": (16, 16)}}
 RNG = np.random.default_rng(0)

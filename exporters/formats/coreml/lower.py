@@ -17,7 +17,7 @@ from edge.errors import EdgeError
 from exporters.formats.coreml import trace
 from exporters.formats.coreml.kv_states import Memory
 from exporters.formats.coreml.weights import Weights
-from exporters.pooling import windows
+from exporters.models.pooling import windows
 
 HALF, FLOAT = types.fp16, types.fp32
 

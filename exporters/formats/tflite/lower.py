@@ -15,7 +15,7 @@ from exporters.formats.tflite.components import PlainOps
 from exporters.formats.tflite.model import Graph
 from exporters.formats.tflite.weights import Product, Weights
 from exporters.models import ops
-from exporters.pooling import windows
+from exporters.models.pooling import windows
 
 _RELU6 = 3  # schema.fbs, ActivationFunctionType
 _VALID = 1  # schema.fbs, Padding
