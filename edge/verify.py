@@ -149,7 +149,7 @@ def _bounds(part: Part, measures: tuple[str, ...]) -> dict[str, float]:
 def _require_shape(found: NDArray[Any], reference: NDArray[Any]) -> None:
     if found.shape != reference.shape:
         raise BundleError(
-            f"golden.npz holds {list(reference.shape)} where the bundle gives {list(found.shape)}",
+            f"the golden sample holds {list(reference.shape)} where the bundle gives {list(found.shape)}",
             hint="export the bundle again",
         )
 

@@ -17,6 +17,7 @@ import edge
 from edge import devices, plugins
 from edge.bundle import manifest as bundles
 from edge.bundle import staging
+from edge.bundle.golden import GOLDEN
 from edge.bundle.manifest import Bundle, File, Manifest, Part
 from edge.calibration import read
 from edge.engines import installed_engines
@@ -123,7 +124,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
         )
         if request.compile:
             built = replace(built, companions=(*built.companions, *_compiled(folder)))
-        built.golden.save(folder / "golden.npz")
+        built.golden.save(folder / GOLDEN)
         manifest = _manifest(checkpoint, recipe, question, built, folder)
         bundles.write_manifest(folder, manifest)
         gc.collect()  # the last component, before the engines load their own
@@ -154,7 +155,7 @@ def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Buil
         golden_prompt={"question": question, "segments": built.prompt},
         parts=built.parts,
         tokenizer=bundles.describe(folder, folder / "tokenizer.json"),
-        golden=bundles.describe(folder, folder / "golden.npz"),
+        golden=bundles.describe(folder, folder / GOLDEN),
         companions=built.companions,
         versions={"edge-vlm": edge.__version__, **{tool: metadata.version(tool) for tool in _tools(recipe)}},
     )

@@ -110,9 +110,7 @@ def build(
         if to["decoder"].format == "gguf":  # llama.cpp's own tools take it too
             imatrix.write(folder / IMATRIX, matters, model.config, len(calibration))
             companions += (manifest.describe(folder, folder / IMATRIX),)
-    types = to["decoder"].tensor_types
-    chosen = {**({"tensor_types": types} if types else {}), **apple["decoder"]}
-    parts += (write.part(decoder, model, ("decoder",), matters, sequences, **chosen),)
+    parts += (write.part(decoder, model, ("decoder",), matters, sequences, **apple["decoder"]),)
     stored_answer = reference.answer(model, prompt, rows)
     del model
 
@@ -239,6 +237,9 @@ class _Writer:
         **options: Any,
     ) -> Part:
         target = self.to[component.role]
+        told = {**options, **({"tensor_type": list(target.tensor_types)} if target.tensor_types else {})}
+        if target.tensor_types:
+            options["tensor_types"] = target.tensor_types
         if wanted := plugins.facts(targets.FORMATS, target.format).get("SAMPLES", 0):
             options["samples"] = tuple(islice(samples, wanted))
         files, written = self.files(component, module, matters, **options)
@@ -250,7 +251,8 @@ class _Writer:
             inputs=written.inputs,
             outputs=written.outputs,
             tolerance=targets.schemes(target.format)[component.role][target.scheme],
-            tensor_types=target.tensor_types,
+            weights=component.weights,
+            options=told,
             details=dict(written.details),
         )
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import gguf
 
+from edge.bundle.golden import GOLDEN
 from edge.bundle.manifest import File, Manifest, Part
 from edge.recipes import Recipe, Target, bytes_per_weight
 from exporters import targets
@@ -40,7 +40,9 @@ def manifest(checkpoint: Checkpoint, recipe: Recipe) -> Manifest:
             companions.append(file)
             continue
         covers = ("vision", "projector") if component.role == "vision" else ("decoder",)
-        parts.append(Part(covers, target.format, target.scheme, (file,), (), (), tensor_types=target.tensor_types))
+        options = {"tensor_type": list(target.tensor_types)} if target.tensor_types else {}
+        counted = component.weights
+        parts.append(Part(covers, target.format, target.scheme, (file,), (), (), weights=counted, options=options))
     return Manifest(
         name=checkpoint.name,
         source={"name": checkpoint.name},
@@ -50,7 +52,7 @@ def manifest(checkpoint: Checkpoint, recipe: Recipe) -> Manifest:
         golden_prompt={},
         parts=tuple(parts),
         tokenizer=File("tokenizer.json", 0, ""),
-        golden=File("golden.npz", 0, ""),
+        golden=File(GOLDEN, 0, ""),
         versions={},
         companions=tuple(companions),
     )
@@ -58,7 +60,7 @@ def manifest(checkpoint: Checkpoint, recipe: Recipe) -> Manifest:
 
 def _bytes(component: Component, target: Target) -> int:
     usual = bytes_per_weight(target.format, target.scheme)
-    total = usual * sum(math.prod(tensor.shape) for tensor in component.skeleton().state_dict().values())
+    total = usual * component.weights
     for kind, numbers in other_kinds(component, target).values():
         block, size = gguf.GGML_QUANT_SIZES[kind]
         total += numbers * (size / block - usual)

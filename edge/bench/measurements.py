@@ -247,7 +247,7 @@ def _agreement(session: Session, golden: Golden) -> dict[str, float]:
     report = compare(session, golden)
     if stages := [row.stage for row in report.rows if not row.finite]:
         raise ParityError(
-            f"{session.bundle.path} computes NaN or infinity, or golden.npz holds it: "
+            f"{session.bundle.path} computes NaN or infinity, or its golden sample holds it: "
             + ", ".join(dict.fromkeys(stages)),
             hint=f"edge verify {session.bundle.path}, then export the bundle again",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -161,9 +161,15 @@ def _parts(parts: Iterable[Part]) -> Table:
     table = _table("Part", "Format", "Scheme", "Size", "Measured", right=("Size",))
     for part in parts:
         total = size(part.size)
-        scheme = "\n".join((part.scheme, *part.tensor_types))
+        scheme = "\n".join((part.scheme, *_options(part.options)))
         table.add_row("+".join(part.covers), part.format, scheme, total, "\n".join(_errors(part.error)))
     return table
+
+
+def _options(options: Mapping[str, Any]) -> list[str]:
+    """One line for each; a flag is its name."""
+    several = [(name, value if isinstance(value, list | tuple) else [value]) for name, value in options.items()]
+    return [name if value is True else f"{name} {value}" for name, values in several for value in values]
 
 
 def _errors(error: Mapping[str, float]) -> list[str]:

@@ -80,8 +80,8 @@ def activations_moved(sizes: Sizes, tokens: int, item: float = 2.0) -> float:
     would move. Scores are read and written by the softmax, and by the products before and after it."""
     spec = sizes.spec
     hidden, kept, ffn = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, sizes.ffn
-    linear = 2 * (spec.hidden + hidden) + 2 * (spec.hidden + kept) + 3 * (spec.hidden + ffn)
-    pointwise = 4 * spec.hidden + 6 * spec.hidden + 4 * ffn  # two norms, two sums, the gate
+    linear = 2 * (spec.hidden + hidden) + 2 * (spec.hidden + kept) + (2 + sizes.gated) * (spec.hidden + ffn)
+    pointwise = 4 * spec.hidden + 6 * spec.hidden + (2 + 2 * sizes.gated) * ffn  # two norms, two sums, the activation
     attention = 4 * hidden + 4 * spec.heads * tokens
     return item * tokens * spec.layers * (linear + pointwise + attention)
 

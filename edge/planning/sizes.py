@@ -25,13 +25,37 @@ class Sizes:
     heads: int
     image_tokens: int
     decoder: int  # weights of its linear layers without the head
-    ffn: int  # width of the decoder's gated feed-forward layers
+    ffn: int  # width of the decoder's feed-forward layers
+    gated: bool  # whether they have a gate beside the up projection
     head: int  # weights; the embedding table has as many
     spec: DecoderSpec
 
 
 def sizes(manifest: Manifest, parts: Iterable[Part]) -> Sizes:
-    """From the files' bytes and their schemes: good to a few percent."""
+    """What the manifest says; of schema 1, what its files' bytes suggest."""
+    spec, vision, parts = manifest.spec.decoder, manifest.spec.vision, tuple(parts)
+    counts = [("decoder" in part.covers, part.weights) for part in parts]
+    if vision is None or spec.ffn is None or any(weights is None for _, weights in counts):
+        return _from_bytes(manifest, parts)
+    head = spec.vocab * spec.hidden
+    return Sizes(
+        vision=sum(weights or 0 for speaks, weights in counts if not speaks),
+        positions=vision.positions,
+        width=vision.width,
+        layers=vision.layers,
+        heads=vision.heads,
+        image_tokens=manifest.spec.prompt.image_tokens,
+        decoder=max(0, sum(weights or 0 for speaks, weights in counts if speaks) - 2 * head),
+        ffn=spec.ffn,
+        gated=spec.gated is not False,
+        head=head,
+        spec=spec,
+    )
+
+
+def _from_bytes(manifest: Manifest, parts: Iterable[Part]) -> Sizes:
+    """Of a manifest of schema 1, from the files' bytes and their schemes: good to a few percent for one kind of vision
+    encoder, and a guess for others."""
     spec, tokens = manifest.spec.decoder, manifest.spec.prompt.image_tokens
     vision = decoder = 0.0
     for part in parts:
@@ -57,6 +81,7 @@ def guessed(spec: DecoderSpec, image_tokens: int, patches: int, vision: int, dec
         image_tokens=image_tokens,
         decoder=decoder,
         ffn=max(0, round((decoder / spec.layers - attention) / (3 * spec.hidden))),
+        gated=True,
         head=spec.vocab * spec.hidden,
         spec=spec,
     )
@@ -74,7 +99,8 @@ def bytes_per_token(part: Part, sizes: Sizes) -> float:
     looked up; the KV cache not counted. A table that lies within another file is taken to be stored as the rest is,
     and not to be the head as well."""
     beside = sum(file.bytes for file in part.files if file.path.endswith((TABLE, SCALES)))
-    return part.size - (beside or bytes_per_weight(part.format, part.scheme) * sizes.head)
+    each = part.size / part.weights if part.weights else bytes_per_weight(part.format, part.scheme)
+    return part.size - (beside or each * sizes.head)
 
 
 def cache_item(decoder: Part) -> int | None:

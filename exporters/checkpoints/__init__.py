@@ -7,11 +7,13 @@ dialect of files has `SUFFIXES`. `read(source, *, vision_tower, mmproj, context)
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import Literal
 
 from edge.errors import CheckpointError, UsageError
-from edge.spec import DecoderSpec, ImageSpec
+from edge.spec import DecoderSpec, ImageSpec, VisionSpec
 from exporters.models.decoders import DecoderConfig
+from exporters.models.vision.clip import TowerConfig
 
 
 def buildable(config: DecoderConfig) -> bool:
@@ -31,7 +33,7 @@ def shortened(asked: int | None, trained: int, image_tokens: int) -> int:
     return context
 
 
-def decoder_spec(config: DecoderConfig) -> DecoderSpec:
+def decoder_spec(family: ModuleType, config: DecoderConfig) -> DecoderSpec:
     return DecoderSpec(
         layers=config.layers,
         heads=config.heads,
@@ -41,6 +43,21 @@ def decoder_spec(config: DecoderConfig) -> DecoderSpec:
         vocab=config.vocab,
         context=config.context,
         rope_theta=config.rope_theta,
+        rope_scaling=dict(config.rope_scaling) if config.rope_scaling else None,
+        rope_dim=config.head_dim,
+        family=family.KIND,
+        ffn=config.ffn,
+        gated=family.GATED,
+    )
+
+
+def vision_spec(config: TowerConfig) -> VisionSpec:
+    return VisionSpec(
+        width=config.hidden,
+        layers=config.run_layers,
+        heads=config.heads,
+        positions=config.positions,
+        patches=config.grid**2,
     )
 
 

@@ -17,7 +17,7 @@ from edge.errors import CheckpointError, UsageError
 from edge.spec import ImageSpec, PromptSpec, VLMSpec
 from exporters import chat_template
 from exporters.checkpoint import Checkpoint, check, check_numbers
-from exporters.checkpoints import buildable, decoder_spec, image_spec, shortened
+from exporters.checkpoints import buildable, decoder_spec, image_spec, shortened, vision_spec
 from exporters.gguf import decoder as decoders
 from exporters.gguf import mmproj as mmprojs
 from exporters.gguf import vocabulary
@@ -62,7 +62,8 @@ def read(path: Path, *, vision_tower: Path | None, mmproj: Path | None, context:
         spec=VLMSpec(
             image=_image(seen, tower.image_size),
             prompt=_prompt(text, image_tokens, decoder.vocab),
-            decoder=decoder_spec(decoder),
+            decoder=decoder_spec(llama, decoder),
+            vision=vision_spec(tower),
         ),
         components=components,
         weights=weights,

@@ -15,7 +15,7 @@ from edge.errors import CheckpointError, UsageError
 from edge.spec import PromptSpec, VLMSpec
 from exporters import adapters, chat_template, mm_keys, preprocessor, stop_ids, tokenizer, tower
 from exporters.checkpoint import Checkpoint, check, check_numbers, license_of, read_json
-from exporters.checkpoints import buildable, decoder_spec, shortened
+from exporters.checkpoints import buildable, decoder_spec, shortened, vision_spec
 from exporters.models import projectors
 from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, llama
@@ -71,7 +71,8 @@ def read(folder: Path, *, vision_tower: Path | None, mmproj: Path | None, contex
     spec = VLMSpec(
         image=preprocessor.find(filter(None, (seen.folder, folder)), seen.config.image_size, fit),
         prompt=_prompt(config, folder, image_tokens, decoder.vocab),
-        decoder=decoder_spec(decoder),
+        decoder=decoder_spec(llama, decoder),
+        vision=vision_spec(seen.config),
     )
     return Checkpoint(
         name=folder.resolve().name,

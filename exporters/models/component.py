@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +28,11 @@ class Component:
         """The module without numbers, on the meta device: for tracing, and for its shapes."""
         with torch.device("meta"):
             return self.build().eval().requires_grad_(False)
+
+    @property
+    def weights(self) -> int:
+        """How many numbers the module has; an embedding table that is the head too counts twice."""
+        return sum(math.prod(tensor.shape) for tensor in self.skeleton().state_dict().values())
 
     def check(self, weights: Weights) -> None:
         """Compare names and shapes without reading a tensor. Raises CheckpointError that lists what is off."""

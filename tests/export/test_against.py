@@ -76,7 +76,7 @@ def test_golden_that_was_made_to_fit_does_not_help(exports: Exports, tmp_path):
     golden = golden_of(bundle)
     for outputs in (golden.fp32, golden.stored):
         outputs.logits[:] *= 1.5  # a gain before the head is a gain behind it
-    golden.save(bundle / "golden.npz")
+    golden.save(bundle / "golden.safetensors")
     vouch(bundle)
     assert verify(Bundle.open(bundle), threads=1).ok
     assert failed(against(bundle, exports.checkpoint())) == {("prefill", "checkpoint")}

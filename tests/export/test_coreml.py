@@ -38,7 +38,7 @@ STEPS = 12
 
 
 def source(image=SPEC.image, tokens=4, decoder=None):
-    spec = VLMSpec(image, dataclasses.replace(SPEC.prompt, image_tokens=tokens), decoder or SPEC.decoder)
+    spec = VLMSpec(image, dataclasses.replace(SPEC.prompt, image_tokens=tokens), decoder or SPEC.decoder, None)
     return SimpleNamespace(name="Tiny Model", license="cc0-1.0", sha256="0" * 64, spec=spec)
 
 

@@ -59,7 +59,7 @@ def spec_of(c):
 
 
 def source(decoder, image=SPEC.image, tokens=4, tokenizer=TOKENIZER):
-    spec = VLMSpec(image, dataclasses.replace(SPEC.prompt, image_tokens=tokens, stop_ids=(2, 7)), decoder)
+    spec = VLMSpec(image, dataclasses.replace(SPEC.prompt, image_tokens=tokens, stop_ids=(2, 7)), decoder, None)
     return SimpleNamespace(spec=spec, tokenizer_json=lambda: tokenizer)
 
 

@@ -103,14 +103,14 @@ def test_the_pair_alone(checkpoint, tmp_path):
     done = export(request, lambda *_: None)
     assert done.next_command == f"edge run {tmp_path / 'out'} 'What is in this picture?'"
     assert sorted(path.name for path in done.path.iterdir()) == [
-        *("golden.npz", "manifest.json", "mmproj-tiny-Q8_0.gguf", "tiny-Q4_K_M.gguf", "tokenizer.json")
+        *("golden.safetensors", "manifest.json", "mmproj-tiny-Q8_0.gguf", "tiny-Q4_K_M.gguf", "tokenizer.json")
     ]
     assert {row.stage for row in done.report.rows} == {"picture", "prompt", "prefill", "tokens"}
     bundle = Bundle.open(done.path)
     assert [part.covers for part in bundle.manifest.parts] == [("decoder",)]
     schema = json.loads((REPOSITORY / "edge" / "bundle" / "manifest.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(json.loads((done.path / "manifest.json").read_text()))
-    golden = Golden.load(done.path / "golden.npz")
+    golden = Golden.load(done.path / "golden.safetensors")
     assert 0.99 < distance(golden.stored.image_embeds, golden.fp32.image_embeds)["cosine"] < 1  # the mmproj's
     pair = [str(done.path / name) for name in ("tiny-Q4_K_M.gguf", "mmproj-tiny-Q8_0.gguf")]
     with load(done.path, threads=1) as session:

@@ -56,6 +56,7 @@ def written(format, kind, scheme, grid, folder, **how):
         dataclasses.replace(SPEC.image, size=tower.image_size),
         dataclasses.replace(SPEC.prompt, image_tokens=ROWS[kind](grid)),
         dataclasses.replace(SPEC.decoder, hidden=64),
+        None,
     )
     checkpoint = SimpleNamespace(name="Tiny Model", license="cc0-1.0", sha256="0" * 64, spec=spec)
     writer = plugins.load("exporters.formats", format)

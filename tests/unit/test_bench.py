@@ -46,8 +46,8 @@ def make(tmp_path: Path) -> Callable[..., str]:
         rows, logits = np.zeros((1, 4, 32), np.float32), np.zeros(259, np.float32)
         outputs = Outputs(rows, logits, np.zeros(16, np.int32))
         golden = Golden(np.zeros((20, 30, 3), np.uint8), np.zeros((1, 3, 28, 28), np.float32), outputs, outputs)
-        golden.save(bundle.path / "golden.npz")
-        entry = bundles.describe(bundle.path, bundle.path / "golden.npz")
+        golden.save(bundle.path / "golden.safetensors")
+        entry = bundles.describe(bundle.path, bundle.path / "golden.safetensors")
         bundles.write_manifest(bundle.path, replace(bundle.manifest, golden=entry))
         return str(bundle.path)
 
@@ -108,7 +108,7 @@ def test_every_row_is_measured_so_many_times(make: Callable[..., str]) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("where", ["golden.npz", "the engine"])
+@pytest.mark.parametrize("where", ["golden.safetensors", "the engine"])
 def test_what_is_not_finite_is_no_quality(
     make: Callable[..., str], monkeypatch: pytest.MonkeyPatch, where: str, value: float
 ) -> None:
@@ -118,14 +118,14 @@ def test_what_is_not_finite_is_no_quality(
         monkeypatch.setattr("edge.verify._replay", lambda *_: (np.full(259, value, np.float32), np.zeros(16, np.int32)))
     else:
         bundle = bundles.Bundle.open(path)
-        golden = Golden.load(bundle.path / "golden.npz")
+        golden = Golden.load(bundle.path / "golden.safetensors")
         replace(golden, fp32=replace(golden.fp32, logits=np.full(259, value, np.float32))).save(
-            bundle.path / "golden.npz"
+            bundle.path / "golden.safetensors"
         )
-        entry = bundles.describe(bundle.path, bundle.path / "golden.npz")
+        entry = bundles.describe(bundle.path, bundle.path / "golden.safetensors")
         bundles.write_manifest(bundle.path, replace(bundle.manifest, golden=entry))
     events: list[dict[str, Any]] = []
-    with pytest.raises(ParityError, match=r"computes NaN or infinity, or golden\.npz holds it: prefill"):
+    with pytest.raises(ParityError, match=r"computes NaN or infinity, or golden\.safetensors holds it: prefill"):
         events.extend(measuring(ask(path)))
     assert samples(events) == []
 

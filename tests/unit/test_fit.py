@@ -161,7 +161,7 @@ def manifest(*parts: Part, context: int = 1024) -> Manifest:
     spec = replace(SPEC, decoder=replace(DECODER, context=context))
     tokens = {"question": "?", "segments": [[1, 2, 3], None, [4, 5]]}
     file = File("tokenizer.json", 7, "")
-    return Manifest("tiny", {}, "", "", spec, tokens, parts, file, File("golden.npz", 3, ""), {})
+    return Manifest("tiny", {}, "", "", spec, tokens, parts, file, File("golden.safetensors", 3, ""), {})
 
 
 def known(**figures: float) -> DeviceProfile:

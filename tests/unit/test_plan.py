@@ -31,7 +31,7 @@ def manifest(*parts: Part, context: int = 1024) -> Manifest:
         golden_prompt={},
         parts=parts or (part("vision", "projector"), part("decoder")),
         tokenizer=File("tokenizer.json", 1, ""),
-        golden=File("golden.npz", 1, ""),
+        golden=File("golden.safetensors", 1, ""),
         versions={},
     )
 

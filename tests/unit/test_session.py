@@ -316,7 +316,7 @@ def test_a_bundle_that_sees_nothing(engine: Engine, bundle: Bundle) -> None:
     """It answers questions about no picture, and says of one what to do."""
     companions = (bundle.manifest.tokenizer, replace(bundle.manifest.golden, path="mmproj-x.gguf"))
     blind = replace(bundle.manifest, parts=bundle.manifest.parts[1:], companions=companions)
-    (bundle.path / "mmproj-x.gguf").write_bytes((bundle.path / "golden.npz").read_bytes())
+    (bundle.path / "mmproj-x.gguf").write_bytes((bundle.path / "golden.safetensors").read_bytes())
     write_manifest(bundle.path, blind)
     session = edge.load(bundle.path, engine="null")
     assert [choice.part.covers for choice in session.plan.choices] == [("decoder",)]

@@ -110,8 +110,8 @@ def rewritten(bundle: Bundle, change: Callable[[Manifest], Manifest]) -> Bundle:
 
 
 def with_golden(bundle: Bundle, golden: Golden) -> Bundle:
-    golden.save(bundle.path / "golden.npz")
-    entry = bundles.describe(bundle.path, bundle.path / "golden.npz")
+    golden.save(bundle.path / "golden.safetensors")
+    entry = bundles.describe(bundle.path, bundle.path / "golden.safetensors")
     return rewritten(bundle, lambda manifest: replace(manifest, golden=entry))
 
 
@@ -219,7 +219,7 @@ def bumped(values: Any) -> Any:
 def test_another_golden_fails_where_it_differs(
     bundle: Bundle, change: Callable[[Golden], Golden], fails: list[tuple[str, str]]
 ) -> None:
-    report = verify(with_golden(bundle, change(Golden.load(bundle.path / "golden.npz"))))
+    report = verify(with_golden(bundle, change(Golden.load(bundle.path / "golden.safetensors"))))
     assert [(row.stage, row.against) for row in report.rows if not row.ok] == fails
 
 
@@ -245,7 +245,7 @@ def spoilt(golden: Golden, name: str, value: float) -> Golden:
     ],
 )
 def test_a_golden_that_is_not_finite_fails(bundle: Bundle, name: str, row: tuple[str, str], value: float) -> None:
-    report = verify(with_golden(bundle, spoilt(Golden.load(bundle.path / "golden.npz"), name, value)))
+    report = verify(with_golden(bundle, spoilt(Golden.load(bundle.path / "golden.safetensors"), name, value)))
     assert not report.ok
     assert row in [(row.stage, row.against) for row in report.rows if not row.ok]
     written = json.loads(json.dumps(report.to_json(), allow_nan=False))["rows"]
@@ -278,7 +278,7 @@ def test_logits_that_are_not_finite_fail(
 
 
 def test_the_cost_against_fp32_is_told(bundle: Bundle) -> None:
-    golden = Golden.load(bundle.path / "golden.npz")
+    golden = Golden.load(bundle.path / "golden.safetensors")
     far = replace(golden.fp32, logits=-golden.fp32.logits, tokens=golden.fp32.tokens + 1)
     report = verify(with_golden(bundle, replace(golden, fp32=far)))
     assert report.ok
@@ -311,7 +311,7 @@ WRONG_SHAPES: dict[str, Callable[[Golden], Golden]] = {
 
 @pytest.mark.parametrize("change", WRONG_SHAPES.values(), ids=WRONG_SHAPES.keys())
 def test_a_golden_that_does_not_fit_is_an_error(bundle: Bundle, change: Callable[[Golden], Golden]) -> None:
-    other = with_golden(bundle, change(Golden.load(bundle.path / "golden.npz")))
+    other = with_golden(bundle, change(Golden.load(bundle.path / "golden.safetensors")))
     with pytest.raises(EdgeError):
         verify(other)
 
@@ -341,7 +341,7 @@ def test_one_part_for_all_roles_is_bounded_stage_by_stage(bundle: Bundle) -> Non
     both = replace(vision, covers=("vision", "projector", "decoder"), tolerance=TOLERANCE)
     with load(bundle.path, engine="null") as session:
         session.bundle = replace(bundle, manifest=replace(bundle.manifest, parts=(both, decoder)))
-        report = compare(session, Golden.load(bundle.path / "golden.npz"))
+        report = compare(session, Golden.load(bundle.path / "golden.safetensors"))
     assert report.ok
     assert {row.stage: set(row.tolerance) for row in report.rows if row.against == "stored"} == {
         "vision": {"max_abs", "cosine"},

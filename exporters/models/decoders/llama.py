@@ -15,6 +15,7 @@ from exporters.models.decoders import DecoderConfig, LanguageModel
 from exporters.models.layers import Linear, RMSNorm
 
 KIND = "llama"
+GATED = True  # the feed-forward layers have a gate beside the up projection
 DEFAULTS: Mapping[str, Any] = {  # transformers' LlamaConfig
     "vocab_size": 32000,
     "hidden_size": 4096,

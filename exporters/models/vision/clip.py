@@ -52,6 +52,11 @@ class TowerConfig:
         return self.select_layer if self.select_layer >= 0 else self.layers + 1 + self.select_layer
 
     @property
+    def positions(self) -> int:
+        """That attention sees: the patches and the class token."""
+        return self.grid**2 + 1
+
+    @property
     def tokens(self) -> int:
         return self.grid**2 + (self.select_feature == "cls_patch")
 
@@ -99,7 +104,7 @@ class Embeddings(nn.Module):
         super().__init__()
         self.class_embedding = nn.Parameter(torch.zeros(config.hidden))
         self.patch_embedding = nn.Conv2d(3, config.hidden, config.patch_size, stride=config.patch_size, bias=False)
-        self.position_embedding = nn.Embedding(config.grid**2 + 1, config.hidden)
+        self.position_embedding = nn.Embedding(config.positions, config.hidden)
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [B, G*G, D]
