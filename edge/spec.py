@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -81,6 +81,12 @@ class VLMSpec:
     prompt: PromptSpec
     decoder: DecoderSpec
     vision: VisionSpec | None  # None: a manifest of schema 1 does not tell
+
+    def tells_of(self, other: VLMSpec) -> bool:
+        """Whether all that this one says is so of another."""
+        if self.vision is None:
+            other = replace(other, vision=None, decoder=replace(other.decoder, **dict.fromkeys(_UNTOLD)))
+        return self == other
 
     def to_json(self) -> dict[str, Any]:
         whole = asdict(self)

@@ -39,7 +39,7 @@ def verify_against(
             hint="give the checkpoint that was exported, or export this one",
         )
     source = _prompted(source, manifest)
-    if source.spec != manifest.spec:
+    if not manifest.spec.tells_of(source.spec):
         raise UsageError(
             "this edge-vlm reads the checkpoint in another way than the one that exported it did",
             hint="export the bundle again",

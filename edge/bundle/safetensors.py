@@ -75,7 +75,7 @@ def _read(content: bytes) -> dict[str, Array]:
     if position != len(data):
         raise ValueError(f"its tensors take {position} bytes, and it holds {len(data)}")
     return {
-        name: np.frombuffer(data[start:end].tobytes(), kind).reshape(shape)
+        name: np.frombuffer(data[start:end], kind).reshape(shape).copy()
         for name, (kind, shape, start, end) in spans.items()
     }
 
