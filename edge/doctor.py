@@ -1,4 +1,4 @@
-"""What this machine has: engines, the processor's features that they use, memory; and what to install."""
+"""Diagnosis of this machine: engines, the processor features that they use, memory; and what to install."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import edge
 from edge import plugins
 from edge.devices import detect
 from edge.engines import PACKAGE as ENGINES
-from edge.engines import UNKNOWN, installed_engines, kernels
-from edge.planning.plan import EngineInfo
+from edge.engines import UNKNOWN, EngineInfo, installed_engines, kernels
 
 DISTRIBUTION = "edge-vlm"
 ARM = {

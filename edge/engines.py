@@ -1,21 +1,60 @@
-"""The engines of `runtimes/`: which ones this machine has, and opening a part with one of them. And the evaluators of
-the export side: they compute what no engine of this machine can, slowly, to prove it."""
+"""The catalogue of engines: what each file of `runtimes/` declares, which are installed, and opening a part.
+
+Evaluators of the export side compute what no engine of this machine can, slowly, to prove it; they declare the same.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
 from edge import plugins
 from edge.errors import EngineError
-from edge.planning.plan import EngineInfo
-from edge.types import Decoder, Graph, OpenOptions, PartFiles
+from edge.types import CacheKind, Decoder, Graph, OpenOptions, PartFiles
 
 PACKAGE = "runtimes"
 EVALUATORS = "exporters.evaluators"
 UNKNOWN = "unknown"  # kernels that no library tells of
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    name: str
+    formats: tuple[str, ...]  # none: it opens any part, and only when it is asked for by name
+    package: str
+    installed: bool
+    version: str | None
+    reason: str | None  # why it cannot be used
+    unfit: str | None = None  # why no installation helps on this machine
+    extra: str | None = None  # what brings its library, if it is not called like the engine
+    wheel: str | None = None  # how to get its library, where no index has it
+    # scheme ("": all others) -> bytes in memory for one in the file
+    resident: Mapping[str, float] = field(default_factory=dict, hash=False)
+    caches: tuple[CacheKind, ...] = ()  # how it can store keys and values that it keeps itself
+    item: int = 4  # bytes of a key's or value's number, where neither a graph's inputs nor `caches` tell
+    copies: int = 1  # how often keys and values lie in memory, once they outgrew the first room for them
+    gpus: tuple[str, ...] = ()  # classes of devices whose graphics processor its usual build computes on
+    # fields of edge.planning.roofline.Utilisation -> what its kernels reach of a processor, where most do not
+    reaches: Mapping[str, float] = field(default_factory=dict, hash=False)
+    narrows: bool = False  # it can be held to fewer instruction sets than the processor has
+
+    @property
+    def install(self) -> str:
+        return self.wheel or f"pip install 'edge-vlm[{self.extra or self.name}]'"
+
+    def refusal(self, formats: Sequence[str]) -> str | None:
+        """Why this engine opens no part of these formats; None when it does."""
+        if self.formats and not set(formats) & set(self.formats):
+            return f"opens {', '.join(self.formats)}"
+        if self.unfit:
+            return self.unfit
+        if not self.installed:
+            return f"{self.reason or f'{self.package} is not installed'}: {self.install}"
+        return None
 
 
 def installed_engines(*, evaluators: bool = False) -> tuple[EngineInfo, ...]:

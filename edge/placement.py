@@ -1,5 +1,7 @@
-"""Which of a device's processors each operation of a part runs on: as the system plans it on this machine, or predicted
-from published constraints where it cannot be asked."""
+"""Placement: which processor (neural engine, GPU, CPU) runs each operation of a part.
+
+The system plans it on this machine; where it cannot be asked, it is predicted from published constraints.
+"""
 
 from __future__ import annotations
 

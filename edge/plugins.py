@@ -1,4 +1,4 @@
-"""The file name is the registry: a folder of alternatives holds one module, or one package, for each."""
+"""Plugins: a folder of alternatives holds one module or package for each; the file name is the registry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The seam between engines: what a prompt is made of, and what a part can do. Protocols, no behaviour."""
+"""Types between the rooms: segments of a prompt, graphs, decoders, and what an engine must offer."""
 
 from __future__ import annotations
 
@@ -116,10 +116,11 @@ class Runtime(Protocol):
     devices on whose graphics processor it computes), `SYSTEMS` (the only ones that it is made for, as `sys.platform`),
     `ELSEWHERE` (what to say on others), `INSTALL` (how to get its library, where no index has it), `REACHES` (shares of
     a processor's speed that are not what most reach, by the names of `edge.planning.roofline.Utilisation`), `NARROWS`
-    (it can be held to `OpenOptions.isa`) and `KERNELS` (how it is known which kernels run; it has a function `kernels() ->
+    (it can be held to `OpenOptions.isa`) and `KERNELS` (how it is known which kernels run; it has `kernels() ->
     tuple[str, ...]` then, the words of `edge.devices.host.ISA` or an own one, as `metal`; empty where it cannot tell),
     and `PRODUCTS` (of what it measures the speed: it has a function `products(threads, memory) ->
-    edge.devices.probe.Products` then, which takes an eighth of that memory at most). One whose system places each operation on a processor of its
+    edge.devices.probe.Products` then, which takes an eighth of that memory at most). One whose system places each
+    operation on a processor of its
     own has `placement(part)`, which yields `edge.placement.Placed`."""
 
     FORMATS: tuple[str, ...]  # the formats it opens

@@ -1,4 +1,4 @@
-"""Opens `coreml` parts with Core ML, through coremltools, on macOS 15 and newer."""
+"""Engine for `coreml` parts: Core ML through coremltools, on macOS 15 and newer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import coremltools as ct
 import numpy as np
 
 from edge.decoders.embedding_table import EmbeddingTable
-from edge.decoders.function_graph import PartGraph
+from edge.decoders.function_graph import FunctionGraph
 from edge.decoders.stateful import DECODE, PREFILL, StatefulDecoder
 from edge.errors import EngineError
 from edge.placement import Placed, Processor
@@ -49,7 +49,7 @@ def open(part: PartFiles, options: OpenOptions) -> Graph | Decoder:
     package = part.files[0].parent  # the first file is the package's list
     if part.decoder is None:
         model = _load(package, options, None)  # its default function
-        return PartGraph(part, lambda feeds: _predict(model, feeds, None))
+        return FunctionGraph(part, lambda feeds: _predict(model, feeds, None))
     models = {name: _load(package, options, name) for name in (PREFILL, DECODE)}
     table = EmbeddingTable.open(part.files, part.decoder.vocab, part.decoder.hidden)
     context = min(options.context or part.decoder.context, part.decoder.context)

@@ -1,4 +1,4 @@
-"""Opens `executorch` parts with ExecuTorch's Python bindings: XNNPACK on the processor. The bindings need torch."""
+"""Engine for `executorch` parts: ExecuTorch's Python bindings, XNNPACK on the CPU. The bindings need torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edge.decoders.methods import MethodDecoder, MethodGraph
 from edge.devices import host
 from edge.errors import EngineError
 from edge.formats.executorch import Program
-from edge.formats.native_stderr import Listening
+from edge.formats.native_stderr import CapturedStderr
 from edge.types import Array, OpenOptions, PartFiles
 
 FORMATS = ("executorch",)
@@ -48,7 +48,7 @@ class _Methods:
 
     def __init__(self, program: Program, names: Sequence[str], options: OpenOptions) -> None:
         self._file = program
-        self._heard = Listening(_THEIRS, options.debug)
+        self._heard = CapturedStderr(_THEIRS, options.debug)
         with _ONE_AT_A_TIME, self._heard:
             _load_kernels()
             _require_parts(program, names)

@@ -1,4 +1,4 @@
-"""Opens `executorch` parts with ExecuTorch's C++ libraries, without torch: XNNPACK on the processor.
+"""Engine for `executorch` parts without torch: ExecuTorch's C++ libraries, XNNPACK on the CPU.
 
 `edge-vlm-executorch` brings them; it is made of `native/executorch/`.
 """

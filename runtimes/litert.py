@@ -1,4 +1,4 @@
-"""Opens `tflite` parts with LiteRT (ai-edge-litert): XNNPACK on the processor, through the library's C API.
+"""Engine for `tflite` parts: LiteRT (ai-edge-litert) through its C API, XNNPACK on the CPU.
 
 The package's Python classes keep each signature's tensors apart and copy them at every call; the C API takes the
 caller's own memory, and so one cache serves all signatures in place.
@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from edge.decoders import signatures
-from edge.decoders.signatures import PAST, Arrays, Call, FixedGraph, StepDecoder
+from edge.decoders.signatures import PAST, Arrays, Call, SignatureDecoder, SignatureGraph
 from edge.devices import host
 from edge.errors import EngineError
 from edge.formats import xnnpack_cache
-from edge.formats.native_stderr import Listening
+from edge.formats.native_stderr import CapturedStderr
 from edge.formats.tflite import TFLite
 from edge.types import Array, OpenOptions, PartFiles, TensorSpec
 
@@ -53,7 +53,7 @@ def version() -> str:
     return metadata.version(PACKAGE)
 
 
-def open(part: PartFiles, options: OpenOptions) -> FixedGraph | StepDecoder:
+def open(part: PartFiles, options: OpenOptions) -> SignatureGraph | SignatureDecoder:
     """The part's first file. Raises BundleError on a file that is not sound or not what the manifest describes, and
     EngineError when the library refuses it."""
     return signatures.opened(part, options, lambda file: LiteRtProgram(file, options))
@@ -121,7 +121,7 @@ class _Model:
         self._library = _load()
         self._file, self._options = file, options
         self._numbers = {name: number for number, name in enumerate(file.signatures)}
-        self._heard = Listening(_THEIRS, options.debug)
+        self._heard = CapturedStderr(_THEIRS, options.debug)
         self._compiled: dict[str, _Compiled] = {}
         self._last = ""
         with self._heard:
@@ -288,7 +288,7 @@ class LiteRtProgram:
         return _Bound(call, arrays, (inputs, outputs), [*handles.values()])
 
 
-def _complaint(heard: Listening) -> str:
+def _complaint(heard: CapturedStderr) -> str:
     errors = [line for line in heard.heard() if line.startswith("ERROR")]
     return f": {errors[0].removeprefix('ERROR:').strip()}" if errors else ""
 

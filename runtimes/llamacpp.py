@@ -1,4 +1,4 @@
-"""Opens `gguf` decoders with llama.cpp, through the low-level binding of llama-cpp-python."""
+"""Engine for `gguf` decoders: llama.cpp through the low-level binding of llama-cpp-python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opens any part and computes nothing: arrays of the declared shapes, to test a session and to measure its own cost.
+"""Null engine: opens any part and computes nothing, to test a session and to measure its own cost.
 
 It is never chosen by a plan; `edge.load(path, engine="null")` asks for it.
 """

@@ -1,4 +1,4 @@
-"""Opens `onnx` parts with ONNX Runtime, on the processor."""
+"""Engine for `onnx` parts: ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 

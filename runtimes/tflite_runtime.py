@@ -1,4 +1,4 @@
-"""Opens `tflite` parts with tflite-runtime 2.14, the library before LiteRT, where that is all there is.
+"""Engine for `tflite` parts: tflite-runtime 2.14, the library before LiteRT, where that is all there is.
 
 It takes the first scale of a product's weights for all of its rows, and says nothing: such files are refused here.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from tflite_runtime.interpreter import Interpreter
 
 from edge.decoders import signatures
-from edge.decoders.signatures import PAST, Arrays, Call, FixedGraph, StepDecoder
+from edge.decoders.signatures import PAST, Arrays, Call, SignatureDecoder, SignatureGraph
 from edge.devices import host
 from edge.errors import EngineError
 from edge.formats.tflite import TFLite
@@ -30,7 +30,7 @@ def version() -> str:
     return metadata.version(PACKAGE)
 
 
-def open(part: PartFiles, options: OpenOptions) -> FixedGraph | StepDecoder:
+def open(part: PartFiles, options: OpenOptions) -> SignatureGraph | SignatureDecoder:
     """The part's first file. Raises BundleError on a file that is not sound or not what the manifest describes, and
     EngineError on one that the library refuses or would compute wrong."""
     return signatures.opened(part, options, lambda file: InterpreterProgram(file, options))

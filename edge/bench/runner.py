@@ -1,4 +1,4 @@
-"""Runs the measuring processes one after another, watches them, and makes rows of what they say."""
+"""The benchmark runner: starts the measuring processes one after another and makes rows of their events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from edge import __version__
 from edge.bench import schema
-from edge.bench.monitor import Span, Watch
+from edge.bench.monitor import Monitor, Span
 from edge.bench.request import Request, raised
 from edge.bench.schema import Row
 from edge.bench.sensors import Sensors
@@ -60,11 +60,11 @@ class _Run:
         self.facts = _facts(request, bundle, here)
         self.busy: list[Span] = []
         self.pending: list[Event] = []
-        self.watch: Watch | None = None
+        self.watch: Monitor | None = None
 
     def rows(self) -> Iterator[Row | EdgeError]:
         try:
-            with _process(self.request) as child, Watch(self.sensors, child.pid) as self.watch:
+            with _process(self.request) as child, Monitor(self.sensors, child.pid) as self.watch:
                 for event in _events(child):
                     yield from self._take(event)
                 yield from self._finished()
@@ -115,7 +115,7 @@ class _Run:
             row["warnings"] = [*row.get("warnings", ()), f"{_BACKWARDS}: {lost} repetitions were left out"]
         yield row
 
-    def _watched(self, watch: Watch, samples: Sequence[Event]) -> Row:
+    def _watched(self, watch: Monitor, samples: Sequence[Event]) -> Row:
         spans = [_span(sample) for sample in samples]
         self.busy.extend(spans)
         found = {
@@ -131,7 +131,7 @@ def _span(sample: Event) -> Span:
     return (sample["start"], sample["start"] + sample["ns"])
 
 
-def _window(sample: Event, start: int, watch: Watch) -> dict[str, float]:
+def _window(sample: Event, start: int, watch: Monitor) -> dict[str, float]:
     span = _span(sample)
     found = {
         "t_s": round((span[1] - start) / 1e9, 3),

@@ -1,4 +1,4 @@
-"""Which files were hashed on this machine and found sound, so that a file that has not changed is not read again.
+"""Remembers verified checksums, so that unchanged files are not hashed again.
 
 A small board hashes a bundle for as long as it takes to load it. As git does, a file is taken for unchanged while its
 place, size and times are; `Bundle.check` reads every file whatever is remembered.

@@ -1,4 +1,4 @@
-"""`edge devices`: what is known of them."""
+"""`edge devices`: lists the device profiles, or shows one with its sources."""
 
 from __future__ import annotations
 

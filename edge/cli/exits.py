@@ -1,4 +1,4 @@
-"""How a command ends that lacks a library, or is killed."""
+"""Exits of a command: a missing extra, and a kill that must clean up."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from edge.errors import EngineError
 
 
 def export_side() -> contextlib.AbstractContextManager[None]:
-    return needing("exporting", "export")
+    return requires_extra("exporting", "export")
 
 
 @contextlib.contextmanager
-def needing(what: str, extra: str) -> Iterator[None]:
+def requires_extra(what: str, extra: str) -> Iterator[None]:
     """What runs inside needs the libraries of that extra."""
     try:
         yield
@@ -27,7 +27,7 @@ def needing(what: str, extra: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def leaving_tidily() -> Iterator[None]:
+def cleanup_on_signal() -> Iterator[None]:
     """A kill ends what runs inside as an exit does: what is half written is removed."""
 
     def leave(number: int, frame: object) -> None:

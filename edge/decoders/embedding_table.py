@@ -1,4 +1,4 @@
-"""The embedding table that lies beside a lifted decoder: mapped from disk, rows gathered as they are asked for."""
+"""Embedding table (`embed_tokens.npy`), mapped from disk; rows are gathered as they are asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A function from arrays to arrays becomes the Graph that a manifest describes."""
+"""Graph over a plain function from arrays to arrays, and the check of what a graph is fed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from edge.types import Array, PartFiles, TensorSpec
 
 
-class PartGraph:
+class FunctionGraph:
     """`compute` takes arrays by name and gives new ones; it raises EngineError."""
 
     def __init__(self, part: PartFiles, compute: Callable[[Mapping[str, Array]], dict[str, Array]]) -> None:

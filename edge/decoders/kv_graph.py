@@ -1,4 +1,4 @@
-"""Any graph with key-value tensors becomes a Decoder. See `lift` for the names that such a graph uses."""
+"""Decoder for ONNX graphs with `past_key_values` inputs. See `kv_decoder` for the names they use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edge.types import Array, Decoder, Graph, PartFiles, Segment, TensorSpec
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 
 
-def lift(graph: Graph, part: PartFiles, spec: DecoderSpec, context: int) -> Decoder:
+def kv_decoder(graph: Graph, part: PartFiles, spec: DecoderSpec, context: int) -> Decoder:
     """A decoder that remembers, from a graph that does not.
 
     The graph takes `inputs_embeds` f32 [1, S, hidden], `attention_mask` i64 [1, past + S], if it wants them
@@ -48,10 +48,10 @@ def lift(graph: Graph, part: PartFiles, spec: DecoderSpec, context: int) -> Deco
     else:
         cache = FixedCache(slots, context)
     table = EmbeddingTable.open(part.files, spec.vocab, spec.hidden)
-    return LiftedDecoder(graph, table, cache, spec, context)
+    return KVGraphDecoder(graph, table, cache, spec, context)
 
 
-class LiftedDecoder:
+class KVGraphDecoder:
     def __init__(self, graph: Graph, table: EmbeddingTable, cache: Cache, spec: DecoderSpec, context: int) -> None:
         self._graph = graph
         self._table = table

@@ -1,4 +1,4 @@
-"""A graph or a decoder from a program of named methods: `vision_encoder`, or `token_embedding` and `text_decoder`.
+"""Graph and decoder for ExecuTorch programs (`vision_encoder`, `token_embedding`, `text_decoder`).
 
 A prompt is cut into pieces of the length that the decoder's method takes. Keys and values lie in the program's memory.
 """

@@ -1,4 +1,4 @@
-"""A decoder from a program of two kinds of call: `prefill` begins a prompt, `decode_T` goes on after a cache of T.
+"""Graph and decoder for TFLite models with `prefill` and `decode_T` signatures.
 
 Each takes as many positions as it is given, up to a number that the file tells; a longer prompt is cut. Only the new
 keys and values come back, and are put into the cache here; a mask hides what of the cache is not filled.
@@ -63,17 +63,19 @@ class Program(Protocol):
         ...
 
 
-def opened(part: PartFiles, options: OpenOptions, program: Callable[[TFLite], Program]) -> FixedGraph | StepDecoder:
+def opened(
+    part: PartFiles, options: OpenOptions, program: Callable[[TFLite], Program]
+) -> SignatureGraph | SignatureDecoder:
     """The part's first file, read and bounded before `program` gives it to native code."""
     file = tflite.read(part.files[0])
     if part.decoder is None:
         signature = _only(file, part)
-        return FixedGraph(program(file), signature)
+        return SignatureGraph(program(file), signature)
     calls = Calls.of(file.signatures, part.decoder, part)
-    return StepDecoder(program(file), calls, part, part.decoder, options.context)
+    return SignatureDecoder(program(file), calls, part, part.decoder, options.context)
 
 
-class FixedGraph:
+class SignatureGraph:
     """The one signature of a file as a Graph; arrays are copied to and from where the program has them."""
 
     def __init__(self, program: Program, signature: Signature) -> None:
@@ -106,7 +108,7 @@ class FixedGraph:
         return found
 
 
-class StepDecoder:
+class SignatureDecoder:
     """Keys `[1, KV, T, D]` and values `[1, KV, D, T]` lie where the program reads them; new ones are written there."""
 
     def __init__(self, program: Program, calls: Calls, part: PartFiles, spec: DecoderSpec, context: int) -> None:

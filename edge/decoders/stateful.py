@@ -1,4 +1,4 @@
-"""A model that keeps keys and values itself, in states that its functions share, becomes a Decoder."""
+"""Decoder for Core ML models that keep the KV cache in states shared by `prefill` and `decode`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine is: name, free memory, physical cores, instruction set. Asked of the system, no subprocesses."""
+"""This machine: name, free memory, physical cores, instruction sets, cache folder. Starts no subprocess."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""How fast this machine reads memory and multiplies, measured briefly: with an engine's own products where one is
-installed that lends them, else with numpy's."""
+"""Probe of memory bandwidth and matmul speed, some two seconds long.
+
+The matmuls are those of an installed engine that offers them (`EngineFacts.matmuls`), else numpy's.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,8 @@ from edge import plugins
 ARRAY = 64 << 20  # bytes that a thread reads: more than caches hold
 SIDE = 768  # of the square matrices that are multiplied
 LEAST, ENOUGH = 3, 0.2  # how often, and for how many seconds
+MATMUL = 0.8  # of a peak that one large matmul reaches
+CHAINED = 1.15  # of the speed of one row's matmul alone: threads stay awake in a token's many
 # int8 products to fp32 ones in a cycle, by the widest instruction that there is (Intel's and Arm's manuals).
 _FACTORS = {
     "amx": (16, "tiles"),

@@ -1,4 +1,4 @@
-"""What a native library writes to the process's stderr, kept from a user who asked for none of it."""
+"""Capture of a native library's stderr, kept from a user who asked for none of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 
-class Listening:
+class CapturedStderr:
     """A context, in which stderr is caught: the reason of a failure may be in it. `theirs` tells how the library's own
     lines begin; what others wrote meanwhile is passed on afterwards. `debug`: nothing is caught."""
 
@@ -18,7 +18,7 @@ class Listening:
         self._debug = debug
         self._text: Any = None
 
-    def __enter__(self) -> Listening:
+    def __enter__(self) -> CapturedStderr:
         if not self._debug:
             _STDERR.acquire()
             self._text = tempfile.TemporaryFile()

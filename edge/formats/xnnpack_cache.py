@@ -1,4 +1,4 @@
-"""Where XNNPACK keeps weights in the order in which its kernels read them: files of the user's cache.
+"""Cache of XNNPACK's packed weights: files in the user's cache folder.
 
 Such a file is mapped, so that the weights lie in memory once for all signatures, and a second start packs nothing. Each
 belongs to one file of weights as it is, to one version of the library, and to one processor.

@@ -1,4 +1,4 @@
-"""The token loop: a prompt goes in, text comes out as the decoder goes. What the decoder remembers is used again."""
+"""Token generation: prefill, then one token at a time; what the KV cache holds already is reused."""
 
 from __future__ import annotations
 

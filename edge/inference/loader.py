@@ -1,4 +1,4 @@
-"""The two halves of a model, what sees and what speaks, opened as a plan says: both at once, or one at a time."""
+"""Loads the vision encoder and the decoder as the plan says: both at once, or one at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import TypeVar
 
 from edge.bundle.manifest import Bundle
-from edge.decoders.kv_graph import lift
+from edge.decoders.kv_graph import kv_decoder
 from edge.devices import host
 from edge.engines import open_part
 from edge.errors import EngineError
@@ -20,7 +20,7 @@ from edge.types import Decoder, Graph, OpenOptions
 T = TypeVar("T")
 
 
-class Halves:
+class ModelLoader:
     """Both open beside each other from the start, each in a thread of its own. One at a time, a half opens when it is
     asked for, after the other is closed: whoever holds that one must have let it go."""
 
@@ -84,7 +84,7 @@ class Halves:
                     f"the graph that {choice.engine} runs fixes that",
                     hint="leave --cache away, or export a decoder that keeps them itself: --recipe onnx-w8a8-gguf-q4_0",
                 )
-            part = lift(part, files, self._bundle.manifest.spec.decoder, options.context)
+            part = kv_decoder(part, files, self._bundle.manifest.spec.decoder, options.context)
         return part, 1e3 * (perf_counter() - self._started)
 
 

@@ -1,4 +1,4 @@
-"""A bundle that answers questions about pictures."""
+"""Session: an opened bundle that answers questions about images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edge.engines import installed_engines
 from edge.errors import EdgeError, EngineError, UsageError
 from edge.image import Source, digest, pixels
 from edge.inference.generate import Answer, TextGenerator
-from edge.inference.loader import Halves, beside
+from edge.inference.loader import ModelLoader, beside
 from edge.inference.sampling import Sampling
 from edge.planning.plan import Plan, plan
 from edge.prompt import Turn, segments
@@ -72,7 +72,7 @@ def load(
     chosen = plan(bundle.manifest, here, engines, engine=engine, threads=threads, context=context, cache=cache, isa=isa)
     options = OpenOptions(chosen.threads, chosen.context, debug, chosen.cache, units, chosen.isa)
     check = beside(lambda: checksums.check(bundle))
-    halves = Halves(bundle, chosen, options, started)
+    halves = ModelLoader(bundle, chosen, options, started)
     try:
         tokenizer = Tokenizer.open(bundle.file(bundle.manifest.tokenizer))
         halves.graphs()
@@ -98,7 +98,7 @@ class Session:
         self,
         bundle: Bundle,
         chosen: Plan,
-        halves: Halves,
+        halves: ModelLoader,
         tokenizer: Tokenizer,
         check: Future[None],
         load_ms: float,
@@ -106,7 +106,7 @@ class Session:
         self.bundle = bundle
         self.plan = chosen
         self._spec = bundle.manifest.spec
-        self._halves: Halves | None = halves  # None: closed
+        self._halves: ModelLoader | None = halves  # None: closed
         self.tokenizer = tokenizer
         self._check = check
         self.load_ms = load_ms  # until all was open, once the decoder was waited for; until pictures could be encoded
@@ -205,7 +205,7 @@ class Session:
         self._last = replace(answer, timings=times)
         return self._last
 
-    def _opened(self) -> Halves:
+    def _opened(self) -> ModelLoader:
         if self._halves is None:
             raise UsageError("the session is closed", hint="edge.load(path) opens another")
         return self._halves

@@ -1,4 +1,4 @@
-"""What of a model that does not fit would: another context, another scheme, another recipe."""
+"""Suggests what would fit when a model does not: a shorter context, a narrower scheme, another recipe."""
 
 from __future__ import annotations
 

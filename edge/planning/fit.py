@@ -1,4 +1,4 @@
-"""Whether a bundle fits a device, and how fast it should be there: predicted, each figure with what it assumes."""
+"""Prediction of memory and speed on a device, each figure with what it assumes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from edge.bundle.manifest import Manifest
 from edge.devices import DeviceProfile
-from edge.engines import installed_engines
+from edge.engines import EngineInfo, installed_engines
 from edge.planning import roofline
 from edge.planning.memory import BATCH, ITEMS, memory
-from edge.planning.plan import Choice, EngineInfo, Plan, needed, plan
+from edge.planning.plan import Choice, Plan, needed, plan
 from edge.planning.roofline import GRAPHICS, PROCESSOR, READING, Speed, Utilisation, Work
 from edge.planning.sizes import Sizes, bytes_per_token, cache_item
 from edge.types import CacheKind

@@ -1,12 +1,10 @@
-"""How much memory a plan takes at its peak, and what to give up where it is too little. Pure arithmetic."""
+"""Peak memory of a plan, and what to give up where there is too little. Pure arithmetic."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from edge.errors import UsageError
 from edge.planning.roofline import decoder_activations, vision_activations
 from edge.planning.sizes import Sizes
 from edge.spec import DecoderSpec
@@ -16,17 +14,6 @@ STEP = 256  # a context that was not asked for shrinks by this until it fits
 RUNTIME = 90_000_000  # Python, numpy and two engines' libraries, measured (`BENCHMARKS.md`)
 BATCH = 512  # positions that an engine computes at a time, and first makes room for
 ITEMS: dict[CacheKind, float] = {"f16": 2.0, "q8_0": 34 / 32}  # bytes of a key's or value's number; a scale for 32
-
-
-_UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of `1.5GB` (decimal), `1.5GiB`, `800M` or `1500000000`. Raises UsageError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?I?)B?", text.strip(), re.ASCII | re.IGNORECASE)
-    if not found or found[2].upper() not in _UNITS or float(found[1]) <= 0:
-        raise UsageError(f"no size: {text!r}", hint="a number with its unit: 1.5GB, 800MB, 1.5GiB")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
 @dataclass(frozen=True)

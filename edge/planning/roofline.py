@@ -1,5 +1,7 @@
-"""How long a model should take on a device: bytes over bandwidth, and operations over throughput (Williams, Waterman
-and Patterson, "Roofline", 2009). Pure arithmetic."""
+"""Roofline: time as bytes over bandwidth and operations over throughput. Pure arithmetic.
+
+Williams, Waterman and Patterson, "Roofline: an insightful visual performance model", 2009.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,6 @@ PROCESSOR = Utilisation(decode=0.75, prefill=0.21, vision=0.6, attention=0.6)
 # llama.cpp on CUDA, as published for a Jetson AGX Orin; of fp16 throughput, and of the theoretical bandwidth.
 GRAPHICS = Utilisation(decode=0.33, prefill=0.04, vision=0.03, attention=0.04)
 READING = 0.75  # of a theoretical bandwidth that reading reaches
-PRODUCT = 0.8  # of a peak that one large product reaches
-CHAINED = 1.15  # of the speed of one row's product alone: threads stay awake in a token's many
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What another machine has: room, the package and its engines."""
+"""Inventory of another machine: free space, the installed package and its engines."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from edge.decoders.embedding_table import EmbeddingTable
-from edge.decoders.function_graph import PartGraph
+from edge.decoders.function_graph import FunctionGraph
 from edge.decoders.stateful import DECODE, PREFILL, StatefulDecoder
 from edge.errors import BundleError, EngineError
 from edge.placement import Placed
@@ -64,7 +64,7 @@ def root(part: PartFiles) -> Path:
     return part.files[0].parent
 
 
-def _graph(program: Program, part: PartFiles) -> PartGraph:
+def _graph(program: Program, part: PartFiles) -> FunctionGraph:
     """The default function of a package."""
     name: str = program.package.description.defaultFunctionName
     function = program.function(name)
@@ -75,7 +75,7 @@ def _graph(program: Program, part: PartFiles) -> PartGraph:
             f"{', '.join(function.inputs)} and gives {', '.join(function.outputs)}",
             hint="export the bundle again",
         )
-    return PartGraph(part, lambda feeds: _arrays(program.run(name, _tensors(feeds))))
+    return FunctionGraph(part, lambda feeds: _arrays(program.run(name, _tensors(feeds))))
 
 
 class EvaluatedDecoder:

@@ -21,7 +21,7 @@ from edge.decoders.signatures import Call
 from edge.engines import open_part
 from edge.errors import BundleError, EngineError
 from edge.formats import tflite, xnnpack_cache
-from edge.formats.native_stderr import Listening
+from edge.formats.native_stderr import CapturedStderr
 from edge.types import Array, Graph, OpenOptions, PartFiles, TensorSpec
 from exporters.formats.tflite.model import Graph as Subgraph
 from exporters.formats.tflite.model import Model
@@ -77,7 +77,7 @@ def test_a_graph_runs_and_keeps_nothing(tmp_path: Path) -> None:
 
 
 def test_what_others_say_while_a_file_is_opened_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
-    with Listening(litert._THEIRS, debug=False) as heard:
+    with CapturedStderr(litert._THEIRS, debug=False) as heard:
         os.write(2, b"INFO: Created a delegate.\nERROR: no such kernel\nerror: no such picture\n")
         assert litert._complaint(heard) == ": no such kernel"
     assert capfd.readouterr().err == "error: no such picture\n"

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edge
 from edge.bundle import manifest as bundles
-from edge.decoders.kv_graph import lift
+from edge.decoders.kv_graph import kv_decoder
 from edge.devices import host
 from edge.engines import open_part
 from edge.errors import EngineError
@@ -323,7 +323,7 @@ def part(request: pytest.FixtureRequest, tmp_path: Path) -> PartFiles:
 
 
 def decoder_of(part: PartFiles, context: int = 600) -> Decoder:
-    return lift(opened(part), part, replace(WIDE, context=context), context)
+    return kv_decoder(opened(part), part, replace(WIDE, context=context), context)
 
 
 def test_cached_is_uncached_and_whole_is_split(part: PartFiles) -> None:
@@ -434,7 +434,7 @@ def test_a_step_binds_only_what_moved(tmp_path: Path, length: tuple[str, str], b
     part = replace(part, files=decoder_part(tmp_path, spec).files)
     graph = opened(part)
     assert isinstance(graph, onnxruntime.OnnxGraph)
-    decoder = lift(graph, part, spec, 600)
+    decoder = kv_decoder(graph, part, spec, 600)
     for _ in range(3):
         decoder.extend([Tokens((7,))])
     graph._binding = counting = CountingBinding(graph._binding)

@@ -16,7 +16,7 @@ from edge.cli import render
 from edge.devices import detect
 from edge.devices.host import ISA
 from edge.doctor import ARM, X86, diagnose
-from edge.planning.plan import EngineInfo
+from edge.engines import EngineInfo
 
 PRESENT = EngineInfo("fast", ("onnx", "gguf"), "fastlib", True, "1.2", None)
 ABSENT = EngineInfo("slow", ("coreml",), "slowlib", False, None, "slowlib is not installed")

@@ -10,18 +10,18 @@ from conftest import SPEC
 
 from edge.bundle.manifest import File, Manifest, Part
 from edge.devices import DeviceProfile, Figure, profile
-from edge.engines import installed_engines
+from edge.engines import EngineInfo, installed_engines
 from edge.errors import EngineError, UsageError
 from edge.planning import fit as fits
 from edge.planning import roofline
 from edge.planning.alternatives import schemes
 from edge.planning.fit import fit
-from edge.planning.memory import RUNTIME, Need, cache_bytes, memory, parse_size, settle
-from edge.planning.plan import EngineInfo
+from edge.planning.memory import RUNTIME, Need, cache_bytes, memory, settle
 from edge.planning.roofline import PROCESSOR, Speed, Utilisation
 from edge.planning.sizes import Sizes, bytes_per_token, sizes
 from edge.spec import DecoderSpec
 from edge.types import TensorSpec
+from edge.units import format_size, parse_size
 
 # 2 layers, 4 heads of 8 (2 of keys and values), hidden 32, vocabulary 100; a feed-forward of 48.
 DECODER = DecoderSpec(2, 4, 2, 8, 32, 100, 1024, 10000.0)
@@ -151,6 +151,13 @@ def test_a_size(text: str, count: int) -> None:
 def test_no_size(text: str) -> None:
     with pytest.raises(UsageError, match="no size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (20_500_000, "20.5 MB"), (3.4e12, "3400.00 GB")]
+)
+def test_a_size_as_it_is_shown(count: float, text: str) -> None:
+    assert format_size(count) == text
 
 
 # a whole prediction

@@ -10,10 +10,10 @@ from conftest import SPEC
 from edge import engines as rooms
 from edge.bundle.manifest import File, Manifest, Part
 from edge.devices import DeviceProfile, profile
-from edge.engines import installed_engines, open_part
+from edge.engines import EngineInfo, installed_engines, open_part
 from edge.errors import BundleError, EngineError, UsageError
 from edge.planning.memory import memory
-from edge.planning.plan import Choice, EngineInfo, needed, plan
+from edge.planning.plan import Choice, needed, plan
 from edge.types import OpenOptions, PartFiles
 
 

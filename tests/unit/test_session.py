@@ -15,7 +15,7 @@ from PIL import Image
 import edge
 from edge.bundle import checksums
 from edge.bundle.manifest import Bundle, write_manifest
-from edge.decoders.kv_graph import lift
+from edge.decoders.kv_graph import kv_decoder
 from edge.errors import BundleError, ContextError, EdgeError, EngineError, ImageError, UsageError
 from edge.inference import loader
 from edge.inference import session as sessions
@@ -485,7 +485,7 @@ def test_engines_that_own_a_decoder(role: str, bundle: Bundle, monkeypatch: pyte
             return opened
         spec = bundle.manifest.spec.decoder
         files = bundle.files(bundle.manifest.part("decoder"))
-        return lift(NumpyGraph(spec), files, spec, options.context)
+        return kv_decoder(NumpyGraph(spec), files, spec, options.context)
 
     monkeypatch.setattr(loader, "open_part", open_part)
     if role == "decoder":

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.decoders.signatures import PAST, Call, Calls, FixedGraph, StepDecoder, opened
+from edge.decoders.signatures import PAST, Call, Calls, SignatureDecoder, SignatureGraph, opened
 from edge.errors import BundleError, ContextError, EngineError
 from edge.formats import tflite
 from edge.formats.tflite import Signature, TFLite
@@ -108,9 +108,9 @@ def part(tmp_path_factory: pytest.TempPathFactory) -> PartFiles:
     return PartFiles("tflite", "fp32", ("decoder",), tuple(files), (), (), SPEC)
 
 
-def decoder(part: PartFiles, context: int = 0) -> tuple[StepDecoder, Numpy]:
+def decoder(part: PartFiles, context: int = 0) -> tuple[SignatureDecoder, Numpy]:
     program = Numpy({name: signature(name) for name in NAMES})
-    return StepDecoder(program, Calls.of(program.signatures, SPEC, part), part, SPEC, context), program
+    return SignatureDecoder(program, Calls.of(program.signatures, SPEC, part), part, SPEC, context), program
 
 
 def rows_of(part: PartFiles, ids: list[int]) -> Array:
@@ -261,7 +261,7 @@ def test_a_wrong_table_of_rotations_is_told(
     program = Numpy({name: signature(name) for name in NAMES})
     changed = PartFiles("tflite", "fp32", ("decoder",), files, (), (), SPEC)
     with pytest.raises(BundleError, match=complaint):
-        StepDecoder(program, Calls.of(program.signatures, SPEC, part), changed, SPEC, 0)
+        SignatureDecoder(program, Calls.of(program.signatures, SPEC, part), changed, SPEC, 0)
 
 
 class Doubling:
@@ -285,7 +285,7 @@ ONE = Signature("encode", 0, *PORTS, (), (), {})
 
 
 def test_a_graph_copies_to_and_from_the_programs_memory() -> None:
-    graph = FixedGraph(Doubling(), ONE)
+    graph = SignatureGraph(Doubling(), ONE)
     assert (graph.inputs, graph.outputs) == PORTS
     x = np.array([[1, 2]], np.float32)
     first = graph.run({"x": x})["y"]
