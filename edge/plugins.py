@@ -17,16 +17,21 @@ from edge.errors import UsageError
 @cache
 def names(package: str) -> tuple[str, ...]:
     """The alternatives in a package, sorted, without importing any of them."""
-    spec = find_spec(package)
+    try:
+        spec = find_spec(package)
+    except ModuleNotFoundError:  # the package around it is not installed
+        return ()
     if spec is None or spec.submodule_search_locations is None:
         return ()
     return tuple(sorted(m.name for m in pkgutil.iter_modules(spec.submodule_search_locations)))
 
 
 def load(package: str, name: str) -> ModuleType:
-    """Import one alternative. An ImportError of its library passes through."""
-    if name not in names(package):
-        raise UsageError(f"no {name!r} in {package}", hint="one of: " + ", ".join(names(package)))
+    """Import one alternative. An ImportError passes through: its library, or the whole package, is not installed.
+    Raises UsageError, with the alternatives, when there is no such one."""
+    known = names(package)
+    if known and name not in known:
+        raise UsageError(f"no {name!r} in {package}", hint="one of: " + ", ".join(known))
     return importlib.import_module(f"{package}.{name}")
 
 

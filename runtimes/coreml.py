@@ -17,13 +17,15 @@ from edge.decoders.function_graph import FunctionGraph
 from edge.decoders.stateful import DECODE, PREFILL, StatefulDecoder
 from edge.errors import EngineError
 from edge.placement import Placed, Processor
-from edge.types import Array, ComputeUnits, Decoder, Graph, OpenOptions, PartFiles
+from edge.types import Array, ComputeUnits, Decoder, EngineFacts, Graph, OpenOptions, PartFiles
 
-FORMATS = ("coreml",)
-PACKAGE = "coremltools"
-ITEM = 2  # bytes of a key's or value's number in its states
-SYSTEMS = ("darwin",)
-ELSEWHERE = "Core ML runs on macOS 15 and iOS 18 only; edge verify proves the bundle on any machine"
+ENGINE: EngineFacts = {
+    "formats": ("coreml",),
+    "package": "coremltools",
+    "systems": ("darwin",),
+    "elsewhere": "Core ML runs on macOS 15 and iOS 18 only; edge verify proves the bundle on any machine",
+    "cache_item": 2,  # its states are fp16
+}
 
 _LEAST = 15  # of macOS: the first that keeps states
 _UNITS: dict[ComputeUnits, str] = {"all": "ALL", "cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE"}
@@ -43,7 +45,7 @@ def open(part: PartFiles, options: OpenOptions) -> Graph | Decoder:
     release = platform.mac_ver()[0]
     if sys.platform != "darwin" or int(release.partition(".")[0] or 0) < _LEAST:
         raise EngineError(
-            f"{ELSEWHERE}: this is {f'macOS {release}' if release else platform.system()}",
+            f"{ENGINE['elsewhere']}: this is {f'macOS {release}' if release else platform.system()}",
             hint=f"edge verify {part.files[0].parents[1]}",
         )
     package = part.files[0].parent  # the first file is the package's list
@@ -52,8 +54,7 @@ def open(part: PartFiles, options: OpenOptions) -> Graph | Decoder:
         return FunctionGraph(part, lambda feeds: _predict(model, feeds, None))
     models = {name: _load(package, options, name) for name in (PREFILL, DECODE)}
     table = EmbeddingTable.open(part.files, part.decoder.vocab, part.decoder.hidden)
-    context = min(options.context or part.decoder.context, part.decoder.context)
-    return StatefulDecoder(CoreMLDecoder(models), table, context)
+    return StatefulDecoder(CoreMLDecoder(models), table, options.context)
 
 
 def placement(part: PartFiles) -> Iterator[Placed]:

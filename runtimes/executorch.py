@@ -17,16 +17,18 @@ from executorch.extension.pybindings import _portable_lib as bindings
 
 from edge.decoders import methods
 from edge.decoders.methods import MethodDecoder, MethodGraph
-from edge.devices import host
 from edge.errors import EngineError
 from edge.formats.executorch import Program
 from edge.formats.native_stderr import CapturedStderr
-from edge.types import Array, OpenOptions, PartFiles
+from edge.types import Array, EngineFacts, OpenOptions, PartFiles
 
-FORMATS = ("executorch",)
-PACKAGE = "executorch"
-RESIDENT = {"": 1.2}
-REACHES = {"prefill": 0.35, "decode": 0.85}
+ENGINE: EngineFacts = {
+    "formats": ("executorch",),
+    "package": "executorch",
+    "resident": {"": 1.2},
+    "reaches": {"prefill": 0.35, "decode": 0.85},
+}
+PACKAGE = ENGINE["package"]
 
 _KERNELS = ("kernels/quantized/*quantized_ops_aot_lib.*", "extension/llm/custom_ops/*custom_ops_aot_lib.*")
 _THEIRS = re.compile(rb"\[\w+\.(?:cpp|h|cc):\d+\] ")
@@ -52,7 +54,7 @@ class _Methods:
         with _ONE_AT_A_TIME, self._heard:
             _load_kernels()
             _require_parts(program, names)
-            _use(options.threads or host.inspect().cores)
+            _use(options.threads)
             try:
                 check = bindings.Verification.InternalConsistency
                 self._program = bindings._load_program(str(program.path), program_verification=check)

@@ -24,17 +24,19 @@ import numpy as np
 
 from edge.decoders import signatures
 from edge.decoders.signatures import PAST, Arrays, Call, SignatureDecoder, SignatureGraph
-from edge.devices import host
 from edge.errors import EngineError
 from edge.formats import xnnpack_cache
 from edge.formats.native_stderr import CapturedStderr
 from edge.formats.tflite import TFLite
-from edge.types import Array, OpenOptions, PartFiles, TensorSpec
+from edge.types import Array, EngineFacts, OpenOptions, PartFiles, TensorSpec
 
-FORMATS = ("tflite",)
-PACKAGE = "ai-edge-litert"
-REACHES = {"prefill": 0.4, "decode": 0.57}
-COPIES = 2  # of keys and values: as they move to a longer memory, the old one and what a long call gives
+ENGINE: EngineFacts = {
+    "formats": ("tflite",),
+    "package": "ai-edge-litert",
+    "reaches": {"prefill": 0.4, "decode": 0.57},
+    "cache_copies": 2,  # as it moves to a longer memory: the old one, and what a long call gives
+}
+PACKAGE = ENGINE["package"]
 
 VERSIONS = ((2, 3), (2, 4))  # of the library whose C API is used here: from, and before
 CPU_OPTIONS = "kernel_mode = 0\n"  # XNNPACK
@@ -172,8 +174,7 @@ class _Model:
         return self._make("LiteRtCreateEnvironment", "LiteRtDestroyEnvironment", ctypes.c_int(2), chosen)
 
     def _compile(self, name: str, cache: Path | None) -> _Handle:
-        threads = self._options.threads or host.inspect().cores
-        settings = f"{CPU_OPTIONS}num_threads = {threads}\n" + (
+        settings = f"{CPU_OPTIONS}num_threads = {self._options.threads}\n" + (
             f'weight_cache_file_path = "{cache}"\n' if cache else ""
         )
         texts = {

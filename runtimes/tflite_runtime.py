@@ -14,14 +14,16 @@ from tflite_runtime.interpreter import Interpreter
 
 from edge.decoders import signatures
 from edge.decoders.signatures import PAST, Arrays, Call, SignatureDecoder, SignatureGraph
-from edge.devices import host
 from edge.errors import EngineError
 from edge.formats.tflite import TFLite
-from edge.types import Array, OpenOptions, PartFiles
+from edge.types import Array, EngineFacts, OpenOptions, PartFiles
 
-FORMATS = ("tflite",)
-PACKAGE = "tflite-runtime"
-COPIES = 4  # of keys and values: measured with 2048 positions
+ENGINE: EngineFacts = {
+    "formats": ("tflite",),
+    "package": "tflite-runtime",
+    "cache_copies": 4,  # measured with 2048 positions
+}
+PACKAGE = ENGINE["package"]
 
 VERSION = "2.14"  # whose interpreter's inner calls are used here
 
@@ -55,9 +57,9 @@ class InterpreterProgram:
                 "for all",
                 hint="export again with --recipe tflite-legacy, or pip install ai-edge-litert",
             )
-        threads = options.threads or host.inspect().cores
+        path = os.fspath(file.path)
         try:
-            self._inner: Any = Interpreter(model_path=os.fspath(file.path), num_threads=threads)._interpreter
+            self._inner: Any = Interpreter(model_path=path, num_threads=options.threads)._interpreter
         except (ValueError, RuntimeError) as error:
             raise EngineError(f"tflite-runtime cannot open {file.path.name}: {error}") from error
         self._signatures = file.signatures

@@ -22,7 +22,7 @@ from edge.bench.schema import Row
 from edge.bench.sensors import Sensors
 from edge.bundle.manifest import Bundle
 from edge.devices import DeviceProfile, detect, measured
-from edge.engines import installed_engines
+from edge.engines import engine_named
 from edge.errors import EdgeError, EngineError
 from edge.planning.fit import reach
 from edge.planning.sizes import bytes_per_token, sizes
@@ -165,8 +165,7 @@ def _facts(request: Request, bundle: Bundle, here: DeviceProfile) -> Row:
 def _planned(event: Event, here: DeviceProfile) -> Row:
     parts = event["plan"]["parts"]
     (engine,) = (part["engine"] for part in parts if "decoder" in part["covers"])
-    (info,) = (info for info in installed_engines() if info.name == engine)
-    bandwidth = reach(here, info).speed.bandwidth
+    bandwidth = reach(here, engine_named(engine)).speed.bandwidth
     return {
         "backends": ",".join(dict.fromkeys(part["engine"] for part in parts)),
         "kernels": event["kernels"],

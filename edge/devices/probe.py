@@ -13,7 +13,8 @@ from time import perf_counter
 
 import numpy as np
 
-from edge import plugins
+from edge.engines import installed_engines, module
+from edge.errors import EngineError
 
 ARRAY = 64 << 20  # bytes that a thread reads: more than caches hold
 SIDE = 768  # of the square matrices that are multiplied
@@ -32,8 +33,8 @@ _FACTORS = {
 
 
 @dataclass(frozen=True)
-class Products:
-    """What an engine's kernels reach (edge.types.Runtime, `PRODUCTS`)."""
+class Matmuls:
+    """What an engine's kernels reach (`edge.types.Runtime`, `matmuls`)."""
 
     decoding: float  # bytes/s of 4-bit weights, with their scales, times one row
     int8: float  # operations/s, a product and a sum being two, of a prompt's many rows
@@ -45,7 +46,7 @@ class Speed:
     bandwidth: float  # bytes/s, reading on all threads
     fp32: float  # operations/s
     int8: float | None = None
-    decoding: float | None = None  # as of Products
+    decoding: float | None = None  # as of Matmuls
     of: str = "numpy"  # whose products those are
 
 
@@ -57,7 +58,7 @@ def measure(threads: int, memory: int) -> Speed:
         seconds = usual(lambda: list(pool.map(np.max, arrays)), memory)  # a reduction lets the other threads run
     bandwidth = 4 * length * threads / seconds
     if lender := _lender():
-        found: Products = plugins.load("runtimes", lender).products(threads, memory)
+        found: Matmuls = module(lender).matmuls(threads, memory)
         return Speed(bandwidth, found.fp32, found.int8, found.decoding, lender)
     square = np.ones((SIDE, SIDE), np.float32)
     return Speed(bandwidth, 2 * SIDE**3 / best(lambda: square @ square))
@@ -91,12 +92,12 @@ def _times(work: Callable[[], object], before: Callable[[], object]) -> list[flo
 
 
 def _lender() -> str | None:
-    """An engine that measures its products, and whose library is here."""
-    for name in plugins.names("runtimes"):
-        if "PRODUCTS" in plugins.facts("runtimes", name):
+    """An engine that measures its matmuls, and whose library loads here."""
+    for engine in installed_engines():
+        if engine.matmuls and engine.installed:
             try:
-                plugins.load("runtimes", name)
-            except ImportError:
+                module(engine.name)
+            except EngineError:
                 continue
-            return name
+            return engine.name
     return None

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.decoders.kv_graph import too_long
+from edge.decoders.base import too_long
 from edge.errors import ContextError, UsageError
 from edge.inference.sampling import Sampler, Sampling
 from edge.inference.stop import StopFilter

@@ -8,6 +8,7 @@ from typing import Any
 
 from edge import plugins
 from edge.bundle.manifest import Manifest
+from edge.engines import installed_engines, made_for
 from edge.errors import EngineError
 from edge.planning.memory import Need, least, memory, shrunk
 from edge.planning.sizes import FORMATS
@@ -41,7 +42,7 @@ def schemes(need: Need, limit: int) -> Iterator[str]:
         for scheme in _decoder_schemes(name)
     }
     for bytes_per_weight, name, scheme in sorted(options, reverse=True):
-        decoder = round(weights * bytes_per_weight * _copies(name))
+        decoder = round(weights * bytes_per_weight * _held(name, scheme))
         if least(replace(need, decoder=decoder)).peak <= MARGIN * limit:
             yield f"{name} {scheme}"
 
@@ -65,17 +66,12 @@ def _decoder_schemes(format: str) -> Iterator[str]:
 
 def _anywhere(format: str) -> bool:
     """Whether an engine opens the format that is not tied to one maker's systems."""
-    engines = (plugins.facts("runtimes", name) for name in plugins.names("runtimes"))
-    return any(format in facts["FORMATS"] and "SYSTEMS" not in facts for facts in engines)
+    return any(not engine.systems for engine in made_for(format, installed_engines()))
 
 
-def _copies(format: str) -> float:
-    """Bytes in memory for one in the file, of the engine that opens the format."""
-    for name in plugins.names("runtimes"):
-        facts = plugins.facts("runtimes", name)
-        if format in facts["FORMATS"]:
-            return float(facts.get("RESIDENT", {}).get("", 1.0))
-    return 1.0
+def _held(format: str, scheme: str) -> float:
+    """Bytes in memory for one in the file, of the first engine that opens the format."""
+    return made_for(format, installed_engines())[0].held(scheme)
 
 
 def _mb(count: int) -> str:

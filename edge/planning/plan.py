@@ -8,7 +8,7 @@ from typing import Any
 
 from edge.bundle.manifest import ROLES, Manifest, Part
 from edge.devices import DeviceProfile, host
-from edge.engines import EngineInfo
+from edge.engines import EngineInfo, opening, refusals
 from edge.errors import EngineError, UsageError
 from edge.planning.alternatives import too_little
 from edge.planning.memory import Need, settle
@@ -123,7 +123,7 @@ def needed(manifest: Manifest, choices: Sequence[Choice], engines: Sequence[Engi
     infos = {engine.name: engine for engine in engines}
     vision = decoder = 0
     for part, engine in ((choice.part, infos[choice.engine]) for choice in choices):
-        held = round(part.size * engine.resident.get(part.scheme, engine.resident.get("", 1.0)))
+        held = round(part.size * engine.held(part.scheme))
         if "decoder" not in part.covers:
             vision += held
             continue
@@ -144,20 +144,17 @@ def _choose(
         return info.name != wanted, preferred.index(info.name) if info.name in preferred else len(preferred)
 
     ranked = sorted(engines, key=rank)
-    for info in ranked:
-        for part in parts:
-            if (info.formats or info.name == wanted) and info.refusal((part.format,)) is None:
-                return Choice(part, info.name)
+    able = [(info, part) for part in parts for info in opening(part.format, ranked, wanted)]
+    if able:
+        info, part = min(able, key=lambda pair: ranked.index(pair[0]))  # of one engine's parts the first
+        return Choice(part, info.name)
     raise _refused(f"no engine opens the {role} of {manifest.name}", parts, ranked)
 
 
 def _refused(what: str, parts: Sequence[Part], engines: Sequence[EngineInfo]) -> EngineError:
     formats = tuple(dict.fromkeys(part.format for part in parts))
-    candidates = [info for info in engines if info.formats]
-    lines = [f"  {info.name}: {refusal}" for info in candidates if (refusal := info.refusal(formats))]
-    missing = [
-        info for info in candidates if set(formats) & set(info.formats) and not info.installed and not info.unfit
-    ]
+    lines = [f"  {name}: {why}" for name, why in refusals(formats, engines).items()]
+    missing = [info for info in engines if set(formats) & set(info.formats) and not info.installed and not info.unfit]
     return EngineError(
         "\n".join([f"{what} ({', '.join(formats)})", *lines]),
         hint=missing[0].install if missing else "export the bundle again in another --format",

@@ -11,12 +11,14 @@ import sys
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_origin, get_type_hints
 
 import pytest
 from conftest import REPOSITORY
 from gguf_fakes import gguf_bytes, pair_decoder, pair_mmproj
 
 from edge import plugins
+from edge.types import EngineFacts
 
 HEAVY = {"torch", "torchvision", "transformers", "timm", "safetensors", "sentencepiece", "huggingface_hub"}
 CONVERTERS = {
@@ -188,15 +190,37 @@ def test_no_model_is_named_on_the_run_side(path: Path) -> None:
     assert found == []
 
 
+OFFERED = {"kernels": "kernels", "matmuls": "matmuls", "build": "features"}  # a fact -> the function that goes with it
+
+
+def assert_declares(facts: dict[str, object]) -> None:
+    """Keys and values are those of the TypedDict, as far as Python can tell; a system that is left out is told why."""
+    kinds = {key: get_origin(kind) or kind for key, kind in get_type_hints(EngineFacts).items()}
+    assert EngineFacts.__required_keys__ <= facts.keys() <= kinds.keys()
+    for key, value in facts.items():
+        assert isinstance(value, kinds[key]), f"{key} is {value!r}"  # type: ignore[arg-type]
+    assert ("systems" in facts) == ("elsewhere" in facts)
+
+
 @pytest.mark.parametrize("engine", plugins.names("runtimes"))
 def test_an_engine_is_what_the_contract_says(engine: str) -> None:
-    facts = plugins.facts("runtimes", engine)
-    assert isinstance(facts["FORMATS"], tuple)
-    assert isinstance(facts["PACKAGE"], str)
+    assert_declares(plugins.facts("runtimes", engine)["ENGINE"])
     body = tree(REPOSITORY / "runtimes" / f"{engine}.py").body
     functions = {node.name: [a.arg for a in node.args.args] for node in body if isinstance(node, ast.FunctionDef)}
     assert functions["version"] == []
     assert functions["open"] == ["part", "options"]
+    offered = {fact: name for fact, name in OFFERED.items() if name in functions}
+    assert offered.keys() == OFFERED.keys() & plugins.facts("runtimes", engine)["ENGINE"].keys()
+
+
+@pytest.mark.parametrize("evaluator", plugins.names("exporters.evaluators"))
+def test_an_evaluator_declares_what_an_engine_does(evaluator: str) -> None:
+    assert_declares(plugins.facts("exporters.evaluators", evaluator)["ENGINE"])
+
+
+def test_only_the_catalogue_reads_what_engines_declare() -> None:
+    readers = {name(path) for path in sources("edge", "exporters") if '["ENGINE"]' in path.read_text(encoding="utf-8")}
+    assert readers == {"edge/engines.py"}
 
 
 BLOCKER = """

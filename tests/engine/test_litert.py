@@ -27,7 +27,7 @@ from exporters.formats.tflite.model import Graph as Subgraph
 from exporters.formats.tflite.model import Model
 from runtimes import litert
 
-OPTIONS = OpenOptions(threads=1)
+OPTIONS = OpenOptions(threads=1, context=64)
 WEIGHT = np.random.default_rng(7).normal(size=(48, 64)).astype(np.float32)
 
 
@@ -89,7 +89,7 @@ def test_nothing_is_said_on_stderr(tmp_path: Path) -> None:
         "from pathlib import Path; from edge.types import OpenOptions, PartFiles; from runtimes import litert\n"
         f"from edge import tflite; s = tflite.read(Path({str(part.files[0])!r})).signatures['run']\n"
         f"part = PartFiles('tflite', 'fp32', ('vision',), (Path({str(part.files[0])!r}),), s.inputs, s.outputs)\n"
-        "litert.open(part, OpenOptions(threads=1))"
+        "litert.open(part, OpenOptions(threads=1, context=64))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

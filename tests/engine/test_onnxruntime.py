@@ -144,7 +144,7 @@ def pair(tmp_path: Path) -> Graph:
 
 
 def opened(part: PartFiles, **options: Any) -> Graph:
-    found = open_part(part, "onnxruntime", OpenOptions(threads=1, **options))
+    found = open_part(part, "onnxruntime", OpenOptions(threads=1, context=64, **options))
     assert not isinstance(found, Decoder)
     return found
 
@@ -479,7 +479,7 @@ def test_a_model_of_our_own_multiplies_as_numpy_does() -> None:
     nodes = [filling, Node("Add", ("w", "z"), "sum"), Node("MatMul", ("x", "sum"), "y")]
     ports = [TensorSpec("x", "float32", ("rows", 3))], [TensorSpec("y", "float32", ("rows", 4))]
     written = model(nodes, {"w": weight, **needed}, *ports)
-    session = onnxruntime._session(written, OpenOptions(threads=1))
+    session = onnxruntime._session(written, threads=1)
     x = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
     np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ (weight + 2))
 
@@ -496,7 +496,7 @@ def test_products_count_what_they_read_and_do(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(onnxruntime, "best", second)
     monkeypatch.setattr(onnxruntime, "usual", second)
     monkeypatch.setattr(onnxruntime, "_WIDTH", 64)
-    found = onnxruntime.products(1, 16 * 64 * 128)
+    found = onnxruntime.matmuls(1, 16 * 64 * 128)
     assert found.decoding == 128 * 64 / 2 + 128 * 64 / 32 * 4, "half a byte for each weight, and a scale for each block"
     assert found.int8 == found.fp32 == 2 * 96 * 64 * 64
     square = [((96, 64), "int32", 64.0), ((96, 64), "float32", 64.0)]

@@ -48,7 +48,7 @@ def written(checkpoint, folder, scheme):
     module = component.load(checkpoint.weights)
     files, *_ = format.write(component, module, scheme, folder, lambda _: None, checkpoint=checkpoint)
     part = PartFiles("gguf", scheme, ("decoder",), tuple(files), (), (), checkpoint.spec.decoder)
-    return module, open_part(part, "llamacpp", OpenOptions(threads=1))
+    return module, open_part(part, "llamacpp", OpenOptions(threads=1, context=part.decoder.context))
 
 
 def prompt(rows):

@@ -21,7 +21,7 @@ from exporters.models.encoder import Encoder
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
 
-OPTIONS = OpenOptions(threads=1)
+OPTIONS = OpenOptions(threads=1, context=64)
 
 
 def part_of(written, scheme, *covers):

@@ -5,6 +5,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,8 @@ import pytest
 from edge import devices, plugins
 from edge.devices import detect, host, probe, profile, profiles
 from edge.devices.host import ISA
-from edge.errors import UsageError
+from edge.engines import EngineInfo
+from edge.errors import EngineError, UsageError
 from edge.recipes import RECIPES
 
 FOLDER = Path(devices.__file__).parent
@@ -205,29 +207,32 @@ def test_measuring_takes_little_memory_and_counts_what_it_did(monkeypatch: pytes
     clock = iter(range(10_000))
     monkeypatch.setattr(probe, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(probe, "SIDE", 8)
-    monkeypatch.setattr(probe.plugins, "names", lambda package: ("null",))
+    monkeypatch.setattr(probe, "installed_engines", lambda: (engine("null", None),))
     found = probe.measure(2, 1 << 22)  # each second one second: the bytes and the operations themselves
     assert found == probe.Speed(2 * (1 << 18), 2 * 8**3)
     assert probe.measure(1, 0).bandwidth == 1 << 16
 
 
-def test_an_engine_whose_library_is_absent_lends_no_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(package: str, name: str) -> SimpleNamespace:
+def engine(name: str, matmuls: str | None = "its own") -> EngineInfo:
+    return EngineInfo(name, (), name, True, "1", None, matmuls=matmuls)
+
+
+def test_an_engine_whose_library_is_absent_lends_no_matmuls(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> SimpleNamespace:
         if name == "gone":
-            raise ImportError(name)
-        return SimpleNamespace(products=lambda threads, memory: probe.Products(threads, memory, 3.0))
+            raise EngineError(name)
+        return SimpleNamespace(matmuls=lambda threads, memory: probe.Matmuls(threads, memory, 3.0))
 
     clock = iter(range(10_000))
     monkeypatch.setattr(probe, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(probe, "SIDE", 8)
-    monkeypatch.setattr(probe.plugins, "names", lambda package: ("gone", "here", "silent"))
-    monkeypatch.setattr(
-        probe.plugins, "facts", lambda package, name: {} if name == "silent" else {"PRODUCTS": "its own"}
-    )
-    monkeypatch.setattr(probe.plugins, "load", load)
+    gone, here, silent = engine("gone"), engine("here"), engine("silent", None)
+    absent = replace(engine("absent"), installed=False)
+    monkeypatch.setattr(probe, "installed_engines", lambda: (absent, gone, here, silent))
+    monkeypatch.setattr(probe, "module", load)
     found = probe.measure(2, 1 << 20)
     assert (found.decoding, found.int8, found.fp32, found.of) == (2, 1 << 20, 3.0, "here")
-    monkeypatch.setattr(probe.plugins, "names", lambda package: ("gone", "silent"))
+    monkeypatch.setattr(probe, "installed_engines", lambda: (absent, gone, silent))
     found = probe.measure(2, 1 << 20)
     assert (found.decoding, found.int8, found.of) == (None, None, "numpy")
 

@@ -314,7 +314,7 @@ def test_an_engine_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(rooms.plugins, "load", broken)
     with pytest.raises(EngineError, match="the engine onnxruntime does not load: libgomp") as caught:
-        open_part(PartFiles("onnx", "fp32", ("decoder",), (), (), ()), "onnxruntime", OpenOptions())
+        open_part(PartFiles("onnx", "fp32", ("decoder",), (), (), ()), "onnxruntime", OpenOptions(threads=1, context=8))
     assert caught.value.hint == "pip install 'edge-vlm[onnxruntime]'"
 
 

@@ -108,7 +108,7 @@ def part(tmp_path_factory: pytest.TempPathFactory) -> PartFiles:
     return PartFiles("tflite", "fp32", ("decoder",), tuple(files), (), (), SPEC)
 
 
-def decoder(part: PartFiles, context: int = 0) -> tuple[SignatureDecoder, Numpy]:
+def decoder(part: PartFiles, context: int = SPEC.context) -> tuple[SignatureDecoder, Numpy]:
     program = Numpy({name: signature(name) for name in NAMES})
     return SignatureDecoder(program, Calls.of(program.signatures, SPEC, part), part, SPEC, context), program
 
@@ -228,6 +228,13 @@ def test_missing_signatures_are_told(part: PartFiles, names: list[str]) -> None:
         Calls.of(signatures, SPEC, part)
 
 
+def test_a_file_for_a_shorter_context_is_told(part: PartFiles) -> None:
+    signatures = {name: signature(name) for name in ("prefill", "decode_8", "decode_16")}
+    with pytest.raises(BundleError, match="built for a context of 16, and the manifest says 32") as caught:
+        Calls.of(signatures, SPEC, part)
+    assert "--context 32" in str(caught.value.hint)
+
+
 def test_signatures_of_another_model_are_told(part: PartFiles) -> None:
     other = DecoderSpec(2, 2, 1, 4, 8, 9, 32, 10000.0)
     with pytest.raises(BundleError, match="prefill, decode_8 is another's"):
@@ -261,7 +268,7 @@ def test_a_wrong_table_of_rotations_is_told(
     program = Numpy({name: signature(name) for name in NAMES})
     changed = PartFiles("tflite", "fp32", ("decoder",), files, (), (), SPEC)
     with pytest.raises(BundleError, match=complaint):
-        SignatureDecoder(program, Calls.of(program.signatures, SPEC, part), changed, SPEC, 0)
+        SignatureDecoder(program, Calls.of(program.signatures, SPEC, part), changed, SPEC, 32)
 
 
 class Doubling:
@@ -304,4 +311,4 @@ def test_a_graph_of_other_signatures_is_told(monkeypatch: pytest.MonkeyPatch) ->
         file = TFLite(part.files[0], signatures, True)
         monkeypatch.setattr(tflite, "read", lambda path, file=file: file)
         with pytest.raises(BundleError, match="not the part that the manifest describes"):
-            opened(part, OpenOptions(), lambda file: Doubling())
+            opened(part, OpenOptions(1, 8), lambda file: Doubling())
