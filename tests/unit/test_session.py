@@ -20,7 +20,8 @@ from edge.errors import BundleError, ContextError, EdgeError, EngineError, Image
 from edge.inference import loader
 from edge.inference import session as sessions
 from edge.inference.sampling import Sampling
-from edge.inference.session import REMEMBERED, Session
+from edge.inference.session import Session
+from edge.inference.vision import REMEMBERED, ImageTimes, VisionEncoder
 from edge.prompt import Turn
 from edge.types import Array, Graph, OpenOptions, PartFiles
 
@@ -594,3 +595,33 @@ def test_what_is_free_bounds_what_may_be_taken(bundle: Bundle, monkeypatch: pyte
     monkeypatch.setattr(sessions, "detect", lambda: here)
     with pytest.raises(EngineError, match="too little memory"):
         edge.load(bundle.path, engine="null", max_memory=1 << 40)
+
+
+# views
+
+
+def test_views_are_encoded_and_remembered_one_by_one(bundle: Bundle) -> None:
+    """Tiles and frames: what comes again costs nothing, in whatever company."""
+    eye = Eye(bundle.files(bundle.manifest.part("vision")))
+    encoder, times = VisionEncoder(bundle, lambda: (eye,)), ImageTimes()
+    a, b, c = np.random.default_rng(0).normal(size=(3, 1, 3, 28, 28)).astype(np.float32)
+    one, two = (encoder.encode_views([view], times) for view in (a, b))
+    both = encoder.encode_views([a, b], times)
+    np.testing.assert_array_equal(both.rows, np.concatenate([one.rows, two.rows]))
+    assert (both.rows.shape, eye.looked) == ((8, 32), 2)
+    turned = encoder.encode_views([b, a], times)
+    assert len({both.key, turned.key, one.key, two.key}) == 4
+    encoder.encode_views([c, a, c], times)
+    assert eye.looked == 3
+    encoder.forget()
+    np.testing.assert_array_equal(encoder.encode_views([a, b], times).rows, both.rows)
+    assert eye.looked == 5
+
+
+def test_more_views_than_are_remembered_are_all_there(bundle: Bundle) -> None:
+    eye = Eye(bundle.files(bundle.manifest.part("vision")))
+    encoder, times = VisionEncoder(bundle, lambda: (eye,)), ImageTimes()
+    views = list(np.random.default_rng(1).normal(size=(REMEMBERED + 3, 1, 3, 28, 28)).astype(np.float32))
+    found = encoder.encode_views(views, times).rows.reshape(len(views), 4, 32)
+    for view, rows in zip(views, found, strict=True):
+        np.testing.assert_array_equal(encoder.encode_views([view], times).rows, rows)
