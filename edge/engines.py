@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from edge import plugins
+from edge.devices.probe import Lender
 from edge.errors import EngineError, UsageError
 from edge.types import CacheKind, Decoder, EngineFacts, Graph, OpenOptions, PartFiles
 
@@ -129,6 +130,17 @@ def features(engine: str) -> dict[str, bool]:
         return {}
     found: dict[str, bool] = plugins.load(PACKAGE, engine).features()
     return found
+
+
+def matmul_lender() -> Lender | None:
+    """The first engine that measures its own matmuls, and whose library loads."""
+    for engine in installed_engines():
+        if engine.matmuls and engine.installed:
+            try:
+                return Lender(engine.name, module(engine.name).matmuls)
+            except EngineError:
+                continue
+    return None
 
 
 def evaluator_names() -> tuple[str, ...]:

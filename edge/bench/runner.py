@@ -22,7 +22,7 @@ from edge.bench.schema import Row
 from edge.bench.sensors import Sensors
 from edge.bundle.manifest import Bundle
 from edge.devices import DeviceProfile, detect, measured
-from edge.engines import engine_named
+from edge.engines import engine_named, matmul_lender
 from edge.errors import EdgeError, EngineError
 from edge.planning.fit import reach
 from edge.planning.sizes import bytes_per_token, sizes
@@ -44,7 +44,7 @@ def bench(requests: Sequence[Request], sensors: Sensors | None = None) -> Iterat
     anything is measured when one of the bundles is none.
     """
     bundles = [Bundle.open(request.bundle) for request in requests]
-    here = measured(detect())
+    here = measured(detect(), matmul_lender)
     for request, bundle in zip(requests, bundles, strict=True):
         try:
             yield from _Run(request, bundle, here, sensors or Sensors()).rows()

@@ -30,9 +30,10 @@ def fit(
     from edge.bundle.manifest import MANIFEST, Bundle
     from edge.cli import render
     from edge.devices import THIS, measured, profile
+    from edge.engines import matmul_lender
     from edge.planning import fit as planning
 
-    target = measured(profile(device or THIS))
+    target = measured(profile(device or THIS), matmul_lender)
     if Path(model, MANIFEST).is_file():
         manifest = Bundle.open(model).manifest
     else:

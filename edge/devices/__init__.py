@@ -6,7 +6,7 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from edge.devices import host, probe
-from edge.devices.probe import CHAINED, MATMUL
+from edge.devices.probe import CHAINED, MATMUL, Lender
 from edge.errors import UsageError
 
 SCHEMA = "device.schema.json"  # what each of the other files here must hold
@@ -133,12 +133,13 @@ def recognise(name: str) -> DeviceProfile:
     return profile("linux-arm64" if platform.machine().lower() in ("aarch64", "arm64") else "linux-x86")
 
 
-def measured(device: DeviceProfile) -> DeviceProfile:
-    """This machine with what its profile does not tell: bandwidth and throughput, measured in one or two seconds."""
+def measured(device: DeviceProfile, lender: Callable[[], Lender | None]) -> DeviceProfile:
+    """This machine with what its profile does not tell: bandwidth and throughput, measured in one or two seconds with
+    the matmuls of the engine that `lender` finds, if it is needed."""
     if device.id != THIS or (_bandwidth(device) and device.known("int8")):
         return device
-    found = probe.measure(device.threads, device.memory_bytes)
-    product = f"measured now: a product of {found.of}, {MATMUL:.0%} of the peak"
+    found = probe.measure(device.threads, device.memory_bytes, lender())
+    product = f"measured now: a matmul of {found.of}, {MATMUL:.0%} of the peak"
     factor, why = probe.int8_factor(device.isa)
     int8 = found.int8 or factor * found.fp32
     here = {

@@ -129,6 +129,16 @@ def up_to(name: str, isa: Sequence[str]) -> tuple[str, ...]:
     return known[: known.index(name) + 1]
 
 
+def cache_dir() -> Path:
+    """The folder for files that this package may lose: below the system's own place for a user's caches. It may not
+    exist yet. Raises RuntimeError for a user without a home."""
+    if sys.platform == "win32":
+        root = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    else:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "edge-vlm"
+
+
 def trim() -> None:
     """Give the system the memory that the C library holds and nobody uses. Only glibc is known to keep much."""
     if sys.platform == "linux":

@@ -1,6 +1,6 @@
 """Probe of memory bandwidth and matmul speed, some two seconds long.
 
-The matmuls are those of an installed engine that offers them (`EngineFacts.matmuls`), else numpy's.
+The matmuls are those of an engine that lends them, else numpy's.
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
-
-from edge.engines import installed_engines, module
-from edge.errors import EngineError
 
 ARRAY = 64 << 20  # bytes that a thread reads: more than caches hold
 SIDE = 768  # of the square matrices that are multiplied
@@ -42,6 +39,14 @@ class Matmuls:
 
 
 @dataclass(frozen=True)
+class Lender:
+    """An engine that measures its own matmuls (`edge.engines.matmul_lender`)."""
+
+    name: str
+    matmuls: Callable[[int, int], Matmuls]  # of so many threads, in so many bytes of free memory
+
+
+@dataclass(frozen=True)
 class Speed:
     bandwidth: float  # bytes/s, reading on all threads
     fp32: float  # operations/s
@@ -50,16 +55,16 @@ class Speed:
     of: str = "numpy"  # whose products those are
 
 
-def measure(threads: int, memory: int) -> Speed:
+def measure(threads: int, memory: int, lender: Lender | None = None) -> Speed:
     """Takes one or two seconds, and not more than a quarter of the free memory."""
     length = max(1 << 16, min(ARRAY, memory // 8 // threads)) // 4
     arrays = [np.ones(length, np.int32) for _ in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         seconds = usual(lambda: list(pool.map(np.max, arrays)), memory)  # a reduction lets the other threads run
     bandwidth = 4 * length * threads / seconds
-    if lender := _lender():
-        found: Matmuls = module(lender).matmuls(threads, memory)
-        return Speed(bandwidth, found.fp32, found.int8, found.decoding, lender)
+    if lender:
+        found = lender.matmuls(threads, memory)
+        return Speed(bandwidth, found.fp32, found.int8, found.decoding, lender.name)
     square = np.ones((SIDE, SIDE), np.float32)
     return Speed(bandwidth, 2 * SIDE**3 / best(lambda: square @ square))
 
@@ -89,15 +94,3 @@ def _times(work: Callable[[], object], before: Callable[[], object]) -> list[flo
         work()
         times.append(max(perf_counter() - started, 1e-6))  # a clock may stand still
     return times
-
-
-def _lender() -> str | None:
-    """An engine that measures its matmuls, and whose library loads here."""
-    for engine in installed_engines():
-        if engine.matmuls and engine.installed:
-            try:
-                module(engine.name)
-            except EngineError:
-                continue
-            return engine.name
-    return None

@@ -36,7 +36,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     """The user's cache of packed weights is not touched."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder / xnnpack_cache.FOLDER
+    return xnnpack_cache.folder()
 
 
 def product(path: Path, weight: Array = WEIGHT, names: tuple[str, ...] = ("run",), most: int = 2) -> PartFiles:
