@@ -179,6 +179,65 @@ def test_7_importing_edge_loads_nothing_heavy() -> None:
     assert [m for m in loaded if m.split(".")[0] not in sys.stdlib_module_names | {"edge"}] == []
 
 
+# The rooms of edge/ from the top down. A room imports rooms of lower floors, and none beside it.
+FLOORS = (
+    {"cli", "server"},
+    {"bench", "remote"},
+    {"verify", "doctor", "placement"},
+    {"inference"},
+    {"planning"},
+    {"decoders"},
+    {"formats", "bundle", "inputs"},
+    {"engines"},
+    {"devices", "types"},
+    {"spec", "plugins", "recipes", "units"},
+    {"errors"},
+)
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+INPUTS = {"image", "prompt", "tokenizer", "calibration"}  # one room, in several files
+
+
+def rooms() -> set[str]:
+    entries = {p.stem for p in (REPOSITORY / "edge").iterdir()} - {"__init__", "__pycache__"}
+    return {"inputs" if entry in INPUTS else entry for entry in entries}
+
+
+def arrows(path: Path) -> set[tuple[str, str]]:
+    """Imports from room to room, wherever they stand; `edge` itself is the door, through which nobody looks down."""
+
+    def room(module: str) -> str:
+        entry = module.split(".")[1]
+        return "inputs" if entry in INPUTS else entry
+
+    own = room(".".join(path.relative_to(REPOSITORY).with_suffix("").parts))
+    found = {room(module) for _, module in imports(path) if module.startswith("edge.")}
+    return {(own, other) for other in found & LEVEL.keys() if own in LEVEL and other != own}
+
+
+def test_every_room_has_its_floor() -> None:
+    assert rooms() <= LEVEL.keys()
+    assert len(rooms()) <= 22
+    assert len(FLOORS) <= 11
+
+
+@each("edge")
+def test_8_arrows_go_down(path: Path) -> None:
+    assert [f"{own} -> {other}" for own, other in arrows(path) if LEVEL[own] >= LEVEL[other]] == []
+
+
+def test_an_arrow_between_rooms_is_seen_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "REPOSITORY", tmp_path)
+    (tmp_path / "edge" / "bundle").mkdir(parents=True)
+    for file, text, found in (
+        ("units.py", "from edge.errors import EdgeError\nimport edge", {("units", "errors")}),
+        ("prompt.py", "from edge import tokenizer, image\nfrom edge.inference import stop", {("inputs", "inference")}),
+        ("bundle/a.py", "def f():\n    import edge.cli.render\nfrom .b import g", {("bundle", "cli")}),
+        ("__init__.py", "from edge.inference import session", set()),
+    ):
+        (tmp_path / "edge" / file).write_text(text)
+        assert arrows(tmp_path / "edge" / file) == found
+
+
 @each("edge", "runtimes", "native")
 def test_no_model_is_named_on_the_run_side(path: Path) -> None:
     found = []
