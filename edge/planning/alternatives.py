@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
-from edge import plugins
 from edge.bundle.manifest import Manifest
 from edge.engines import installed_engines, made_for
 from edge.errors import EngineError
 from edge.planning.memory import Need, least, memory, shrunk
-from edge.planning.sizes import FORMATS
-from edge.recipes import RECIPES
+from edge.recipes import BYTES_PER_WEIGHT, NO_DECODER, RECIPES
 from edge.types import CacheKind
 
 MARGIN = 0.97  # of the memory: bytes of a weight are known to a few percent
@@ -36,15 +33,16 @@ def schemes(need: Need, limit: int) -> Iterator[str]:
     """The decoder's schemes that would fit, as `format scheme`, the widest first."""
     weights = need.sizes.decoder + 2 * need.sizes.head
     options = {
-        (plugins.facts(FORMATS, name)["BYTES_PER_WEIGHT"][scheme], name, scheme)
-        for name in plugins.names(FORMATS)
-        if _anywhere(name)
-        for scheme in _decoder_schemes(name)
+        (count, format, scheme)
+        for format, table in BYTES_PER_WEIGHT.items()
+        if _anywhere(format)
+        for scheme, count in table.items()
+        if (format, scheme) not in NO_DECODER
     }
-    for bytes_per_weight, name, scheme in sorted(options, reverse=True):
-        decoder = round(weights * bytes_per_weight * _held(name, scheme))
+    for count, format, scheme in sorted(options, reverse=True):
+        decoder = round(weights * count * _held(format, scheme))
         if least(replace(need, decoder=decoder)).peak <= MARGIN * limit:
-            yield f"{name} {scheme}"
+            yield f"{format} {scheme}"
 
 
 def _hint(need: Need, limit: int) -> str:
@@ -57,11 +55,6 @@ def _hint(need: Need, limit: int) -> str:
     able = [recipe for recipe in RECIPES.values() if recipe.targets["decoder"].format == format]
     recipe = min(able, key=lambda recipe: len(recipe.targets)).name  # nothing beside the parts
     return f"edge export CHECKPOINT -o OUT --recipe {recipe} --scheme decoder={scheme} would fit"
-
-
-def _decoder_schemes(format: str) -> Iterator[str]:
-    facts: dict[str, Any] = plugins.facts(FORMATS, format)
-    yield from (scheme for scheme in facts["SCHEMES"].get("decoder", ()) if scheme in facts["BYTES_PER_WEIGHT"])
 
 
 def _anywhere(format: str) -> bool:

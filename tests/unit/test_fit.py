@@ -18,7 +18,7 @@ from edge.planning.alternatives import schemes
 from edge.planning.fit import fit
 from edge.planning.memory import RUNTIME, Need, cache_bytes, memory, settle
 from edge.planning.roofline import PROCESSOR, Speed, Utilisation
-from edge.planning.sizes import Sizes, bytes_per_token, sizes
+from edge.planning.sizes import bytes_per_token, guessed, sizes
 from edge.spec import DecoderSpec
 from edge.types import TensorSpec
 from edge.units import format_size, parse_size
@@ -26,7 +26,7 @@ from edge.units import format_size, parse_size
 # 2 layers, 4 heads of 8 (2 of keys and values), hidden 32, vocabulary 100; a feed-forward of 48.
 DECODER = DecoderSpec(2, 4, 2, 8, 32, 100, 1024, 10000.0)
 LINEAR = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
-TINY = Sizes(vision=12_288_000, patches=4, image_tokens=4, decoder=LINEAR, head=3200, spec=DECODER)
+TINY = guessed(DECODER, image_tokens=4, patches=4, vision=12_288_000, decoder=LINEAR)
 WHOLE = Utilisation(1.0, 1.0, 1.0, 1.0)
 
 
@@ -34,14 +34,15 @@ def test_what_is_read_off_a_manifest() -> None:
     vision = Part(("vision", "projector"), "onnx", "w8a8", (File("v", 1000, ""), File("v.data", 500, "")), (), ())
     decoder = Part(("decoder",), "onnx", "fp32", (File("d", 4 * (LINEAR + 6400), ""),), (), ())
     found = sizes(manifest(vision, decoder), (vision, decoder))
-    assert found == Sizes(1500, 4, 4, LINEAR, 3200, DECODER)
+    assert found == guessed(DECODER, 4, 4, 1500, LINEAR)
+    assert (found.vision, found.positions, found.decoder, found.head) == (1500, 5, LINEAR, 3200)
     large = replace(manifest(vision, decoder), spec=replace(SPEC, image=replace(SPEC.image, size=56), decoder=DECODER))
-    assert sizes(large, (vision, decoder)).patches == 16, "28 pixels a row: four patches were merged"
+    assert sizes(large, (vision, decoder)).positions == 17, "28 pixels a row: four patches were merged"
 
 
 def test_a_tower_from_its_weights() -> None:
-    large = replace(TINY, vision=24 * 12 * 1024**2, patches=576)
-    assert (large.width, large.layers) == (1024, 24)
+    large = guessed(DECODER, 144, 576, vision=24 * 12 * 1024**2, decoder=LINEAR)
+    assert (large.width, large.layers, large.heads) == (1024, 24, 16)
     work = roofline.see(large, quantised=True)
     assert (work.int8, work.attention) == (2 * large.vision * 577, 4 * 577**2 * 1024 * 24)
     assert roofline.see(large, quantised=False).int8 == 0
@@ -52,7 +53,7 @@ def test_a_prompt() -> None:
     work = roofline.prefill(TINY, 10, True, 5000.0)
     assert work.int8 == 2 * (LINEAR * 10 + 3200)
     assert work.attention == 2 * 10**2 * 4 * 8 * 2, "two products, of which the causal half"
-    assert roofline.feed_forward(TINY) == 48
+    assert TINY.ffn == 48
     linear = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48)
     moved = 2 * 10 * 2 * (linear + 10 * 32 + 4 * 48 + 4 * 32 + 4 * 4 * 10)
     assert work.bytes == 5000 + moved

@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 from edge.devices import profile
 from edge.planning import roofline
 from edge.planning.roofline import PROCESSOR, READING, Speed, Utilisation
-from edge.planning.sizes import Sizes
+from edge.planning.sizes import Sizes, guessed
 from edge.spec import DecoderSpec
 
 DATA = json.loads((Path(__file__).parents[1] / "data" / "published.json").read_text())
@@ -27,7 +27,7 @@ TOWER = 302_808_039  # ViT-L/14-336 without its last layer, and the projector
 def sizes(layers: int, hidden: int, ffn: int, heads: int, rows: int = 144, vision: int = TOWER) -> Sizes:
     decoder = layers * (4 * hidden**2 + 3 * hidden * ffn)
     spec = DecoderSpec(layers, heads, heads, hidden // heads, hidden, 32000, 2048, 10000.0)
-    return Sizes(vision, 576, rows, decoder, 32000 * hidden, spec)
+    return guessed(spec, rows, 576, vision, decoder)
 
 
 SIZES = {

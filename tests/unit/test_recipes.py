@@ -7,7 +7,7 @@ import pytest
 from edge import devices, plugins
 from edge.bundle.manifest import MEASURES, ROLES
 from edge.engines import installed_engines
-from edge.recipes import DEFAULT, RECIPES, Recipe, Target
+from edge.recipes import BYTES_PER_WEIGHT, DEFAULT, NO_DECODER, RECIPES, Recipe, Target
 
 FORMATS = "exporters.formats"
 
@@ -49,4 +49,7 @@ def test_a_format_has_a_recipe_and_states_its_tolerances(format: str) -> None:
             # What lies beside the parts is opened by nothing here.
             assert bool(tolerance) == (role in ROLES), f"{role} {scheme}: nothing would be proven"
             assert set(tolerance) <= set(MEASURES if role == "decoder" else MEASURES[:2])
-            assert 0 < facts["BYTES_PER_WEIGHT"][scheme] <= 4
+            assert 0 < BYTES_PER_WEIGHT[format][scheme] <= 4
+    written = {scheme for table in facts["SCHEMES"].values() for scheme in table}
+    decoder = {scheme for scheme in written if (format, scheme) not in NO_DECODER}
+    assert (BYTES_PER_WEIGHT[format].keys(), facts["SCHEMES"]["decoder"].keys()) == (written, decoder)
