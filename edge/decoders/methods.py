@@ -93,12 +93,10 @@ class MethodGraph:
         """See Graph. Raises EngineError when an array does not fit the graph, or the library fails."""
         into = into or {}
         require_arrays(self.inputs, self.outputs, feeds, into)
-        (output,) = self.outputs
         made = self._methods.run(VISION, *(feeds[spec.name] for spec in self.inputs))
-        if output.name not in into:
-            return {output.name: made}
-        into[output.name][:] = made
-        return dict(into)
+        for array in into.values():
+            array[:] = made
+        return {self.outputs[0].name: made, **into}
 
 
 class MethodDecoder(BaseDecoder):

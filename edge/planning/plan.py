@@ -144,10 +144,10 @@ def _choose(
         return info.name != wanted, preferred.index(info.name) if info.name in preferred else len(preferred)
 
     ranked = sorted(engines, key=rank)
-    able = [(info, part) for part in parts for info in opening(part.format, ranked, wanted)]
-    if able:
-        info, part = min(able, key=lambda pair: ranked.index(pair[0]))  # of one engine's parts the first
-        return Choice(part, info.name)
+    for info in ranked:
+        for part in parts:
+            if opening(part.format, (info,), wanted):
+                return Choice(part, info.name)
     raise _refused(f"no engine opens the {role} of {manifest.name}", parts, ranked)
 
 
