@@ -25,7 +25,7 @@ def version() -> str:
 
 
 def open(part: PartFiles, options: OpenOptions) -> NullGraph | Decoder:
-    """A decoder for a decoder's part that keeps keys and values itself, and declares none; else a graph."""
+    """A decoder for a decoder's part that keeps its own KV cache, and declares none; else a graph."""
     if part.decoder is not None and not any(tensor.name.startswith("past_key_values.") for tensor in part.inputs):
         return NullDecoder(part.decoder.vocab)
     return NullGraph(part.inputs, part.outputs)

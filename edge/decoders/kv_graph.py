@@ -74,7 +74,7 @@ class KVGraphDecoder(BaseDecoder):
             past, present = self._cache.prepare(position, total)
         except MemoryError as error:
             raise EngineError(
-                f"no memory for the keys and values of {total} positions", hint="load with a smaller context"
+                f"no memory for a KV cache of {total} positions", hint="load with a smaller context"
             ) from error
         into = dict(present)
         if self._logits_shape is not None:

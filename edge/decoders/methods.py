@@ -1,6 +1,6 @@
 """Graph and decoder for ExecuTorch programs (`vision_encoder`, `token_embedding`, `text_decoder`).
 
-A prompt is cut into pieces of the length that the decoder's method takes. Keys and values lie in the program's memory.
+A prompt is cut into pieces of the length that the decoder's method takes. The KV cache lies in the program's memory.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ class SignatureDecoder(BaseDecoder):
             fitting = self._program.cache(self._calls.make(1, length))
         except MemoryError as error:
             raise EngineError(
-                f"no memory for the keys and values of {length} positions", hint="load with a smaller context"
+                f"no memory for a KV cache of {length} positions", hint="load with a smaller context"
             ) from error
         for layer in range(self._layers if self._position else 0):
             key, value = f"{PAST}{layer}.key", f"{PAST}{layer}.value"

@@ -80,8 +80,7 @@ class ModelLoader:
         if not isinstance(part, Decoder):
             if options.cache:
                 raise EngineError(
-                    f"keys and values cannot be kept as {options.cache}: "
-                    f"the graph that {choice.engine} runs fixes that",
+                    f"the KV cache cannot be stored as {options.cache}: the graph that {choice.engine} runs fixes that",
                     hint="leave --cache away, or export a decoder that keeps them itself: --recipe onnx-w8a8-gguf-q4_0",
                 )
             part = kv_decoder(part, files, self._bundle.manifest.spec.decoder, options.context)

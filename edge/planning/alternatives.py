@@ -18,11 +18,13 @@ MARGIN = 0.97  # of the memory: bytes of a weight are known to a few percent
 def too_little(manifest: Manifest, need: Need, limit: int, context: int, cache: CacheKind | None) -> EngineError:
     """What it would take of the `limit` bytes, and what would fit. `context` 0: none was asked for."""
     asked = memory(need, context, cache) if context else least(need, cache)
-    where = f"at a context of {context}" if context else "at the least, with one half open at a time"
+    where = (
+        f"at a context of {context}" if context else "at the least, with vision encoder and decoder open one at a time"
+    )
     message = (
         f"too little memory: {manifest.name} takes {_mb(asked.peak)} {where}, and {_mb(limit)} are there\n"
-        f"  vision {_mb(need.vision)}, decoder {_mb(need.decoder)}, keys and values {_mb(asked.cache)}, "
-        f"while computing {_mb(sum(asked.activations))}, libraries {_mb(asked.runtime)}"
+        f"  vision {_mb(need.vision)}, decoder {_mb(need.decoder)}, KV cache {_mb(asked.cache)}, "
+        f"activations {_mb(sum(asked.activations))}, libraries {_mb(asked.runtime)}"
     )
     if context and (shorter := shrunk(need, limit, cache)):
         return EngineError(message, hint=f"a context of {shorter.context} fits")
@@ -32,15 +34,17 @@ def too_little(manifest: Manifest, need: Need, limit: int, context: int, cache: 
 def schemes(need: Need, limit: int) -> Iterator[str]:
     """The decoder's schemes that would fit, as `format scheme`, the widest first."""
     weights = need.sizes.decoder + 2 * need.sizes.head
+    engines = installed_engines()
+    able = {format: made_for(format, engines) for format in BYTES_PER_WEIGHT}
     options = {
         (count, format, scheme)
         for format, table in BYTES_PER_WEIGHT.items()
-        if _anywhere(format)
+        if any(not engine.systems for engine in able[format])  # not one maker's systems only
         for scheme, count in table.items()
         if (format, scheme) not in NO_DECODER
     }
     for count, format, scheme in sorted(options, reverse=True):
-        decoder = round(weights * count * _held(format, scheme))
+        decoder = round(weights * count * able[format][0].held(scheme))
         if least(replace(need, decoder=decoder)).peak <= MARGIN * limit:
             yield f"{format} {scheme}"
 
@@ -55,16 +59,6 @@ def _hint(need: Need, limit: int) -> str:
     able = [recipe for recipe in RECIPES.values() if recipe.targets["decoder"].format == format]
     recipe = min(able, key=lambda recipe: len(recipe.targets)).name  # nothing beside the parts
     return f"edge export CHECKPOINT -o OUT --recipe {recipe} --scheme decoder={scheme} would fit"
-
-
-def _anywhere(format: str) -> bool:
-    """Whether an engine opens the format that is not tied to one maker's systems."""
-    return any(not engine.systems for engine in made_for(format, installed_engines()))
-
-
-def _held(format: str, scheme: str) -> float:
-    """Bytes in memory for one in the file, of the first engine that opens the format."""
-    return made_for(format, installed_engines())[0].held(scheme)
 
 
 def _mb(count: int) -> str:

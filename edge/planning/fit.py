@@ -117,7 +117,7 @@ def times(
     rows.append(Prediction("first token", first, "s", "vision and prompt, all loaded"))
     work = roofline.step(sizes, prompt + ANSWER // 2, weights, item)
     token = roofline.token_seconds(work, there.speed, there.use)
-    moved = f"{_gb(work.bytes)} a token, {_gb(work.bytes - weights)} of it keys and values"
+    moved = f"{_gb(work.bytes)} a token, {_gb(work.bytes - weights)} of it KV cache"
     how = f"{moved}; at {there.use.decode:.0%} of {_rate(there.speed.bandwidth)} ({there.bandwidth}){there.where}"
     rows.append(Prediction("decode", None if token is None else 1 / token, "tokens/s", how))
     return tuple(rows)
@@ -180,7 +180,7 @@ def _rate(bandwidth: float | None) -> str:
 
 
 def _kept(count: int, positions: int) -> str:
-    return f"keys and values of {positions} positions {_gb(count)}"
+    return f"KV cache of {positions} positions {_gb(count)}"
 
 
 def _source(device: DeviceProfile) -> str:

@@ -27,7 +27,7 @@ class Plan:
     choices: tuple[Choice, ...]  # in the order of the roles
     threads: int
     context: int
-    cache: CacheKind | None = None  # how an engine that keeps keys and values itself stores them; None: as it likes
+    cache: CacheKind | None = None  # how an engine that keeps its own KV cache stores it; None: as it likes
     one_at_a_time: bool = False  # the vision part is closed before the decoder opens, and the other way round
     peak_bytes: int = 0  # of memory, at a full context, as predicted
     given_up: tuple[str, ...] = ()  # what was not asked for and is done to fit, in words
@@ -74,7 +74,7 @@ def plan(
     """The device's preferred engine for every part; `engine` goes before it for the parts that it opens.
 
     `threads` 0: the device's. `context` 0: the model's, or as much of it as the memory holds. Where memory is short,
-    keys and values are kept in 8 bits, and one half of the model is open at a time (`edge.planning.memory`).
+    the KV cache is stored in 8 bits, and vision encoder and decoder are open one at a time (`edge.planning.memory`).
     `isa`: the widest instruction set to use, by the engines that can be held to it. Raises EngineError when no engine
     opens a part, none can be held, or the memory is too small; UsageError when the call asks for what does not exist.
     """
@@ -102,8 +102,8 @@ def plan(
     if found is None:
         raise too_little(manifest, need, device.memory_bytes, context, cache)
     whole = context or manifest.spec.decoder.context
-    given_up = [f"keys and values in {found.cache}"] if found.cache != cache else []
-    given_up += ["one half of the model open at a time"] if found.one_at_a_time else []
+    given_up = [f"KV cache in {found.cache}"] if found.cache != cache else []
+    given_up += ["vision encoder and decoder open one at a time"] if found.one_at_a_time else []
     given_up += [f"a context of {found.context}, not {whole}"] if found.context != whole else []
     return Plan(
         choices=tuple(choices),

@@ -69,7 +69,7 @@ def prefill(sizes: Sizes, tokens: int, quantised: bool, weight_bytes: float) -> 
 
 
 def step(sizes: Sizes, position: int, weight_bytes: float, cache_item: float) -> Work:
-    """One token after so many: all weights but the embedding table, and all keys and values."""
+    """One token after so many: all weights but the embedding table, and the whole KV cache."""
     spec = sizes.spec
     cached = 2.0 * spec.layers * spec.kv_heads * spec.head_dim * cache_item * position
     return Work(int8=2.0 * (sizes.decoder + sizes.head), bytes=weight_bytes + cached)

@@ -131,5 +131,5 @@ def test_the_pair_alone(checkpoint, tmp_path):
 def test_keys_and_values_of_another_kind(checkpoint, tmp_path):
     done = export(ExportRequest(str(checkpoint.folder), tmp_path / "out", threads=1), lambda *_: None)
     assert call("run", done.path, "Who?", "--cache", "q8_0").err.startswith(
-        "error: keys and values cannot be kept as q8_0"
+        "error: the KV cache cannot be stored as q8_0"
     )

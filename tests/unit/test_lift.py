@@ -167,7 +167,7 @@ def test_a_system_without_memory_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     decoder = fresh(NumpyGraph(DECODER), tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(mmap, "mmap", refuse)
-        with pytest.raises(EngineError, match="no memory for the keys and values of 9 positions"):
+        with pytest.raises(EngineError, match="no memory for a KV cache of 9 positions"):
             decoder.extend([words("see fives")])
     assert decoder.extend([words("see fives")]).shape == (DECODER.vocab,)
 
@@ -197,7 +197,7 @@ def test_no_memory_to_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         return zeros(slot, count)
 
     monkeypatch.setattr(CacheSlot, "zeros", scarce)
-    with pytest.raises(EngineError, match="no memory for the keys and values of 9 positions"):
+    with pytest.raises(EngineError, match="no memory for a KV cache of 9 positions"):
         decoder.extend([words("fives")])
     assert decoder.position == 4
     monkeypatch.setattr(CacheSlot, "zeros", zeros)

@@ -194,7 +194,7 @@ def test_the_context_that_fits(room: int, asked: int, context: int) -> None:
     made = plan(manifest(), device(takes(manifest(), room, apart=apart)), (ORT,), context=asked)
     assert (made.context, made.one_at_a_time) == (context, apart)
     assert made.given_up == (
-        ("one half of the model open at a time", f"a context of {context}, not 1024") if apart else ()
+        ("vision encoder and decoder open one at a time", f"a context of {context}, not 1024") if apart else ()
     )
     assert made.peak_bytes <= takes(manifest(), room, apart=apart)
 
@@ -225,7 +225,7 @@ def test_what_is_given_up_first_costs_least() -> None:
     assert ways(apart - 1) == ("q8_0", True, 1024)
     assert ways(both - 1) == ("q8_0", True, 768)
     assert ways(eight, cache="f16") == ("f16", True, 1024), "what was asked for is not given up"
-    assert plan(mixed, device(whole - 1), engines).given_up == ("keys and values in q8_0",)
+    assert plan(mixed, device(whole - 1), engines).given_up == ("KV cache in q8_0",)
 
 
 def test_too_little_memory_for_what_was_asked() -> None:
@@ -235,7 +235,7 @@ def test_too_little_memory_for_what_was_asked() -> None:
         plan(large, device(room), (ORT,), context=1 << 20)
     assert caught.value.message.startswith(
         f"too little memory: tiny takes {takes(large, 1 << 20) / 1e6:,.0f} MB at a context of 1048576, "
-        f"and {room / 1e6:,.0f} MB are there\n  vision 300 MB, decoder 900 MB, keys and values 268 MB, "
+        f"and {room / 1e6:,.0f} MB are there\n  vision 300 MB, decoder 900 MB, KV cache 268 MB, "
     )
     assert caught.value.hint == "a context of 768 fits"
 
@@ -243,7 +243,7 @@ def test_too_little_memory_for_what_was_asked() -> None:
 def test_too_little_memory_for_the_weights() -> None:
     large = manifest(part("vision", "projector", scheme="w8a8", size=10_000_000), part("decoder", size=900_000_000))
     with pytest.raises(
-        EngineError, match=r"at the least, with one half open at a time, and 860 MB are there"
+        EngineError, match=r"at the least, with vision encoder and decoder open one at a time, and 860 MB are there"
     ) as caught:
         plan(large, device(860_000_000), (ORT,))
     assert caught.value.hint == (

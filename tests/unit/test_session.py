@@ -307,7 +307,7 @@ def test_what_the_engines_are_told(engine: Engine, bundle: Bundle) -> None:
 
 
 def test_a_graph_keeps_keys_and_values_as_it_was_made_to(engine: Engine, bundle: Bundle) -> None:
-    with pytest.raises(EngineError, match="cannot be kept as q8_0: the graph that null runs fixes") as caught:
+    with pytest.raises(EngineError, match="cannot be stored as q8_0: the graph that null runs fixes") as caught:
         edge.load(bundle.path, engine="null", cache="q8_0").ask(None, "What?")
     assert engine.options[0].cache == "q8_0"
     assert "--cache" in str(caught.value.hint)

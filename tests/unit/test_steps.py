@@ -215,7 +215,7 @@ def test_no_memory_for_a_longer_cache_leaves_the_decoder_as_it_was(part: PartFil
         raise MemoryError
 
     program.cache = full  # type: ignore[method-assign]
-    with pytest.raises(EngineError, match="no memory for the keys and values of 16 positions"):
+    with pytest.raises(EngineError, match="no memory for a KV cache of 16 positions"):
         decoding.extend([Tokens((1,) * 8)])
     logits = decoding.extend([Tokens((4,))])
     np.testing.assert_allclose(logits, whole(rows_of(part, [1, 2, 3, 4]), np.load(part.files[2])), rtol=1e-4)
