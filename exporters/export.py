@@ -196,7 +196,7 @@ def _require_compiler() -> None:
 
 def _compiled(folder: Path) -> list[File]:
     """Core ML's packages as Apple's compiler makes them, beside them: what an app loads without a wait."""
-    compiler = plugins.load("exporters", "apple").coremltools.models.utils.compile_model
+    compiler = plugins.load("exporters.mil", "coremltools").coremltools.models.utils.compile_model
     files: list[File] = []
     for package in sorted(folder.glob("*.mlpackage")):
         made = Path(compiler(str(package), str(package.with_suffix(".mlmodelc"))))

@@ -66,7 +66,7 @@ def visit(shell: Shell, manifest: Manifest) -> Host:
 def requirement(manifest: Manifest) -> str:
     """What pip installs for a bundle: the first engine of the listing for each format."""
     formats, engines = {part.format for part in manifest.parts}, installed_engines()
-    names = {info.name for format in formats for info in made_for(format, engines)[:1]}
+    names = {info.extra or info.name for format in formats for info in made_for(format, engines)[:1]}
     extras = ",".join(sorted(names))
     return f"edge-vlm[{extras}]" if extras else "edge-vlm"
 

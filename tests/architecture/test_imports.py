@@ -179,6 +179,24 @@ def test_7_importing_edge_loads_nothing_heavy() -> None:
     assert [m for m in loaded if m.split(".")[0] not in sys.stdlib_module_names | {"edge"}] == []
 
 
+def loads(path: Path) -> Iterator[tuple[str, str]]:
+    """What `plugins.load` is given as literals: no import that a move would find."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "plugins.load":
+            words = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            if len(words) == 2:
+                yield str(words[0]), str(words[1])
+
+
+@each("edge", "exporters")
+def test_what_is_loaded_by_its_name_is_there(path: Path) -> None:
+    assert [f"{package}.{name}" for package, name in loads(path) if name not in plugins.names(package)] == []
+
+
+def test_the_command_line_loads_the_export_side_by_name() -> None:
+    assert set(loads(REPOSITORY / "edge" / "cli" / "export.py")) == {("exporters", "export")}
+
+
 # The rooms of edge/ from the top down. A room imports rooms of lower floors, and none beside it.
 FLOORS = (
     {"cli", "server"},
