@@ -149,7 +149,12 @@ def evaluator_names() -> tuple[str, ...]:
 
 
 def _info(folder: str, name: str) -> EngineInfo:
-    facts: EngineFacts = plugins.facts(folder, name)["ENGINE"]
+    facts: EngineFacts | None = plugins.facts(folder, name).get("ENGINE")
+    if facts is None:
+        raise EngineError(
+            f"{folder}.{name} declares no ENGINE that can be read without importing it",
+            hint="ENGINE: EngineFacts = {…} at its top, of literals only",
+        )
     package = facts["package"]
     version = _version(package)
     # A build under another name (onnxruntime-gpu) brings the same module.

@@ -58,3 +58,8 @@ class RemoteError(EdgeError):
 
 class ParityError(EdgeError):
     pass
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, as part of our own message: its first line, or its name where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

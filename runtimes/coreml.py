@@ -15,7 +15,7 @@ import numpy as np
 from edge.decoders.embedding_table import EmbeddingTable
 from edge.decoders.function_graph import FunctionGraph
 from edge.decoders.stateful import DECODE, PREFILL, StatefulDecoder
-from edge.errors import EngineError
+from edge.errors import EngineError, first_line
 from edge.placement import Placed, Processor
 from edge.types import Array, ComputeUnits, Decoder, EngineFacts, Graph, OpenOptions, PartFiles
 
@@ -75,7 +75,7 @@ def placement(part: PartFiles) -> Iterator[Placed]:
                         yield Placed(name, op.operator_name, output, chosen, why)
     except Exception as error:  # its errors share no base class
         raise EngineError(
-            f"Core ML cannot plan {package.name}: {_first_line(error)}", hint=f"edge verify {package.parent}"
+            f"Core ML cannot plan {package.name}: {first_line(error)}", hint=f"edge verify {package.parent}"
         ) from error
 
 
@@ -100,7 +100,7 @@ def _load(package: Path, options: OpenOptions, function: str | None) -> Any:
         return ct.models.MLModel(str(package), compute_units=units, function_name=function)
     except Exception as error:  # its errors share no base class
         raise EngineError(
-            f"Core ML cannot open {package.name}: {_first_line(error)}", hint=f"edge verify {package.parent}"
+            f"Core ML cannot open {package.name}: {first_line(error)}", hint=f"edge verify {package.parent}"
         ) from error
 
 
@@ -108,9 +108,5 @@ def _predict(model: Any, feeds: Mapping[str, Array], state: Any) -> dict[str, Ar
     try:
         found = model.predict(dict(feeds), state=state)
     except Exception as error:  # its errors share no base class
-        raise EngineError(f"Core ML failed: {_first_line(error)}") from error
+        raise EngineError(f"Core ML failed: {first_line(error)}") from error
     return {name: np.asarray(array) for name, array in found.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -17,7 +17,7 @@ from executorch.extension.pybindings import _portable_lib as bindings
 
 from edge.decoders import methods
 from edge.decoders.methods import MethodDecoder, MethodGraph
-from edge.errors import EngineError
+from edge.errors import EngineError, first_line
 from edge.formats.executorch import Program
 from edge.formats.native_stderr import CapturedStderr
 from edge.types import Array, EngineFacts, OpenOptions, PartFiles
@@ -76,7 +76,7 @@ class _Methods:
 
     def _refused(self, what: str, error: Exception) -> EngineError:
         said = [line for line in self._heard.heard() if _THEIRS.match(line.encode()) and not _IDLE.match(line)]
-        why = said[0].partition("] ")[2] if said else str(error).strip().partition("\n")[0] or type(error).__name__
+        why = said[0].partition("] ")[2] if said else first_line(error)
         return methods.refused(what, self._file, why)
 
 

@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from edge.decoders.function_graph import listed, misfit, require_names
 from edge.devices.probe import Matmuls, best, usual
-from edge.errors import EngineError
+from edge.errors import EngineError, first_line
 from edge.formats.onnx import CONTRIBUTED, Node, filled, model
 from edge.types import Array, EngineFacts, OpenOptions, PartFiles, TensorSpec
 
@@ -112,7 +112,7 @@ def open(part: PartFiles, options: OpenOptions) -> OnnxGraph:
     try:
         session = _session(str(path), options.threads, options.debug)
     except Exception as error:  # its errors share no base class
-        raise EngineError(f"onnxruntime cannot open {path.name}: {_first_line(error)}", hint=_verify(part)) from error
+        raise EngineError(f"onnxruntime cannot open {path.name}: {first_line(error)}", hint=_verify(part)) from error
     graph = OnnxGraph(session)
     for declared, found in ((part.inputs, graph.inputs), (part.outputs, graph.outputs)):
         if (wanted := {t.name for t in declared}) != (given := {t.name for t in found}):
@@ -157,7 +157,7 @@ class OnnxGraph:
         except EngineError:
             raise
         except Exception as error:  # its errors share no base class
-            raise EngineError(f"onnxruntime failed: {_first_line(error)}") from error
+            raise EngineError(f"onnxruntime failed: {first_line(error)}") from error
 
     def _bind(self, feeds: Mapping[str, Array], into: Mapping[str, Array]) -> None:
         for name, array in feeds.items():
@@ -218,10 +218,6 @@ class _Port:
                 raise misfit(self.spec, array)
         if not (flags.c_contiguous and flags.aligned):
             raise EngineError(f"the array for {self.spec.name} does not lie in one piece")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _verify(part: PartFiles) -> str:

@@ -71,12 +71,17 @@ def plan(
     cache: CacheKind | None = None,
     isa: str | None = None,
 ) -> Plan:
-    """The device's preferred engine for every part; `engine` goes before it for the parts that it opens.
+    """The device's preferred engine for every part, with settled threads and context.
 
-    `threads` 0: the device's. `context` 0: the model's, or as much of it as the memory holds. Where memory is short,
-    the KV cache is stored in 8 bits, and vision encoder and decoder are open one at a time (`edge.planning.memory`).
-    `isa`: the widest instruction set to use, by the engines that can be held to it. Raises EngineError when no engine
-    opens a part, none can be held, or the memory is too small; UsageError when the call asks for what does not exist.
+    - `engine`: goes before the preferred one for the parts that it opens.
+    - `threads`: 0 takes the device's.
+    - `context`: 0 takes the model's, or as much of it as the memory holds.
+    - `cache`: how an engine that keeps its own KV cache stores it; None: as it likes.
+    - `isa`: the widest instruction set to use, by the engines that can be held to it.
+
+    Where memory is short, the KV cache is stored in 8 bits, and vision encoder and decoder are open one at a time
+    (`edge.planning.memory`). Raises EngineError when no engine opens a part, none can be held, or the memory is too
+    small; UsageError when the call asks for what does not exist.
     """
     if engine is not None and engine not in {e.name for e in engines}:
         raise UsageError(f"no engine {engine!r}", hint="one of: " + ", ".join(e.name for e in engines))

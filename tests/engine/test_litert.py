@@ -87,7 +87,7 @@ def test_nothing_is_said_on_stderr(tmp_path: Path) -> None:
     part = product(tmp_path / "a.tflite")
     code = (
         "from pathlib import Path; from edge.types import OpenOptions, PartFiles; from runtimes import litert\n"
-        f"from edge import tflite; s = tflite.read(Path({str(part.files[0])!r})).signatures['run']\n"
+        f"from edge.formats import tflite; s = tflite.read(Path({str(part.files[0])!r})).signatures['run']\n"
         f"part = PartFiles('tflite', 'fp32', ('vision',), (Path({str(part.files[0])!r}),), s.inputs, s.outputs)\n"
         "litert.open(part, OpenOptions(threads=1, context=64))"
     )

@@ -176,7 +176,7 @@ def test_a_full_context_leaves_what_was_there(part: PartFiles) -> None:
     ("segment", "message"),
     [
         (Tokens((5, SPEC.vocab)), "outside the vocabulary of 96: 5 to 96 were given"),
-        (Tokens((-1,)), "96: -1 to -1 were given"),
+        (Tokens((-1,)), "outside the vocabulary of 96: -1 to"),
         (Tokens((1 << 40,)), "outside the vocabulary of 96"),
         (Embeddings(np.zeros((4, 63), np.float32), "narrow"), r"embeddings of \(4, 63\), for a decoder of width 64"),
         (Embeddings(np.zeros(4, np.float32), "flat"), r"embeddings of \(4,\)"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from conftest import SPEC
 from edge import engines as rooms
 from edge.bundle.manifest import File, Manifest, Part
 from edge.devices import DeviceProfile, profile
-from edge.engines import EngineInfo, installed_engines, open_part
+from edge.engines import EngineInfo, installed_engines, made_for, open_part, opening, refusals
 from edge.errors import BundleError, EngineError, UsageError
 from edge.planning.memory import memory
 from edge.planning.plan import Choice, needed, plan
@@ -287,6 +288,42 @@ def test_the_engines_of_the_listing() -> None:
     assert found["onnxruntime"].formats == ("onnx",)
     assert found["onnxruntime"].package == "onnxruntime"
     assert found["onnxruntime"].install == "pip install 'edge-vlm[onnxruntime]'"
+
+
+@pytest.mark.parametrize("source", ["", "FORMATS = ('onnx',)", "ENGINE = dict(formats=('onnx',), package='x')"])
+def test_an_engine_that_declares_nothing_readable_is_named(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "__init__.py").write_text("")
+    (tmp_path / "zoo" / "owl.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(rooms, "PACKAGE", "zoo")
+    rooms.plugins.names.cache_clear()
+    rooms.plugins.facts.cache_clear()
+    with pytest.raises(EngineError, match=r"zoo.owl declares no ENGINE"):
+        installed_engines()
+
+
+def test_what_opens_a_format_and_why_the_others_do_not() -> None:
+    gone, elsewhere = replace(ORT, name="gone", installed=False), replace(ORT, name="mac", unfit="macOS only")
+    engines = (NULL, gone, LLAMA, elsewhere, OTHER, ORT)
+    assert made_for("onnx", engines) == (gone, elsewhere, OTHER, ORT)
+    assert opening("onnx", engines) == (OTHER, ORT)
+    assert opening("onnx", engines, asked="null") == (NULL, OTHER, ORT)
+    assert opening("tflite", engines) == made_for("tflite", engines) == ()
+    assert refusals(("onnx",), engines) == {
+        "gone": "pyonnxruntime is not installed: pip install 'edge-vlm[gone]'",
+        "llamacpp": "opens gguf",
+        "mac": "macOS only",
+    }
+    assert refusals(("onnx", "gguf"), (LLAMA, OTHER)) == {}
+
+
+def test_bytes_in_memory_for_one_in_the_file() -> None:
+    wide = replace(ORT, resident={"w8a8": 1.05, "": 1.35})
+    assert [wide.held(scheme) for scheme in ("w8a8", "w4")] == [1.05, 1.35]
+    assert ORT.held("w4") == 1.0
 
 
 def test_an_engine_whose_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
