@@ -31,7 +31,7 @@ ENGINE: EngineFacts = {
 PACKAGE = ENGINE["package"]
 
 _KERNELS = ("kernels/quantized/*quantized_ops_aot_lib.*", "extension/llm/custom_ops/*custom_ops_aot_lib.*")
-_THEIRS = re.compile(rb"\[\w+\.(?:cpp|h|cc):\d+\] ")
+_LIBRARY_LINES = re.compile(rb"\[\w+\.(?:cpp|h|cc):\d+\] ")
 _IDLE = re.compile(r"\[(?:cpuinfo_utils|threadpool)\.cpp:")  # they say it always, and mean nothing by it
 
 
@@ -50,8 +50,8 @@ class _Methods:
 
     def __init__(self, program: Program, names: Sequence[str], options: OpenOptions) -> None:
         self._file = program
-        self._heard = CapturedStderr(_THEIRS, options.debug)
-        with _ONE_AT_A_TIME, self._heard:
+        self._stderr = CapturedStderr(_LIBRARY_LINES, options.debug)
+        with _ONE_AT_A_TIME, self._stderr:
             _load_kernels()
             _require_parts(program, names)
             _use(options.threads)
@@ -75,7 +75,7 @@ class _Methods:
         return found
 
     def _refused(self, what: str, error: Exception) -> EngineError:
-        said = [line for line in self._heard.heard() if _THEIRS.match(line.encode()) and not _IDLE.match(line)]
+        said = [line for line in self._stderr.lines() if _LIBRARY_LINES.match(line.encode()) and not _IDLE.match(line)]
         why = said[0].partition("] ")[2] if said else first_line(error)
         return methods.refused(what, self._file, why)
 

@@ -123,10 +123,10 @@ class _Model:
         self._library = _load()
         self._file, self._options = file, options
         self._numbers = {name: number for number, name in enumerate(file.signatures)}
-        self._heard = CapturedStderr(_THEIRS, options.debug)
+        self._stderr = CapturedStderr(_LIBRARY_LINES, options.debug)
         self._compiled: dict[str, _Compiled] = {}
         self._last = ""
-        with self._heard:
+        with self._stderr:
             self._environment = self._start()
             path = os.fsencode(file.path)
             self._model = self._make("LiteRtCreateModelFromFile", "LiteRtDestroyModel", self._environment.pointer, path)
@@ -148,7 +148,7 @@ class _Model:
     def compile(self, name: str) -> _Compiled:
         """Raises EngineError."""
         if name not in self._compiled:
-            with self._heard, xnnpack_cache.weights(self._file.path, f"{PACKAGE}-{version()}") as cache:
+            with self._stderr, xnnpack_cache.weights(self._file.path, f"{PACKAGE}-{version()}") as cache:
                 before = _mapped(cache)
                 handle = self._compile(name, cache)
                 self._compiled[name] = _Compiled(handle, _mapped(cache) - before)
@@ -211,7 +211,7 @@ class _Model:
 
     def _check(self, function: str, *arguments: Any) -> None:
         if status := getattr(self._library, function)(*arguments):
-            raise EngineError(f"LiteRT refused: {function} gave status {status}{_complaint(self._heard)}")
+            raise EngineError(f"LiteRT refused: {function} gave status {status}{_complaint(self._stderr)}")
 
 
 @dataclass(frozen=True)
@@ -289,8 +289,8 @@ class LiteRtProgram:
         return _Bound(call, arrays, (inputs, outputs), [*handles.values()])
 
 
-def _complaint(heard: CapturedStderr) -> str:
-    errors = [line for line in heard.heard() if line.startswith("ERROR")]
+def _complaint(stderr: CapturedStderr) -> str:
+    errors = [line for line in stderr.lines() if line.startswith("ERROR")]
     return f": {errors[0].removeprefix('ERROR:').strip()}" if errors else ""
 
 
@@ -314,5 +314,5 @@ def _load() -> Any:
     return ctypes.CDLL(str(paths[0]))
 
 
-_THEIRS = re.compile(rb"(VERBOSE|DEBUG|INFO|WARNING|ERROR|FATAL): |[IWEF]\d{4} ")  # how its lines begin
+_LIBRARY_LINES = re.compile(rb"(VERBOSE|DEBUG|INFO|WARNING|ERROR|FATAL): |[IWEF]\d{4} ")  # how its lines begin
 _KEEP = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)  # the text belongs to who made it

@@ -10,11 +10,11 @@ from typing import Any
 
 
 class CapturedStderr:
-    """A context, in which stderr is caught: the reason of a failure may be in it. `theirs` tells how the library's own
-    lines begin; what others wrote meanwhile is passed on afterwards. `debug`: nothing is caught."""
+    """A context in which stderr is captured: the reason of a failure may stand there. `library_lines` matches how the
+    library's own lines begin; what others wrote meanwhile is passed on afterwards. `debug`: nothing is captured."""
 
-    def __init__(self, theirs: re.Pattern[bytes], debug: bool) -> None:
-        self._theirs = theirs
+    def __init__(self, library_lines: re.Pattern[bytes], debug: bool) -> None:
+        self._library_lines = library_lines
         self._debug = debug
         self._text: Any = None
 
@@ -33,14 +33,14 @@ class CapturedStderr:
         os.close(self._kept)
         self._text.seek(0)
         for line in self._text:
-            if not self._theirs.match(line):
+            if not self._library_lines.match(line):
                 os.write(2, line)
         self._text.close()
         self._text = None
         _STDERR.release()
 
-    def heard(self) -> list[str]:
-        """The lines until now."""
+    def lines(self) -> list[str]:
+        """The lines captured until now."""
         if self._text is None:
             return []
         return os.pread(self._text.fileno(), 1 << 16, 0).decode(errors="replace").splitlines()

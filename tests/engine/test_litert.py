@@ -77,7 +77,7 @@ def test_a_graph_runs_and_keeps_nothing(tmp_path: Path) -> None:
 
 
 def test_what_others_say_while_a_file_is_opened_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
-    with CapturedStderr(litert._THEIRS, debug=False) as heard:
+    with CapturedStderr(litert._LIBRARY_LINES, debug=False) as heard:
         os.write(2, b"INFO: Created a delegate.\nERROR: no such kernel\nerror: no such picture\n")
         assert litert._complaint(heard) == ": no such kernel"
     assert capfd.readouterr().err == "error: no such picture\n"
