@@ -84,7 +84,7 @@ def open(part: PartFiles, options: OpenOptions) -> LlamaCppDecoder:
     path, spec = part.files[0], part.decoder
     if spec is None:
         raise EngineError(
-            f"{path.name} is for other tools: what llama.cpp makes of a picture is not what the model learned to read",
+            f"{path.name} is for other tools: what llama.cpp makes of an image is not what the model learned to read",
             hint="export again without --gguf-only: another engine then opens the vision part beside it",
         )
     _load_kernels(options.isa)

@@ -28,7 +28,7 @@ from edge.prompt import Turn, segments
 from edge.tokenizer import Tokenizer
 from edge.types import CacheKind, ComputeUnits, Decoder, Embeddings, Graph, OpenOptions
 
-Images = Source | Sequence[Source] | None  # no picture, one, or several
+Images = Source | Sequence[Source] | None  # no image, one, or several
 _GREEDY = Sampling()
 
 
@@ -106,7 +106,7 @@ class Session:
         self._loader: ModelLoader | None = loader  # None: closed
         self.tokenizer = tokenizer
         self._check = check
-        self.load_ms = load_ms  # until all was open, once the decoder was waited for; until pictures could be encoded
+        self.load_ms = load_ms  # until all was open, once the decoder was waited for; until images could be encoded
         self._text: TextGenerator | None = None  # made when the decoder is there
         self._vision = VisionEncoder(bundle, self._vision_parts)
         self._last: Answer | None = None
@@ -159,20 +159,20 @@ class Session:
         system: str | None = None,
         sampling: Sampling = _GREEDY,
     ) -> Iterator[str]:
-        """The answer in pieces, as it is made. `image` is None, a picture (path, bytes, Pillow image, uint8 array), or
-        a list of pictures; `system` None takes the model's own. Raises ImageError, ContextError, UsageError."""
+        """The answer in pieces, as it is made. `image` is None, an image (path, bytes, Pillow image, uint8 array), or
+        a list of images; `system` None takes the model's own. Raises ImageError, ContextError, UsageError."""
         started, times = perf_counter(), ImageTimes()
         turn = Turn(question, self._encode_all(image, times))
         yield from self._answer([turn], system, max_tokens, sampling, started, times)
 
     def chat(self, image: Images = None, *, system: str | None = None) -> Chat:
-        """A conversation about the same picture or pictures."""
-        pictures = self._encode_all(image, ImageTimes())
+        """A conversation about the same image or images."""
+        images = self._encode_all(image, ImageTimes())
         self._check.result()
-        return Chat(self, pictures, system)
+        return Chat(self, images, system)
 
     def forget(self) -> None:
-        """Nothing of the pictures and questions before is used again: the next answer is computed whole."""
+        """Nothing of the images and questions before is used again: the next answer is computed whole."""
         self._vision.forget()
         self._open().release()
 
@@ -242,12 +242,12 @@ class Session:
 
 
 class Chat:
-    """Questions about the same pictures; what was said before is still in the decoder's cache."""
+    """Questions about the same images; what was said before is still in the decoder's cache."""
 
-    def __init__(self, session: Session, pictures: tuple[Embeddings, ...], system: str | None) -> None:
+    def __init__(self, session: Session, images: tuple[Embeddings, ...], system: str | None) -> None:
         self.turns: list[Turn] = []  # those that were answered to the end
         self._session = session
-        self._pictures = pictures
+        self._images = images
         self._system = system
 
     def ask(self, question: str, *, max_tokens: int = 256, sampling: Sampling = _GREEDY) -> str:
@@ -257,7 +257,7 @@ class Chat:
     def stream(self, question: str, *, max_tokens: int = 256, sampling: Sampling = _GREEDY) -> Iterator[str]:
         """The answer in pieces. A question whose answer is not read to its end, or fails, is not kept."""
         started = perf_counter()
-        turn = Turn(question, () if self.turns else self._pictures)
+        turn = Turn(question, () if self.turns else self._images)
         answer = yield from self._session._answer(
             [*self.turns, turn], self._system, max_tokens, sampling, started, ImageTimes()
         )

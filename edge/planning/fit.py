@@ -79,7 +79,7 @@ def usable(device: DeviceProfile) -> tuple[EngineInfo, ...]:
 
 
 def prompt_tokens(manifest: Manifest) -> int:
-    """Of the golden question about the golden picture."""
+    """Of the golden question about the golden image."""
     rows = manifest.spec.prompt.image_tokens if manifest.sees else 0
     segments = manifest.golden_prompt.get("segments")
     return sum(rows if ids is None else len(ids) for ids in segments) if segments else rows + QUESTION
@@ -104,7 +104,7 @@ def times(
     rows = []
     seen: float | None = 0.0
     if seeing:
-        work = roofline.see(sizes, seeing.part.scheme not in WIDE)
+        work = roofline.encode(sizes, seeing.part.scheme not in WIDE)
         there = reach(device, infos[seeing.engine])
         seen = roofline.seconds(work, there.speed, there.use.vision, there.use)
         rows.append(Prediction("vision", seen, "s", _computed(work, there, there.use.vision)))

@@ -82,7 +82,7 @@ def settle(need: Need, limit: int, asked: int = 0, cache: CacheKind | None = Non
 
 
 def shrunk(need: Need, limit: int, cache: CacheKind | None = None) -> Settled | None:
-    """With the most thrifty way: the longest context that fits, of at least a picture and a question."""
+    """With the most thrifty way: the longest context that fits, of at least an image and a question."""
     (way, kind), whole = list(_ways(need, cache))[-1], need.sizes.spec.context
     shorter = range(whole // STEP * STEP, _shortest(need) - 1, -STEP)
     for context in (whole, *shorter):
@@ -98,7 +98,7 @@ def least(need: Need, cache: CacheKind | None = None) -> Memory:
 
 
 def _shortest(need: Need) -> int:
-    """A context that holds a picture and a question."""
+    """A context that holds an image and a question."""
     return min(need.sizes.spec.context, -(-(need.sizes.image_tokens + STEP // 2) // STEP) * STEP)
 
 

@@ -50,7 +50,7 @@ class Work:
         return self.int8 + self.fp32 + self.attention
 
 
-def see(sizes: Sizes, quantised: bool) -> Work:
+def encode(sizes: Sizes, quantised: bool) -> Work:
     """One image through the vision encoder and the projector."""
     linear = 2.0 * sizes.vision * sizes.positions
     attention = 4.0 * sizes.positions**2 * sizes.width * sizes.layers
@@ -108,7 +108,7 @@ def token_seconds(work: Work, speed: Speed, use: Utilisation) -> float | None:
 
 
 def vision_activations(sizes: Sizes) -> int:
-    """Bytes alive at once while a picture is seen: fp32, a dozen rows of the width at each position, and all scores."""
+    """Bytes alive at once while an image is encoded: fp32, a dozen rows of the width at each position, all scores."""
     positions = sizes.positions
     return 4 * (12 * positions * sizes.width + sizes.heads * positions**2) if sizes.vision else 0
 

@@ -388,7 +388,7 @@ def test_a_processor_that_is_not_this_one(part: PartFiles, monkeypatch: pytest.M
 
 
 def test_a_part_that_sees(part: PartFiles) -> None:
-    with pytest.raises(EngineError, match=r"what llama\.cpp makes of a picture") as caught:
+    with pytest.raises(EngineError, match=r"what llama\.cpp makes of an image") as caught:
         opened(replace(part, covers=("vision", "projector"), decoder=None))
     assert "--gguf-only" in str(caught.value.hint)
 

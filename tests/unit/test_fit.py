@@ -43,10 +43,10 @@ def test_what_is_read_off_a_manifest() -> None:
 def test_a_tower_from_its_weights() -> None:
     large = guessed(DECODER, 144, 576, vision=24 * 12 * 1024**2, decoder=LINEAR)
     assert (large.width, large.layers, large.heads) == (1024, 24, 16)
-    work = roofline.see(large, quantised=True)
+    work = roofline.encode(large, quantised=True)
     assert (work.int8, work.attention) == (2 * large.vision * 577, 4 * 577**2 * 1024 * 24)
-    assert roofline.see(large, quantised=False).int8 == 0
-    assert roofline.see(large, quantised=False).flop == work.flop
+    assert roofline.encode(large, quantised=False).int8 == 0
+    assert roofline.encode(large, quantised=False).flop == work.flop
 
 
 def test_a_prompt() -> None:
@@ -194,7 +194,7 @@ def test_a_prediction() -> None:
     device = known(bandwidth_theoretical=0.01, int8=1, fp32=0.5)
     found = fit(manifest(VISION, SPEAKS), device)
     assert found.value("bundle") == 12_288_000 + 2 * (LINEAR + 6400) + 10
-    seen = roofline.see(TINY, True)
+    seen = roofline.encode(TINY, True)
     vision = seen.int8 / (1e9 * 0.6) + seen.attention / (0.5e9 * 0.6)
     assert found.value("vision") == pytest.approx(vision)
     weights = 2 * (LINEAR + 3200)
