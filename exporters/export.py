@@ -19,7 +19,7 @@ from edge.bundle import manifest as bundles
 from edge.bundle import staging
 from edge.bundle.manifest import Bundle, File, Manifest, Part
 from edge.calibration import read
-from edge.engines import installed_engines
+from edge.engines import installed_engines, made_for, opening, refusals
 from edge.errors import EdgeError, EngineError, ParityError, UsageError
 from edge.planning.fit import Fit, fit
 from edge.recipes import Recipe
@@ -238,19 +238,19 @@ def _runs_here(recipe: Recipe) -> bool:
     """Whether engines of this machine open all parts, or some were proven by an evaluator only."""
     formats = [target.format for role, target in recipe.targets.items() if role in bundles.ROLES]
     engines = installed_engines()
-    return all(any(e.formats and e.refusal((format,)) is None for e in engines) for format in formats)
+    return all(opening(format, engines) for format in formats)
 
 
 def _require_engines(recipe: Recipe) -> None:
     """The proof opens every part: an engine that is missing is told before the work, not after."""
-    engines = [engine for engine in installed_engines(evaluators=True) if engine.formats]
+    engines = installed_engines(evaluators=True)
     for role, target in recipe.targets.items():
-        refusals = {engine: engine.refusal((target.format,)) for engine in engines}
-        if role in bundles.ROLES and all(refusals.values()):
-            able = [engine for engine in engines if target.format in engine.formats]
+        if role in bundles.ROLES and not opening(target.format, engines):
+            able = made_for(target.format, engines)
+            why = refusals((target.format,), able)
             raise EngineError(
                 f"no engine here opens {target.format}, so the {role} could not be proven"
-                + "".join(f"\n  {engine.name}: {refusals[engine]}" for engine in able),
+                + "".join(f"\n  {engine.name}: {why[engine.name]}" for engine in able),
                 hint=able[0].install if able else "choose another --format",
             )
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import gguf
 
 from edge.bundle.manifest import File, Manifest, Part
-from edge.planning.sizes import bytes_per_weight
-from edge.recipes import Recipe, Target
+from edge.recipes import Recipe, Target, bytes_per_weight
 from exporters import targets
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.models.component import Component

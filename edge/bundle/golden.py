@@ -1,4 +1,4 @@
-"""Golden: what the reference saw and said, kept in a bundle as `golden.npz`, so that any machine can prove the parts.
+"""Golden sample (`golden.npz`): reference inputs and outputs, so that any machine can prove the parts.
 
 Each array exists as fp32 torch computed it; with `.stored`, as torch computed it on the weights that the parts hold.
 """

@@ -1,4 +1,4 @@
-"""A bundle: a directory of `manifest.json`, parts, `tokenizer.json` and `golden.npz` (manifest.schema.json)."""
+"""Bundle and manifest: a directory of `manifest.json`, parts, `tokenizer.json` and `golden.npz`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """One file for each format, named after what it writes.
 
-A format has the literals `SCHEMES` (role -> scheme -> tolerance) and `BYTES_PER_WEIGHT` (scheme -> bytes), and
+A format has the literal `SCHEMES` (role -> scheme -> tolerance; `edge.recipes` has the bytes of a weight), and
 `write(component, module, scheme, folder, progress, importance, checkpoint=…)`, after which the module holds the weights
 as they were stored, and so computes the reference of what was written. A role that is no component's own is written
 beside the parts, for other people's tools, and may take options of its own. A format that has the literal `SAMPLES`, a

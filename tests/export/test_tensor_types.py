@@ -15,6 +15,7 @@ from gguf import GGMLQuantizationType as Kind
 
 from edge.bundle.manifest import Bundle, Manifest
 from edge.errors import EdgeError, UsageError
+from edge.recipes import bytes_per_weight
 from exporters import pipeline, preview, standin, targets
 from exporters.checkpoint import open_checkpoint
 from exporters.export import ExportRequest, export
@@ -206,7 +207,7 @@ def test_the_room_that_is_needed(checkpoint):
         )
         for types in ((), ("ffn_down=f32",))
     )
-    assert wide - usual == pytest.approx(2 * 256 * 512 * (4 - format.BYTES_PER_WEIGHT["q4_k_m"]), abs=2)
+    assert wide - usual == pytest.approx(2 * 256 * 512 * (4 - bytes_per_weight("gguf", "q4_k_m")), abs=2)
 
 
 def test_a_library_that_takes_no_notice(checkpoint, tmp_path, monkeypatch):

@@ -44,7 +44,6 @@ SCHEMES = {
     },
 }
 SAMPLES = 8  # to see what overflows half precision: each costs a pass through torch
-BYTES_PER_WEIGHT = {"fp16": 2.0, "w8": 1.01, "w4": 0.58, "pal4": 0.52}
 
 
 def write(

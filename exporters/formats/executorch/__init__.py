@@ -45,7 +45,6 @@ SCHEMES = {
 }
 __all__ = ["join", "write"]
 JOINED = "model.pte"  # what holds all methods
-BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "w8a8": 1.0, "w8": 1.0, "8da4w": 0.59}
 
 
 def write(

@@ -37,20 +37,6 @@ SCHEMES = {
     },
     "mmproj": {"f16": {}, "q8_0": {}},
 }
-BYTES_PER_WEIGHT = {
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 1.0625,
-    "q6_k": 0.83,
-    "q5_k_m": 0.72,
-    "q5_k_s": 0.70,
-    "q4_k_m": 0.62,
-    "q4_k_s": 0.59,
-    "q4_0": 0.60,
-    "iq4_nl": 0.59,
-    "iq4_xs": 0.56,
-    "q3_k_m": 0.51,
-}
 # What is packed here. A rounded decoder keeps its tables wider: an error there is in every token.
 PACKED = {
     "f16": ("F16", "F16"),

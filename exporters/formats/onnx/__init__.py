@@ -34,8 +34,6 @@ SCHEMES = {
         "w4": {"cosine": 0.999},
     },
 }
-# For the space that a bundle needs: the integers with their scales.
-BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "w8a8": 1.0, "w8": 1.125, "w4": 0.64}
 _INLINE = 1 << 14  # bytes; a smaller initialiser stays in the graph file
 
 

@@ -37,7 +37,6 @@ SCHEMES = {
         "legacy": {"cosine": 0.999},
     },
 }
-BYTES_PER_WEIGHT = {"fp32": 4.0, "w8a8": 1.0, "w8": 1.0, "w4": 0.60, "legacy": 1.0}
 # How many positions a call computes at most. XNNPACK lays out its memory for so many when a signature is compiled, and
 # shorter calls cost nothing then. A prime, so that hardly any model has it, or what follows from it, among its sizes.
 LONGEST = 509
