@@ -1,4 +1,4 @@
-"""The one tree of errors. The command line prints them without a traceback and exits with `exit_code`.
+"""The error tree. The command line prints the message without a traceback and exits with `exit_code`.
 
 EdgeError                    1   something failed
 ├── UsageError               2   the call cannot be carried out as given (also: an impossible target)
@@ -58,3 +58,8 @@ class RemoteError(EdgeError):
 
 class ParityError(EdgeError):
     pass
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, as part of our own message: its first line, or its name where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Which format and scheme each role is exported to. A device names a recipe; a call may change its targets."""
+"""Recipes: the format and scheme of each role. A device names a recipe; a call may change its targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a runtime must know of a vision-language model: how it sees, how it is spoken to, how large it is."""
+"""Specification of a vision-language model: image preprocessing, prompt, decoder sizes."""
 
 from __future__ import annotations
 

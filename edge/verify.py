@@ -1,4 +1,4 @@
-"""Replay a bundle's golden through the engines of this machine, stage by stage. Needs no torch."""
+"""Verification: replays a bundle's golden sample through this machine's engines, stage by stage. No torch."""
 
 from __future__ import annotations
 

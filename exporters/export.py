@@ -20,15 +20,16 @@ from edge.bundle import staging
 from edge.bundle.golden import GOLDEN
 from edge.bundle.manifest import Bundle, File, Manifest, Part
 from edge.calibration import read
-from edge.engines import installed_engines
+from edge.engines import installed_engines, made_for, opening, refusals
 from edge.errors import EdgeError, EngineError, ParityError, UsageError
 from edge.planning.fit import Fit, fit
 from edge.recipes import Recipe
-from edge.verify import Report, verify
+from edge.verify import Report, Row, verify
 from exporters import finite, golden_sample, malloc, preview, prompts, targets
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.pipeline import Built, Progress, build
 
+FLOATS = ("fp16", "f16", "fp32")  # schemes whose activations are not rounded, the smallest first
 CALIBRATION = 32  # conversations: each costs a prompt through torch, and more hardly change the statistics
 TOOLS = ("torch", "onnx-ir", "onnxruntime", "gguf", "ai-edge-litert")
 TOOLS_OF = {"coreml": "coremltools", "executorch": "executorch"}  # too large to name them where they had no part
@@ -131,7 +132,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
         progress("verify", 0.0)
         report = verify(Bundle.open(folder), threads=request.threads)
         progress("verify", 1.0)
-        _require_parity(report, request.max_loss)
+        _require_parity(report, manifest.parts, request.max_loss)
         bundles.write_manifest(folder, _with_errors(manifest, report))
     size = sum(file.bytes for file in manifest.files())
     picture_of = ["PICTURE"] if manifest.sees else []
@@ -161,18 +162,18 @@ def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Buil
     )
 
 
-def _require_parity(report: Report, max_loss: float | None) -> None:
+def _require_parity(report: Report, parts: tuple[Part, ...], max_loss: float | None) -> None:
     for row in report.rows:
         if not row.finite:
             raise ParityError(
                 f"the {row.stage} holds NaN or infinity, compared with {row.against}: {dict(row.error)}",
-                hint="nothing was written; try another --scheme, and report this",
+                hint=_way_out(row, parts),
             )
         if not row.ok:
             raise ParityError(
                 f"the exported {row.stage} is not the same model: {dict(row.error)} against {row.against}, "
                 f"tolerance {dict(row.tolerance)}",
-                hint="nothing was written; try another --scheme, and report this",
+                hint=_way_out(row, parts),
             )
         loss = 1 - row.error.get("cosine", 1.0)
         if row.against == "fp32" and max_loss is not None and not loss <= max_loss:
@@ -180,6 +181,21 @@ def _require_parity(report: Report, max_loss: float | None) -> None:
                 f"quantising costs the {row.stage} {loss:.4g} (1 - cosine to fp32), more than {max_loss:.4g}",
                 hint="choose a wider --scheme or a larger --max-loss",
             )
+
+
+def _way_out(row: Row, parts: tuple[Part, ...]) -> str:
+    """Reference and artifact hold the same weights, so what is left between them is how activations are computed: a
+    scheme that rounds those fails on outliers, and one of floating point does not."""
+    role = "vision" if row.stage == "vision" else "decoder"
+    part = next(part for part in parts if role in part.covers)
+    schemes = targets.schemes(part.format)[role]
+    wide = next((scheme for scheme in FLOATS if scheme in schemes), part.scheme)
+    if wide == part.scheme or part.scheme in FLOATS:
+        return "nothing was written; report this, it is a fault of the export"
+    return (
+        f"nothing was written; --scheme {role}={wide} rounds no activations, which {part.scheme} may where they have "
+        "outliers; if that fails too, report this"
+    )
 
 
 def _with_errors(manifest: Manifest, report: Report) -> Manifest:
@@ -223,19 +239,19 @@ def _runs_here(recipe: Recipe) -> bool:
     """Whether engines of this machine open all parts, or some were proven by an evaluator only."""
     formats = [target.format for role, target in recipe.targets.items() if role in bundles.ROLES]
     engines = installed_engines()
-    return all(any(e.formats and e.refusal((format,)) is None for e in engines) for format in formats)
+    return all(opening(format, engines) for format in formats)
 
 
 def _require_engines(recipe: Recipe) -> None:
     """The proof opens every part: an engine that is missing is told before the work, not after."""
-    engines = [engine for engine in installed_engines(evaluators=True) if engine.formats]
+    engines = installed_engines(evaluators=True)
     for role, target in recipe.targets.items():
-        refusals = {engine: engine.refusal((target.format,)) for engine in engines}
-        if role in bundles.ROLES and all(refusals.values()):
-            able = [engine for engine in engines if target.format in engine.formats]
+        if role in bundles.ROLES and not opening(target.format, engines):
+            able = made_for(target.format, engines)
+            why = refusals((target.format,), able)
             raise EngineError(
                 f"no engine here opens {target.format}, so the {role} could not be proven"
-                + "".join(f"\n  {engine.name}: {refusals[engine]}" for engine in able),
+                + "".join(f"\n  {engine.name}: {why[engine.name]}" for engine in able),
                 hint=able[0].install if able else "choose another --format",
             )
 

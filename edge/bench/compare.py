@@ -1,4 +1,4 @@
-"""What became slower, larger, or less often right since results were kept."""
+"""Benchmark results compared with saved ones: what became slower, larger, or less accurate."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edge.bench import schema
-from edge.bench.schema import Row
+from edge.bench.schema import Row, judged_by
 from edge.errors import EdgeError
 
 POINTS = 0.01  # of accuracy that may be lost: what the answers of another build of the same model may differ by
@@ -76,6 +75,6 @@ def describe(change: Change) -> str:
 
 
 def _value(row: Row) -> tuple[float, bool]:
-    found = schema.value(row)
+    found = judged_by(row)
     assert found is not None  # a row without was refused
     return found

@@ -1,4 +1,4 @@
-"""What is measured in one process, as events: plain data that goes to the process which asked for it."""
+"""The measurements of one benchmark process, as events: plain data for the process that started it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle: a directory of `manifest.json`, parts, `tokenizer.json` and a golden sample (docs/bundle.md)."""
+"""Bundle and manifest: a directory of `manifest.json`, parts, `tokenizer.json` and a golden sample."""
 
 from __future__ import annotations
 

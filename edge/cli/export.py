@@ -1,4 +1,4 @@
-"""`edge export`: the exporting side's work, shown."""
+"""`edge export`: turns a checkpoint into a bundle, with progress and proof on the screen."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from edge import plugins
-from edge.cli.exits import export_side, leaving_tidily
+from edge.cli.exits import cleanup_on_signal, export_side
 from edge.cli.options import Debug, Json, Mmproj, PositionWorkaround, Threads
 from edge.cli.output import print_json, print_rich, say
+from edge.units import format_size
 
 
 def export(
@@ -51,7 +52,7 @@ def export(
 
     from edge.cli import render
 
-    with export_side(), leaving_tidily():
+    with export_side(), cleanup_on_signal():
         side = plugins.load("exporters", "export")
         request = side.ExportRequest(
             checkpoint=checkpoint,
@@ -87,7 +88,7 @@ def export(
         print_json({**facts, "report": done.report.to_json(), "next_command": done.next_command})
         return
     print_rich(render.parity(done.report))
-    print(f"\n{done.path}: {render.size(done.bytes)} in {done.seconds:.1f} s")
+    print(f"\n{done.path}: {format_size(done.bytes)} in {done.seconds:.1f} s")
     print(f"worst: {render.worst(done.report)}")
     if done.fit:
         print(f"predicted, not measured: {render.fit_line(done.fit)}")

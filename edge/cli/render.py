@@ -1,4 +1,4 @@
-"""What the command line shows, as rich renderables that read well at 80 columns. Nothing here prints."""
+"""Tables and lines of the command line, as rich renderables for 80 columns. Nothing here prints."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from edge.units import format_size
 
 if TYPE_CHECKING:
     from edge.bundle.manifest import File, Manifest, Part
@@ -53,15 +55,6 @@ class Stages(Progress):
     def say(self, text: str) -> None:
         """A line above the bars."""
         self.console.print(Text(text), soft_wrap=True)
-
-
-def size(count: float) -> str:
-    """Decimal, as disks and downloads are counted."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
 
 
 def parity(report: Report) -> RenderableType:
@@ -133,7 +126,7 @@ def manifest(found: Manifest) -> RenderableType:
         "made from": f"{found.source.get('name')}, sha256 {found.source.get('sha256', '')[:12]}…",
         "licence": found.license,
         "recipe": found.recipe,
-        "size": size(sum(file.bytes for file in found.files())),
+        "size": format_size(sum(file.bytes for file in found.files())),
         **_model(found.spec),
         "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
     }
@@ -160,7 +153,7 @@ def _model(spec: VLMSpec) -> dict[str, str]:
 def _parts(parts: Iterable[Part]) -> Table:
     table = _table("Part", "Format", "Scheme", "Size", "Measured", right=("Size",))
     for part in parts:
-        total = size(part.size)
+        total = format_size(part.size)
         scheme = "\n".join((part.scheme, *_options(part.options)))
         table.add_row("+".join(part.covers), part.format, scheme, total, "\n".join(_errors(part.error)))
     return table
@@ -185,7 +178,7 @@ def _errors(error: Mapping[str, float]) -> list[str]:
 def _files(files: Iterable[File]) -> Table:
     table = _table("File", "Size", "sha256", right=("Size",))
     for file in files:
-        table.add_row(file.path, size(file.bytes), f"{file.sha256[:12]}…")
+        table.add_row(file.path, format_size(file.bytes), f"{file.sha256[:12]}…")
     return table
 
 
@@ -248,7 +241,7 @@ def fit_line(found: Fit) -> str:
 def _predicted(row: Prediction) -> str:
     if row.value is None:
         return "–"
-    return size(row.value) if row.unit == "B" else f"{row.value:.{1 if row.value >= 10 else 2}f} {row.unit}"
+    return format_size(row.value) if row.unit == "B" else f"{row.value:.{1 if row.value >= 10 else 2}f} {row.unit}"
 
 
 def _memory(profile: DeviceProfile) -> str:

@@ -1,5 +1,7 @@
-"""How long a model should take on a device: bytes over bandwidth, and operations over throughput (Williams, Waterman
-and Patterson, "Roofline", 2009). Pure arithmetic."""
+"""Roofline: time as bytes over bandwidth and operations over throughput. Pure arithmetic.
+
+Williams, Waterman and Patterson, "Roofline: an insightful visual performance model", 2009.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,6 @@ PROCESSOR = Utilisation(decode=0.75, prefill=0.21, vision=0.6, attention=0.6)
 # llama.cpp on CUDA, as published for a Jetson AGX Orin; of fp16 throughput, and of the theoretical bandwidth.
 GRAPHICS = Utilisation(decode=0.33, prefill=0.04, vision=0.03, attention=0.04)
 READING = 0.75  # of a theoretical bandwidth that reading reaches
-PRODUCT = 0.8  # of a peak that one large product reaches
-CHAINED = 1.15  # of the speed of one row's product alone: threads stay awake in a token's many
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Work:
         return self.int8 + self.fp32 + self.attention
 
 
-def see(sizes: Sizes, quantised: bool) -> Work:
+def encode(sizes: Sizes, quantised: bool) -> Work:
     """One image through the vision encoder and the projector."""
     linear = 2.0 * sizes.vision * sizes.positions
     attention = 4.0 * sizes.positions**2 * sizes.width * sizes.layers
@@ -69,7 +69,7 @@ def prefill(sizes: Sizes, tokens: int, quantised: bool, weight_bytes: float) -> 
 
 
 def step(sizes: Sizes, position: int, weight_bytes: float, cache_item: float) -> Work:
-    """One token after so many: all weights but the embedding table, and all keys and values."""
+    """One token after so many: all weights but the embedding table, and the whole KV cache."""
     spec = sizes.spec
     cached = 2.0 * spec.layers * spec.kv_heads * spec.head_dim * cache_item * position
     return Work(int8=2.0 * (sizes.decoder + sizes.head), bytes=weight_bytes + cached)
@@ -108,7 +108,7 @@ def token_seconds(work: Work, speed: Speed, use: Utilisation) -> float | None:
 
 
 def vision_activations(sizes: Sizes) -> int:
-    """Bytes alive at once while a picture is seen: fp32, a dozen rows of the width at each position, and all scores."""
+    """Bytes alive at once while an image is encoded: fp32, a dozen rows of the width at each position, all scores."""
     positions = sizes.positions
     return 4 * (12 * positions * sizes.width + sizes.heads * positions**2) if sizes.vision else 0
 

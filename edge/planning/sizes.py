@@ -1,4 +1,4 @@
-"""How large a model is, read off its manifest: what the arithmetic of time and memory starts from."""
+"""Sizes of a model, read off its manifest: the input of memory and roofline arithmetic."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from exporters.models.layers import Linear
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
 
-OPTIONS = OpenOptions(threads=1)
+OPTIONS = OpenOptions(threads=1, context=48)
 TINY = dataclasses.replace(llama.tiny().config, context=48)
 STEPS = 12
 

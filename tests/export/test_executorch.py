@@ -34,7 +34,7 @@ from exporters.models.encoder import Encoder
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
 
-OPTIONS = OpenOptions(threads=1)
+OPTIONS = OpenOptions(threads=1, context=48)
 ENGINES = ("executorch", "executorch_native")
 each_engine = pytest.mark.parametrize("engine", ENGINES)
 CONFIG = dataclasses.replace(llama.tiny().config, context=48)

@@ -48,7 +48,7 @@ def written(checkpoint, folder, scheme):
     module = component.load(checkpoint.weights)
     files, *_ = format.write(component, module, scheme, folder, lambda _: None, checkpoint=checkpoint)
     part = PartFiles("gguf", scheme, ("decoder",), tuple(files), (), (), checkpoint.spec.decoder)
-    return module, open_part(part, "llamacpp", OpenOptions(threads=1))
+    return module, open_part(part, "llamacpp", OpenOptions(threads=1, context=part.decoder.context))
 
 
 def prompt(rows):
@@ -131,5 +131,5 @@ def test_the_pair_alone(checkpoint, tmp_path):
 def test_keys_and_values_of_another_kind(checkpoint, tmp_path):
     done = export(ExportRequest(str(checkpoint.folder), tmp_path / "out", threads=1), lambda *_: None)
     assert call("run", done.path, "Who?", "--cache", "q8_0").err.startswith(
-        "error: keys and values cannot be kept as q8_0"
+        "error: the KV cache cannot be stored as q8_0"
     )

@@ -23,7 +23,7 @@ from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
 from exporters.quantization import integers
 
-OPTIONS = OpenOptions(threads=1)
+OPTIONS = OpenOptions(threads=1, context=600)
 CONFIG = dataclasses.replace(llama.tiny().config, context=600)  # caches of 256, 512 and 600
 
 

@@ -125,7 +125,7 @@ def test_what_is_not_finite_is_no_quality(
         entry = bundles.describe(bundle.path, bundle.path / "golden.safetensors")
         bundles.write_manifest(bundle.path, replace(bundle.manifest, golden=entry))
     events: list[dict[str, Any]] = []
-    with pytest.raises(ParityError, match=r"computes NaN or infinity, or golden\.safetensors holds it: prefill"):
+    with pytest.raises(ParityError, match=r"computes NaN or infinity, or its golden sample holds it: prefill"):
         events.extend(measuring(ask(path)))
     assert samples(events) == []
 

@@ -695,10 +695,10 @@ def test_fit_of_a_checkpoint(
 
 
 def test_run_takes_no_more_than_it_may(session: FakeSession, picture: str, capsys: Capture) -> None:
-    session.plan.given_up = ("keys and values in q8_0", "one half of the model open at a time")
+    session.plan.given_up = ("KV cache in q8_0", "vision encoder and decoder open one at a time")
     assert call("run", "b", picture, "What?", "--max-memory", "1.5GB") == 0
     assert session.opened[0]["max_memory"] == 1_500_000_000
-    assert "little memory: keys and values in q8_0, one half of the model open at a time\n" in capsys.readouterr().err
+    assert "little memory: KV cache in q8_0, vision encoder and decoder open one at a time\n" in capsys.readouterr().err
     assert call("run", "b", picture, "What?", "--max-memory", "much") == 2
     assert "no size: 'much'" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 from PIL import Image
-from tests.tiff_files import (
+from tiff_files import (
     ASSOCIATED,
     BLACK_IS_ZERO,
     DEFLATE,

@@ -10,18 +10,18 @@ from conftest import SPEC
 
 from edge.bundle.manifest import File, Manifest, Part
 from edge.devices import DeviceProfile, Figure, profile
-from edge.engines import installed_engines
+from edge.engines import EngineInfo, installed_engines
 from edge.errors import EngineError, UsageError
 from edge.planning import fit as fits
 from edge.planning import roofline
 from edge.planning.alternatives import schemes
 from edge.planning.fit import fit
-from edge.planning.memory import RUNTIME, Need, cache_bytes, memory, parse_size, settle
-from edge.planning.plan import EngineInfo
+from edge.planning.memory import RUNTIME, Need, cache_bytes, memory, settle
 from edge.planning.roofline import PROCESSOR, Speed, Utilisation
 from edge.planning.sizes import bytes_per_token, guessed, sizes
 from edge.spec import DecoderSpec
 from edge.types import TensorSpec
+from edge.units import format_size, parse_size
 
 # 2 layers, 4 heads of 8 (2 of keys and values), hidden 32, vocabulary 100; a feed-forward of 48.
 DECODER = DecoderSpec(2, 4, 2, 8, 32, 100, 1024, 10000.0)
@@ -43,10 +43,10 @@ def test_what_is_read_off_a_manifest() -> None:
 def test_a_tower_from_its_weights() -> None:
     large = guessed(DECODER, 144, 576, vision=24 * 12 * 1024**2, decoder=LINEAR)
     assert (large.width, large.layers, large.heads) == (1024, 24, 16)
-    work = roofline.see(large, quantised=True)
+    work = roofline.encode(large, quantised=True)
     assert (work.int8, work.attention) == (2 * large.vision * 577, 4 * 577**2 * 1024 * 24)
-    assert roofline.see(large, quantised=False).int8 == 0
-    assert roofline.see(large, quantised=False).flop == work.flop
+    assert roofline.encode(large, quantised=False).int8 == 0
+    assert roofline.encode(large, quantised=False).flop == work.flop
 
 
 def test_a_prompt() -> None:
@@ -154,6 +154,13 @@ def test_no_size(text: str) -> None:
         parse_size(text)
 
 
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (20_500_000, "20.5 MB"), (3.4e12, "3400.00 GB")]
+)
+def test_a_size_as_it_is_shown(count: float, text: str) -> None:
+    assert format_size(count) == text
+
+
 # a whole prediction
 
 
@@ -187,7 +194,7 @@ def test_a_prediction() -> None:
     device = known(bandwidth_theoretical=0.01, int8=1, fp32=0.5)
     found = fit(manifest(VISION, SPEAKS), device)
     assert found.value("bundle") == 12_288_000 + 2 * (LINEAR + 6400) + 10
-    seen = roofline.see(TINY, True)
+    seen = roofline.encode(TINY, True)
     vision = seen.int8 / (1e9 * 0.6) + seen.attention / (0.5e9 * 0.6)
     assert found.value("vision") == pytest.approx(vision)
     weights = 2 * (LINEAR + 3200)

@@ -6,6 +6,7 @@ import pytest
 
 from edge import devices, plugins
 from edge.bundle.manifest import MEASURES, ROLES
+from edge.engines import installed_engines
 from edge.recipes import BYTES_PER_WEIGHT, DEFAULT, NO_DECODER, RECIPES, Recipe, Target
 
 FORMATS = "exporters.formats"
@@ -34,7 +35,7 @@ def test_the_default() -> None:
 @pytest.mark.parametrize("device", devices.profiles(), ids=lambda device: device.id)
 def test_a_device_names_a_recipe_that_an_engine_of_its_own_opens(device: devices.DeviceProfile) -> None:
     recipe = RECIPES[device.recipe]
-    opens = {name: plugins.facts("runtimes", name)["FORMATS"] for name in plugins.names("runtimes")}
+    opens = {engine.name: engine.formats for engine in installed_engines()}
     for role, target in recipe.targets.items():
         assert any(target.format in opens.get(engine, ()) for engine in device.engines[role]), role
 

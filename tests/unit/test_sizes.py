@@ -57,7 +57,7 @@ def test_towers_of_any_shape_are_told_exactly(
         vision.positions,
     )
     assert (found.vision, found.image_tokens) == (weights, tokens)
-    assert roofline.see(found, True).attention == 4 * vision.positions**2 * vision.width * vision.layers
+    assert roofline.encode(found, True).attention == 4 * vision.positions**2 * vision.width * vision.layers
     scores = vision.heads * vision.positions**2
     assert roofline.vision_activations(found) == 4 * (12 * vision.positions * vision.width + scores)
     assert read(manifest(image, tokens, None, weights)).positions == guess + 1, "what bytes alone suggest"
