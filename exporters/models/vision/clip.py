@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from edge.errors import CheckpointError
 from exporters.models import ops
-from exporters.models.layers import GELU, LayerNorm, Linear, QuickGELU
+from exporters.models.layers import Activation, Conv2d, LayerNorm, Linear
 
 KIND = "clip"
-ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": GELU}
+ACTIVATIONS = ("quick_gelu", "gelu")
 DEFAULTS: dict[str, Any] = {  # transformers' CLIPVisionConfig; save_pretrained leaves out what is as here
     "model_type": "clip_vision_model",
     "image_size": 224,
@@ -64,7 +64,7 @@ def from_config(config: Mapping[str, Any], *, select_layer: int = -2, select_fea
     told = {**DEFAULTS, **config}
     if told["model_type"] not in ("clip_vision_model", "clip"):
         raise CheckpointError(f"the vision encoder is a {told['model_type']!r}", hint="one of: clip_vision_model, clip")
-    if told["hidden_act"] not in tuple(ACTIVATIONS):
+    if told["hidden_act"] not in ACTIVATIONS:
         raise CheckpointError(
             f"the vision encoder's hidden_act is {told['hidden_act']!r}", hint="one of: " + ", ".join(ACTIVATIONS)
         )
@@ -98,7 +98,7 @@ class Embeddings(nn.Module):
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
         self.class_embedding = nn.Parameter(torch.zeros(config.hidden))
-        self.patch_embedding = nn.Conv2d(3, config.hidden, config.patch_size, stride=config.patch_size, bias=False)
+        self.patch_embedding = Conv2d(3, config.hidden, config.patch_size, stride=config.patch_size, bias=False)
         self.position_embedding = nn.Embedding(config.grid**2 + 1, config.hidden)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class MLP(nn.Module):
         super().__init__()
         self.fc1 = Linear(config.hidden, config.ffn)
         self.fc2 = Linear(config.ffn, config.hidden)
-        self.activation = ACTIVATIONS[config.activation]()
+        self.activation = Activation(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.activation(self.fc1(x)))
