@@ -1,7 +1,9 @@
 """Checkpoint dialects: one file each, and what they have in common.
 
-A dialect of folders has `MODEL_TYPES`, the `model_type`s of a config.json that it reads, and `recognise(config)`; a
-dialect of files has `SUFFIXES`. `read(source, *, vision_tower, mmproj, context)` gives the Checkpoint.
+A dialect of folders has `MODEL_TYPES`, the `model_type`s that it may read, `MARKS`, the keys of a config.json by which
+it knows its layout of them, and `recognise(config)`. All that list a `model_type` are asked, and exactly one must
+recognise the config. A dialect of files has `SUFFIXES`. `read(source, *, vision_tower, mmproj, context)` gives the
+Checkpoint.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from exporters.sentencepiece import SentencePiece
 from exporters.weights import Weights
 
 MODEL_TYPES = ("mobilevlm", "mobilellama", "llava_llama", "llava")
+MARKS = ("mm_vision_tower",)  # transformers writes "llava" too, for a layout of its own that has no mm_* keys
 PROJECTOR = "model.mm_projector."
 SMALL = (
     "config.json",
@@ -41,8 +42,7 @@ SMALL = (
 
 
 def recognise(config: Mapping[str, Any]) -> bool:
-    # transformers writes "llava" too, for a layout of its own that has no mm_* keys.
-    return config.get("model_type") in MODEL_TYPES and ("mm_vision_tower" in config or config["model_type"] != "llava")
+    return config["model_type"] != "llava" or any(mark in config for mark in MARKS)
 
 
 def read(folder: Path, *, vision_tower: Path | None, mmproj: Path | None, context: int | None) -> Checkpoint:
