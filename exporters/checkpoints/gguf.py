@@ -227,7 +227,8 @@ def _projector(file: Source, tower: TowerConfig, hidden: int) -> tuple[Component
 
 def _tower_component(config: TowerConfig) -> Component:
     component = Component("vision", partial(clip.Tower, config), {})
-    return replace(component, keys={name: (mmprojs.tower_name(name),) for name in component.skeleton().state_dict()})
+    names = component.skeleton().state_dict()
+    return replace(component, keys={name: (mmprojs.tower_name(name, clip.GGUF_NAMES),) for name in names})
 
 
 def _decoder_component(config: DecoderConfig) -> Component:

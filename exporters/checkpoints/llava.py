@@ -20,7 +20,7 @@ from exporters.models import projectors
 from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, llama
 from exporters.models.projectors import ProjectorConfig
-from exporters.models.vision.clip import TowerConfig
+from exporters.models.vision import VisionConfig
 from exporters.prompts import CONVERSATIONS
 from exporters.published import prompt
 from exporters.sentencepiece import SentencePiece
@@ -115,14 +115,14 @@ def _decoder(config: Mapping[str, Any]) -> DecoderConfig:
     return decoder
 
 
-def _projector(config: Mapping[str, Any], seen: TowerConfig, hidden: int) -> tuple[ModuleType, ProjectorConfig]:
+def _projector(config: Mapping[str, Any], seen: VisionConfig, hidden: int) -> tuple[ModuleType, ProjectorConfig]:
     module, depth = projectors.find(str(config.get("mm_projector_type", "linear")))  # upstream's default
     if (width := config.get("mm_hidden_size", seen.hidden)) != seen.hidden:
         raise CheckpointError(
             f"mm_hidden_size is {width}, the vision tower is {seen.hidden} wide", hint="is it the right vision tower?"
         )
-    cls = seen.select_feature == "cls_patch"
-    return module, ProjectorConfig(inputs=seen.hidden, hidden=hidden, grid=seen.grid, cls=cls, depth=depth)
+    shape = ProjectorConfig(inputs=seen.hidden, hidden=hidden, grid=seen.grid, cls=seen.cls, depth=depth)
+    return module, projectors.configure(module, shape, config)
 
 
 def _projector_component(module: ModuleType, config: ProjectorConfig) -> Component:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,16 @@ from edge.errors import CheckpointError
 from exporters.models import ops
 from exporters.models.layers import Activation, Conv2d, LayerNorm, Linear
 
+if TYPE_CHECKING:
+    from exporters.weights import Weights
+
 KIND = "clip"
+MODEL_TYPES = ("clip_vision_model", "clip")
+MARKS = r"embeddings\.(?:class|patch)_embedding|pre_layrnorm|encoder\.layers\.\d+"
+PROCESSOR = "CLIPImageProcessor"
+# The towers that OpenAI published: 64 wide heads, quick-GELU. Of others nothing is known without their config.
+PUBLISHED = r"clip-vit-(base|large)-patch\d+"
+PUBLISHED_HEAD = 64
 ACTIVATIONS = ("quick_gelu", "gelu")
 DEFAULTS: dict[str, Any] = {  # transformers' CLIPVisionConfig; save_pretrained leaves out what is as here
     "model_type": "clip_vision_model",
@@ -28,6 +38,18 @@ DEFAULTS: dict[str, Any] = {  # transformers' CLIPVisionConfig; save_pretrained 
     "layer_norm_eps": 1e-5,
     "hidden_act": "quick_gelu",
 }
+# Our names -> llama.cpp's, below "v."; a family that it does not compute has None.
+GGUF_NAMES = (
+    (r"embeddings\.class_embedding", "class_embd"),
+    (r"embeddings\.patch_embedding", "patch_embd"),
+    (r"embeddings\.position_embedding", "position_embd"),
+    (r"pre_layrnorm", "pre_ln"),
+    (r"layers\.(\d+)\.layer_norm([12])", r"blk.\1.ln\2"),
+    (r"layers\.(\d+)\.self_attn\.([qkv])_proj", r"blk.\1.attn_\2"),
+    (r"layers\.(\d+)\.self_attn\.out_proj", r"blk.\1.attn_out"),
+    (r"layers\.(\d+)\.mlp\.fc1", r"blk.\1.ffn_up"),
+    (r"layers\.(\d+)\.mlp\.fc2", r"blk.\1.ffn_down"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,8 +74,12 @@ class TowerConfig:
         return self.select_layer if self.select_layer >= 0 else self.layers + 1 + self.select_layer
 
     @property
+    def cls(self) -> bool:
+        return self.select_feature == "cls_patch"
+
+    @property
     def tokens(self) -> int:
-        return self.grid**2 + (self.select_feature == "cls_patch")
+        return self.grid**2 + self.cls
 
 
 def from_config(config: Mapping[str, Any], *, select_layer: int = -2, select_feature: str = "patch") -> TowerConfig:
@@ -62,8 +88,10 @@ def from_config(config: Mapping[str, Any], *, select_layer: int = -2, select_fea
     Raises CheckpointError that names the field.
     """
     told = {**DEFAULTS, **config}
-    if told["model_type"] not in ("clip_vision_model", "clip"):
-        raise CheckpointError(f"the vision encoder is a {told['model_type']!r}", hint="one of: clip_vision_model, clip")
+    if told["model_type"] not in MODEL_TYPES:
+        raise CheckpointError(
+            f"the vision encoder is a {told['model_type']!r}", hint="one of: " + ", ".join(MODEL_TYPES)
+        )
     if told["hidden_act"] not in ACTIVATIONS:
         raise CheckpointError(
             f"the vision encoder's hidden_act is {told['hidden_act']!r}", hint="one of: " + ", ".join(ACTIVATIONS)
@@ -92,6 +120,38 @@ def from_config(config: Mapping[str, Any], *, select_layer: int = -2, select_fea
             hint="hidden_size must be a multiple of num_attention_heads, image_size at least patch_size",
         )
     return found
+
+
+def completed(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Heads that a config leaves out are 12, as transformers has it. Where they cannot be, a published tower's are."""
+    hidden = fields.get("hidden_size")
+    if "num_attention_heads" in fields or type(hidden) is not int or hidden % 12 == 0:
+        return fields
+    return {**fields, "num_attention_heads": max(1, hidden // PUBLISHED_HEAD)}
+
+
+def published(weights: Weights, prefix: str) -> dict[str, int]:
+    """The config of a published tower, by its weights' shapes. Raises CheckpointError where they are no tower's."""
+
+    def shape(name: str, rank: int) -> tuple[int, ...]:
+        if prefix + name not in weights:
+            raise CheckpointError(f"missing: {prefix + name}", hint="is the vision tower complete?")
+        if len(found := weights.shape(prefix + name)) != rank:
+            raise CheckpointError(f"wrong shape: {prefix + name} {list(found)}", hint="is it a CLIP vision tower?")
+        return found
+
+    hidden, _, patch, _ = shape("embeddings.patch_embedding.weight", 4)
+    positions, _ = shape("embeddings.position_embedding.weight", 2)
+    ffn, _ = shape("encoder.layers.0.mlp.fc1.weight", 2)
+    layer = re.compile(re.escape(prefix) + r"encoder\.layers\.(\d+)\..*")
+    return {
+        "image_size": round((positions - 1) ** 0.5) * patch,
+        "patch_size": patch,
+        "hidden_size": hidden,
+        "num_hidden_layers": 1 + max(int(match[1]) for name in weights if (match := layer.fullmatch(name))),
+        "num_attention_heads": max(1, hidden // PUBLISHED_HEAD),
+        "intermediate_size": ffn,
+    }
 
 
 class Embeddings(nn.Module):
@@ -158,7 +218,7 @@ class Tower(nn.Module):
             delta = layer.mlp(normed)
         if delta is not None:
             x = x + delta
-        return x if self.config.select_feature == "cls_patch" else x[:, 1:]
+        return x if self.config.cls else x[:, 1:]
 
 
 def keys(config: TowerConfig, prefix: str) -> dict[str, tuple[str, ...]]:
@@ -166,6 +226,12 @@ def keys(config: TowerConfig, prefix: str) -> dict[str, tuple[str, ...]]:
     with torch.device("meta"):
         names = Tower(config).state_dict()
     return {name: (f"{prefix}encoder.{name}" if name.startswith("layers.") else prefix + name,) for name in names}
+
+
+def ignored(config: TowerConfig) -> str:
+    """A pattern of the names below the prefix that are never computed with."""
+    unused = "|".join(str(index) for index in range(config.run_layers, config.layers)) or "-"
+    return rf"post_layernorm\..*|embeddings\.position_ids|encoder\.layers\.(?:{unused})\..*"
 
 
 def tiny() -> Tower:
