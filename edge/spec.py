@@ -10,14 +10,15 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from edge.errors import BundleError
 
 T = TypeVar("T")
+Fit = Literal["pad", "crop", "stretch"]
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How a picture becomes pixels. `fit` pads to a square of `background`, or crops the centre."""
+    """How an image becomes pixels. `fit` pads to a square of `background`, crops the centre, or stretches all to it."""
 
     size: int
-    fit: Literal["pad", "crop"]
+    fit: Fit
     background: tuple[int, int, int]
     resample: Literal["bicubic", "bilinear"]
     mean: tuple[float, float, float]

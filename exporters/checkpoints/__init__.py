@@ -12,7 +12,7 @@ import math
 from typing import Literal
 
 from edge.errors import CheckpointError, UsageError
-from edge.spec import DecoderSpec, ImageSpec
+from edge.spec import DecoderSpec, Fit, ImageSpec
 from exporters.models.decoders import DecoderConfig
 
 
@@ -48,7 +48,7 @@ def decoder_spec(config: DecoderConfig) -> DecoderSpec:
 
 def image_spec(
     size: int,
-    fit: Literal["pad", "crop"],
+    fit: Fit,
     resample: Literal["bicubic", "bilinear"],
     mean: tuple[float, float, float],
     std: tuple[float, float, float],

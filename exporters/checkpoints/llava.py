@@ -69,7 +69,9 @@ def read(folder: Path, *, vision_tower: Path | None, mmproj: Path | None, contex
         check(components.values(), seen.weights, re.compile(rf".*\.rotary_emb\.inv_freq|{seen.ignored}{tied}"))
     fit = mm_keys.FITS[config.get("image_aspect_ratio")]
     spec = VLMSpec(
-        image=preprocessor.find(filter(None, (seen.folder, folder)), seen.config.image_size, fit),
+        image=preprocessor.find(
+            filter(None, (seen.folder, folder)), seen.config.image_size, fit, seen.family.PROCESSOR
+        ),
         prompt=_prompt(config, folder, image_tokens, decoder.vocab),
         decoder=decoder_spec(decoder),
     )

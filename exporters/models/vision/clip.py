@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from edge.errors import CheckpointError
-from exporters.models import ops
-from exporters.models.layers import Activation, Conv2d, LayerNorm, Linear
+from exporters.models import vit
+from exporters.models.layers import Conv2d, LayerNorm
 
 if TYPE_CHECKING:
     from exporters.weights import Weights
@@ -87,22 +86,8 @@ def from_config(config: Mapping[str, Any], *, select_layer: int = -2, select_fea
 
     Raises CheckpointError that names the field.
     """
-    told = {**DEFAULTS, **config}
-    if told["model_type"] not in MODEL_TYPES:
-        raise CheckpointError(
-            f"the vision encoder is a {told['model_type']!r}", hint="one of: " + ", ".join(MODEL_TYPES)
-        )
-    if told["hidden_act"] not in ACTIVATIONS:
-        raise CheckpointError(
-            f"the vision encoder's hidden_act is {told['hidden_act']!r}", hint="one of: " + ", ".join(ACTIVATIONS)
-        )
-    for name, default in DEFAULTS.items():
-        kinds = (int,) if isinstance(default, int) else (int, float)
-        if not isinstance(default, str) and not (type(told[name]) in kinds and 0 < told[name] < math.inf):
-            raise CheckpointError(f"the vision encoder's {name} is {told[name]!r}", hint="it must be a positive number")
-    if told["num_channels"] != 3:
-        raise CheckpointError(f"the vision encoder's num_channels is {told['num_channels']}", hint="3, for RGB images")
-    found = TowerConfig(
+    told = vit.told(config, DEFAULTS, MODEL_TYPES, ACTIVATIONS)
+    return TowerConfig(
         image_size=told["image_size"],
         patch_size=told["patch_size"],
         hidden=told["hidden_size"],
@@ -114,12 +99,6 @@ def from_config(config: Mapping[str, Any], *, select_layer: int = -2, select_fea
         select_layer=select_layer,
         select_feature=select_feature,
     )
-    if found.hidden % found.heads or not found.grid:
-        raise CheckpointError(
-            f"the vision encoder cannot be built: {found}",
-            hint="hidden_size must be a multiple of num_attention_heads, image_size at least patch_size",
-        )
-    return found
 
 
 def completed(fields: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -167,38 +146,6 @@ class Embeddings(nn.Module):
         return torch.cat([cls, patches], dim=1) + self.position_embedding.weight  # [B, 1 + G*G, D]
 
 
-class Attention(nn.Module):
-    def __init__(self, config: TowerConfig) -> None:
-        super().__init__()
-        d = config.hidden
-        self.heads = config.heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = Linear(d, d), Linear(d, d), Linear(d, d), Linear(d, d)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = ops.current().attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads)
-        return self.out_proj(y)
-
-
-class MLP(nn.Module):
-    def __init__(self, config: TowerConfig) -> None:
-        super().__init__()
-        self.fc1 = Linear(config.hidden, config.ffn)
-        self.fc2 = Linear(config.ffn, config.hidden)
-        self.activation = Activation(config.activation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
-
-
-class Layer(nn.Module):
-    def __init__(self, config: TowerConfig) -> None:
-        super().__init__()
-        self.layer_norm1 = LayerNorm(config.hidden, eps=config.eps)
-        self.self_attn = Attention(config)
-        self.layer_norm2 = LayerNorm(config.hidden, eps=config.eps)
-        self.mlp = MLP(config)
-
-
 class Tower(nn.Module):
     """`pixel_values` `[B, 3, H, W]` -> `[B, tokens, hidden]` float32: the hidden state `select_layer`."""
 
@@ -207,17 +154,10 @@ class Tower(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.pre_layrnorm = LayerNorm(config.hidden, eps=config.eps)  # CLIP's own spelling
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.run_layers))
+        self.layers = vit.layers(config)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.pre_layrnorm(self.embeddings(pixels))
-        delta: Tensor | None = None
-        for layer in cast("list[Layer]", self.layers):
-            normed, x = (layer.layer_norm1(x), x) if delta is None else layer.layer_norm1.add(x, delta)
-            normed, x = layer.layer_norm2.add(x, layer.self_attn(normed))
-            delta = layer.mlp(normed)
-        if delta is not None:
-            x = x + delta
+        x = vit.through(self.layers, self.pre_layrnorm(self.embeddings(pixels)))
         return x if self.config.cls else x[:, 1:]
 
 
@@ -225,13 +165,12 @@ def keys(config: TowerConfig, prefix: str) -> dict[str, tuple[str, ...]]:
     """Each parameter's key in a checkpoint whose tower lies under `prefix` (ends with "vision_model.")."""
     with torch.device("meta"):
         names = Tower(config).state_dict()
-    return {name: (f"{prefix}encoder.{name}" if name.startswith("layers.") else prefix + name,) for name in names}
+    return vit.keys(names, prefix)
 
 
 def ignored(config: TowerConfig) -> str:
     """A pattern of the names below the prefix that are never computed with."""
-    unused = "|".join(str(index) for index in range(config.run_layers, config.layers)) or "-"
-    return rf"post_layernorm\..*|embeddings\.position_ids|encoder\.layers\.(?:{unused})\..*"
+    return rf"post_layernorm\..*|embeddings\.position_ids|{vit.unused_layers(config)}"
 
 
 def tiny() -> Tower:
