@@ -40,7 +40,7 @@ def decoder_spec(config: DecoderConfig) -> DecoderSpec:
         hidden=config.hidden,
         vocab=config.vocab,
         context=config.context,
-        rope_theta=config.rope_theta,
+        rope_theta=config.rope.theta,
     )
 
 
