@@ -42,7 +42,7 @@ def decoder_spec(config: DecoderConfig) -> DecoderSpec:
         hidden=config.hidden,
         vocab=config.vocab,
         context=config.context,
-        rope_theta=config.rope_theta,
+        rope_theta=config.rope.theta,
     )
 
 

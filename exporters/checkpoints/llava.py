@@ -16,9 +16,9 @@ from edge.spec import PromptSpec, VLMSpec
 from exporters import adapters, chat_template, mm_keys, preprocessor, stop_ids, tokenizer, tower
 from exporters.checkpoint import Checkpoint, check, check_numbers, license_of, read_json
 from exporters.checkpoints import buildable, decoder_spec, shortened
-from exporters.models import projectors
+from exporters.models import decoders, projectors
 from exporters.models.component import Component
-from exporters.models.decoders import DecoderConfig, llama
+from exporters.models.decoders import DecoderConfig, Family
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import VisionConfig
 from exporters.prompts import CONVERSATIONS
@@ -51,19 +51,20 @@ def read(folder: Path, *, vision_tower: Path | None, mmproj: Path | None, contex
         raise UsageError("--mmproj goes with a decoder's GGUF file", hint=f"edge export MODEL.gguf --mmproj {mmproj}")
     config = read_json(folder / "config.json")
     mm_keys.refuse(config)
-    decoder = _decoder(config)
+    family = decoders.find(config["model_type"])
+    decoder = _decoder(family, config)
     weights = Weights.open(folder)
     adapters.refuse_delta(weights)
     adapters.check_projector(folder, weights, PROJECTOR)
     seen = tower.find(folder, config, weights, vision_tower)
-    with _defaults_named({"config.json": llama.left_out(config), "the vision encoder's config": seen.left_out}):
+    with _defaults_named({"config.json": family.left_out(config), "the vision encoder's config": seen.left_out}):
         module, projector = _projector(config, seen.config, decoder.hidden)
         image_tokens: int = module.tokens(projector)
         decoder = replace(decoder, context=shortened(context, decoder.context, image_tokens))
         components = {
             "vision": seen.component,
             "projector": _projector_component(module, projector),
-            "decoder": Component("decoder", partial(llama.Decoder, decoder), llama.keys(decoder)),
+            "decoder": Component("decoder", partial(family.Decoder, decoder), family.keys(decoder)),
         }
         tied = r"|lm_head\.weight" if decoder.tied else ""  # some savers store it all the same
         check(components.values(), seen.weights, re.compile(rf".*\.rotary_emb\.inv_freq|{seen.ignored}{tied}"))
@@ -103,9 +104,9 @@ def _defaults_named(left_out: Mapping[str, Mapping[str, int]]) -> Iterator[None]
         raise CheckpointError(error.message + "".join(told), hint=error.hint) from error
 
 
-def _decoder(config: Mapping[str, Any]) -> DecoderConfig:
+def _decoder(family: Family, config: Mapping[str, Any]) -> DecoderConfig:
     try:
-        decoder = llama.from_config(config)
+        decoder = family.from_config(config)
         check_numbers(decoder)
         whole = buildable(decoder)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
