@@ -46,12 +46,15 @@ def read(
                 hint="keep the right one, or give its folder with --vision-tower DIR",
             )
     found: VisionConfig = first[1]
-    if not 0 <= found.run_layers <= found.layers:
-        raise CheckpointError(
-            f"mm_vision_select_layer is {layer}, of {found.layers} layers", hint="is it the right vision tower?"
-        )
+    require_layer(found, "mm_vision_select_layer", layer)
     fields = described[first[0]]
     return found, {name: size for name, size in module.DEFAULTS.items() if type(size) is int and name not in fields}
+
+
+def require_layer(config: VisionConfig, key: str, layer: int) -> None:
+    """Raises CheckpointError where the layer that `key` selects is none of the vision encoder's."""
+    if not 0 <= config.run_layers <= config.layers:
+        raise CheckpointError(f"{key} is {layer}, of {config.layers} layers", hint="is it the right vision tower?")
 
 
 def _described(config: Mapping[str, Any], folder: Path | None, given: bool) -> dict[str, Mapping[str, Any]]:

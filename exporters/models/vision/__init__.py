@@ -4,6 +4,7 @@ A family's file has
 
 - `KIND`, its name in `vision_tower_type` and in the names of published encoders;
 - `MODEL_TYPES`, the `model_type`s of its config, of which the first is what a config without one is;
+- `CLASS_TOKEN`, whether it has one, which `select_feature` "cls_patch" gives too;
 - `MARKS`, a pattern of its tensors' names, by which they are found in a checkpoint;
 - `PROCESSOR`, the class of transformers that prepares its images where a checkpoint names none;
 - `PUBLISHED`, a pattern of names of encoders that need no config, or None: what `completed(fields)` adds to a config

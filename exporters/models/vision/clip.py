@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 KIND = "clip"
 MODEL_TYPES = ("clip_vision_model", "clip")
+CLASS_TOKEN = True
 MARKS = r"embeddings\.(?:class|patch)_embedding|pre_layrnorm|encoder\.layers\.\d+"
 PROCESSOR = "CLIPImageProcessor"
 # The towers that OpenAI published: 64 wide heads, quick-GELU. Of others nothing is known without their config.

@@ -15,6 +15,7 @@ from exporters.models.layers import Conv2d, LayerNorm
 
 KIND = "siglip"
 MODEL_TYPES = ("siglip_vision_model", "siglip")
+CLASS_TOKEN = False
 MARKS = r"embeddings\.patch_embedding|encoder\.layers\.\d+|post_layernorm|head\.probe"
 PROCESSOR = "SiglipImageProcessor"
 PUBLISHED = None  # every one of them has a config
