@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from edge import deep_image, image_kinds, tiff_layout
 from edge.errors import ImageError
-from edge.spec import ImageSpec
+from edge.spec import Fit, ImageSpec
 from edge.types import Array
 
 Source = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -63,7 +63,7 @@ def open_image(source: Source) -> Image.Image:
 def pixels(source: Source, spec: ImageSpec) -> NDArray[np.float32]:
     """float32 [1, 3, size, size]: fitted to the square, resampled as Pillow does, scaled to 0..1, normalised."""
     image = open_image(source)
-    square = _pad(image, spec) if spec.fit == "pad" else _crop(image, spec)
+    square = FITS[spec.fit](image, spec)
     mean, std = np.array(spec.mean)[:, None], np.array(spec.std)[:, None]
     table = ((np.arange(256) / 255 - mean) / std).astype(np.float32)  # [3, 256]: a channel value has one result
     channels = np.asarray(square).transpose(2, 0, 1)
@@ -96,6 +96,16 @@ def _crop(image: Image.Image, spec: ImageSpec) -> Image.Image:
     left, top = (width - spec.size) // 2, (height - spec.size) // 2
     resized = image.resize((width, height), RESAMPLE[spec.resample])
     return resized.crop((left, top, left + spec.size, top + spec.size))
+
+
+def _stretch(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    if image.height > MAX_SIDE and image.width < spec.size:
+        # Pillow resizes the rows first: they grow here, and all of them together would take gigabytes.
+        image = image.resize((image.width, spec.size), RESAMPLE[spec.resample])
+    return image.resize((spec.size, spec.size), RESAMPLE[spec.resample])
+
+
+FITS: Mapping[Fit, Callable[[Image.Image, ImageSpec], Image.Image]] = {"pad": _pad, "crop": _crop, "stretch": _stretch}
 
 
 def _open(source: str | bytes | os.PathLike[str]) -> ImageFile.ImageFile:

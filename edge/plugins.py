@@ -47,9 +47,9 @@ def facts(package: str, name: str) -> dict[str, Any]:
     spec = find_spec(package)
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    folder = Path(next(iter(spec.submodule_search_locations)))
-    module = folder / f"{name}.py"
-    source = module if module.is_file() else folder / name / "__init__.py"
+    folders = map(Path, spec.submodule_search_locations)
+    sources = (folder / file for folder in folders for file in (f"{name}.py", f"{name}/__init__.py"))
+    source = next(filter(Path.is_file, sources))
     found: dict[str, Any] = {}
     for node in ast.parse(source.read_text(encoding="utf-8")).body:
         targets = (

@@ -11,14 +11,15 @@ from edge.errors import BundleError
 
 T = TypeVar("T")
 MOST = 2**31 - 1  # of whatever is counted, so that every language's int holds it and no arithmetic overflows
+Fit = Literal["pad", "crop", "stretch"]
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How a picture becomes pixels. `fit` pads to a square of `background`, or crops the centre."""
+    """How an image becomes pixels. `fit` pads to a square of `background`, crops the centre, or stretches all to it."""
 
     size: int
-    fit: Literal["pad", "crop"]
+    fit: Fit
     background: tuple[int, int, int]
     resample: Literal["bicubic", "bilinear"]
     mean: tuple[float, float, float]
@@ -85,7 +86,8 @@ class VLMSpec:
     def tells_of(self, other: VLMSpec) -> bool:
         """Whether all that this one says is so of another."""
         if self.vision is None:
-            other = replace(other, vision=None, decoder=replace(other.decoder, **dict.fromkeys(_UNTOLD)))
+            untold: dict[str, Any] = dict.fromkeys(_UNTOLD)
+            other = replace(other, vision=None, decoder=replace(other.decoder, **untold))
         return self == other
 
     def to_json(self) -> dict[str, Any]:

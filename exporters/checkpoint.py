@@ -65,8 +65,9 @@ def open_checkpoint(
     that belongs to a decoder's; `context` shortens the decoder's.
     """
     path, name = Path(source), None
-    if path.suffix.lower() in _listed("SUFFIXES") and not path.is_dir():
-        module = plugins.load(DIALECTS, _listed("SUFFIXES")[path.suffix.lower()])
+    suffix = path.suffix.lower()
+    if (claims := _claims("SUFFIXES", suffix)) and not path.is_dir():
+        module = _only([plugins.load(DIALECTS, claim) for claim in claims], f"files that end in {suffix!r}")
     else:
         if not path.exists():
             if not hub.is_name(source):
@@ -80,26 +81,43 @@ def open_checkpoint(
 
 
 def _folder_dialect(folder: Path) -> ModuleType:
-    config = read_json(folder / "config.json")
-    if dialect := _listed("MODEL_TYPES").get(str(config.get("model_type"))):
-        module = plugins.load(DIALECTS, dialect)
-        if module.recognise(config):
-            return module
+    """The one dialect that recognises the folder's config.json, of all that claim its model_type."""
+    file, config = folder / "config.json", read_json(folder / "config.json")
+    kind = config.get("model_type")
+    claims = _claims("MODEL_TYPES", kind)
+    if not claims:
+        known = {name for dialect in plugins.names(DIALECTS) for name in _fact(dialect, "MODEL_TYPES")}
         raise CheckpointError(
-            f"{folder / 'config.json'} is in transformers' own layout of a {config['model_type']!r} checkpoint "
-            "(text_config, vision_config, no mm_* keys), which is not read yet",
-            hint="the layout of the model's original repository is read: liuhaotian/llava-v1.5-7b for "
-            "llava-hf/llava-1.5-7b-hf",
+            f"{file} describes a {kind!r}, which no dialect reads", hint="known: " + ", ".join(sorted(known))
         )
-    raise CheckpointError(
-        f"{folder / 'config.json'} describes a {config.get('model_type')!r}, which no dialect reads",
-        hint="known: " + ", ".join(_listed("MODEL_TYPES")),
-    )
+    modules = [plugins.load(DIALECTS, claim) for claim in claims]
+    found = [module for module in modules if module.recognise(config)]
+    if not found:
+        marks = "; ".join(f"{claim} by {' or '.join(_fact(claim, 'MARKS'))}" for claim in claims)
+        raise CheckpointError(
+            f"{file} describes a {kind!r} in a layout that no dialect recognises",
+            hint=f"is config.json complete? A {kind!r} is recognised as {marks}",
+        )
+    return _only(found, str(file))
 
 
-def _listed(fact: str) -> dict[str, str]:
-    """What a fact of the dialects lists -> the dialect."""
-    return {entry: name for name in plugins.names(DIALECTS) for entry in plugins.facts(DIALECTS, name).get(fact, ())}
+def _claims(fact: str, entry: Any) -> list[str]:
+    """The dialects that list `entry` under a fact of theirs."""
+    return [name for name in plugins.names(DIALECTS) if entry in _fact(name, fact)]
+
+
+def _fact(dialect: str, fact: str) -> tuple[str, ...]:
+    listed: tuple[str, ...] = plugins.facts(DIALECTS, dialect).get(fact, ())
+    return listed
+
+
+def _only(found: list[ModuleType], what: str) -> ModuleType:
+    if len(found) > 1:
+        names = ", ".join(module.__name__.rpartition(".")[2] for module in found)
+        raise CheckpointError(
+            f"several dialects read {what}: {names}", hint="report this: their `recognise` must tell them apart"
+        )
+    return found[0]
 
 
 def read_json(path: Path) -> dict[str, Any]:

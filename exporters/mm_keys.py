@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from edge.errors import CheckpointError
@@ -21,12 +21,13 @@ WHY = {
 }
 
 
-def refuse(config: Mapping[str, Any]) -> None:
-    """What would make another model if it were passed over. Raises CheckpointError that names the key."""
+def refuse(config: Mapping[str, Any], own: Collection[str] = ()) -> None:
+    """What would make another model if it were passed over; the projector reads its `own` keys itself. Raises
+    CheckpointError that names the key."""
     if config.get("quantization_config"):
         raise CheckpointError("the checkpoint is quantised already", hint="give the one in float16 or bfloat16")
     for key, value in config.items():
-        asks = key == "s2" or (key.startswith("mm_") and key not in READ + IRRELEVANT)
+        asks = key == "s2" or (key.startswith("mm_") and key not in (*READ, *IRRELEVANT, *own))
         if asks and value and value != NEUTRAL.get(key):
             what = WHY.get(key, "a part of the model that is unknown here")
             neutral = NEUTRAL.get(key, "false or null")

@@ -33,7 +33,6 @@ from exporters.gguf import decoder as gguf_decoder
 from exporters.gguf import imatrix, mmproj
 from exporters.models.component import Component
 from exporters.models.decoders import LanguageModel
-from exporters.models.decoders.llama import Decoder
 from exporters.models.encoder import Encoder, fused
 from exporters.quantization import importance
 
@@ -154,7 +153,7 @@ def other_kinds(decoder: Component, target: Target) -> dict[str, tuple[Kind, int
     if not target.tensor_types:
         return {}
     skeleton = decoder.skeleton()
-    assert isinstance(skeleton, Decoder)
+    assert isinstance(skeleton, LanguageModel)
     numbers = {entry.name: entry.tensor.numel() for entry in gguf_decoder.entries(skeleton, {})}
     kinds = gguf_decoder.other_kinds(skeleton, target.tensor_types)
     return {name: (kind, numbers[name]) for name, kind in kinds.items()}

@@ -1,6 +1,6 @@
 """preprocessor_config.json: what the image processor of a checkpoint does to an image, as an ImageSpec.
 
-Every field that changes pixels is honoured or refused by name. Defaults are those of transformers' CLIPImageProcessor.
+Every field that changes pixels is honoured or refused by name. Defaults are those of transformers' class.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from edge.errors import CheckpointError
-from edge.spec import ImageSpec
+from edge.spec import Fit, ImageSpec
 from exporters.checkpoint import read_json, read_optional_json
 from exporters.checkpoints import background
 from exporters.published import MEAN, STD
 
 FILES = ("preprocessor_config.json", "processor_config.json")  # in the second, under "image_processor"
-PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
 RESAMPLE: dict[int, Literal["bicubic", "bilinear"]] = {3: "bicubic", 2: "bilinear"}  # Pillow's numbers
-DEFAULTS: Mapping[str, Any] = {
-    "image_processor_type": PROCESSORS[0],
-    "feature_extractor_type": PROCESSORS[0],  # the name of image_processor_type before transformers 4.26
+TYPES = ("image_processor_type", "feature_extractor_type")  # the second is the first's name before transformers 4.26
+DEFAULTS: Mapping[str, Any] = {  # of CLIPImageProcessor
     "do_resize": True,
     "size": {"shortest_edge": 224},
     "default_to_square": False,
@@ -38,6 +36,21 @@ DEFAULTS: Mapping[str, Any] = {
     "do_pad": False,
     "pad_size": None,
     "data_format": "channels_first",
+}
+SIGLIP_DEFAULTS: Mapping[str, Any] = {
+    **DEFAULTS,
+    "size": {"height": 224, "width": 224},
+    "do_center_crop": False,
+    "crop_size": None,
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+}
+CLIP, LLAVA, SIGLIP = "CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor"
+# The names of a processor's class -> its defaults. LLaVA's is CLIP's, but `do_pad` makes the image square at first.
+PROCESSORS: Mapping[str, Mapping[str, Any]] = {
+    **dict.fromkeys((CLIP, f"{CLIP}Fast", f"{CLIP}Pil", "CLIPFeatureExtractor"), DEFAULTS),
+    **dict.fromkeys((LLAVA, f"{LLAVA}Fast", f"{LLAVA}Pil"), DEFAULTS),
+    **dict.fromkeys((SIGLIP, f"{SIGLIP}Fast", f"{SIGLIP}Pil"), SIGLIP_DEFAULTS),
 }
 # Every image is RGB and channels-last before it comes here, so the first two change nothing; nor does the rest, which
 # says how and where a processor runs or what it is called.
@@ -56,15 +69,16 @@ IRRELEVANT = (
 )
 
 
-def find(folders: Iterable[Path], size: int, fit: Literal["pad", "crop"]) -> ImageSpec:
-    """What the processors in the folders do to an image that a vision encoder of `size` sees; without one, the default.
+def find(folders: Iterable[Path], size: int, fit: Literal["pad", "crop"], processor: str = CLIP) -> ImageSpec:
+    """What the processors in the folders do to an image that a vision encoder of `size` sees; without one, what the
+    class `processor` does by default, which is also the class of a file that names none.
 
     `fit` says what happens before: "pad" makes the image square. Raises CheckpointError on what an ImageSpec cannot
     say, and on files that disagree.
     """
-    specs = {path: _Processor(path, told).spec(size, fit) for path, told in _told(folders)}
+    specs = {path: _Processor(path, told, processor).spec(size, fit) for path, told in _told(folders)}
     if not specs:
-        return _Processor(Path(FILES[0]), {}).spec(size, fit)
+        return _Processor(Path(FILES[0]), {}, processor).spec(size, fit)
     first, *others = specs
     for other in others:
         if specs[other] != specs[first]:
@@ -89,9 +103,16 @@ def _told(folders: Iterable[Path]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
 class _Processor:
     path: Path
     told: Mapping[str, Any]  # the file's own fields
+    usual: str  # the class of a file that names none
+
+    @property
+    def kind(self) -> str:
+        named = (self.told.get(name) for name in TYPES)
+        return next((str(kind) for kind in named if kind is not None), self.usual)
 
     def __getitem__(self, name: str) -> Any:
-        value, default = self.told.get(name, DEFAULTS[name]), DEFAULTS[name]
+        default = PROCESSORS[self.kind][name]
+        value = self.told.get(name, default)
         # As transformers has it, null switches a step off and is no number; elsewhere it stands for the default.
         return default if value is None and not isinstance(default, bool | int | float) else value
 
@@ -100,23 +121,26 @@ class _Processor:
 
     def spec(self, size: int, fit: Literal["pad", "crop"]) -> ImageSpec:
         self._require_known()
-        self._require_size(size, fit)
+        found = self._fitted(size, fit)
         if type(self["resample"]) is not int or self["resample"] not in RESAMPLE:
             self.refuse("resample", "no such filter is computed", "2 (bilinear) or 3 (bicubic)")
         told_mean = self._three("image_mean", zero=True)
         mean, std = self._normalised(told_mean, self._three("image_std", zero=False))
-        return ImageSpec(size, fit, background(told_mean), RESAMPLE[self["resample"]], mean, std)
+        return ImageSpec(size, found, background(told_mean), RESAMPLE[self["resample"]], mean, std)
 
     def _require_known(self) -> None:
-        for name in ("image_processor_type", "feature_extractor_type"):
-            if self[name] not in PROCESSORS:
-                self.refuse(name, "another processor, which is not computed", f"one of: {', '.join(PROCESSORS)}")
+        for name in TYPES:
+            if (kind := self.told.get(name)) is not None and kind not in tuple(PROCESSORS):
+                raise CheckpointError(
+                    f"{self.path.name} has {name} {kind!r}: another processor, which is not computed",
+                    hint=f"one of: {', '.join(PROCESSORS)}",
+                )
         for name, value in self.told.items():
-            known = name in DEFAULTS or name in IRRELEVANT or name.startswith("_")
+            known = name in DEFAULTS or name in IRRELEVANT or name in TYPES or name.startswith("_")
             # What a later processor can do besides is harmless where it is switched off.
             if not known and value is not None and not (name.startswith("do_") and value is False):
                 raise CheckpointError(
-                    f"{self.path.name} has {name} {value!r}: CLIP's processor has no such setting",
+                    f"{self.path.name} has {name} {value!r}: {self.kind} has no such setting",
                     hint="take the field out if the checkpoint was trained without it",
                 )
         for name, default in DEFAULTS.items():
@@ -125,28 +149,33 @@ class _Processor:
         if self["data_format"] != "channels_first":
             self.refuse("data_format", "the vision encoder takes channels first", "channels_first")
 
-    def _require_size(self, size: int, fit: Literal["pad", "crop"]) -> None:
-        """Resizing and cropping end at the vision encoder's size, and nothing is cut off but by `fit`."""
-        hint = f"the vision encoder takes {size}x{size}: size and crop_size {size}"
+    def _fitted(self, size: int, fit: Literal["pad", "crop"]) -> Fit:
+        """How the image becomes the vision encoder's square; nothing is cut off but by "crop"."""
+        square, hint = (
+            {"height": size, "width": size},
+            f"the vision encoder takes {size}x{size}: size and crop_size {size}",
+        )
+        pads_first = self.kind.startswith(LLAVA) and self["do_pad"]
+        if pads_first:
+            fit = "pad"
         if not self["do_resize"]:
             self.refuse("do_resize", "images that are not resized do not fit the vision encoder", "true")
         if self["use_square_size"]:
             self.refuse("use_square_size", "its size is not told", hint)
+        edges = _edges(self["size"], square=self["default_to_square"])
         # Neither is told: no other size than the vision encoder's own would work.
         if self.told.get("size") is not None or self.told.get("crop_size") is not None:
-            short = _edges(self["size"], square=self["default_to_square"])
-            # A square that was padded may be resized by its shorter edge or by both.
-            whole = [{"shortest_edge": size}] + [{"height": size, "width": size}] * (fit == "pad")
-            if short not in whole:
-                squashed = short == {"height": size, "width": size}
-                self.refuse("size", f"{'the image would be squashed' if squashed else f'not {size}'}", hint)
-            if self["do_center_crop"] and _edges(self["crop_size"], square=True) != {"height": size, "width": size}:
+            if edges not in ({"shortest_edge": size}, square):
+                self.refuse("size", f"not {size}", hint)
+            if self["do_center_crop"] and _edges(self["crop_size"], square=True) != square:
                 self.refuse("crop_size", f"not {size}", hint)
-        if not self["do_center_crop"] and fit == "crop":
+        both = isinstance(edges, dict) and "height" in edges
+        if not self["do_center_crop"] and fit == "crop" and not both:
             self.refuse("do_center_crop", "images that are not square would not fit the vision encoder", "true")
         padded = self["pad_size"]
-        if self["do_pad"] and padded is not None and _edges(padded, square=True) != {"height": size, "width": size}:
+        if self["do_pad"] and not pads_first and padded is not None and _edges(padded, square=True) != square:
             self.refuse("pad_size", "images are not padded after they are cropped", hint)
+        return "stretch" if both and fit == "crop" else fit
 
     def _three(self, name: str, *, zero: bool) -> tuple[float, float, float]:
         """One number for each channel; a single one stands for all."""

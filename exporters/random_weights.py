@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from exporters.models.decoders import DecoderConfig
+from exporters.models.decoders import DecoderConfig, family
 from exporters.models.projectors import ProjectorConfig, find
 from exporters.models.vision import clip
 from exporters.models.vision.clip import TowerConfig
@@ -43,20 +43,15 @@ class RandomWeights:
 
 
 def _decoder_shapes(c: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield "model.embed_tokens.weight", (c.vocab, c.hidden)
-    for index in range(c.layers):
-        layer = f"model.layers.{index}."
-        yield layer + "self_attn.q_proj.weight", (c.heads * c.head_dim, c.hidden)
-        yield layer + "self_attn.k_proj.weight", (c.kv_heads * c.head_dim, c.hidden)
-        yield layer + "self_attn.v_proj.weight", (c.kv_heads * c.head_dim, c.hidden)
-        yield layer + "self_attn.o_proj.weight", (c.hidden, c.heads * c.head_dim)
-        yield layer + "mlp.gate_proj.weight", (c.ffn, c.hidden)
-        yield layer + "mlp.up_proj.weight", (c.ffn, c.hidden)
-        yield layer + "mlp.down_proj.weight", (c.hidden, c.ffn)
-        yield layer + "input_layernorm.weight", (c.hidden,)
-        yield layer + "post_attention_layernorm.weight", (c.hidden,)
-    yield "model.norm.weight", (c.hidden,)
-    yield "lm_head.weight", (c.vocab, c.hidden)
+    """GGUF files keep the same tensors apart as checkpoints, so a family knows the rows of each."""
+    of = family(c)
+    with torch.device("meta"):
+        state = of.Decoder(c).state_dict()
+    keys = of.keys(c)
+    tensors = of.gguf_tensors(c)  # no tied head
+    for name in filter(tensors.__contains__, keys):
+        for key, piece in zip(keys[name], tensors[name], strict=True):
+            yield key, (piece.rows, *state[name].shape[1:])
 
 
 def _tower_shapes(c: TowerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -19,11 +19,13 @@ from safetensors.torch import save_file
 from sentencepiece import sentencepiece_model_pb2
 
 from edge.errors import EdgeError, UsageError
+from exporters.models import decoders
 from exporters.models.decoders import DecoderConfig
 from exporters.models.vision.clip import TowerConfig
 from exporters.random_weights import RandomWeights, Shape
 
 log = logging.getLogger(__name__)
+MODEL_TYPE = "mobilevlm"
 SHARD_BYTES = 1_000_000_000
 TEXT = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -33,19 +35,33 @@ TEXT = (
 )
 
 
+def _decoder(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocab: int, context: int) -> DecoderConfig:
+    return decoders.find(MODEL_TYPE).from_config(
+        {
+            "num_hidden_layers": layers,
+            "hidden_size": hidden,
+            "intermediate_size": ffn,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "vocab_size": vocab,
+            "max_position_embeddings": context,
+        }
+    )
+
+
 VIT_L = TowerConfig(image_size=336, patch_size=14, hidden=1024, layers=24, heads=16, ffn=4096)
 SHAPES = {
     "tiny": Shape(
         TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=1, ffn=96),
-        DecoderConfig(layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, head_dim=16, vocab=512, context=1024),
+        _decoder(layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, vocab=512, context=1024),
     ),
     "1.7b": Shape(
         VIT_L,
-        DecoderConfig(layers=24, hidden=2048, ffn=5632, heads=16, kv_heads=16, head_dim=128, vocab=32000, context=2048),
+        _decoder(layers=24, hidden=2048, ffn=5632, heads=16, kv_heads=16, vocab=32000, context=2048),
     ),
     "3b": Shape(
         VIT_L,
-        DecoderConfig(layers=32, hidden=2560, ffn=6912, heads=32, kv_heads=32, head_dim=80, vocab=32000, context=2048),
+        _decoder(layers=32, hidden=2560, ffn=6912, heads=32, kv_heads=32, vocab=32000, context=2048),
     ),
 }
 
@@ -92,7 +108,7 @@ def config(shape: Shape, projector: str, dtype: torch.dtype) -> dict[str, Any]:
     decoder = shape.decoder
     return {
         "architectures": ["MobileLlamaForCausalLM"],
-        "model_type": "mobilevlm",
+        "model_type": MODEL_TYPE,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "hidden_act": "silu",
@@ -103,7 +119,7 @@ def config(shape: Shape, projector: str, dtype: torch.dtype) -> dict[str, Any]:
         "num_hidden_layers": decoder.layers,
         "num_key_value_heads": decoder.kv_heads,
         "rms_norm_eps": decoder.eps,
-        "rope_theta": decoder.rope_theta,
+        "rope_theta": decoder.rope.theta,
         "tie_word_embeddings": False,
         "torch_dtype": str(dtype).removeprefix("torch."),
         "vocab_size": decoder.vocab,

@@ -9,24 +9,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from edge import plugins
 from edge.errors import CheckpointError
 from exporters import adapters, hub, tower_config
+from exporters.models import vision
 from exporters.models.component import Component
-from exporters.models.vision.clip import TowerConfig
+from exporters.models.vision import VisionConfig
 from exporters.preprocessor import FILES
 from exporters.weights import Weights
 
-TOWERS = "exporters.models.vision"
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Found:
     component: Component
-    config: TowerConfig
+    family: ModuleType
+    config: VisionConfig
     weights: Weights  # the checkpoint's, and the tower's where they lie elsewhere
     ignored: str  # a pattern of names under the tower that are never computed
     folder: Path | None  # where what describes it lies, if not in the checkpoint
@@ -41,40 +42,48 @@ def find(folder: Path, config: Mapping[str, Any], weights: Weights, given: Path 
     if not isinstance(name, str) or not name:
         raise CheckpointError(f"config.json names no vision tower: mm_vision_tower is {name!r}", hint="is it a VLM?")
     module = _module(config, name)
-    inside = _prefix(weights)
+    inside = prefix_of(module, weights)
     prefix, ignored = inside or "", ""
     where: Path | None
     read: tuple[Path, ...] = ()
     if inside is None or (given and (adapters.weight_files(given) or not _describes(given))):
         where = given or _search(folder, name, config)
         other = Weights.open(where)
-        if (outside := _prefix(other)) is None:
-            raise CheckpointError(f"{str(where)!r} holds no vision tower", hint="--vision-tower DIR of a CLIP model")
+        if (outside := prefix_of(module, other)) is None:
+            hint = f"--vision-tower DIR of a {module.KIND} model"
+            raise CheckpointError(f"{str(where)!r} holds no vision tower", hint=hint)
         ignored = re.escape(inside) + ".*|" if inside else ""  # what lies in the checkpoint is replaced
         prefix, weights = outside, weights.merged(other.within(outside))
-    elif where := given or _description(folder, name, config):
+    elif where := given or _description(module, folder, name, config):
         adapters.refuse(where)
         read = _describes(where)
     tower, left_out = tower_config.read(module, config, where, given is not None, weights, prefix)
-    component = Component("vision", partial(module.Tower, tower), module.keys(tower, prefix))
-    unused = "|".join(str(index) for index in range(tower.run_layers, tower.layers)) or "-"
-    tail = rf"post_layernorm\..*|embeddings\.position_ids|encoder\.layers\.(?:{unused})\..*"
-    return Found(component, tower, weights, f"{ignored}{re.escape(prefix)}(?:{tail})", where, read, left_out)
+    ignored += re.escape(prefix) + f"(?:{module.ignored(tower)})"
+    return Found(component(module, tower, prefix), module, tower, weights, ignored, where, read, left_out)
 
 
-def _module(config: Mapping[str, Any], name: str) -> Any:
-    kinds = {plugins.facts(TOWERS, file)["KIND"]: file for file in plugins.names(TOWERS)}
-    kind = config.get("vision_tower_type") or next((kind for kind in kinds if kind in name.lower()), name)
-    if kind not in tuple(kinds):
-        raise CheckpointError(f"no vision tower of the type {kind!r}", hint="vision_tower_type: " + ", ".join(kinds))
-    return plugins.load(TOWERS, kinds[kind])
+def component(module: ModuleType, config: VisionConfig, prefix: str) -> Component:
+    return Component("vision", partial(module.Tower, config), module.keys(config, prefix))
 
 
-def _prefix(weights: Weights) -> str | None:
+def prefix_of(module: ModuleType, weights: Weights) -> str | None:
     """What stands before the tower's names, as in `model.vision_tower.vision_tower.vision_model.`"""
-    own = re.compile(r"(.*\.|)(?:embeddings\.(?:class|patch)_embedding|pre_layrnorm|encoder\.layers\.\d+)(?:\..*|)")
+    own = re.compile(rf"(.*\.|)(?:{module.MARKS})(?:\..*|)")
     found = (own.fullmatch(name) for name in weights if "text_model." not in name)
     return next((match[1] for match in found if match), None)
+
+
+def _module(config: Mapping[str, Any], name: str) -> ModuleType:
+    """The family that the checkpoint names, else the tower's name, else its config."""
+    kinds = vision.kinds()
+    kind = config.get("vision_tower_type") or next((kind for kind in kinds if kind in name.lower()), None)
+    if kind is None and isinstance(told := config.get("vision_config"), Mapping) and "model_type" in told:
+        return vision.find(told["model_type"])
+    if kind not in tuple(kinds):
+        raise CheckpointError(
+            f"no vision tower of the type {kind or name!r}", hint="vision_tower_type: " + ", ".join(kinds)
+        )
+    return vision.find(kinds[kind])
 
 
 def _places(folder: Path, name: str) -> list[Path]:
@@ -104,14 +113,14 @@ def _search(folder: Path, name: str, config: Mapping[str, Any]) -> Path:
     raise CheckpointError(f"no weights of the vision tower {name!r}: {looked}", hint="--vision-tower DIR")
 
 
-def _description(folder: Path, name: str, config: Mapping[str, Any]) -> Path | None:
+def _description(module: ModuleType, folder: Path, name: str, config: Mapping[str, Any]) -> Path | None:
     """The folder with the configs of a tower whose weights are in the checkpoint. The hub is asked only where nothing
     else tells what the weights cannot."""
     places = _places(folder, name)
     for place in filter(_describes, places):
         if not place.samefile(folder):
             return place
-    if config.get("vision_config") is not None or tower_config.PUBLISHED.search(name):
+    if config.get("vision_config") is not None or tower_config.is_published(module, name):
         return None
     looked = "neither the checkpoint nor " + ", ".join(repr(str(place)) for place in places)
     if hub.is_name(name):

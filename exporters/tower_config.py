@@ -9,17 +9,13 @@ from typing import Any
 
 from edge.errors import CheckpointError
 from exporters.checkpoint import read_json
-from exporters.models.vision.clip import TowerConfig
+from exporters.models.vision import VisionConfig
 from exporters.weights import Weights
-
-# The towers that OpenAI published: 64 wide heads, quick-GELU. Of others nothing is known without their config.
-PUBLISHED = re.compile(r"clip-vit-(base|large)-patch\d+")
-PUBLISHED_HEAD = 64
 
 
 def read(
     module: Any, config: Mapping[str, Any], folder: Path | None, given: bool, weights: Weights, prefix: str
-) -> tuple[TowerConfig, dict[str, int]]:
+) -> tuple[VisionConfig, dict[str, int]]:
     """As the config in the tower's `folder` and the checkpoint's own vision_config say, which must agree; a folder that
     the user has `given` goes before. Without either, as the weights' shapes tell, if the tower is a published one.
     And the sizes that were left out, for which transformers' defaults stand.
@@ -33,11 +29,13 @@ def read(
     if feature not in ("patch", "cls_patch"):
         raise CheckpointError(f"mm_vision_select_feature is {feature!r}", hint="one of: patch, cls_patch")
     name = str(config.get("mm_vision_tower"))
-    described = _described(config, folder, given) or {f"{name}, as published": _published(name, weights, prefix)}
+    described = _described(config, folder, given)
+    if not described:
+        described = {f"{name}, as published": _published(module, name, weights, prefix)}
+    elif not given and is_published(module, name):
+        described = {place: module.completed(fields) for place, fields in described.items()}
     read = {
-        place: module.from_config(
-            _with_heads(fields, "" if given else name), select_layer=layer, select_feature=feature
-        )
+        place: module.from_config(fields, select_layer=layer, select_feature=feature)
         for place, fields in described.items()
     }
     first, *others = read.items()
@@ -47,13 +45,16 @@ def read(
                 f"two configs of the vision encoder disagree: {first[0]} has {first[1]}, {place} has {tower}",
                 hint="keep the right one, or give its folder with --vision-tower DIR",
             )
-    found: TowerConfig = first[1]
-    if not 0 <= found.run_layers <= found.layers:
-        raise CheckpointError(
-            f"mm_vision_select_layer is {layer}, of {found.layers} layers", hint="is it the right vision tower?"
-        )
+    found: VisionConfig = first[1]
+    require_layer(found, "mm_vision_select_layer", layer)
     fields = described[first[0]]
     return found, {name: size for name, size in module.DEFAULTS.items() if type(size) is int and name not in fields}
+
+
+def require_layer(config: VisionConfig, key: str, layer: int) -> None:
+    """Raises CheckpointError where the layer that `key` selects is none of the vision encoder's."""
+    if not 0 <= config.run_layers <= config.layers:
+        raise CheckpointError(f"{key} is {layer}, of {config.layers} layers", hint="is it the right vision tower?")
 
 
 def _described(config: Mapping[str, Any], folder: Path | None, given: bool) -> dict[str, Mapping[str, Any]]:
@@ -75,38 +76,17 @@ def _described(config: Mapping[str, Any], folder: Path | None, given: bool) -> d
     return found
 
 
-def _with_heads(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Heads that a config leaves out are 12, as transformers has it. Where they cannot be, a published tower's are."""
-    hidden = fields.get("hidden_size")
-    if "num_attention_heads" in fields or type(hidden) is not int or hidden % 12 == 0 or not PUBLISHED.search(name):
-        return fields
-    return {**fields, "num_attention_heads": max(1, hidden // PUBLISHED_HEAD)}
+def is_published(module: Any, name: str) -> bool:
+    """Whether the encoder of this name needs no config."""
+    return module.PUBLISHED is not None and re.search(module.PUBLISHED, name) is not None
 
 
-def _published(name: str, weights: Weights, prefix: str) -> dict[str, int]:
+def _published(module: Any, name: str, weights: Weights, prefix: str) -> dict[str, int]:
     """In transformers' names, by the weights' shapes."""
-    if not PUBLISHED.search(name):
+    if not is_published(module, name):
         raise CheckpointError(
             f"nothing tells the heads and the activation of the vision tower {name!r}",
             hint="--vision-tower DIR with the tower's config.json, or a vision_config in the checkpoint's",
         )
-
-    def shape(name: str, rank: int) -> tuple[int, ...]:
-        if prefix + name not in weights:
-            raise CheckpointError(f"missing: {prefix + name}", hint="is the vision tower complete?")
-        if len(found := weights.shape(prefix + name)) != rank:
-            raise CheckpointError(f"wrong shape: {prefix + name} {list(found)}", hint="is it a CLIP vision tower?")
-        return found
-
-    hidden, _, patch, _ = shape("embeddings.patch_embedding.weight", 4)
-    positions, _ = shape("embeddings.position_embedding.weight", 2)
-    ffn, _ = shape("encoder.layers.0.mlp.fc1.weight", 2)
-    layer = re.compile(re.escape(prefix) + r"encoder\.layers\.(\d+)\..*")
-    return {
-        "image_size": round((positions - 1) ** 0.5) * patch,
-        "patch_size": patch,
-        "hidden_size": hidden,
-        "num_hidden_layers": 1 + max(int(match[1]) for name in weights if (match := layer.fullmatch(name))),
-        "num_attention_heads": max(1, hidden // PUBLISHED_HEAD),
-        "intermediate_size": ffn,
-    }
+    sizes: dict[str, int] = module.published(weights, prefix)
+    return sizes

@@ -1,19 +1,20 @@
 """Checkpoint dialects: one file each, and what they have in common.
 
-A dialect of folders has `MODEL_TYPES`, the `model_type`s of a config.json that it reads, and `recognise(config)`; a
-dialect of files has `SUFFIXES`. `read(source, *, vision_tower, mmproj, context)` gives the Checkpoint.
+A dialect of folders has `MODEL_TYPES`, the `model_type`s that it may read, `MARKS`, the keys of a config.json by which
+it knows its layout of them, and `recognise(config)`. All that list a `model_type` are asked, and exactly one must
+recognise the config. A dialect of files has `SUFFIXES`. `read(source, *, vision_tower, mmproj, context)` gives the
+Checkpoint.
 """
 
 from __future__ import annotations
 
 import math
-from types import ModuleType
 from typing import Literal
 
 from edge.errors import CheckpointError, UsageError
-from edge.spec import DecoderSpec, ImageSpec, VisionSpec
-from exporters.models.decoders import DecoderConfig
-from exporters.models.vision.clip import TowerConfig
+from edge.spec import DecoderSpec, Fit, ImageSpec, VisionSpec
+from exporters.models.decoders import DecoderConfig, family
+from exporters.models.vision import VisionConfig
 
 
 def buildable(config: DecoderConfig) -> bool:
@@ -33,7 +34,7 @@ def shortened(asked: int | None, trained: int, image_tokens: int) -> int:
     return context
 
 
-def decoder_spec(family: ModuleType, config: DecoderConfig) -> DecoderSpec:
+def decoder_spec(config: DecoderConfig) -> DecoderSpec:
     return DecoderSpec(
         layers=config.layers,
         heads=config.heads,
@@ -42,16 +43,16 @@ def decoder_spec(family: ModuleType, config: DecoderConfig) -> DecoderSpec:
         hidden=config.hidden,
         vocab=config.vocab,
         context=config.context,
-        rope_theta=config.rope_theta,
-        rope_scaling=dict(config.rope_scaling) if config.rope_scaling else None,
-        rope_dim=config.head_dim,
-        family=family.KIND,
+        rope_theta=config.rope.theta,
+        rope_scaling=dict(config.rope.scaling) if config.rope.scaling else None,
+        rope_dim=config.rope.width,
+        family=family(config).KIND,
         ffn=config.ffn,
-        gated=family.GATED,
+        gated=config.gated,
     )
 
 
-def vision_spec(config: TowerConfig) -> VisionSpec:
+def vision_spec(config: VisionConfig) -> VisionSpec:
     return VisionSpec(
         width=config.hidden,
         layers=config.run_layers,
@@ -63,7 +64,7 @@ def vision_spec(config: TowerConfig) -> VisionSpec:
 
 def image_spec(
     size: int,
-    fit: Literal["pad", "crop"],
+    fit: Fit,
     resample: Literal["bicubic", "bilinear"],
     mean: tuple[float, float, float],
     std: tuple[float, float, float],

@@ -18,13 +18,14 @@ from edge.spec import ImageSpec, PromptSpec, VLMSpec
 from exporters import chat_template
 from exporters.checkpoint import Checkpoint, check, check_numbers
 from exporters.checkpoints import buildable, decoder_spec, image_spec, shortened, vision_spec
-from exporters.gguf import decoder as decoders
 from exporters.gguf import mmproj as mmprojs
-from exporters.gguf import vocabulary
-from exporters.gguf.names import DECODER, MMPROJ, POSITIONS, WORKAROUND
+from exporters.gguf import names, vocabulary
+from exporters.gguf.decoder import FACTORS
+from exporters.gguf.names import MMPROJ, POSITIONS, WORKAROUND
 from exporters.gguf.reading import AGAIN, Source, decimal
+from exporters.models import decoders
 from exporters.models.component import Component
-from exporters.models.decoders import DecoderConfig, llama
+from exporters.models.decoders import DecoderConfig, Family, family
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
 from exporters.models.vision.clip import TowerConfig
@@ -47,8 +48,7 @@ def read(path: Path, *, vision_tower: Path | None, mmproj: Path | None, context:
             hint=f"--mmproj FILE, which holds the vision tower and the projector of {path.name}",
         )
     text, seen = Source.open(path), Source.open(mmproj)
-    _require(text, seen)
-    decoder, tower = _decoder(text), _tower(seen)
+    decoder, tower = _decoder(text, _require(text, seen)), _tower(seen)
     projector, image_tokens = _projector(seen, tower, decoder.hidden)
     decoder = replace(decoder, context=shortened(context, decoder.context, image_tokens))
     components = {"vision": _tower_component(tower), "projector": projector, "decoder": _decoder_component(decoder)}
@@ -62,7 +62,7 @@ def read(path: Path, *, vision_tower: Path | None, mmproj: Path | None, context:
         spec=VLMSpec(
             image=_image(seen, tower.image_size),
             prompt=_prompt(text, image_tokens, decoder.vocab),
-            decoder=decoder_spec(llama, decoder),
+            decoder=decoder_spec(decoder),
             vision=vision_spec(tower),
         ),
         components=components,
@@ -77,43 +77,30 @@ def read(path: Path, *, vision_tower: Path | None, mmproj: Path | None, context:
     )
 
 
-def _require(text: Source, seen: Source) -> None:
-    """The right two files. Raises CheckpointError."""
+def _require(text: Source, seen: Source) -> Family:
+    """That of the decoder, where these are the right two files. Raises CheckpointError."""
     kinds = text.head.architecture, seen.head.architecture
-    if kinds == (MMPROJ, DECODER):
+    if kinds[0] == MMPROJ and decoders.of_architecture(kinds[1]):
         raise CheckpointError(
             f"{text.path.name} is the mmproj, and {seen.path.name} the decoder",
             hint=f"edge export {seen.path} --mmproj {text.path}",
         )
-    if kinds[0] != DECODER:
-        raise CheckpointError(f"{text.path.name} holds a {kinds[0]!r}, which is not read", hint=f"known: {DECODER}")
+    if (found := decoders.of_architecture(kinds[0])) is None:
+        known = ", ".join(names.decoders())
+        raise CheckpointError(f"{text.path.name} holds a {kinds[0]!r}, which is not read", hint=f"known: {known}")
     if kinds[1] != MMPROJ:
         raise CheckpointError(
             f"{seen.path.name} holds a {kinds[1]!r}, and no vision tower",
             hint="--mmproj FILE: its name usually begins with mmproj",
         )
+    return found
 
 
-def _decoder(file: Source) -> DecoderConfig:
-    own = partial(_setting, file, f"{DECODER}.")
+def _decoder(file: Source, of: Family) -> DecoderConfig:
+    own = partial(_setting, file, f"{of.ARCHITECTURE}.")
     try:
-        hidden, heads, table = own("embedding_length"), own("attention.head_count"), file.shape("token_embd.weight")
-        config = DecoderConfig(
-            layers=own("block_count"),
-            hidden=hidden,
-            ffn=own("feed_forward_length"),
-            heads=heads,
-            kv_heads=own("attention.head_count_kv", heads),
-            head_dim=own("attention.key_length", hidden // heads),
-            vocab=table[0],
-            context=own("context_length"),
-            eps=own("attention.layer_norm_rms_epsilon"),
-            rope_theta=own("rope.freq_base", 10000.0),
-            rope_scaling=_scaling(file, own),
-            attention_bias="blk.0.attn_q.bias" in file.head.tensors,
-            mlp_bias="blk.0.ffn_gate.bias" in file.head.tensors,
-            tied="output.weight" not in file.head.tensors,
-        )
+        vocab = file.shape("token_embd.weight")[0]
+        config = of.from_gguf(own, file.head.tensors, vocab, _scaling(file, own))
         _check_sizes(config, file)
         turned = own("rope.dimension_count", config.head_dim), own("attention.value_length", config.head_dim)
         whole = buildable(config) and turned == (config.head_dim, config.head_dim)
@@ -145,12 +132,12 @@ def _scaling(file: Source, own: Any) -> Mapping[str, Any] | None:
     kind = own("rope.scaling.type", "none")
     if kind not in ("none", "linear"):
         raise CheckpointError(f"{file.path.name} scales positions by {kind!r}", hint="known: none, linear")
-    if shape := file.shape(decoders.FACTORS):
+    if shape := file.shape(FACTORS):
         if len(shape) != 1 or shape[0] > _MOST:
-            raise ValueError(f"{decoders.FACTORS} is {list(shape)}")
-        factors = file.stored(decoders.FACTORS).read()
+            raise ValueError(f"{FACTORS} is {list(shape)}")
+        factors = file.stored(FACTORS).read()
         if not bool(factors.isfinite().all()):
-            raise ValueError(f"{decoders.FACTORS} holds NaN or infinity")
+            raise ValueError(f"{FACTORS} holds NaN or infinity")
         return {"rope_type": "factors", "factors": factors.tolist()}
     return {"rope_type": "linear", "factor": own("rope.scaling.factor")} if kind == "linear" else None
 
@@ -206,16 +193,16 @@ def _run_layers(file: Source, own: Any, present: int) -> int:
 def _projector(file: Source, tower: TowerConfig, hidden: int) -> tuple[Component, int]:
     """And the rows that it makes of a picture."""
     kind = file.get("clip.projector_type", file.get(f"{VISION}projector_type", "mlp"))  # the oldest files tell none
-    found = next(((module, names) for module, name, names in mmprojs.KNOWN if name == kind), None)
+    found = next(((module, theirs) for module, name, theirs in mmprojs.KNOWN if name == kind), None)
     if found is None:
         raise CheckpointError(
             f"{file.path.name} has a projector of the type {kind!r}, which is not read",
             hint="known: " + ", ".join(name for _, name, _ in mmprojs.KNOWN),
         )
-    module, names = found
+    module, theirs = found
     config = ProjectorConfig(inputs=tower.hidden, hidden=hidden, grid=tower.grid, depth=mmprojs.DEPTH)
     component = Component("projector", partial(module.Projector, config), {})
-    keys = {name: (mmprojs.projector_name(name, names),) for name in component.skeleton().state_dict()}
+    keys = {name: (mmprojs.projector_name(name, theirs),) for name in component.skeleton().state_dict()}
     shape = file.shape(next(key for (key,) in keys.values() if key.endswith(".weight")))
     if len(shape) == 2 and shape[0] != hidden:
         raise CheckpointError(
@@ -228,18 +215,20 @@ def _projector(file: Source, tower: TowerConfig, hidden: int) -> tuple[Component
 
 def _tower_component(config: TowerConfig) -> Component:
     component = Component("vision", partial(clip.Tower, config), {})
-    return replace(component, keys={name: (mmprojs.tower_name(name),) for name in component.skeleton().state_dict()})
+    names = component.skeleton().state_dict()
+    return replace(component, keys={name: (mmprojs.tower_name(name, clip.GGUF_NAMES),) for name in names})
 
 
 def _decoder_component(config: DecoderConfig) -> Component:
-    keys = {name: tuple(piece.name for piece in pieces) for name, pieces in decoders.names(config).items()}
+    of = family(config)
+    keys = {name: tuple(piece.name for piece in pieces) for name, pieces in of.gguf_tensors(config).items()}
     if config.tied:
         keys["lm_head.weight"] = keys["embed_tokens.weight"]
-    return Component("decoder", partial(llama.Decoder, config), keys)
+    return Component("decoder", partial(of.Decoder, config), keys)
 
 
 def _decoder_weights(file: Source, config: DecoderConfig) -> dict[str, Stored]:
-    heads = {piece.name: piece.heads for pieces in decoders.names(config).values() for piece in pieces}
+    heads = {piece.name: piece.heads for pieces in family(config).gguf_tensors(config).values() for piece in pieces}
     return {name: file.stored(name, heads=heads.get(name, 0)) for name in file.head.tensors}
 
 

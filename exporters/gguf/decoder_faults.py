@@ -15,7 +15,7 @@ from edge.prompt import MARK
 from edge.spec import PromptSpec
 from exporters.gguf import rendering, template
 from exporters.gguf.fault import Change, Rows, shape, values, whole
-from exporters.gguf.names import DECODER, TEMPLATE
+from exporters.gguf.names import TEMPLATE
 from exporters.published import prompt
 
 _TOKENIZER = "tokenizer.ggml."
@@ -52,7 +52,7 @@ def examine(file: GGUF, model: str | None) -> Rows:
 
 def _counts(rows: Rows, file: GGUF) -> None:
     blocks = len({match[1] for name in file.tensors if (match := _BLOCK.match(name))})
-    told = whole(file, f"{DECODER}.block_count"), whole(file, f"{DECODER}.embedding_length")
+    told = whole(file, f"{file.architecture}.block_count"), whole(file, f"{file.architecture}.embedding_length")
     table = shape(file, "token_embd.weight")
     pieces = file.settings.get(_TOKENS)
     count = pieces.count if isinstance(pieces, GGUFArray) else 0

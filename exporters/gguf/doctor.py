@@ -16,11 +16,11 @@ from edge.formats.gguf import GGUF
 from edge.formats.gguf_report import Findings
 from exporters.gguf import decoder_faults, mmproj_faults
 from exporters.gguf.fault import Change, Row, Rows
-from exporters.gguf.names import DECODER, MMPROJ, WORKAROUND
+from exporters.gguf.names import MMPROJ, WORKAROUND, decoders
 from exporters.gguf.rewrite import rewrite
 
 LISTS = (*decoder_faults.LISTS, *mmproj_faults.LISTS)  # the settings that are read whole
-_ROLES = {DECODER: "decoder", MMPROJ: "mmproj"}
+_ROLES = {**dict.fromkeys(decoders(), "decoder"), MMPROJ: "mmproj"}
 _EXAMPLE = "edge doctor MODEL.gguf MMPROJ.gguf"
 
 

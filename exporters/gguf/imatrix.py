@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edge.errors import UsageError
-from exporters.models.decoders import DecoderConfig
+from exporters.models.decoders import DecoderConfig, Rows, family
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 
@@ -65,11 +65,11 @@ def read(path: Path, config: DecoderConfig) -> dict[str, Tensor]:
 
 
 def _names(c: DecoderConfig) -> Iterator[tuple[str, tuple[str, ...], int]]:
-    """Our name, llama.cpp's for what is one product here, and the columns."""
-    for i in range(c.layers):
-        qkv = tuple(f"blk.{i}.attn_{kind}.weight" for kind in "qkv")
-        yield f"layers.{i}.qkv_proj.weight", qkv, c.hidden
-        yield f"layers.{i}.o_proj.weight", (f"blk.{i}.attn_output.weight",), c.heads * c.head_dim
-        yield f"layers.{i}.gate_up_proj.weight", (f"blk.{i}.ffn_gate.weight", f"blk.{i}.ffn_up.weight"), c.hidden
-        yield f"layers.{i}.down_proj.weight", (f"blk.{i}.ffn_down.weight",), c.ffn
-    yield "lm_head.weight", ("output.weight",), c.hidden
+    """Our name, llama.cpp's for what is one matmul here, and the columns."""
+    of = family(c)
+    with torch.device("meta"):
+        state = of.Decoder(c).state_dict()
+    tensors = {"lm_head.weight": (Rows("output.weight", c.vocab),), **of.gguf_tensors(c)}  # a tied head is measured too
+    for name in of.keys(c):
+        if state[name].ndim == 2 and name != "embed_tokens.weight":
+            yield name, tuple(piece.name for piece in tensors[name]), state[name].shape[1]

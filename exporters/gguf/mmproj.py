@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import cast
@@ -14,6 +14,7 @@ from edge.errors import EdgeError
 from edge.spec import ImageSpec
 from exporters.gguf.entries import Entry
 from exporters.gguf.names import FEATURE_LAYER, GRID, POSITIONS, WORKAROUND
+from exporters.models import vision
 from exporters.models.encoder import Encoder
 from exporters.models.projectors import ldpnet, ldpnetv2, mlp
 from exporters.models.vision.clip import Tower
@@ -25,17 +26,6 @@ KNOWN: tuple[tuple[ModuleType, str, tuple[str, str]], ...] = (
     (mlp, "mlp", (r"", "mm.")),
 )
 DEPTH = 2  # the MLP's layers: the loader does not compute a third, and puts a single one through a GELU
-NAMES = (
-    (r"embeddings\.class_embedding", "class_embd"),
-    (r"embeddings\.patch_embedding", "patch_embd"),
-    (r"embeddings\.position_embedding", "position_embd"),
-    (r"pre_layrnorm", "pre_ln"),
-    (r"layers\.(\d+)\.layer_norm([12])", r"blk.\1.ln\2"),
-    (r"layers\.(\d+)\.self_attn\.([qkv])_proj", r"blk.\1.attn_\2"),
-    (r"layers\.(\d+)\.self_attn\.out_proj", r"blk.\1.attn_out"),
-    (r"layers\.(\d+)\.mlp\.fc1", r"blk.\1.ffn_up"),
-    (r"layers\.(\d+)\.mlp\.fc2", r"blk.\1.ffn_down"),
-)
 
 
 def describe(
@@ -67,6 +57,9 @@ def describe(
 
 def require(encoder: Encoder) -> None:
     """Raises EdgeError for what llama.cpp does not compute; no number is read."""
+    family = vision.family(encoder.tower_config)
+    if family.GGUF_NAMES is None:
+        raise _refused(f"{family.KIND} vision encoders with the images that they are given here")
     c, (projector, _) = _tower(encoder).config, _projector(encoder)
     if c.select_feature != "patch":
         raise _refused(f"a class token's row before the patches (mm_vision_select_feature is {c.select_feature!r})")
@@ -88,9 +81,9 @@ def _tower(encoder: Encoder) -> Tower:
     return cast("Tower", encoder.tower)
 
 
-def tower_name(name: str) -> str:
-    """Of a tower's parameter, in the file."""
-    theirs = (re.sub(pattern, there, name) for pattern, there in NAMES if re.match(rf"{pattern}(\.|$)", name))
+def tower_name(name: str, names: Sequence[tuple[str, str]]) -> str:
+    """Of a tower's parameter, in the file; `names` is GGUF_NAMES of its family."""
+    theirs = (re.sub(pattern, there, name) for pattern, there in names if re.match(rf"{pattern}(\.|$)", name))
     return f"v.{next(theirs)}"
 
 
@@ -101,7 +94,7 @@ def projector_name(name: str, names: tuple[str, str]) -> str:
 
 def _tower_entries(tower: Tower) -> Iterator[Entry]:
     for name, tensor in tower.state_dict().items():
-        yield Entry(tower_name(name), tensor)
+        yield Entry(tower_name(name, vision.family(tower.config).GGUF_NAMES), tensor)
 
 
 def _projector_entries(encoder: Encoder) -> Iterator[Entry]:
@@ -115,12 +108,18 @@ def _projector_entries(encoder: Encoder) -> Iterator[Entry]:
 def _projector(encoder: Encoder) -> tuple[str, tuple[str, str]]:
     found = encoder.projector
     for module, name, names in KNOWN:
-        if isinstance(found, module.Projector) and (
-            module is not mlp or len(cast("mlp.Projector", found)) == 2 * DEPTH - 1
-        ):
+        if isinstance(found, module.Projector) and (module is not mlp or _published_mlp(cast("mlp.Projector", found))):
             return name, names
     kind, depth = type(found).__module__.rpartition(".")[2], sum("weight" in key for key in found.state_dict())
-    raise _refused(f"the projector {kind} of depth {depth}: it takes an MLP of depth {DEPTH}")
+    what = f"the projector {kind} of depth {depth}"
+    if isinstance(found, mlp.Projector):
+        what += f", activation {found.config.activation}, bias {found.config.bias}"
+    raise _refused(f"{what}: it takes an MLP of depth {DEPTH} with biases and GELU")
+
+
+def _published_mlp(found: mlp.Projector) -> bool:
+    """The one that the loader computes."""
+    return found.config == replace(found.config, depth=DEPTH, activation="gelu", bias=True)
 
 
 def _refused(what: str) -> EdgeError:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-DECODER, MMPROJ = "llama", "clip"  # architectures
+from edge import plugins
+
+_FAMILIES = "exporters.models.decoders"
+MMPROJ = "clip"  # its architecture
 POSITIONS = "v.position_embd.weight"
 GRID = 24  # the LDP projectors of llama.cpp take no other
 FEATURE_LAYER = "clip.vision.feature_layer"
@@ -10,3 +13,8 @@ TEMPLATE = "tokenizer.chat_template"
 OURS = "edge_vlm.version"
 WORKAROUND = "edge_vlm.position_workaround"
 TENSOR_TYPES = "edge_vlm.tensor_types"
+
+
+def decoders() -> tuple[str, ...]:
+    """The architectures of the decoders that are read and written."""
+    return tuple(plugins.facts(_FAMILIES, name)["ARCHITECTURE"] for name in plugins.names(_FAMILIES))

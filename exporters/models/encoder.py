@@ -7,6 +7,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from exporters.models.component import Component
+from exporters.models.vision import VisionConfig
 
 
 class Encoder(nn.Module):
@@ -18,9 +19,13 @@ class Encoder(nn.Module):
         self.projector = projector
 
     @property
+    def tower_config(self) -> VisionConfig:
+        config: VisionConfig = cast("Any", self.tower).config
+        return config
+
+    @property
     def image_size(self) -> int:
-        size: int = cast("Any", self.tower).config.image_size
-        return size
+        return self.tower_config.image_size
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         rows: Tensor = self.projector(self.tower(pixel_values))

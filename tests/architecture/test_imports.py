@@ -79,7 +79,7 @@ def outside(path: Path) -> set[str]:
 def others(path: Path, folder: str) -> list[str]:
     """What a module imports of the folder's other alternatives; an alternative is a module or a package there."""
     room = tuple(folder.split("/"))
-    own = path.relative_to(REPOSITORY).with_suffix("").parts[len(room)]
+    own = "".join(path.relative_to(REPOSITORY).with_suffix("").parts[len(room) : len(room) + 1])
     names = {p.stem for p in (REPOSITORY / folder).iterdir()} - {own, "__init__", "__pycache__"}
     parts = [tuple(module.split(".")) for _, module in imports(path)]
     return [".".join(p) for p in parts if p[: len(room)] == room and len(p) > len(room) and p[len(room)] in names]
@@ -121,6 +121,12 @@ def test_4_engines_never_import_each_other(path: Path) -> None:
 @each("exporters/formats")
 def test_4_formats_never_import_each_other(path: Path) -> None:
     assert others(path, "exporters/formats") == []
+
+
+@each("exporters")
+def test_4_a_decoder_family_is_given_and_never_named(path: Path) -> None:
+    """A new one needs no edit elsewhere: families are found by what a checkpoint says."""
+    assert others(path, "exporters/models/decoders") == []
 
 
 def test_an_import_of_another_alternative_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from edge.errors import CheckpointError, EdgeError, UsageError
 from exporters import hub, standin
 from exporters.checkpoint import open_checkpoint
 from exporters.checkpoints import llava
+from exporters.models.vision import siglip
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 CLIP = {
@@ -231,8 +232,13 @@ def test_a_tower_of_which_nothing_is_known_is_not_guessed(copy):
 @pytest.mark.parametrize(
     ("changes", "match", "hint"),
     [
-        ({"vision_tower_type": "siglip"}, "'siglip'", "clip"),
-        ({"vision_tower_type": None, "mm_vision_tower": "google/siglip"}, "'google/siglip'", "clip"),
+        ({"vision_tower_type": "dinov2"}, "'dinov2'", "clip, siglip"),
+        ({"vision_tower_type": None, "mm_vision_tower": "facebook/dinov2"}, "'facebook/dinov2'", "clip, siglip"),
+        (
+            {"vision_tower_type": None, "mm_vision_tower": "own", "vision_config": {"model_type": "dinov2"}},
+            "'dinov2'",
+            "siglip_vision_model",
+        ),
         ({"mm_vision_tower": None}, "mm_vision_tower is None", None),
         ({"mm_vision_select_layer": -9}, "mm_vision_select_layer is -9, of 3 layers", None),
         ({"mm_vision_select_feature": "cls"}, "'cls'", "patch, cls_patch"),
@@ -242,11 +248,11 @@ def test_a_tower_of_which_nothing_is_known_is_not_guessed(copy):
         ({"mm_hidden_size": 1024}, "mm_hidden_size is 1024, the vision tower is 64", None),
         ({"mm_projector_type": "ldpnetv3"}, "'ldpnetv3'", "ldpnet, ldpnetv2, linear, mlp{depth}x_gelu"),
         ({"mm_vision_select_feature": "cls_patch"}, "ldpnetv2 cannot place the class token", None),
-        ({"model_type": "qwen2_vl"}, "'qwen2_vl'", ", ".join(llava.MODEL_TYPES)),
+        ({"model_type": "qwen2_vl"}, "'qwen2_vl'", ", ".join(sorted(llava.MODEL_TYPES))),
         (
             {"model_type": "llava", "mm_vision_tower": ...},
-            "transformers' own layout of a 'llava'",
-            "original repository",
+            "describes a 'llava' in a layout that no dialect recognises",
+            "llava by mm_vision_tower",
         ),
         ({"image_aspect_ratio": "anyres"}, "'anyres'", "pad, square"),
         ({"mm_use_im_start_end": True}, "mm_use_im_start_end", None),
@@ -281,6 +287,38 @@ def test_configs_that_are_refused(copy, changes, match, hint):
     kept = {name: value for name, value in changes.items() if value is not ...}
     error = copy.config(drop=changes.keys() - kept.keys(), **kept).refused(match)
     assert hint is None or hint in error.hint
+
+
+def siglip_tower(copy, config):
+    """The copy sees through a SigLIP tower of random numbers, of which its config tells."""
+    tower = siglip.Tower(siglip.from_config(config, select_layer=None))
+    where = siglip.keys(tower.config, TOWER)
+    tensors = {where[name][0]: torch.randn(t.shape) for name, t in tower.state_dict().items()}
+    copy.save({k: v for k, v in copy.tensors.items() if not k.startswith(TOWER)} | tensors)
+    return tensors
+
+
+@pytest.mark.parametrize("name", ["google/siglip-so400m-patch14-384", "own"])
+@pytest.mark.parametrize(("ratio", "fit"), [("pad", "pad"), (None, "stretch"), ("square", "stretch")])
+def test_a_siglip_tower(copy, name, ratio, fit):
+    config = {**CLIP, "hidden_act": "gelu_pytorch_tanh", "model_type": "siglip_vision_model", "image_size": 378}
+    tensors = siglip_tower(copy, config)
+    head = {TOWER + "head.probe": torch.ones(1, 1, 64), TOWER + "head.mlp.fc1.bias": torch.ones(96)}
+    copy.save(copy.tensors | head)
+    found = copy.config(
+        vision_tower_type=None, mm_vision_tower=name, vision_config=config, image_aspect_ratio=ratio
+    ).open()
+    tower = found.components["vision"].build().config
+    assert (tower.grid, tower.run_layers, tower.activation) == (27, 2, "gelu_tanh")
+    assert torch.equal(
+        state(found, "vision")["embeddings.patch_embedding.bias"], tensors[TOWER + "embeddings.patch_embedding.bias"]
+    )
+    image = found.spec.image
+    assert (image.size, image.fit, image.mean, image.std) == (378, fit, (0.5,) * 3, (0.5,) * 3)
+    assert found.spec.prompt.image_tokens == 144
+    copy.config(mm_vision_select_feature="cls_patch").refused("no class token")
+    surplus = TOWER + "embeddings.class_embedding"
+    copy.config(mm_vision_select_feature="patch").save(copy.tensors | {surplus: torch.ones(64)}).refused(surplus)
 
 
 # What the code of LLaVA and MobileVLM writes into config.json besides, in the published folders and in those of users

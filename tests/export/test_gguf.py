@@ -31,7 +31,7 @@ from exporters.gguf import imatrix, packing, quantizer, template
 from exporters.gguf.entries import Entry
 from exporters.models.attention import Rope, rotate
 from exporters.models.component import Component
-from exporters.models.decoders import DecoderConfig, llama
+from exporters.models.decoders import llama
 from exporters.models.encoder import Encoder
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
@@ -40,7 +40,7 @@ from exporters.random_weights import Shape
 from exporters.targets import resolve
 
 TOWER = TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=1, ffn=96)
-DECODER = DecoderConfig(layers=2, hidden=256, ffn=512, heads=4, kv_heads=2, head_dim=64, vocab=512, context=1024)
+DECODER = llama.Config(layers=2, hidden=256, ffn=512, heads=4, kv_heads=2, head_dim=64, vocab=512, context=1024)
 # The largest difference of a stored weight, as a share of the largest weight of its tensor.
 ROUNDING = {"f16": 0.0, "bf16": 2**-8, "q8_0": 1 / 200, "q6_k": 1 / 25, "q5_k_m": 1 / 12, "q5_k_s": 1 / 12}
 

@@ -26,13 +26,13 @@ from exporters.export import ExportRequest, export
 from exporters.formats import gguf as format
 from exporters.gguf import vocabulary
 from exporters.models.component import Component
-from exporters.models.decoders import DecoderConfig, llama
+from exporters.models.decoders import llama
 from exporters.models.vision.clip import TowerConfig
 from exporters.random_weights import Shape
 from exporters.sentencepiece import SentencePiece
 
 TOWER = TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=1, ffn=96)
-DECODER = DecoderConfig(layers=2, hidden=256, ffn=512, heads=4, kv_heads=2, head_dim=64, vocab=512, context=1024)
+DECODER = llama.Config(layers=2, hidden=256, ffn=512, heads=4, kv_heads=2, head_dim=64, vocab=512, context=1024)
 PROJECTORS = ("ldpnetv2", "ldpnet", "mlp2x_gelu")
 ROLES = ("vision", "projector", "decoder")
 

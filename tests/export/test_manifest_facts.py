@@ -15,11 +15,11 @@ from exported import Exports, manifest_of
 
 from edge.planning.sizes import sizes
 from exporters import preview, standin
-from exporters.models.decoders import DecoderConfig
+from exporters.models.decoders import llama
 from exporters.models.vision.clip import TowerConfig
 from exporters.random_weights import Shape
 
-DECODER = DecoderConfig(layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, head_dim=16, vocab=512, context=1024)
+DECODER = llama.Config(layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, head_dim=16, vocab=512, context=1024)
 TOWERS = {  # and its positions, patches, and the layers that are run
     "224/32": (TowerConfig(image_size=224, patch_size=32, hidden=64, layers=4, heads=1, ffn=96), 50, 49, 3),
     "224/14": (TowerConfig(image_size=224, patch_size=14, hidden=64, layers=2, heads=1, ffn=96), 257, 256, 1),

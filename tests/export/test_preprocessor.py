@@ -1,4 +1,4 @@
-"""preprocessor_config.json: pixels are those of transformers' CLIPImageProcessor, or the field is refused by name."""
+"""preprocessor_config.json: pixels are those of transformers' image processor, or the field is refused by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edge.errors import CheckpointError
 from edge.image import pixels
 from edge.spec import ImageSpec
 from exporters import preprocessor
-from exporters.preprocessor import DEFAULTS, FILES, IRRELEVANT
+from exporters.preprocessor import CLIP, DEFAULTS, FILES, IRRELEVANT, LLAVA, PROCESSORS, SIGLIP, TYPES
 
 SIZE = 48  # of the vision encoder
 # As openai/clip-vit-large-patch14-336 has it, which LLaVA-1.5 and MobileVLM see through.
@@ -71,13 +71,21 @@ def image(width: int, height: int) -> Image.Image:
 IMAGES = [image(61, 47), image(38, 83), image(SIZE, SIZE), image(90, 50)]
 
 
-def upstream(told, fit: str, picture: Image.Image) -> np.ndarray:
-    """LLaVA's process_images: the image is padded to a square, or not; then CLIP's processor takes it."""
+def upstream_class(kind: str):
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+    known = {"Llava": LlavaImageProcessorPil, "Siglip": SiglipImageProcessorPil}
+    return next((cls for name, cls in known.items() if kind.startswith(name)), CLIPImageProcessorPil)
+
+
+def upstream(told, fit: str, picture: Image.Image) -> np.ndarray:
+    """LLaVA's process_images: the image is padded to a square, or not; then the processor takes it."""
+    kind = told.get("image_processor_type") or told.get("feature_extractor_type") or CLIP
     # transformers 5 fails on a null for these; those before it take the default.
     nullable = ("size", "crop_size", "image_mean", "image_std")
-    processor = CLIPImageProcessorPil(**{k: v for k, v in told.items() if v is not None or k not in nullable})
+    processor = upstream_class(kind)(**{k: v for k, v in told.items() if v is not None or k not in nullable})
     if fit == "pad" and picture.width != picture.height:
         mean = processor.image_mean
         mean = mean if isinstance(mean, list | tuple) else [mean] * 3
@@ -114,18 +122,15 @@ def test_without_a_file_the_published_values_stand(tmp_path):
     assert preprocessor.find([tmp_path, tmp_path / "nowhere"], 336, "pad") == spec(PUBLISHED, "pad", size=336)
 
 
-def test_defaults_are_those_of_transformers():
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    processor = CLIPImageProcessorPil()
-    skipped = {"image_processor_type", "feature_extractor_type", "use_square_size", "data_format", "do_pad"}
-    for name, value in DEFAULTS.items():
-        if name not in skipped:
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_defaults_are_those_of_transformers(kind):
+    processor = upstream_class(kind)()
+    for name, value in PROCESSORS[kind].items():
+        if name not in {"use_square_size", "data_format", "do_pad"}:
             told = getattr(processor, name)
             told = dict(told) if isinstance(value, dict) else told
-            assert (list(told) if isinstance(value, tuple) else told) == (
-                list(value) if isinstance(value, tuple) else value
-            ), name
+            expected = list(value) if isinstance(value, tuple) else value
+            assert (list(told) if isinstance(value, tuple) else told) == (expected or (told and expected)), name
     assert not processor.do_pad
     # Every setting that the processor knows is one that is read, or one that changes no pixel.
     assert set(processor._valid_kwargs_names) <= {*DEFAULTS, *IRRELEVANT}
@@ -175,8 +180,72 @@ def test_what_is_honoured_gives_the_processors_pixels(told, fit):
 )
 def test_a_padded_square_may_be_resized_by_both_edges(told):
     assert_same_pixels(FITTING | told, "pad")
-    with pytest.raises(CheckpointError, match=r"has (size|do_center_crop) "):
-        spec(FITTING | told, "crop")
+    if told.keys() == {"do_center_crop", "crop_size"}:
+        with pytest.raises(CheckpointError, match="has do_center_crop False"):
+            spec(FITTING | told, "crop")
+    else:  # an image that was not padded is stretched
+        assert spec(FITTING | told, "crop").fit == "stretch"
+        assert_same_pixels(FITTING | told, "crop")
+
+
+STRETCHED = {"image_processor_type": SIGLIP, "size": {"height": SIZE, "width": SIZE}}
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+@pytest.mark.parametrize("kind", [SIGLIP, f"{SIGLIP}Fast", f"{SIGLIP}Pil"])
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"do_convert_rgb": None, "rescale_factor": 1 / 255, "processor_class": "SiglipProcessor"},
+        {"resample": 2, "image_mean": [0.48, 0.46, 0.41]},
+        {"do_center_crop": True, "crop_size": SIZE},
+        {"do_center_crop": None, "do_pad": False},
+    ],
+    ids=str,
+)
+def test_siglip_stretches_an_image_to_its_square(told, kind, fit):
+    told = STRETCHED | {"image_processor_type": kind} | told
+    assert spec(told, fit).fit == {"pad": "pad", "crop": "stretch"}[fit]
+    assert_same_pixels(told, fit)
+
+
+def test_siglip_s_processor_is_published_with_these_values():
+    """As google/siglip-so400m-patch14-384 has it."""
+    told = {
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "SiglipImageProcessor",
+        "image_std": [0.5, 0.5, 0.5],
+        "processor_class": "SiglipProcessor",
+        "resample": 3,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"height": 384, "width": 384},
+    }
+    half = (0.5, 0.5, 0.5)
+    assert spec(told, size=384) == ImageSpec(384, "stretch", (127, 127, 127), "bicubic", half, half)
+
+
+@pytest.mark.parametrize(("fit", "found"), [("pad", "pad"), ("crop", "stretch")])
+def test_without_a_file_the_vision_encoder_s_own_processor_stands(tmp_path, fit, found):
+    half = (0.5, 0.5, 0.5)
+    expected = ImageSpec(SIZE, found, (127, 127, 127), "bicubic", half, half)
+    assert preprocessor.find([tmp_path], SIZE, fit, SIGLIP) == expected
+    (tmp_path / FILES[0]).write_text(json.dumps({"size": {"height": SIZE, "width": SIZE}}))
+    assert preprocessor.find([tmp_path], SIZE, fit, SIGLIP) == expected
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+@pytest.mark.parametrize("pads", [True, False])
+@pytest.mark.parametrize(
+    "told", [{}, {"image_mean": [0.5, 0.25, 0.1]}, {"do_center_crop": False, "do_pad": True}], ids=str
+)
+def test_llava_s_processor_may_pad_by_itself(told, pads, fit):
+    told = FITTING | {"image_processor_type": LLAVA, "do_pad": pads} | told
+    assert spec(told, fit).fit == ("pad" if told["do_pad"] else fit)
+    assert_same_pixels(told, fit)
 
 
 # What is refused
@@ -223,7 +292,10 @@ def test_a_padded_square_may_be_resized_by_both_edges(told):
         ({"image_std": [0.5, 0, 1]}, "has image_std"),
         ({"image_std": [float("inf"), 1, 1]}, "has image_std"),
         ({"image_std": "junk"}, "has image_std 'junk'"),
-        ({"image_processor_type": "SiglipImageProcessor"}, "has image_processor_type 'SiglipImageProcessor'"),
+        ({"image_processor_type": "ViTImageProcessor"}, "has image_processor_type 'ViTImageProcessor'"),
+        ({"image_processor_type": SIGLIP, "size": None, "crop_size": 55}, "has size .*224"),
+        ({"image_processor_type": SIGLIP, "size": {"height": 48, "width": 55}}, "has size"),
+        ({"image_processor_type": SIGLIP, "do_center_crop": True, "crop_size": None}, "has crop_size None"),
         ({"feature_extractor_type": "ViTFeatureExtractor"}, "has feature_extractor_type"),
         ({"image_processor_type": ["CLIPImageProcessor"]}, "has image_processor_type"),
         ({"data_format": "channels_last"}, "has data_format 'channels_last'"),
@@ -275,6 +347,7 @@ any_size = (
     | st.builds(lambda h, w: [h, w], edge, edge)
 )
 SETTINGS = {
+    "image_processor_type": st.sampled_from([CLIP, LLAVA, SIGLIP]),
     "size": any_size,
     "crop_size": any_size,
     "default_to_square": st.booleans(),
@@ -307,7 +380,8 @@ def test_any_settings_give_the_processors_pixels_or_are_refused_by_name(told, fi
         assert any(f"has {name} " in found.message for name in DEFAULTS)
         return
     if told.get("size") is None and told.get("crop_size") is None:
-        told = told | FITTING  # the defaults are another vision encoder's
+        # The defaults are another vision encoder's.
+        told = told | (STRETCHED if told.get("image_processor_type") == SIGLIP else FITTING)
     assert found.size == SIZE
     with np.errstate(all="ignore"):
         assert_same_pixels(told, fit)
@@ -321,7 +395,7 @@ json_values = st.recursive(
 
 
 @settings(max_examples=200, deadline=None)
-@given(told=st.dictionaries(st.sampled_from([*DEFAULTS, *IRRELEVANT, "unknown"]), json_values, max_size=4))
+@given(told=st.dictionaries(st.sampled_from([*TYPES, *DEFAULTS, *IRRELEVANT, "unknown"]), json_values, max_size=4))
 def test_only_a_checkpoint_error_escapes(told):
     found = read(FITTING | told, "crop")
     if isinstance(found, CheckpointError):

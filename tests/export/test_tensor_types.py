@@ -21,12 +21,12 @@ from exporters.checkpoint import open_checkpoint
 from exporters.export import ExportRequest, export
 from exporters.formats import gguf as format
 from exporters.gguf import quantizer, tensor_types
-from exporters.models.decoders import DecoderConfig
+from exporters.models.decoders import llama
 from exporters.models.vision.clip import TowerConfig
 from exporters.random_weights import Shape
 
 TOWER = TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=1, ffn=96)
-DECODER = DecoderConfig(layers=2, hidden=256, ffn=512, heads=4, kv_heads=2, head_dim=64, vocab=512, context=1024)
+DECODER = llama.Config(layers=2, hidden=256, ffn=512, heads=4, kv_heads=2, head_dim=64, vocab=512, context=1024)
 LEGAL = format.PACKED_KINDS + format.QUANTIZER_KINDS
 ROWS = {"token_embd.weight": 256, "blk.0.ffn_up.weight": 96, "blk.1.ffn_up.weight": 96, "blk.1.ffn_down.weight": 512}
 

@@ -21,6 +21,7 @@ STORED = Path(__file__).parents[1] / "data" / "preprocessing.npz"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SPEC = ImageSpec(32, "pad", (122, 116, 104), "bicubic", MEAN, STD)
 CROP = replace(SPEC, fit="crop")
+STRETCH = replace(SPEC, fit="stretch")
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
@@ -229,7 +230,7 @@ def test_a_users_image_is_left_alone():
     assert (picture.mode, picture.tobytes()) == ("RGBA", before)
 
 
-@pytest.mark.parametrize("spec", [SPEC, CROP], ids=["pad", "crop"])
+@pytest.mark.parametrize("spec", [SPEC, CROP, STRETCH], ids=["pad", "crop", "stretch"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (1, 100_000), (20_000, 3)])
 def test_extreme_shapes_keep_their_middle(size, spec):
     width, height = size
@@ -237,11 +238,23 @@ def test_extreme_shapes_keep_their_middle(size, spec):
     array[: (height + 1) // 2, : (width + 1) // 2] = WHITE
     square = bytes_of(pixels(array, spec))
     assert square.shape == (32, 32, 3)
-    if spec.fit == "crop" and max(size) > 1:  # white turns to black in the middle of the long side
+    if spec.fit != "pad" and max(size) > 1:  # white turns to black in the middle of the long side
         across = square[:, 16, 0] if height > width else square[16, :, 0]
         assert across[0] > 240
         assert across[-1] < 15
         assert 100 < across[15:17].mean() < 155
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(7, 5), (64, 3), (3, 64), (32, 32), (1, 1), (100, 9000), (9000, 100), (20, 9000)])
+def test_stretching_is_pillow_s_resizing(size, resample):
+    width, height = size
+    array = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    ours = bytes_of(pixels(array, replace(STRETCH, resample=resample))).astype(int)
+    filter = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[resample]
+    expected = np.asarray(Image.fromarray(array).resize((32, 32), filter)).astype(int)
+    # The last is resized by columns first, so that its rows do not grow to gigabytes: one rounding differs.
+    assert np.abs(ours - expected).max() <= (1 if size == (20, 9000) else 0)
 
 
 def test_a_long_picture_is_padded_like_a_short_one():

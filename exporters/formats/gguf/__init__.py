@@ -15,7 +15,7 @@ from exporters.formats import BRAIN, FITTED, HALF, SINGLE, Progress, Written
 from exporters.gguf import decoder, entries, mmproj, names, packing, quantizer, vocabulary
 from exporters.gguf.entries import Entry
 from exporters.models.component import Component
-from exporters.models.decoders.llama import Decoder
+from exporters.models.decoders import LanguageModel, family
 from exporters.models.encoder import Encoder
 
 # The tolerance is on the distance to torch on the same stored weights: the kernels round activations to the weights'
@@ -81,7 +81,7 @@ def write(
         path = folder / f"mmproj-{name}-{scheme.upper()}.gguf"
         _encoder(module, scheme, path, progress, checkpoint, position_workaround)
     else:
-        assert isinstance(module, Decoder)
+        assert isinstance(module, LanguageModel)
         path = folder / f"{name}-{scheme.upper()}.gguf"
         _decoder(module, scheme, path, progress, decoder.entries(module, importance or {}), checkpoint, tensor_types)
     return Written((path,), (), ())
@@ -93,14 +93,15 @@ def bounds(component: Component, scheme: str, tensor_types: Sequence[str] = ()) 
     if isinstance(skeleton, Encoder):
         pairs = zip(skeleton.state_dict(), mmproj.entries(skeleton, position_workaround=False), strict=True)
         return {name: _bound(entry, _encoder_kind(entry, scheme)) for name, entry in pairs}
-    assert isinstance(skeleton, Decoder)
+    assert isinstance(skeleton, LanguageModel)
     kind, tables = map(Kind.__getitem__, PACKED.get(scheme, ("F16", "F16")))  # a quantiser's: as float16
     other = decoder.other_kinds(skeleton, tensor_types)
     found = {}
     for entry in decoder.entries(skeleton, {}):
         usual = tables if entry.name in decoder.TABLES else kind
         found[entry.name] = _bound(entry, other.get(entry.name, usual))
-    return {name: min(found[piece.name] for piece in pieces) for name, pieces in decoder.names(skeleton.config).items()}
+    tensors = family(skeleton.config).gguf_tensors(skeleton.config)
+    return {name: min(found[piece.name] for piece in pieces) for name, pieces in tensors.items()}
 
 
 def _bound(entry: Entry, kind: Kind) -> float:
@@ -123,7 +124,7 @@ def _encoder(
 
 
 def _decoder(
-    module: Decoder,
+    module: LanguageModel,
     scheme: str,
     path: Path,
     progress: Progress,
@@ -138,7 +139,7 @@ def _decoder(
     now = {} if wide else other
     if wide:
         quantizer.library()  # what is missing is told before the work
-    writer = entries.new_file(wide or path, names.DECODER, checkpoint, _file_type(scheme))
+    writer = entries.new_file(wide or path, family(module.config).ARCHITECTURE, checkpoint, _file_type(scheme))
     decoder.describe(writer, module.config)
     vocabulary.add(writer, checkpoint, module.config.vocab)
     if tensor_types:

@@ -19,6 +19,7 @@ from exporters.models.pooling import windows
 
 _RELU6 = 3  # schema.fbs, ActivationFunctionType
 _VALID = 1  # schema.fbs, Padding
+_JOINED = 5  # tensors: XNNPACK joins no more at once
 _OPERATORS = {  # Python's -> torch's
     "__add__": "add",
     "__sub__": "sub",
@@ -127,8 +128,8 @@ class Lowering(TorchFunctionMode):
     def _relu(self, out: Tensor, x: Tensor, inplace: bool = False) -> None:
         self._unary("RELU", out, x)
 
-    def _gelu(self, out: Tensor, x: Tensor) -> None:
-        self._unary("GELU", out, x, options={"approximate": False}, table="GeluOptions")
+    def _gelu(self, out: Tensor, x: Tensor, approximate: str = "none") -> None:
+        self._unary("GELU", out, x, options={"approximate": approximate == "tanh"}, table="GeluOptions")
 
     def _hardswish(self, out: Tensor, x: Tensor, inplace: bool = False) -> None:
         self._unary("HARD_SWISH", out, x, table="HardSwishOptions")
@@ -193,6 +194,8 @@ class Lowering(TorchFunctionMode):
         self._permuted(out, x, axes)
 
     def _cat(self, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
+        if not 2 <= len(tensors) <= _JOINED:
+            raise _unknown(f"torch.cat of {len(tensors)} tensors")
         options = {"axis": dim % out.dim()}
         inputs = [self[t] for t in tensors]
         self._keep(out, self._one("CONCATENATION", inputs, out, options=options, table="ConcatenationOptions"))
@@ -259,22 +262,19 @@ class Lowering(TorchFunctionMode):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
         groups: int = 1,
     ) -> None:
-        depthwise = groups > 1
-        alone = groups == 1 or groups == x.shape[1] == out.shape[1]
-        if not alone or (*dilation, stride[0], padding[0]) != (1, 1, stride[1], padding[1]):
-            raise _unknown(f"conv2d of {groups} groups, dilation {dilation}, stride {stride}, padding {padding}")
+        depthwise = groups > 1 and groups == x.shape[1]
         bias_index = self.weights.zeros(self.graph, out.shape[1]) if bias is None else self[bias]
         filters = self.weights.filters(self.graph, self._names[id(weight)], depthwise)
-        options = {"padding": _VALID, "strideH": stride[0], "strideW": stride[1]}
-        options |= {"depthMultiplier": 1} if depthwise else {}
+        options = {"padding": _VALID, "strideH": stride, "strideW": stride}
+        options |= {"depthMultiplier": out.shape[1] // groups} if depthwise else {}
         options |= {"dilationHFactor": 1, "dilationWFactor": 1}
         operator, table = ("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions") if depthwise else ("CONV_2D", "Conv2DOptions")
-        self._channels_last(operator, out, x, [filters, bias_index], padding[0], options=options, table=table)
+        self._channels_last(operator, out, x, [filters, bias_index], padding, options=options, table=table)
 
     def _channels_last(
         self, operator: str, out: Tensor, x: Tensor, more: Sequence[int], padding: int = 0, **how: Any

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 
 from edge.errors import CheckpointError
 from exporters.models import ops
-from exporters.models.attention import Attend
-from exporters.models.decoders import DecoderConfig, LanguageModel
+from exporters.models.attention import Attend, Rope
+from exporters.models.decoders import LanguageModel, Rows
 from exporters.models.layers import Linear, RMSNorm
 
 KIND = "llama"
-GATED = True  # the feed-forward layers have a gate beside the up projection
+MODEL_TYPES = ("llama", "mobilevlm", "mobilellama", "llava_llama", "llava")
+ARCHITECTURE = "llama"
 DEFAULTS: Mapping[str, Any] = {  # transformers' LlamaConfig
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -38,14 +40,40 @@ DEFAULTS: Mapping[str, Any] = {  # transformers' LlamaConfig
 }
 
 
-def from_config(config: Mapping[str, Any]) -> DecoderConfig:
+@dataclass(frozen=True)
+class Config:
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    context: int
+    eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: Mapping[str, Any] | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tied: bool = False  # the head is the embedding table
+
+    @property
+    def gated(self) -> bool:
+        return True
+
+    @property
+    def rope(self) -> Rope:
+        return Rope(self.head_dim, self.rope_theta, self.rope_scaling)
+
+
+def from_config(config: Mapping[str, Any]) -> Config:
     """From transformers' Llama names in config.json; what it leaves out is as in transformers' LlamaConfig."""
     told = {**DEFAULTS, **config}
     if (act := told["hidden_act"]) != "silu":
         raise CheckpointError(f"hidden_act {act!r} is not supported by the llama decoder", hint="expected: silu")
     theta, scaling = _rope(told)
     heads = told["num_attention_heads"]
-    return DecoderConfig(
+    return Config(
         layers=told["num_hidden_layers"],
         hidden=told["hidden_size"],
         ffn=told["intermediate_size"],
@@ -97,7 +125,7 @@ def _agree(told: Mapping[str, Any], rope: Mapping[str, Any], name: str) -> None:
 class Layer(nn.Module):
     """The pieces of one layer. Queries, keys and values are one product, gate and up another: fewer, larger kernels."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         c, attended = config, config.heads * config.head_dim
         self.input_layernorm = RMSNorm(c.hidden, c.eps)
@@ -111,7 +139,7 @@ class Layer(nn.Module):
 class Decoder(LanguageModel):
     """`inputs_embeds` `[B, S, hidden]` -> logits of the last position `[B, 1, vocab]`, or of all, float32."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.eps)
@@ -127,32 +155,80 @@ class Decoder(LanguageModel):
                 # Only the last row is asked for: nothing behind the last keys and values is computed for the others.
                 attended, x = attended[:, -1:], x[:, -1:]
             normed, x = layer.post_attention_layernorm.add(x, layer.o_proj(attended))
-            delta = layer.down_proj(ops.current().swiglu(layer.gate_up_proj(normed)))
+            delta = layer.down_proj(ops.current().gated(layer.gate_up_proj(normed), "silu"))
         return self.lm_head(self.norm(x if delta is None else x + delta))
 
 
-def keys(config: DecoderConfig, prefix: str = "model.") -> dict[str, tuple[str, ...]]:
+def keys(config: Config, prefix: str = "model.") -> dict[str, tuple[str, ...]]:
     """Each parameter's keys in a checkpoint in transformers' Llama layout."""
     embed = f"{prefix}embed_tokens.weight"
-    found: dict[str, tuple[str, ...]] = {
-        "embed_tokens.weight": (embed,),
-        "norm.weight": (f"{prefix}norm.weight",),
-        "lm_head.weight": (embed,) if config.tied else ("lm_head.weight",),
-    }
-    kinds = ("weight", "bias")
-    for index in range(config.layers):
-        own, theirs = f"layers.{index}.", f"{prefix}layers.{index}."
+    found: dict[str, tuple[str, ...]] = {"embed_tokens.weight": (embed,)}
+    for i in range(config.layers):
+        own, theirs = f"layers.{i}.", f"{prefix}layers.{i}."
+        for name, bias, pieces in (
+            ("qkv_proj", config.attention_bias, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+            ("o_proj", config.attention_bias, ("self_attn.o_proj",)),
+            ("gate_up_proj", config.mlp_bias, ("mlp.gate_proj", "mlp.up_proj")),
+            ("down_proj", config.mlp_bias, ("mlp.down_proj",)),
+        ):
+            for kind in ("weight", "bias")[: 1 + bias]:
+                found[f"{own}{name}.{kind}"] = tuple(f"{theirs}{piece}.{kind}" for piece in pieces)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             found[f"{own}{norm}.weight"] = (f"{theirs}{norm}.weight",)
-        for kind in kinds[: 1 + config.attention_bias]:
-            found[f"{own}qkv_proj.{kind}"] = tuple(f"{theirs}self_attn.{p}_proj.{kind}" for p in "qkv")
-            found[f"{own}o_proj.{kind}"] = (f"{theirs}self_attn.o_proj.{kind}",)
-        for kind in kinds[: 1 + config.mlp_bias]:
-            found[f"{own}gate_up_proj.{kind}"] = tuple(f"{theirs}mlp.{p}_proj.{kind}" for p in ("gate", "up"))
-            found[f"{own}down_proj.{kind}"] = (f"{theirs}mlp.down_proj.{kind}",)
+    found["norm.weight"] = (f"{prefix}norm.weight",)
+    found["lm_head.weight"] = (embed,) if config.tied else ("lm_head.weight",)
     return found
+
+
+def from_gguf(
+    own: Callable[..., Any], tensors: Collection[str], vocab: int, scaling: Mapping[str, Any] | None
+) -> Config:
+    hidden, heads = own("embedding_length"), own("attention.head_count")
+    return Config(
+        layers=own("block_count"),
+        hidden=hidden,
+        ffn=own("feed_forward_length"),
+        heads=heads,
+        kv_heads=own("attention.head_count_kv", heads),
+        head_dim=own("attention.key_length", hidden // heads),
+        vocab=vocab,
+        context=own("context_length"),
+        eps=own("attention.layer_norm_rms_epsilon"),
+        rope_theta=own("rope.freq_base", 10000.0),
+        rope_scaling=scaling,
+        attention_bias="blk.0.attn_q.bias" in tensors,
+        mlp_bias="blk.0.ffn_gate.bias" in tensors,
+        tied="output.weight" not in tensors,
+    )
+
+
+def gguf_tensors(config: Config) -> dict[str, tuple[Rows, ...]]:
+    c, queries, keys = config, config.heads * config.head_dim, config.kv_heads * config.head_dim
+    qkv = (("attn_q", queries, c.heads), ("attn_k", keys, c.kv_heads), ("attn_v", keys, 0))
+    found: dict[str, tuple[Rows, ...]] = {
+        "embed_tokens.weight": (Rows("token_embd.weight", c.vocab),),
+        "norm.weight": (Rows("output_norm.weight", c.hidden),),
+    }
+    if not c.tied:
+        found["lm_head.weight"] = (Rows("output.weight", c.vocab),)
+    for i in range(c.layers):
+        found[f"layers.{i}.input_layernorm.weight"] = (Rows(f"blk.{i}.attn_norm.weight", c.hidden),)
+        found[f"layers.{i}.post_attention_layernorm.weight"] = (Rows(f"blk.{i}.ffn_norm.weight", c.hidden),)
+        for name, biased, pieces in (
+            ("qkv_proj", c.attention_bias, qkv),
+            ("o_proj", c.attention_bias, (("attn_output", c.hidden, 0),)),
+            ("gate_up_proj", c.mlp_bias, (("ffn_gate", c.ffn, 0), ("ffn_up", c.ffn, 0))),
+            ("down_proj", c.mlp_bias, (("ffn_down", c.hidden, 0),)),
+        ):
+            for kind in ("weight", "bias")[: 1 + biased]:
+                found[f"layers.{i}.{name}.{kind}"] = tuple(Rows(f"blk.{i}.{n}.{kind}", r, h) for n, r, h in pieces)
+    return found
+
+
+def gguf_settings(config: Config) -> dict[str, float]:
+    return {"attention.layer_norm_rms_epsilon": config.eps}
 
 
 def tiny() -> Decoder:
     torch.manual_seed(0)
-    return Decoder(DecoderConfig(layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, head_dim=16, vocab=320, context=512))
+    return Decoder(Config(layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, head_dim=16, vocab=320, context=512))

@@ -1,13 +1,17 @@
 """Projectors: one file each, and what they have in common.
 
-A file's `KIND` is its `mm_projector_type`; `{depth}` in it stands for a number.
+A file's `KIND` is its `mm_projector_type`; `{depth}` in it stands for a number. One with settings of its own has a
+config that extends ProjectorConfig, and `from_config(shape, told)`, which reads them from a checkpoint's config.json.
+Those whose keys begin with `mm_` are listed in `SETTINGS`: LLaVA's dialect refuses keys that nobody reads.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from edge import plugins
 from edge.errors import CheckpointError
@@ -15,6 +19,8 @@ from edge.errors import CheckpointError
 
 @dataclass(frozen=True)
 class ProjectorConfig:
+    """What every projector is told: where it stands."""
+
     inputs: int  # width of the tower
     hidden: int  # width of the decoder
     grid: int  # patches a side; the tower gives grid * grid rows
@@ -29,6 +35,15 @@ def find(kind: str) -> tuple[ModuleType, int]:
         if match := re.fullmatch(re.escape(template).replace(r"\{depth\}", r"(?P<depth>[1-9]\d?)"), kind):
             return plugins.load(__name__, name), int(match.groupdict().get("depth", 1))
     raise CheckpointError(f"no projector for mm_projector_type {kind!r}", hint="one of: " + ", ".join(kinds.values()))
+
+
+def configure(module: ModuleType, shape: ProjectorConfig, told: Mapping[str, Any]) -> ProjectorConfig:
+    """The config of a projector in a place of this shape, with its own settings as the checkpoint's config has them.
+    Raises CheckpointError on settings that it cannot have."""
+    if not hasattr(module, "from_config"):
+        return shape
+    config: ProjectorConfig = module.from_config(shape, told)
+    return config
 
 
 def need_grid(config: ProjectorConfig, kind: str) -> None:

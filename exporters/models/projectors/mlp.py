@@ -2,23 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
 import torch
 from torch import nn
 
-from exporters.models.layers import GELU, Linear
+from edge.errors import CheckpointError
+from exporters.models.layers import Activation, Linear
 from exporters.models.projectors import ProjectorConfig
 
 KIND = "mlp{depth}x_gelu"
+# transformers' names -> ours; the same function under two names is one here.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+}
+
+
+@dataclass(frozen=True)
+class Config(ProjectorConfig):
+    activation: str = "gelu"
+    bias: bool = True
+
+
+def from_config(shape: ProjectorConfig, told: Mapping[str, Any]) -> Config:
+    """`projector_hidden_act` and `multimodal_projector_bias`, as transformers' LlavaConfig names and presets them.
+
+    Raises CheckpointError that names the field.
+    """
+    act, bias = told.get("projector_hidden_act", "gelu"), told.get("multimodal_projector_bias", True)
+    if not isinstance(act, str) or act not in ACTIVATIONS:
+        raise CheckpointError(
+            f"projector_hidden_act {act!r} is not supported", hint="one of: " + ", ".join(ACTIVATIONS)
+        )
+    if not isinstance(bias, bool):
+        raise CheckpointError(f"multimodal_projector_bias is {bias!r}", hint="true or false")
+    return Config(**asdict(shape), activation=ACTIVATIONS[act], bias=bias)
 
 
 class Projector(nn.Sequential):
-    """`[B, N, inputs]` -> `[B, N, hidden]` float32."""
+    """`[B, N, inputs]` -> `[B, N, hidden]` float32. Of a shape alone it is LLaVA-1.5's."""
 
     def __init__(self, config: ProjectorConfig) -> None:
-        layers: list[nn.Module] = [Linear(config.inputs, config.hidden)]
-        for _ in range(config.depth - 1):
-            layers += [GELU(), Linear(config.hidden, config.hidden)]
+        own = config if isinstance(config, Config) else from_config(config, {})
+        layers: list[nn.Module] = [Linear(own.inputs, own.hidden, bias=own.bias)]
+        for _ in range(own.depth - 1):
+            layers += [Activation(own.activation), Linear(own.hidden, own.hidden, bias=own.bias)]
         super().__init__(*layers)
+        self.config = own
 
 
 def tokens(config: ProjectorConfig) -> int:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from edge.errors import CheckpointError
-from exporters.models import ops
-from exporters.models.layers import GELU, LayerNorm, Linear, QuickGELU
+from exporters.models import vit
+from exporters.models.layers import Conv2d, LayerNorm
+
+if TYPE_CHECKING:
+    from exporters.weights import Weights
 
 KIND = "clip"
-ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": GELU}
+MODEL_TYPES = ("clip_vision_model", "clip")
+CLASS_TOKEN = True
+MARKS = r"embeddings\.(?:class|patch)_embedding|pre_layrnorm|encoder\.layers\.\d+"
+PROCESSOR = "CLIPImageProcessor"
+# The towers that OpenAI published: 64 wide heads, quick-GELU. Of others nothing is known without their config.
+PUBLISHED = r"clip-vit-(base|large)-patch\d+"
+PUBLISHED_HEAD = 64
+ACTIVATIONS = ("quick_gelu", "gelu")
 DEFAULTS: dict[str, Any] = {  # transformers' CLIPVisionConfig; save_pretrained leaves out what is as here
     "model_type": "clip_vision_model",
     "image_size": 224,
@@ -28,6 +38,18 @@ DEFAULTS: dict[str, Any] = {  # transformers' CLIPVisionConfig; save_pretrained 
     "layer_norm_eps": 1e-5,
     "hidden_act": "quick_gelu",
 }
+# Our names -> llama.cpp's, below "v."; a family that it does not compute has None.
+GGUF_NAMES = (
+    (r"embeddings\.class_embedding", "class_embd"),
+    (r"embeddings\.patch_embedding", "patch_embd"),
+    (r"embeddings\.position_embedding", "position_embd"),
+    (r"pre_layrnorm", "pre_ln"),
+    (r"layers\.(\d+)\.layer_norm([12])", r"blk.\1.ln\2"),
+    (r"layers\.(\d+)\.self_attn\.([qkv])_proj", r"blk.\1.attn_\2"),
+    (r"layers\.(\d+)\.self_attn\.out_proj", r"blk.\1.attn_out"),
+    (r"layers\.(\d+)\.mlp\.fc1", r"blk.\1.ffn_up"),
+    (r"layers\.(\d+)\.mlp\.fc2", r"blk.\1.ffn_down"),
+)
 
 
 @dataclass(frozen=True)
@@ -57,8 +79,12 @@ class TowerConfig:
         return self.grid**2 + 1
 
     @property
+    def cls(self) -> bool:
+        return self.select_feature == "cls_patch"
+
+    @property
     def tokens(self) -> int:
-        return self.grid**2 + (self.select_feature == "cls_patch")
+        return self.grid**2 + self.cls
 
 
 def from_config(config: Mapping[str, Any], *, select_layer: int = -2, select_feature: str = "patch") -> TowerConfig:
@@ -66,20 +92,8 @@ def from_config(config: Mapping[str, Any], *, select_layer: int = -2, select_fea
 
     Raises CheckpointError that names the field.
     """
-    told = {**DEFAULTS, **config}
-    if told["model_type"] not in ("clip_vision_model", "clip"):
-        raise CheckpointError(f"the vision encoder is a {told['model_type']!r}", hint="one of: clip_vision_model, clip")
-    if told["hidden_act"] not in tuple(ACTIVATIONS):
-        raise CheckpointError(
-            f"the vision encoder's hidden_act is {told['hidden_act']!r}", hint="one of: " + ", ".join(ACTIVATIONS)
-        )
-    for name, default in DEFAULTS.items():
-        kinds = (int,) if isinstance(default, int) else (int, float)
-        if not isinstance(default, str) and not (type(told[name]) in kinds and 0 < told[name] < math.inf):
-            raise CheckpointError(f"the vision encoder's {name} is {told[name]!r}", hint="it must be a positive number")
-    if told["num_channels"] != 3:
-        raise CheckpointError(f"the vision encoder's num_channels is {told['num_channels']}", hint="3, for RGB images")
-    found = TowerConfig(
+    told = vit.told(config, DEFAULTS, MODEL_TYPES, ACTIVATIONS)
+    return TowerConfig(
         image_size=told["image_size"],
         patch_size=told["patch_size"],
         hidden=told["hidden_size"],
@@ -91,57 +105,51 @@ def from_config(config: Mapping[str, Any], *, select_layer: int = -2, select_fea
         select_layer=select_layer,
         select_feature=select_feature,
     )
-    if found.hidden % found.heads or not found.grid:
-        raise CheckpointError(
-            f"the vision encoder cannot be built: {found}",
-            hint="hidden_size must be a multiple of num_attention_heads, image_size at least patch_size",
-        )
-    return found
+
+
+def completed(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Heads that a config leaves out are 12, as transformers has it. Where they cannot be, a published tower's are."""
+    hidden = fields.get("hidden_size")
+    if "num_attention_heads" in fields or type(hidden) is not int or hidden % 12 == 0:
+        return fields
+    return {**fields, "num_attention_heads": max(1, hidden // PUBLISHED_HEAD)}
+
+
+def published(weights: Weights, prefix: str) -> dict[str, int]:
+    """The config of a published tower, by its weights' shapes. Raises CheckpointError where they are no tower's."""
+
+    def shape(name: str, rank: int) -> tuple[int, ...]:
+        if prefix + name not in weights:
+            raise CheckpointError(f"missing: {prefix + name}", hint="is the vision tower complete?")
+        if len(found := weights.shape(prefix + name)) != rank:
+            raise CheckpointError(f"wrong shape: {prefix + name} {list(found)}", hint="is it a CLIP vision tower?")
+        return found
+
+    hidden, _, patch, _ = shape("embeddings.patch_embedding.weight", 4)
+    positions, _ = shape("embeddings.position_embedding.weight", 2)
+    ffn, _ = shape("encoder.layers.0.mlp.fc1.weight", 2)
+    layer = re.compile(re.escape(prefix) + r"encoder\.layers\.(\d+)\..*")
+    return {
+        "image_size": round((positions - 1) ** 0.5) * patch,
+        "patch_size": patch,
+        "hidden_size": hidden,
+        "num_hidden_layers": 1 + max(int(match[1]) for name in weights if (match := layer.fullmatch(name))),
+        "num_attention_heads": max(1, hidden // PUBLISHED_HEAD),
+        "intermediate_size": ffn,
+    }
 
 
 class Embeddings(nn.Module):
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
         self.class_embedding = nn.Parameter(torch.zeros(config.hidden))
-        self.patch_embedding = nn.Conv2d(3, config.hidden, config.patch_size, stride=config.patch_size, bias=False)
+        self.patch_embedding = Conv2d(3, config.hidden, config.patch_size, stride=config.patch_size, bias=False)
         self.position_embedding = nn.Embedding(config.positions, config.hidden)
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [B, G*G, D]
         cls = self.class_embedding.expand(pixels.shape[0], 1, -1)
         return torch.cat([cls, patches], dim=1) + self.position_embedding.weight  # [B, 1 + G*G, D]
-
-
-class Attention(nn.Module):
-    def __init__(self, config: TowerConfig) -> None:
-        super().__init__()
-        d = config.hidden
-        self.heads = config.heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = Linear(d, d), Linear(d, d), Linear(d, d), Linear(d, d)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = ops.current().attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads)
-        return self.out_proj(y)
-
-
-class MLP(nn.Module):
-    def __init__(self, config: TowerConfig) -> None:
-        super().__init__()
-        self.fc1 = Linear(config.hidden, config.ffn)
-        self.fc2 = Linear(config.ffn, config.hidden)
-        self.activation = ACTIVATIONS[config.activation]()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
-
-
-class Layer(nn.Module):
-    def __init__(self, config: TowerConfig) -> None:
-        super().__init__()
-        self.layer_norm1 = LayerNorm(config.hidden, eps=config.eps)
-        self.self_attn = Attention(config)
-        self.layer_norm2 = LayerNorm(config.hidden, eps=config.eps)
-        self.mlp = MLP(config)
 
 
 class Tower(nn.Module):
@@ -152,25 +160,23 @@ class Tower(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.pre_layrnorm = LayerNorm(config.hidden, eps=config.eps)  # CLIP's own spelling
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.run_layers))
+        self.layers = vit.layers(config)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.pre_layrnorm(self.embeddings(pixels))
-        delta: Tensor | None = None
-        for layer in cast("list[Layer]", self.layers):
-            normed, x = (layer.layer_norm1(x), x) if delta is None else layer.layer_norm1.add(x, delta)
-            normed, x = layer.layer_norm2.add(x, layer.self_attn(normed))
-            delta = layer.mlp(normed)
-        if delta is not None:
-            x = x + delta
-        return x if self.config.select_feature == "cls_patch" else x[:, 1:]
+        x = vit.through(self.layers, self.pre_layrnorm(self.embeddings(pixels)))
+        return x if self.config.cls else x[:, 1:]
 
 
 def keys(config: TowerConfig, prefix: str) -> dict[str, tuple[str, ...]]:
     """Each parameter's key in a checkpoint whose tower lies under `prefix` (ends with "vision_model.")."""
     with torch.device("meta"):
         names = Tower(config).state_dict()
-    return {name: (f"{prefix}encoder.{name}" if name.startswith("layers.") else prefix + name,) for name in names}
+    return vit.keys(names, prefix)
+
+
+def ignored(config: TowerConfig) -> str:
+    """A pattern of the names below the prefix that are never computed with."""
+    return rf"post_layernorm\..*|embeddings\.position_ids|{vit.unused_layers(config)}"
 
 
 def tiny() -> Tower:

@@ -1,0 +1,76 @@
+"""What the dialects of folders in transformers' files read in the same way: decoder, projector, tokenizer, stop ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from edge.errors import CheckpointError
+from edge.spec import PromptSpec
+from exporters import chat_template, preprocessor, stop_ids, tokenizer
+from exporters.checkpoint import check_numbers
+from exporters.checkpoints import buildable
+from exporters.models.component import Component
+from exporters.models.decoders import DecoderConfig, Family
+from exporters.models.projectors import ProjectorConfig
+from exporters.published import prompt
+
+SMALL = (
+    "config.json",
+    "generation_config.json",
+    *preprocessor.FILES,
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+
+
+def small_files(folder: Path, described: Iterable[Path] = ()) -> tuple[Path, ...]:
+    """What else than the weights a checkpoint is read from."""
+    return (*filter(Path.is_file, (folder / name for name in SMALL)), *chat_template.files(folder), *described)
+
+
+@contextmanager
+def defaults_named(left_out: Mapping[str, Mapping[str, int]]) -> Iterator[None]:
+    """An error about sizes names those that no config tells: the defaults that stand for them may be what is wrong."""
+    try:
+        yield
+    except CheckpointError as error:
+        told = [
+            f"\n  {place} has no {k}: {v}, the default" for place, sizes in left_out.items() for k, v in sizes.items()
+        ]
+        raise CheckpointError(error.message + "".join(told), hint=error.hint) from error
+
+
+def decoder_config(family: Family, config: Mapping[str, Any], where: str = "config.json") -> DecoderConfig:
+    """Raises CheckpointError where `config` describes no decoder that can be built."""
+    try:
+        decoder = family.from_config(config)
+        check_numbers(decoder)
+        whole = buildable(decoder)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{where} does not describe a language model: {error!r}", hint="download the checkpoint again"
+        ) from error
+    if not whole:
+        raise CheckpointError(f"the decoder of {where} cannot be built: {decoder}", hint=f"is {where} complete?")
+    return decoder
+
+
+def projector_component(module: ModuleType, config: ProjectorConfig, key: Callable[[str], str]) -> Component:
+    """`key` is the checkpoint's name of a parameter."""
+    component = Component("projector", partial(module.Projector, config), {})
+    return replace(component, keys={name: (key(name),) for name in component.skeleton().state_dict()})
+
+
+def prompt_spec(folder: Path, config: Mapping[str, Any], image_tokens: int, vocab: int) -> PromptSpec:
+    """Vicuna's, with the ids of this checkpoint; `config` may name where an answer ends."""
+    stops = stop_ids.read(folder, config, tokenizer.special_ids(folder).eos, vocab)
+    return prompt(image_tokens, tokenizer.bos_id(folder, vocab), stops)
