@@ -85,7 +85,8 @@ class VLMSpec:
     def tells_of(self, other: VLMSpec) -> bool:
         """Whether all that this one says is so of another."""
         if self.vision is None:
-            other = replace(other, vision=None, decoder=replace(other.decoder, **dict.fromkeys(_UNTOLD)))
+            untold: dict[str, Any] = dict.fromkeys(_UNTOLD)
+            other = replace(other, vision=None, decoder=replace(other.decoder, **untold))
         return self == other
 
     def to_json(self) -> dict[str, Any]:
