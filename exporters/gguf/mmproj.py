@@ -26,6 +26,7 @@ KNOWN: tuple[tuple[ModuleType, str, tuple[str, str]], ...] = (
     (mlp, "mlp", (r"", "mm.")),
 )
 DEPTH = 2  # the MLP's layers: the loader does not compute a third, and puts a single one through a GELU
+_ELSEWHERE = "--recipe onnx-w8a8-gguf-q4_0 writes the vision encoder as ONNX, and no mmproj"
 
 
 def describe(
@@ -59,7 +60,7 @@ def require(encoder: Encoder) -> None:
     """Raises EdgeError for what llama.cpp does not compute; no number is read."""
     family = vision.family(encoder.tower_config)
     if family.GGUF_NAMES is None:
-        raise _refused(f"{family.KIND} vision encoders with the images that they are given here")
+        raise EdgeError(f"a {family.KIND} vision encoder is not written as an mmproj yet", hint=_ELSEWHERE)
     c, (projector, _) = _tower(encoder).config, _projector(encoder)
     if c.select_feature != "patch":
         raise _refused(f"a class token's row before the patches (mm_vision_select_feature is {c.select_feature!r})")
@@ -125,5 +126,5 @@ def _published_mlp(found: mlp.Projector) -> bool:
 def _refused(what: str) -> EdgeError:
     return EdgeError(
         f"an mmproj is for llama.cpp, which does not compute {what}",
-        hint="--recipe onnx-w8a8-gguf-q4_0 writes the vision encoder as ONNX, and no mmproj",
+        hint=_ELSEWHERE,
     )

@@ -29,7 +29,7 @@ from exporters.formats import coreml, executorch, onnx, tflite
 from exporters.models import ops
 from exporters.models.attention import Rope
 from exporters.models.component import Component
-from exporters.models.decoders import DecoderConfig, LanguageModel
+from exporters.models.decoders import LanguageModel, llama
 from exporters.models.encoder import Encoder
 from exporters.models.layers import Activation, Conv2d, LayerNorm, Linear, RMSNorm
 
@@ -186,7 +186,7 @@ def test_every_operation_has_a_case():
 
 
 @dataclass(frozen=True)
-class Config(DecoderConfig):
+class Config(llama.Config):
     rotary_dim: int = 0
 
     @property

@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = {  # transformers' SiglipVisionConfig; save_pretraine
     "layer_norm_eps": 1e-6,
     "hidden_act": "gelu_pytorch_tanh",
 }
-GGUF_NAMES = None  # llama.cpp pads an image to a square, and these are stretched to it
+GGUF_NAMES = None  # llama.cpp pads an image to a square, and SigLIP's own processor stretches it
 
 
 @dataclass(frozen=True)
