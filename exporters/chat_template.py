@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edge.errors import CheckpointError
-from edge.prompt import MARK
+from edge.pieces import shown
 from edge.spec import PromptSpec
 from exporters.added_tokens import CONFIG
 from exporters.checkpoint import read_optional_json
@@ -19,6 +19,7 @@ from exporters.gguf.rendering import Failure, Message
 from exporters.gguf.template import MEDIA
 
 T = TypeVar("T")
+MARK = "<image>"  # an image in a template that shows none of its own
 KEY, DEFAULT = "chat_template", "default"
 JINJA = "chat_template.jinja"
 NAMED = "additional_chat_templates"
@@ -77,12 +78,12 @@ def departure(template: str, spec: PromptSpec, bos: str, eos: str) -> str | None
     can take; what it does with a system message counts unless it refuses or drops it. `bos` and `eos` are the texts of
     these tokens. Raises ModuleNotFoundError without jinja2.
     """
-    taken = [said for said in _said(template, spec.image, bos, eos) if _fault(said) is None]
+    taken = [said for said in _said(template, shown(spec.image, {"image": MARK}), bos, eos) if _fault(said) is None]
     if not taken:
-        return _fault(_said(template, spec.image, bos, eos)[0])
+        return _fault(_said(template, shown(spec.image, {"image": MARK}), bos, eos)[0])
     for said in taken:
         for conversation, text in zip(_CONVERSATIONS, said, strict=True):
-            wanted = rendering.expected(spec, conversation, eos).replace(MEDIA, MARK)
+            wanted = rendering.expected(spec, conversation, lambda i: eos).replace(MEDIA, MARK)
             if isinstance(text, Failure) or (conversation[0]["content"] == _BRIEF and _BRIEF not in text):
                 continue
             if apart := rendering.unlike(text.removeprefix(bos), wanted):

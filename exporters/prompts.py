@@ -12,8 +12,9 @@ from typing import Any
 
 import tokenizers
 
+from edge.bundle import schema1
 from edge.errors import CheckpointError, UsageError
-from edge.prompt import MARK, TEXT
+from edge.pieces import Ids, Text
 from edge.spec import PromptSpec, parse
 from exporters import chat_template
 from exporters.checkpoint import Checkpoint
@@ -39,13 +40,13 @@ _NAMES = (
     (r"(?<![a-z])v0(?![\d.])", "llava_v0"),
 )
 _STEP = "checkpoint-"  # a folder of a training run, which is named after the one around it
-_TEXTS = ("system", "user", "assistant", "generation", "image", "default_system")
+_FIELDS = "the fields are those of a manifest's prompt (docs/export.md)"
 _HINT = f"--prompt {'|'.join(PROMPTS)} if the model learned that one, or --prompt FILE with its own"
 
 
 def settle(checkpoint: Checkpoint, asked: str | None) -> tuple[Checkpoint, str | None]:
     """The checkpoint with the prompt to export, and what the user should be told of it. `asked` is a name of PROMPTS or
-    a JSON file with the fields of PromptSpec.
+    a JSON file with the fields of a manifest's prompt.
 
     Raises UsageError on what is neither, CheckpointError where the checkpoint says a prompt that cannot be spelled.
     """
@@ -134,19 +135,26 @@ def _conversation(name: str) -> str | None:
 
 
 def _of_file(path: Path, checkpoint: Checkpoint) -> PromptSpec:
-    """What belongs to the checkpoint may be left out: how many rows a picture takes, and the ids."""
+    """A manifest's prompt, of schema 2 or 1. What belongs to the checkpoint may be left out: how many rows an image
+    takes, the ids, how texts beside them are tokenised."""
     base = checkpoint.spec.prompt
     told = _object(path)
-    known = [field.name for field in fields(PromptSpec)]
+    old = not told.keys().isdisjoint(schema1.ONLY)
+    known = schema1.FIELDS if old else [field.name for field in fields(PromptSpec)]
     if strange := told.keys() - set(known):
         raise UsageError(f"{path} has unknown fields: {', '.join(sorted(strange))}", hint="known: " + ", ".join(known))
-    own = {name: getattr(base, name) for name in ("image_tokens", "bos_id", "end_id", "stop_ids")}
+    own = {name: getattr(base, name) for name in ("image_tokens", "bos_id", "stop_ids")}
     try:
-        spec = parse(PromptSpec, {**own, **told})
+        if old:
+            whole = schema1.prompt({**own, "end_id": base.end_id, **told}) | {"restarts": base.restarts}
+        else:
+            own |= {"end_ids": base.end_ids, "restarts": base.restarts, "image_question": None}
+            whole = {**own, **told}
+        spec = parse(PromptSpec, whole)
     except ValueError as error:
-        raise UsageError(f"{path} {error}", hint="the fields are those of a manifest's prompt") from error
-    if faults := _faults(spec, base, checkpoint):
-        raise UsageError(f"{path}: {'; '.join(faults)}", hint="the fields are those of a manifest's prompt")
+        raise UsageError(f"{path} {error}", hint=_FIELDS) from error
+    if faults := spec.faults() + _faults(spec, base, checkpoint):
+        raise UsageError(f"{path}: {'; '.join(faults)}", hint=_FIELDS)
     return spec
 
 
@@ -164,29 +172,26 @@ def _object(path: Path) -> Mapping[str, Any]:
 
 
 def _faults(spec: PromptSpec, base: PromptSpec, checkpoint: Checkpoint) -> list[str]:
-    """What a manifest would be refused for, or would silently mean something else."""
-    faults = [
-        f"{name} is {piece!r}, and holds {mark} {piece.count(mark)} times, not once"
-        for name, mark in (("system", TEXT), ("user", TEXT), ("assistant", TEXT), ("image", MARK))
-        if (piece := getattr(spec, name)).count(mark) != 1
-    ]
+    """What would silently mean something else than it says."""
+    faults = []
     if spec.image_tokens != base.image_tokens:
         faults.append(f"image_tokens is {spec.image_tokens}, and the projector makes {base.image_tokens}")
-    vocab = checkpoint.spec.decoder.vocab
-    ids = {"bos_id": [spec.bos_id or 0], "end_id": [spec.end_id], "stop_ids": spec.stop_ids}
+    vocab, pieces = checkpoint.spec.decoder.vocab, [piece for found in spec.pieces() for piece in found]
+    ids = {"bos_id": [spec.bos_id or 0], "end_ids": spec.end_ids, "stop_ids": spec.stop_ids}
+    ids["ids"] = [i for piece in pieces if isinstance(piece, Ids) for i in piece.ids]
     faults += [f"{name} is {found}, of {vocab} tokens" for name, of in ids.items() for found in of if found >= vocab]
-    if spec.end_id not in spec.stop_ids:
-        faults.append(f"end_id {spec.end_id} is not one of the stop_ids {list(spec.stop_ids)}")
+    if spec.end_ids and spec.end_ids[0] not in spec.stop_ids:
+        faults.append(f"end_ids begin with {spec.end_ids[0]}, which is not one of the stop_ids {list(spec.stop_ids)}")
     if "" in spec.stop_strings:
         faults.append("stop_strings has an empty text")
-    special = [token.content for token in _special(checkpoint)]
-    for name in _TEXTS:
-        text = getattr(spec, name).replace(MARK, "")
-        faults += [
-            f"{name} has the special token {token!r}, which this version would spell out as text"
-            for token in special
-            if token and token in text
-        ]
+    special = {token.content for token in _special(checkpoint) if token.content}
+    texts = [spec.default_system, *(piece.text for piece in pieces if isinstance(piece, Text))]
+    faults += [
+        f"the text {text!r} has the special token {token!r}, which is spelled out as text: write its id"
+        for text in dict.fromkeys(texts)
+        for token in sorted(special)
+        if token in text
+    ]
     return faults
 
 

@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from edge.bundle import schema1
 from edge.errors import BundleError
 from edge.spec import VLMSpec
 from edge.types import PartFiles, TensorSpec
 
-SCHEMA = 1
-OLDEST_SCHEMA = 1  # a reader accepts its own and the one before; there is none before the first
+SCHEMA = 2
+OLDEST_SCHEMA = 1  # a reader accepts its own and the one before
 MANIFEST = "manifest.json"
 ROLES = ("vision", "projector", "decoder")
 MEASURES = ("max_abs", "cosine", "tokens")  # what a tolerance bounds; tokens only where a decoder is
@@ -70,7 +71,6 @@ class Manifest:
     golden: File
     versions: Mapping[str, str]
     companions: tuple[File, ...] = ()  # for other people's tools: no part, and nothing here opens them
-    schema: int = SCHEMA
 
     def part(self, role: str) -> Part:
         for part in self.parts:
@@ -94,7 +94,7 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         spec = self.spec.to_json()
         return {
-            "schema": self.schema,
+            "schema": SCHEMA,
             "name": self.name,
             "source": dict(self.source),
             "license": self.license,
@@ -119,9 +119,10 @@ class Manifest:
                 f"manifest.json has schema {data['schema']}; this edge-vlm reads up to {SCHEMA}",
                 hint="pip install -U edge-vlm" if data["schema"] > SCHEMA else "export the bundle again",
             )
+        if data["schema"] == 1:
+            data = schema1.upgraded(data)
         try:
             return cls(
-                schema=data["schema"],
                 name=str(data["name"]),
                 source=_texts(data["source"]),
                 license=str(data["license"]),

@@ -161,7 +161,7 @@ class Session:
         """The answer in pieces, as it is made. `image` is None, a picture (path, bytes, Pillow image, uint8 array), or
         a list of pictures; `system` None takes the model's own. Raises ImageError, ContextError, UsageError."""
         started, seeing = perf_counter(), _Seeing()
-        turn = Turn(question, self._look(image, seeing))
+        turn = Turn.about(question, self._look(image, seeing))
         yield from self._answer([turn], system, max_tokens, sampling, started, seeing)
 
     def chat(self, image: Images = None, *, system: str | None = None) -> Chat:
@@ -298,7 +298,7 @@ class Chat:
     def stream(self, question: str, *, max_tokens: int = 256, sampling: Sampling = _GREEDY) -> Iterator[str]:
         """The answer in pieces. A question whose answer is not read to its end, or fails, is not kept."""
         started = perf_counter()
-        turn = Turn(question, () if self.turns else self._pictures)
+        turn = Turn.about(question, () if self.turns else self._pictures)
         answer = yield from self._session._answer(
             [*self.turns, turn], self._system, max_tokens, sampling, started, _Seeing()
         )

@@ -9,17 +9,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
-from edge.prompt import MARK, TEXT
+import numpy as np
+
+from edge.prompt import Turn, parts
 from edge.spec import PromptSpec
+from edge.types import Embeddings
 from exporters.gguf.template import MEDIA
 
 Message = Mapping[str, Any]  # role, and content: a text, or a list of typed entries
+_IMAGE = Embeddings(np.empty((0, 0), np.float32), "any image")
 LONGEST = 1 << 16  # characters of a template, and of what it renders; what a model is told in thousands
 _SECONDS, _PATIENCE = 10, 60  # of the processor's time, and of the clock's: the machine may be busy
 _CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
@@ -123,7 +127,7 @@ def difference(template: str, spec: PromptSpec, bos: str, eos: str) -> str | Non
     for conversation, said in zip(_CONVERSATIONS, _said(template, bos, eos), strict=True):
         if isinstance(said, Failure):
             return said.reason
-        if apart := unlike(said.removeprefix(bos), expected(spec, conversation, eos)):
+        if apart := unlike(said.removeprefix(bos), expected(spec, conversation, lambda i: eos)):
             return apart
     return None
 
@@ -176,16 +180,15 @@ def unlike(said: str, wanted: str) -> str | None:
     return f"says {said[start : at + 12]!r} for {wanted[start : at + 12]!r}"
 
 
-def expected(spec: PromptSpec, conversation: Sequence[Message], eos: str) -> str:
-    """The prompt as `edge.prompt` cuts it, as one text: llama.cpp's mark stands for a picture, `eos` ends an answer."""
-    image = spec.image.replace(MARK, MEDIA)
-    first = conversation[0]
-    system = first["content"] if first["role"] == "system" else spec.default_system
-    text = spec.system.replace(TEXT, system) if system else ""
-    for message in conversation:
-        content = message["content"].replace(MEDIA, image)
+def expected(spec: PromptSpec, conversation: Sequence[Message], spell: Callable[[int], str]) -> str:
+    """The prompt as `edge.prompt` cuts it, as one text: llama.cpp's mark stands for an image, ids are spelled out."""
+    first, *rest = conversation
+    system = first["content"] if first["role"] == "system" else None
+    turns: list[Turn] = []
+    for message in conversation if system is None else rest:
         if message["role"] == "user":
-            text += spec.user.replace(TEXT, content)
-        elif message["role"] == "assistant":
-            text += spec.assistant.replace(TEXT, content) + eos
-    return text + spec.generation
+            turns.append(Turn.about(message["content"].replace(MEDIA, ""), (_IMAGE,) * message["content"].count(MEDIA)))
+        else:
+            turns[-1] = replace(turns[-1], answer=message["content"])
+    said = parts(spec, turns, system)
+    return "".join(MEDIA if part is _IMAGE else spell(part) if isinstance(part, int) else str(part) for part in said)

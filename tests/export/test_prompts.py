@@ -16,6 +16,7 @@ from exported import Exports, manifest_of
 from edge.bundle.manifest import Bundle
 from edge.errors import CheckpointError, EdgeError, UsageError
 from edge.formats import gguf
+from edge.pieces import Ids, Questions, Slot, Text
 from edge.spec import PromptSpec
 from exporters import pipeline, prompts
 from exporters.checkpoint import Checkpoint, open_checkpoint
@@ -30,7 +31,20 @@ from exporters.verify_checkpoint import verify_against
 HUMAN = SYSTEM.replace("user", "human")
 LLAVA_V1 = VICUNA["terse"].replace("curious user", "curious human").replace("the user\\'s", "the human\\'s")
 OTHER = VICUNA["typed entries"]  # the same once more
+QUESTION = {
+    "first": [{"text": "### User: "}, {"slot": "content", "trim": "none"}, {"text": "\n"}],
+    "after_system": None,
+    "later": [{"text": "USER: "}, {"slot": "content", "trim": "none"}, {"text": " "}],
+}
 OWN_FILE = {
+    "question": QUESTION,
+    "image": [{"slot": "image", "trim": "none"}],
+    "answer": [{"text": "### Assistant: "}, {"slot": "answer", "trim": "both"}, {"ids": [7]}],
+    "generation": [{"text": "### Assistant:"}],
+    "default_system": "",
+    "stop_strings": ["###"],
+}
+OLD_FILE = {
     "system": "### System: {text}\n",
     "user": "### User: {text}\n",
     "assistant": "### Assistant: {text}",
@@ -244,36 +258,75 @@ def given(folder: Folder, **fields: Any) -> str:
 def test_a_file_with_a_prompt(folder: Folder) -> None:
     prompt, note = folder.settled(given(folder))
     base = folder.open().spec.prompt
-    texts = {k: v for k, v in OWN_FILE.items() if k != "stop_strings"}
-    assert (prompt, note) == (dataclasses.replace(base, **texts, stop_strings=("###",)), None)
-    ids = {"bos_id": None, "end_id": 7, "stop_ids": [2, 7], "image_tokens": 144}
+    wanted = dataclasses.replace(
+        base,
+        question=Questions((Text("### User: "), Slot("content"), Text("\n")), None, base.question.later),
+        image=(Slot("image"),),
+        answer=(Text("### Assistant: "), Slot("answer", "both"), Ids((7,))),
+        generation=(Text("### Assistant:"),),
+        default_system="",
+        stop_strings=("###",),
+    )
+    assert (prompt, note) == (wanted, None)
+    ids = {"bos_id": None, "end_ids": [7, 3], "stop_ids": [2, 7], "image_tokens": 144, "restarts": []}
     prompt, _ = folder.settled(given(folder, **ids))
-    assert (prompt.bos_id, prompt.end_id, prompt.stop_ids) == (None, 7, (2, 7))
+    assert (prompt.bos_id, prompt.end_ids, prompt.stop_ids, prompt.restarts) == (None, (7, 3), (2, 7), ())
+
+
+def test_a_file_with_the_prompt_of_a_bundle_of_schema_1(folder: Folder) -> None:
+    path = folder.path.parent / "prompt.json"
+    path.write_text(json.dumps(OLD_FILE))
+    prompt, _ = folder.settled(str(path))
+    base = folder.open().spec.prompt
+    assert (prompt.generation, prompt.restarts, prompt.bos_id) == ((Text("### Assistant:"),), base.restarts, 1)
+    assert (prompt.end_ids, prompt.stop_ids, prompt.image_tokens) == ((2,), (2,), 144)
+    for changes, said in (({"user": "x"}, "holds {text} 0 times"), ({"usr": "x"}, "unknown fields: usr")):
+        path.write_text(json.dumps(OLD_FILE | changes))
+        with pytest.raises(UsageError) as caught:
+            folder.settled(str(path))
+        assert said in caught.value.message
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"user": ...}, "lacks user"),
-        ({"user": ..., "stop_strings": ...}, "lacks stop_strings, user"),
+        ({"answer": ...}, "lacks answer"),
+        ({"answer": ..., "stop_strings": ...}, "lacks answer, stop_strings"),
         ({"usr": "x"}, "unknown fields: usr"),
-        ({"user": 3}, "has user 3"),
+        ({"answer": 3}, "has answer 3"),
+        ({"answer": [3]}, "answer has the piece 3"),
+        ({"answer": [{"slot": "answer", "text": ""}]}, "answer has the piece {"),
+        ({"answer": [{"slot": "reply"}]}, "answer has the piece {"),
+        ({"answer": [{"slot": "answer", "trim": "all"}]}, "answer has the piece {"),
+        ({"generation": [{"ids": []}]}, "generation has the piece {"),
+        ({"generation": [{"ids": [True]}]}, "generation has the piece {"),
+        ({"generation": [{"text": None}]}, "generation has the piece {"),
+        ({"question": {"first": [], "later": []}}, "question lacks after_system"),
+        ({"question": None}, "has question None"),
+        ({"image_question": {}}, "image_question lacks"),
+        ({"restarts": ["end"]}, "has restarts ('end',)"),
+        ({"default_system": "Hi."}, "question.after_system has no slot for it"),
         ({"stop_ids": 2}, "has stop_ids 2"),
         ({"stop_strings": "###"}, "has stop_strings '###'"),
-        ({"end_id": -1}, "has end_id -1"),
-        ({"end_id": True}, "has end_id True"),
+        ({"end_ids": [-1]}, "has end_ids (-1,)"),
+        ({"end_ids": [True]}, "has end_ids (True,)"),
         ({"bos_id": 1.5}, "has bos_id 1.5"),
-        ({"user": "User:"}, "user is 'User:', and holds {text} 0 times"),
-        ({"assistant": "{text}{text}"}, "holds {text} 2 times"),
-        ({"image": ""}, "image is '', and holds <image> 0 times"),
+        ({"answer": [{"slot": "answer"}] * 2}, "answer has the slot 'answer' 2 times, not 1"),
+        ({"image": []}, "image has the slot 'image' 0 times, not 1"),
+        ({"generation": [{"slot": "answer"}]}, "generation has the slot 'answer' 1 times, not 0"),
+        (
+            {"question": {**QUESTION, "after_system": [{"slot": "content"}, {"slot": "system"}]}},
+            "question.after_system has its slots in the order content, system",
+        ),
+        ({"generation": [{"ids": [512]}]}, "ids is 512, of 512 tokens"),
         ({"image_tokens": 576}, "image_tokens is 576, and the projector makes 144"),
-        ({"end_id": 512, "stop_ids": [512]}, "end_id is 512, of 512 tokens"),
+        ({"end_ids": [512], "stop_ids": [512]}, "end_ids is 512, of 512 tokens"),
         ({"bos_id": 9999}, "bos_id is 9999"),
-        ({"end_id": 7}, "end_id 7 is not one of the stop_ids [2]"),
-        ({"stop_ids": []}, "is not one of the stop_ids []"),
+        ({"end_ids": [7]}, "end_ids begin with 7, which is not one of the stop_ids [2]"),
+        ({"stop_ids": []}, "stop_ids has no id"),
         ({"stop_strings": [""]}, "stop_strings has an empty text"),
-        ({"user": "<s>[INST] {text} [/INST]"}, "user has the special token '<s>'"),
-        ({"generation": "</s>A:"}, "generation has the special token '</s>'"),
+        ({"answer": [{"text": "<s>"}, {"slot": "answer"}]}, "the text '<s>' has the special token '<s>'"),
+        ({"generation": [{"text": "</s>A:"}]}, "the text '</s>A:' has the special token '</s>'"),
     ],
 )
 def test_a_file_that_is_no_prompt(folder: Folder, fields: dict[str, Any], said: str) -> None:

@@ -163,7 +163,7 @@ def test_a_newer_schema_names_both_numbers(make_bundle: MakeBundle) -> None:
     rewrite(bundle.path, schema=bundles.SCHEMA + 1)
     with pytest.raises(BundleError) as caught:
         Bundle.open(bundle.path)
-    assert caught.value.message == "manifest.json has schema 2; this edge-vlm reads up to 1"
+    assert caught.value.message == "manifest.json has schema 3; this edge-vlm reads up to 2"
     assert caught.value.hint == "pip install -U edge-vlm"
 
 
