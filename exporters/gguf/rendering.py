@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -24,6 +25,7 @@ from exporters.gguf.template import MEDIA
 
 Message = Mapping[str, Any]  # role, and content: a text, or a list of typed entries
 _IMAGE = Embeddings(np.empty((0, 0), np.float32), "any image")
+DAY = date(2024, 7, 26)  # that templates are told to write
 LONGEST = 1 << 16  # characters of a template, and of what it renders; what a model is told in thousands
 _SECONDS, _PATIENCE = 10, 60  # of the processor's time, and of the clock's: the machine may be busy
 _CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
@@ -69,7 +71,7 @@ environment = ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
 )
 environment.filters["tojson"] = tojson
-environment.globals |= {"raise_exception": raise_exception, "strftime_now": datetime(2024, 7, 26).strftime}
+environment.globals |= {"raise_exception": raise_exception, "strftime_now": datetime(*DAY).strftime}
 said = []
 try:
     template = environment.from_string(asked["template"])
@@ -79,7 +81,7 @@ else:
     for messages in asked["conversations"]:
         try:
             text = template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True,
+                messages=messages, tools=None, documents=None, add_generation_prompt=asked["generation"],
                 bos_token=asked["bos"], eos_token=asked["eos"],
             )
             said.append([True, text[:LONGEST]])
@@ -96,7 +98,14 @@ class Failure:
     reason: str
 
 
-def render(template: str, conversations: Sequence[Sequence[Message]], bos: str, eos: str) -> list[str | Failure]:
+def render(
+    template: str,
+    conversations: Sequence[Sequence[Message]],
+    bos: str,
+    eos: str,
+    *,
+    add_generation_prompt: bool = True,
+) -> list[str | Failure]:
     """One text a conversation, or why there is none. `bos` and `eos` are the texts of these tokens.
 
     Raises ModuleNotFoundError without jinja2.
@@ -105,8 +114,9 @@ def render(template: str, conversations: Sequence[Sequence[Message]], bos: str, 
         raise ModuleNotFoundError("jinja2 is not installed", name="jinja2")
     if len(template) > LONGEST:
         return [Failure(f"{len(template)} characters long")] * len(conversations)
-    script = f"SECONDS, LONGEST = {_SECONDS}, {LONGEST}\n{_SCRIPT}"
-    asked = json.dumps({"template": template, "conversations": conversations, "bos": bos, "eos": eos})
+    script = f"SECONDS, LONGEST, DAY = {_SECONDS}, {LONGEST}, {DAY.timetuple()[:3]}\n{_SCRIPT}"
+    facts = {"bos": bos, "eos": eos, "generation": add_generation_prompt}
+    asked = json.dumps({"template": template, "conversations": conversations, **facts})
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", script], input=asked, capture_output=True, text=True, timeout=_PATIENCE

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import UsageError
-from edge.pieces import Questions, Slot, Text
+from edge.pieces import Ids, Questions, Slot, Text
 from edge.prompt import Turn, segments
 from edge.spec import PromptSpec
 from edge.tokenizer import Tokenizer
@@ -138,6 +140,64 @@ def test_what_a_user_types_is_text(typed):
 def test_only_the_last_turn_may_be_open():
     with pytest.raises(UsageError, match=r"turn 1 of 2 has no answer"):
         segments(SPEC, TOKENIZER, [Turn.about("Q"), Turn.about("Q")])
+
+
+def test_text_and_images_in_the_order_in_which_they_are_shown():
+    turn = Turn(("Here: ", CAT, " and here: ", DOG, "\nSame?"))
+    assert flat(segments(SPEC, TOKENIZER, [turn], "")) == [
+        (BOS, *ids("USER: Here: ")), "cat", ids("\n and here: "), "dog", ids("\n\nSame? ASSISTANT:"),
+    ]  # fmt: skip
+
+
+def test_a_question_with_an_image_may_begin_otherwise():
+    asked = Questions((Text("I:"), Slot("content")), (Slot("system"), Text("I:"), Slot("content")), (Slot("content"),))
+    spec = replace(SPEC, image_question=asked, bos_id=None)
+    assert flat(segments(spec, TOKENIZER, [Turn.about("Q", [CAT])], "")) == [ids("I:"), "cat", ids("\nQASSISTANT:")]
+    assert flat(segments(spec, TOKENIZER, [Turn.about("Q", [CAT])], "S"))[0] == ids("SI:")
+    assert flat(segments(spec, TOKENIZER, [Turn.about("Q")], "")) == [ids("USER: Q ASSISTANT:")]
+
+
+def test_ids_of_special_tokens_stand_between_texts_of_their_own():
+    asked = (Ids((300, 301)), Text("user\n"), Slot("content"), Ids((302,)))
+    spec = replace(SPEC, question=Questions(asked, None, asked), default_system="", end_ids=(302, 303))
+    found = segments(spec, TOKENIZER, [Turn.about("Q", answer="A"), Turn.about("R")])
+    assert flat(found) == [(
+        BOS, 300, 301, *ids("user\nQ"), 302, *ids("ASSISTANT: A"), 302, 303,
+        300, 301, *ids("user\nR"), 302, *ids("ASSISTANT:"),
+    )]  # fmt: skip
+
+
+@pytest.mark.parametrize(("trim", "said"), [("none", " \nQ\t "), ("left", "Q\t "), ("right", " \nQ"), ("both", "Q")])
+def test_a_slot_loses_the_white_space_of_its_sides(trim, said):
+    asked = (Text("["), Slot("content", trim), Text("]"))
+    spec = replace(SPEC, question=Questions(asked, None, asked), default_system="", bos_id=None)
+    assert flat(segments(spec, TOKENIZER, [Turn.about(" \nQ\t ")])) == [ids(f"[{said}]ASSISTANT:")]
+
+
+def test_a_prompt_without_a_place_for_a_system_message_refuses_one():
+    spec = replace(SPEC, question=Questions(USER, None, USER), default_system="")
+    assert segments(spec, TOKENIZER, [Turn.about("Q")]) == segments(spec, TOKENIZER, [Turn.about("Q")], "")
+    with pytest.raises(UsageError, match="no place for a system message"):
+        segments(spec, TOKENIZER, [Turn.about("Q")], "Be brief.")
+
+
+def test_only_a_text_at_a_start_gets_the_space_of_one(tmp_path):
+    """SentencePiece with legacy: false. What transformers reads as one text has it once, and none after </s>."""
+    data = json.loads((Path(__file__).parents[1] / "data" / "tokenizer.json").read_text())
+    data["normalizer"] = None
+    data["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    tokenizer = Tokenizer.open(tmp_path / "tokenizer.json")
+    raw = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    turns = [Turn.about("Q", answer="A"), Turn.about("R")]
+    (found,) = segments(SPEC, tokenizer, turns, "")
+    whole = "USER: Q ASSISTANT: A</s>USER: R ASSISTANT:"
+    assert found == Tokens((BOS, *raw.encode(whole, add_special_tokens=False).ids))
+    spec = replace(SPEC, restarts=())
+    (found,) = segments(spec, tokenizer, turns, "")
+    assert found == Tokens(tuple(raw.encode("<s>" + whole, add_special_tokens=False).ids))
+    assert tokenizer.encode("USER", start=False) != tokenizer.encode("USER")
+    assert TOKENIZER.encode("USER", start=False) == TOKENIZER.encode("USER")
 
 
 turn = st.builds(
