@@ -131,14 +131,9 @@ def _cut(text: str, checkpoint: Checkpoint) -> tuple[Template, PromptSpec]:
 def _of_template(where: str, text: str, checkpoint: Checkpoint) -> PromptSpec:
     """One that the user asked for. Raises UsageError."""
     try:
-        spec = _cut(text, checkpoint)[1]
+        return _cut(text, checkpoint)[1]
     except Uncut as error:
         raise UsageError(f"{where} {error}", hint=_HINT) from error
-    vocab = checkpoint.spec.decoder.vocab
-    ids = [i for pieces in spec.pieces() for piece in pieces if isinstance(piece, Ids) for i in piece.ids]
-    if beyond := [i for i in (*ids, *spec.end_ids, spec.bos_id or 0) if i >= vocab]:
-        raise UsageError(f"{where} has the token {beyond[0]}, of {vocab}", hint="is it this model's tokenizer?")
-    return spec
 
 
 def _vocabulary(checkpoint: Checkpoint) -> Vocabulary:

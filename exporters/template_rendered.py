@@ -142,8 +142,9 @@ class Template:
         images = typed if not faults[1] else plain
         probes |= {name: images[list(_PROBES).index(name)] for name in _SHOWN}
         self.typed_images, self._only_typed = not faults[1], bool(faults[0])
-        self.begins = all(isinstance(s, Failure) or s.startswith(vocabulary.bos) for s in self.forms[0])
-        self.begins = self.begins and bool(vocabulary.bos)
+        self.begins = vocabulary.bos in vocabulary.special() and all(
+            isinstance(text, Failure) or text.startswith(vocabulary.bos) for text in self.forms[0]
+        )
         self.probes = {
             name: found if isinstance(found, Failure) or not self.begins else found.removeprefix(vocabulary.bos)
             for name, found in probes.items()
@@ -170,7 +171,7 @@ class Template:
         """The first conversation that the pieces feed otherwise than the template renders it, in words."""
         raw = tokenizers.Tokenizer.from_str(self.vocabulary.json)
         raw.encode_special_tokens = False
-        tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(self.vocabulary.json))
+        tokenizer, proven = Tokenizer(tokenizers.Tokenizer.from_str(self.vocabulary.json)), 0
         for form in self.forms:
             said = form[len(_PROBES) :]
             for talk, found in zip((*_PROOFS, *_SHOWN_PROOFS), said, strict=True):
@@ -188,7 +189,8 @@ class Template:
                     continue  # it shows none: its mark is the published one's
                 if fed != wanted:
                     return f"renders {shortened(found)}, which its pieces do not"
-        return None
+                proven += len(talk.turns) > 2
+        return None if proven else "fails in every conversation that its pieces are held to"
 
     def _ids(self, text: str, spec: PromptSpec, raw: tokenizers.Tokenizer) -> list[int | None]:
         """As transformers reads it, an image as None."""

@@ -300,6 +300,11 @@ REFUSED = {
         "{% for m in messages %}{{ m['content'][:9] }}</s>{% endfor %}",
         "which its pieces do not",
     ),
+    "in no conversation but of markers": (
+        "{% for m in messages %}{% if 'Z' not in m['content'] %}{{ raise_exception('no') }}{% endif %}"
+        "{{ m['content'] }}</s>{% endfor %}",
+        "fails in every conversation",
+    ),
     "the image last": (
         "{% for m in messages %}{% for c in m['content'] | sort(attribute='type', reverse=true) %}"
         "{{ c['text'] if c['type'] == 'text' else '<image>' }}{% endfor %}</s>{% endfor %}",
@@ -335,3 +340,9 @@ def test_a_prompt_of_its_own(text: str, said: str) -> None:
     base = prompt(4, 1, (2,))
     template = Template(text, base, Vocabulary(tokenizer_json((), "always"), "<s>", "</s>"))
     assert "which its pieces do not" in str(template.differs(base))
+
+
+def test_a_beginning_that_is_no_special_token_is_text() -> None:
+    text = "{{ bos_token }}{% for m in messages %}Q {{ m['content'] }}</s>{% endfor %}"
+    spec = pieces(text, tokenizer_json((), "always"), "A", "</s>")
+    assert spec.bos_id is None and spec.question.first == (Text("AQ "), Slot("content"))
