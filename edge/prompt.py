@@ -1,79 +1,122 @@
-"""A conversation becomes segments: the template's text around the pictures, tokenised chunk by chunk."""
+"""A conversation becomes segments: the prompt's pieces and what is said, tokenised chunk by chunk around the images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from edge.errors import UsageError
+from edge.pieces import Ids, Pieces, Slot, Text, Trim
 from edge.spec import PromptSpec
 from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Segment, Tokens
 
-MARK = "<image>"
-TEXT = "{text}"
+Content = tuple[str | Embeddings, ...]
+_BOS, _IDS, _IMAGE = "bos", "ids", "image"  # what a text may begin anew after
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question about some pictures, and its answer once there is one."""
+    """A question, text and images in the order in which they are shown, and its answer once there is one."""
 
-    question: str
-    pictures: tuple[Embeddings, ...] = ()
+    content: Content
     answer: str | None = None
     answer_ids: tuple[int, ...] | None = None  # as the model wrote it: taken before `answer`, whose ids may be others
+
+    @classmethod
+    def about(
+        cls,
+        question: str,
+        images: Sequence[Embeddings] = (),
+        answer: str | None = None,
+        answer_ids: tuple[int, ...] | None = None,
+    ) -> Self:
+        """The images before the question, as models of one question about an image learned it."""
+        return cls((*images, question), answer, answer_ids)
 
 
 def segments(spec: PromptSpec, tokenizer: Tokenizer, turns: Sequence[Turn], system: str | None = None) -> list[Segment]:
     """What the decoder is fed: no two Tokens stand side by side, and none is empty.
 
-    `system` None takes the model's own; "" leaves it out. The text between two pictures, or between a picture or the
-    end of an answer and the next, is tokenised on its own: that is how the model was trained. What a user types is
-    text, whatever it looks like. Raises UsageError when a turn before the last has no answer.
+    `system` None takes the model's own; "" leaves it out. What stands between two ids or images is tokenised as one
+    text. What a user types is text, whatever it looks like. Raises UsageError when a turn before the last has no answer
+    and on a system message for a prompt without a place for one.
     """
     found: list[Segment] = []
     ids: list[int] = [] if spec.bos_id is None else [spec.bos_id]
-    text = ""
-    for piece in _pieces(spec, turns, spec.default_system if system is None else system):
-        if isinstance(piece, str):
-            text += piece
+    text, after = "", None if spec.bos_id is None else _BOS
+    for part in [*parts(spec, turns, system), None]:
+        if isinstance(part, str):
+            text += part
             continue
         if text:
-            ids += tokenizer.encode(text)
+            ids += tokenizer.encode(text, start=after is None or after in spec.restarts)
         text = ""
-        if isinstance(piece, int):
-            ids.append(piece)
+        if isinstance(part, int):
+            ids.append(part)
+            after = _IDS
             continue
         if ids:
             found.append(Tokens(tuple(ids)))
-        found.append(piece)
         ids = []
-    if text:
-        ids += tokenizer.encode(text)
-    return [*found, Tokens(tuple(ids))] if ids else found
+        if part is not None:
+            found.append(part)
+            after = _IMAGE
+    return found
 
 
-def _pieces(spec: PromptSpec, turns: Sequence[Turn], system: str) -> Iterator[str | int | Embeddings]:
-    """The conversation in order: text, the id that ends an answer, pictures."""
-    if system:
-        yield spec.system.replace(TEXT, system)
-    before_picture, _, after_picture = spec.image.partition(MARK)
-    before_user, _, after_user = spec.user.partition(TEXT)
+def parts(spec: PromptSpec, turns: Sequence[Turn], system: str | None = None) -> Iterator[str | int | Embeddings]:
+    """The conversation in order, after `bos_id`: text, ids of special tokens, images. `system` as for `segments`."""
+    if system and spec.question.after_system is None:
+        raise UsageError("the model's prompt has no place for a system message", hint="say it in the question")
+    system = spec.default_system if system is None else system
     for number, turn in enumerate(turns, 1):
-        yield before_user
-        for picture in turn.pictures:
-            yield before_picture
-            yield picture
-            yield after_picture
-        yield turn.question + after_user
+        asked = spec.questions(any(isinstance(item, Embeddings) for item in turn.content))
+        if number > 1:
+            question = asked.later
+        else:
+            question = asked.after_system if system and asked.after_system is not None else asked.first
+        yield from _filled(question, spec.image, turn.content, system)
         if turn.answer_ids is not None:
-            yield spec.generation
+            yield from _filled(spec.generation)
             yield from turn.answer_ids
-            yield spec.end_id
+            yield from spec.end_ids
         elif turn.answer is not None:
-            yield spec.assistant.replace(TEXT, turn.answer)
-            yield spec.end_id
+            yield from _filled(spec.answer, answer=turn.answer)
+            yield from spec.end_ids
         elif number == len(turns):
-            yield spec.generation
+            yield from _filled(spec.generation)
         else:
             raise UsageError(f"turn {number} of {len(turns)} has no answer", hint="only the last turn may be open")
+
+
+def _filled(
+    pieces: Pieces, image: Pieces = (), content: Content = (), system: str = "", answer: str = ""
+) -> Iterator[str | int | Embeddings]:
+    """The pieces with what is said in their slots."""
+    said: dict[str, Content] = {"content": content, "system": (system,), "answer": (answer,)}
+    for piece in pieces:
+        if isinstance(piece, Text):
+            yield piece.text
+        elif isinstance(piece, Ids):
+            yield from piece.ids
+        else:
+            for item in _trimmed(said[piece.slot], piece.trim):
+                yield from (item,) if isinstance(item, str) else _placed(image, item)
+
+
+def _placed(pieces: Pieces, image: Embeddings) -> Iterator[str | int | Embeddings]:
+    """One image in its slot."""
+    for piece in pieces:
+        yield from (image,) if isinstance(piece, Slot) else (piece.text,) if isinstance(piece, Text) else piece.ids
+
+
+def _trimmed(content: Content, trim: Trim) -> Content:
+    """Without white space on the given sides, where text stands there."""
+    items = list(content)
+    if items and trim in ("left", "both") and isinstance(first := items[0], str):
+        items[0] = first.lstrip()
+    if items and trim in ("right", "both") and isinstance(last := items[-1], str):
+        items[-1] = last.rstrip()
+    return tuple(items)

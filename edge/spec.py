@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from edge.errors import BundleError
+from edge.pieces import Pieces, Questions, misplaced, piece
 
 T = TypeVar("T")
 MOST = 2**31 - 1  # of whatever is counted, so that every language's int holds it and no arithmetic overflows
@@ -28,22 +29,57 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """A chat template as data. Each piece is text with one `{text}`; a picture stands where `image` puts its mark.
+    """A chat template as pieces.
 
-    A conversation is `system`, then for each turn `user` and `assistant`; the open turn ends with `generation`.
+    A conversation is `bos_id`, then for each turn a question, `answer` and `end_ids`; the open turn ends with
+    `generation`. Each image of a question becomes `image`, with its rows in the slot. Pieces of text and slots beside
+    each other are one text to the tokenizer.
     """
 
-    system: str  # "{text} "
-    user: str  # "USER: {text} "
-    assistant: str  # "ASSISTANT: {text}"; the end-of-turn id follows
-    generation: str  # "ASSISTANT:"
-    image: str  # "<image>\n": what stands before the question for each picture; "<image>" is the mark
-    default_system: str
-    image_tokens: int  # rows that one picture takes
+    question: Questions
+    image_question: Questions | None  # where the question has an image; None: the same
+    image: Pieces
+    answer: Pieces  # of an answer that is known; one that the model wrote stands after `generation`, as its ids
+    generation: Pieces
+    default_system: str  # "": without a system message
+    image_tokens: int  # rows that one view of an image takes
     bos_id: int | None  # put once, at the very start
-    end_id: int  # closes an assistant's turn
+    restarts: tuple[Literal["bos", "ids", "image"], ...]  # a text after these is tokenised as one at the start is
+    end_ids: tuple[int, ...]  # close an answer
     stop_ids: tuple[int, ...]
     stop_strings: tuple[str, ...]
+
+    def questions(self, image: bool) -> Questions:
+        return self.image_question if image and self.image_question else self.question
+
+    def pieces(self) -> Iterator[Pieces]:
+        """All of them."""
+        yield from (self.image, self.answer, self.generation)
+        for asked in (self.question, self.image_question):
+            if asked is not None:
+                yield from (asked.first, asked.after_system or (), asked.later)
+
+    @property
+    def end_id(self) -> int:
+        """The id that ends an answer, for programs that know one."""
+        return next(iter(self.end_ids), self.stop_ids[0])
+
+    def faults(self) -> list[str]:
+        """Slots that are missing, or stand where nothing can fill them."""
+        found = misplaced("image", self.image, "image") + misplaced("answer", self.answer, "answer")
+        found += misplaced("generation", self.generation)
+        for name, asked in (("question", self.question), ("image_question", self.image_question)):
+            if asked is None:
+                continue
+            found += misplaced(f"{name}.first", asked.first, "content")
+            found += misplaced(f"{name}.later", asked.later, "content")
+            if asked.after_system is not None:
+                found += misplaced(f"{name}.after_system", asked.after_system, "system", "content")
+            elif self.default_system:
+                found.append(f"default_system is {self.default_system!r}, and {name}.after_system has no slot for it")
+        if not self.stop_ids:
+            found.append("stop_ids has no id")
+        return found
 
 
 @dataclass(frozen=True)
@@ -128,6 +164,8 @@ def _read(kind: type[T], data: Mapping[str, Any], name: str, optional: Collectio
         found = parse(kind, section, optional)
         if kind in (VisionSpec, DecoderSpec):
             _require_counts(found, all_told=not optional)
+        if isinstance(found, PromptSpec) and (faults := found.faults()):
+            raise ValueError("; ".join(faults))
         return found
     except ValueError as error:
         raise BundleError(f"manifest.json: {name!r} {error}", hint="export the bundle again") from error
@@ -148,11 +186,29 @@ def parse(kind: type[T], section: Mapping[str, Any], optional: Collection[str] =
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     if missing := known - set(optional) - section.keys():
         raise ValueError(f"lacks {', '.join(sorted(missing))}")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items() if k in known}
+    values = {}
     for key, expected in get_type_hints(kind).items():
-        if key in values and not _fits(values[key], expected):
+        if key not in section:
+            continue
+        try:
+            values[key] = _value(section[key], expected)
+        except ValueError as error:
+            raise ValueError(f"{key} {error}") from error
+        if not _fits(values[key], expected):
             raise ValueError(f"has {key} {values[key]!r}")
     return kind(**values)
+
+
+def _value(value: Any, kind: Any) -> Any:
+    """JSON's lists and objects as a field's annotation has them: tuples, pieces and dataclasses."""
+    kinds = get_args(kind) if get_origin(kind) is UnionType else (kind,)
+    if isinstance(value, list | tuple):
+        return tuple(map(piece, value) if Pieces in kinds else value)
+    if isinstance(value, Mapping):
+        for nested in kinds:
+            if is_dataclass(nested) and isinstance(nested, type):
+                return parse(nested, value)
+    return value
 
 
 def _fits(value: object, kind: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class Tokenizer:
         inner.encode_special_tokens = True
         inner.no_truncation()
         inner.no_padding()
-        steps = list(_steps(json.loads(inner.decoder.__getstate__()) if inner.decoder else {}))
+        steps = list(_steps(json.loads(inner.decoder.__getstate__()) if inner.decoder else {}, "decoders"))
         kinds = {step["type"] for step in steps}
         if not kinds & {"ByteFallback", "ByteLevel"}:
             raise BundleError(
@@ -52,10 +52,27 @@ class Tokenizer:
         """One more than the largest id."""
         return max(self._inner.get_vocab().values()) + 1
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """No special ids are added. A lone surrogate, which no encoding can hold, counts as U+FFFD."""
+    def encode(self, text: str, *, start: bool = True) -> tuple[int, ...]:
+        """No special ids are added. A lone surrogate, which no encoding can hold, counts as U+FFFD.
+
+        `start`: whether the text stands where one begins. Some tokenizers (SentencePiece's with `legacy: false`) put a
+        space before such a text only, and none before a text that follows a special token.
+        """
         whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return tuple(self._inner.encode(whole, add_special_tokens=False).ids)
+        return tuple((self._inner if start else self._within).encode(whole, add_special_tokens=False).ids)
+
+    @cached_property
+    def _within(self) -> tokenizers.Tokenizer:
+        """For texts that do not begin one: the same, where a beginning makes no difference."""
+        data = json.loads(self._inner.to_str())
+        steps = list(_steps(data["pre_tokenizer"] or {}, "pretokenizers"))
+        if not (first := [step for step in steps if step.get("prepend_scheme") == "first"]):
+            return self._inner
+        for step in first:
+            step["prepend_scheme"] = "never"
+        within = tokenizers.Tokenizer.from_str(json.dumps(data))
+        within.encode_special_tokens = True
+        return within
 
     def decode(self, ids: Iterable[int]) -> str:
         """Special ids, and ids that the vocabulary lacks, stand for nothing. Bytes that are no UTF-8 become U+FFFD."""
@@ -116,12 +133,13 @@ def _whole(data: bytes) -> tuple[str, bytes]:
     return text, b""
 
 
-def _steps(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if decoder.get("type") == "Sequence":
-        for inner in decoder["decoders"]:
-            yield from _steps(inner)
-    elif decoder:
-        yield decoder
+def _steps(whole: dict[str, Any], inner: str) -> Iterator[dict[str, Any]]:
+    """Of a decoder or a pre-tokenizer, whose sequence holds its own under `inner`."""
+    if whole.get("type") == "Sequence":
+        for step in whole[inner]:
+            yield from _steps(step, inner)
+    elif whole:
+        yield whole
 
 
 @cache

@@ -168,7 +168,7 @@ def _prompt_agreement(session: Session) -> float:
     """1.0 when the question is cut and tokenised into the very ids that the export saw."""
     manifest = session.bundle.manifest
     rows = np.zeros((manifest.spec.prompt.image_tokens, manifest.spec.decoder.hidden), np.float32)
-    turn = Turn(manifest.golden_prompt["question"], (Embeddings(rows, key="golden"),))
+    turn = Turn.about(manifest.golden_prompt["question"], (Embeddings(rows, key="golden"),))
     cut = segments(manifest.spec.prompt, session.tokenizer, [turn])
     ids = [list(segment.ids) if isinstance(segment, Tokens) else None for segment in cut]
     return float(ids == manifest.golden_prompt["segments"])

@@ -1,40 +1,22 @@
-"""Chat templates of a checkpoint's own: where they are kept, and whether they render a prompt that is known."""
+"""Chat templates of a checkpoint's own: where they are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from edge.errors import CheckpointError
-from edge.prompt import MARK
-from edge.spec import PromptSpec
 from exporters.added_tokens import CONFIG
 from exporters.checkpoint import read_optional_json
-from exporters.gguf import rendering
 from exporters.gguf.names import TEMPLATE
 from exporters.gguf.reading import AGAIN, Source
-from exporters.gguf.rendering import Failure, Message
-from exporters.gguf.template import MEDIA
 
 T = TypeVar("T")
 KEY, DEFAULT = "chat_template", "default"
 JINJA = "chat_template.jinja"
 NAMED = "additional_chat_templates"
 PROCESSOR = ("chat_template.json", "processor_config.json")
-_BRIEF = "Answer in one word."
-_CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
-    ({"role": "user", "content": f"{MEDIA}What is this?"},),
-    (
-        {"role": "user", "content": f"{MEDIA}Who is she?"},
-        {"role": "assistant", "content": "A pilot."},
-        {"role": "user", "content": "Why do you say so?"},
-        {"role": "assistant", "content": "She wears a helmet."},
-        {"role": "user", "content": "Which colour?"},
-    ),
-    ({"role": "system", "content": _BRIEF}, {"role": "user", "content": "Is it day?"}),
-)
 
 
 def files(folder: Path) -> tuple[Path, ...]:
@@ -68,56 +50,6 @@ def of_gguf(file: Source) -> dict[str, str]:
                 raise CheckpointError(f"{file.path.name} has a damaged {key}", hint=AGAIN)
             named[key.removeprefix(TEMPLATE).removeprefix(".") or DEFAULT] = (key, text)
     return dict(_chosen(named))
-
-
-def departure(template: str, spec: PromptSpec, bos: str, eos: str) -> str | None:
-    """Where the template leaves the prompt of `spec`, with an excerpt of what it renders; None where it does not.
-
-    Contents are given as texts, the picture spelled as `spec` does, and in typed entries. A template counts by what it
-    can take; what it does with a system message counts unless it refuses or drops it. `bos` and `eos` are the texts of
-    these tokens. Raises ModuleNotFoundError without jinja2.
-    """
-    taken = [said for said in _said(template, spec.image, bos, eos) if _fault(said) is None]
-    if not taken:
-        return _fault(_said(template, spec.image, bos, eos)[0])
-    for said in taken:
-        for conversation, text in zip(_CONVERSATIONS, said, strict=True):
-            wanted = rendering.expected(spec, conversation, eos).replace(MEDIA, MARK)
-            if isinstance(text, Failure) or (conversation[0]["content"] == _BRIEF and _BRIEF not in text):
-                continue
-            if apart := rendering.unlike(text.removeprefix(bos), wanted):
-                return f"renders {rendering.shortened(text)}; {apart}"
-    return None
-
-
-@lru_cache(maxsize=16)
-def _said(template: str, image: str, bos: str, eos: str) -> tuple[list[str | Failure], list[str | Failure]]:
-    """Of `_CONVERSATIONS`, with contents as texts and as typed entries."""
-    plain = [[{**m, "content": m["content"].replace(MEDIA, image)} for m in c] for c in _CONVERSATIONS]
-    typed = [[{**m, "content": list(_typed(m["content"]))} for m in c] for c in _CONVERSATIONS]
-    said = rendering.render(template, [*plain, *typed], bos, eos)
-    return said[: len(plain)], said[len(plain) :]
-
-
-def _typed(content: str) -> Iterator[Mapping[str, str]]:
-    if MEDIA in content:
-        yield {"type": "image"}
-    yield {"type": "text", "text": content.removeprefix(MEDIA)}
-
-
-def _fault(said: Sequence[str | Failure]) -> str | None:
-    """Why this is no chat: it fails, loses a question, or shows the entries themselves."""
-    for conversation, text in zip(_CONVERSATIONS, said, strict=True):
-        if conversation[0]["role"] == "system":
-            continue
-        if isinstance(text, Failure):
-            return text.reason
-        asked = [m["content"].removeprefix(MEDIA) for m in conversation if m["role"] == "user"]
-        if lost := [question for question in asked if question not in text]:
-            return f"leaves out {lost[0]!r}: renders {rendering.shortened(text)}"
-        if "'type'" in text or '"type"' in text:
-            return f"writes the entries of a content: renders {rendering.shortened(text)}"
-    return None
 
 
 def _chosen(named: Mapping[str, tuple[T, str]]) -> list[tuple[T, str]]:

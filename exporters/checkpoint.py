@@ -17,10 +17,12 @@ from edge.errors import CheckpointError
 from edge.spec import VLMSpec
 from exporters import hub, tokenizer
 from exporters.models.component import Component
-from exporters.sentencepiece import SentencePiece
+from exporters.sentencepiece import SentencePiece, SpecialIds
 from exporters.weights import Weights, content_hash
 
 DIALECTS = "exporters.checkpoints"
+
+NO_IDS = SpecialIds(None, None, None)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Checkpoint:
     published: bool  # whether all models of its family learned `spec.prompt`
     small: tuple[Path, ...] = ()  # what else than the weights it is read from
     prompt_given: str | None = None  # by the user instead: the name of a published one, or "file"
+    special: SpecialIds = NO_IDS  # of its tokenizer: what a template calls bos_token, eos_token
     notes: tuple[str, ...] = ()  # what an export does otherwise than the files say, for the user
 
     @cached_property

@@ -101,7 +101,7 @@ def build(
     answer = reference.answer(model, prompt, rows)
     cuts = [_segments(prompt, rows)]
     for record, picture_rows in zip(calibration, seen, strict=True):
-        turn = Turn(record.question, (Embeddings(picture_rows[0], "calibration"),), record.answer)
+        turn = Turn.about(record.question, (Embeddings(picture_rows[0], "calibration"),), record.answer)
         cuts.append(segments(spec.prompt, tokenizer, [turn]))
     sequences = [merged(model, conversation) for conversation in cuts]
     if calibration and not matters:
@@ -171,7 +171,7 @@ def cut(checkpoint: Checkpoint, tokenizer: Tokenizer, question: str) -> Ids:
     """The golden question around its picture. Raises UsageError when it and its answer do not fit the context."""
     spec = checkpoint.spec
     rows = np.empty((spec.prompt.image_tokens, spec.decoder.hidden), np.float32)
-    cut = segments(spec.prompt, tokenizer, [Turn(question, (Embeddings(rows, "golden"),))])
+    cut = segments(spec.prompt, tokenizer, [Turn.about(question, (Embeddings(rows, "golden"),))])
     if (needed := sum(map(len, cut)) + TOKENS) > spec.decoder.context:
         raise UsageError(
             f"one short question about a picture takes {needed} positions with its answer, the context holds "

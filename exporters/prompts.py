@@ -12,12 +12,16 @@ from typing import Any
 
 import tokenizers
 
+from edge.bundle import schema1
 from edge.errors import CheckpointError, UsageError
-from edge.prompt import MARK, TEXT
+from edge.pieces import Ids, Text
 from edge.spec import PromptSpec, parse
-from exporters import chat_template
 from exporters.checkpoint import Checkpoint
+from exporters.gguf import rendering
 from exporters.published import PROMPTS
+from exporters.published_templates import SPECIAL, TEMPLATES
+from exporters.template_pieces import cut
+from exporters.template_rendered import Template, Uncut, Vocabulary
 
 FILE = "file"  # what a manifest says of a prompt that was given so
 # Settings of a config.json in which forks of LLaVA name the conversation; LLaVA itself stores none.
@@ -39,26 +43,39 @@ _NAMES = (
     (r"(?<![a-z])v0(?![\d.])", "llava_v0"),
 )
 _STEP = "checkpoint-"  # a folder of a training run, which is named after the one around it
-_TEXTS = ("system", "user", "assistant", "generation", "image", "default_system")
-_HINT = f"--prompt {'|'.join(PROMPTS)} if the model learned that one, or --prompt FILE with its own"
+_FIELDS = "the fields are those of a manifest's prompt (docs/export.md)"
+NAMES = (*PROMPTS, *TEMPLATES)
+_HINT = f"--prompt {'|'.join(NAMES)} if the model learned that one, or --prompt FILE with its own"
+_KNOWN = "a name: " + ", ".join(NAMES) + "; a chat template: FILE.jinja; or a JSON file"
+_DATE = "strftime_now"
 
 
 def settle(checkpoint: Checkpoint, asked: str | None) -> tuple[Checkpoint, str | None]:
     """The checkpoint with the prompt to export, and what the user should be told of it. `asked` is a name of PROMPTS or
-    a JSON file with the fields of PromptSpec.
+    TEMPLATES, a chat template (FILE.jinja) or a JSON file with the fields of a manifest's prompt.
 
-    Raises UsageError on what is neither, CheckpointError where the checkpoint says a prompt that cannot be spelled.
+    Raises UsageError on what is none of these, CheckpointError where the checkpoint says a prompt that is no pieces.
     """
-    base, note = checkpoint.spec.prompt, None
-    if asked is not None:
-        given = asked if asked in PROMPTS else FILE
-        spec = _of_file(Path(asked), checkpoint) if given == FILE else named(asked, base)
-        return replace(checkpoint, spec=replace(checkpoint.spec, prompt=spec), prompt_given=given), None
-    if checkpoint.templates:
-        name = _of_templates(checkpoint)
+    note = None
+    if asked in PROMPTS:
+        given, spec = asked, named(asked, checkpoint.spec.prompt)
+    elif asked in TEMPLATES:
+        special = {token.content for token in _special(checkpoint)}
+        if lacking := [name for name in SPECIAL.get(asked, ()) if name not in special]:
+            raise UsageError(
+                f"the prompt {asked!r} has the special token {lacking[0]!r}, which this tokenizer lacks", hint=_HINT
+            )
+        given, spec = asked, _of_template(f"the prompt {asked!r}", TEMPLATES[asked], checkpoint)
+    elif asked is not None:
+        given, path = FILE, Path(asked)
+        if path.suffix == ".jinja":
+            spec = _of_template(str(path), _text(path), checkpoint)
+        else:
+            spec = _of_file(path, checkpoint)
     else:
-        name, note = _of_names(checkpoint)
-    return replace(checkpoint, spec=replace(checkpoint.spec, prompt=named(name, base))), note
+        given = None
+        spec, note = _of_templates(checkpoint) if checkpoint.templates else _of_names(checkpoint)
+    return replace(checkpoint, spec=replace(checkpoint.spec, prompt=spec), prompt_given=given), note
 
 
 def named(name: str, base: PromptSpec) -> PromptSpec:
@@ -66,44 +83,74 @@ def named(name: str, base: PromptSpec) -> PromptSpec:
     return replace(base, default_system=PROMPTS[name])
 
 
-def _of_templates(checkpoint: Checkpoint) -> str:
-    """The published prompt that all of the checkpoint's templates render."""
-    base, ends = checkpoint.spec.prompt, _ends(checkpoint)
+def _of_templates(checkpoint: Checkpoint) -> tuple[PromptSpec, str | None]:
+    """What all of the checkpoint's templates render, and a note on what they render otherwise on another day."""
+    found: dict[str, PromptSpec] = {}
+    lines = []
+    for where, text in checkpoint.templates.items():
+        try:
+            template, found[where] = _cut(text, checkpoint)
+            lines.append(f"\n  {where} renders {_name(found[where], checkpoint) or template.excerpt()}")
+        except Uncut as error:
+            lines.append(f"\n  {where} {error}")
+    specs = [*found.values()]
+    if len(specs) < len(checkpoint.templates):
+        raise CheckpointError(
+            "the checkpoint has a chat template of its own, and it is no prompt that a bundle can spell:"
+            + "".join(lines),
+            hint=_HINT,
+        )
+    if any(spec != specs[0] for spec in specs):
+        raise CheckpointError(
+            "the checkpoint has several chat templates of its own, which disagree:" + "".join(lines), hint=_HINT
+        )
+    dated = next((where for where, text in checkpoint.templates.items() if _DATE in text), None)
+    note = f"{dated} may write today's date, and a bundle's prompt has that of {rendering.DAY}" if dated else None
+    return specs[0], note
+
+
+def _name(spec: PromptSpec, checkpoint: Checkpoint) -> str | None:
+    """Of the published prompt that this is."""
+    return next((name for name in PROMPTS if spec == named(name, checkpoint.spec.prompt)), None)
+
+
+def _cut(text: str, checkpoint: Checkpoint) -> tuple[Template, PromptSpec]:
+    """A template, as the published prompt that it renders or as its own pieces. Raises Uncut, CheckpointError."""
+    base = checkpoint.spec.prompt
     try:
-        departures = {
-            name: {
-                where: chat_template.departure(text, named(name, base), *ends)
-                for where, text in checkpoint.templates.items()
-            }
-            for name in PROMPTS
-        }
+        template = Template(text, base, _vocabulary(checkpoint))
+        published = (named(name, base) for name in PROMPTS)
+        spec = next((spec for spec in published if template.differs(spec) is None), None)
+        return template, spec or cut(template)
     except ModuleNotFoundError as error:
         raise CheckpointError(
-            "the checkpoint has a chat template of its own, which cannot be read: jinja2 is not installed",
-            hint=f"pip install jinja2; or {_HINT}",
+            "a chat template cannot be read: jinja2 is not installed", hint=f"pip install jinja2; or {_HINT}"
         ) from error
-    for name, found in departures.items():
-        if not any(found.values()):
-            return name
-    first, *_ = PROMPTS
-    lines = [f"\n  {where} {words or f'renders {first}'}" for where, words in departures[first].items()]
-    raise CheckpointError(
-        "the checkpoint has a chat template of its own, and it is no prompt that a bundle can spell yet:"
-        + "".join(lines),
-        hint=_HINT,
-    )
 
 
-def _ends(checkpoint: Checkpoint) -> tuple[str, str]:
-    """The texts of the ids that begin a prompt and end an answer."""
-    texts = tokenizers.Tokenizer.from_str(checkpoint.tokenizer_json())
-    prompt = checkpoint.spec.prompt
-    begin = "" if prompt.bos_id is None else texts.id_to_token(prompt.bos_id)
-    return begin or "", texts.id_to_token(prompt.end_id) or ""
+def _of_template(where: str, text: str, checkpoint: Checkpoint) -> PromptSpec:
+    """One that the user asked for. Raises UsageError."""
+    try:
+        return _cut(text, checkpoint)[1]
+    except Uncut as error:
+        raise UsageError(f"{where} {error}", hint=_HINT) from error
 
 
-def _of_names(checkpoint: Checkpoint) -> tuple[str, str | None]:
+def _vocabulary(checkpoint: Checkpoint) -> Vocabulary:
+    """With the texts of the ids that begin and end a text."""
+    whole, prompt = checkpoint.tokenizer_json(), checkpoint.spec.prompt
+    own, texts = checkpoint.special, tokenizers.Tokenizer.from_str(whole)
+    bos, eos = own.bos if prompt.bos_id is None else prompt.bos_id, prompt.end_id if own.eos is None else own.eos
+    return Vocabulary(whole, *("" if i is None else texts.id_to_token(i) or "" for i in (bos, eos)))
+
+
+def _of_names(checkpoint: Checkpoint) -> tuple[PromptSpec, str | None]:
     """The published prompt of a checkpoint without a template, and a note where nothing but its layout says so."""
+    name, note = _by_name(checkpoint)
+    return named(name, checkpoint.spec.prompt), note
+
+
+def _by_name(checkpoint: Checkpoint) -> tuple[str, str | None]:
     told = {where: value for where, value in checkpoint.origins.items() if where in CONVERSATIONS}
     for where, value in told.items():
         if value in _OURS:
@@ -134,59 +181,69 @@ def _conversation(name: str) -> str | None:
 
 
 def _of_file(path: Path, checkpoint: Checkpoint) -> PromptSpec:
-    """What belongs to the checkpoint may be left out: how many rows a picture takes, and the ids."""
+    """A manifest's prompt, of schema 2 or 1. What belongs to the checkpoint may be left out: how many rows an image
+    takes, the ids, how texts beside them are tokenised."""
     base = checkpoint.spec.prompt
     told = _object(path)
-    known = [field.name for field in fields(PromptSpec)]
+    old = not told.keys().isdisjoint(schema1.ONLY)
+    known = schema1.FIELDS if old else [field.name for field in fields(PromptSpec)]
     if strange := told.keys() - set(known):
         raise UsageError(f"{path} has unknown fields: {', '.join(sorted(strange))}", hint="known: " + ", ".join(known))
-    own = {name: getattr(base, name) for name in ("image_tokens", "bos_id", "end_id", "stop_ids")}
+    own = {name: getattr(base, name) for name in ("image_tokens", "bos_id", "stop_ids")}
     try:
-        spec = parse(PromptSpec, {**own, **told})
+        if old:
+            whole = schema1.prompt({**own, "end_id": base.end_id, **told}) | {"restarts": base.restarts}
+        else:
+            own |= {"end_ids": base.end_ids, "restarts": base.restarts, "image_question": None}
+            whole = {**own, **told}
+        spec = parse(PromptSpec, whole)
     except ValueError as error:
-        raise UsageError(f"{path} {error}", hint="the fields are those of a manifest's prompt") from error
-    if faults := _faults(spec, base, checkpoint):
-        raise UsageError(f"{path}: {'; '.join(faults)}", hint="the fields are those of a manifest's prompt")
+        raise UsageError(f"{path} {error}", hint=_FIELDS) from error
+    if faults := spec.faults() + _faults(spec, base, checkpoint):
+        raise UsageError(f"{path}: {'; '.join(faults)}", hint=_FIELDS)
     return spec
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{str(path)!r} is no chat template: {error}", hint=_KNOWN) from error
+
+
 def _object(path: Path) -> Mapping[str, Any]:
-    known = "a name: " + ", ".join(PROMPTS) + "; or a JSON file"
     try:
         told = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise UsageError(f"no prompt is named {str(path)!r}, and there is no such file", hint=known) from error
+        raise UsageError(f"no prompt is named {str(path)!r}, and there is no such file", hint=_KNOWN) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is no prompt: {error}", hint=known) from error
+        raise UsageError(f"{path} is no prompt: {error}", hint=_KNOWN) from error
     if not isinstance(told, dict):
-        raise UsageError(f"{path} holds no JSON object", hint=known)
+        raise UsageError(f"{path} holds no JSON object", hint=_KNOWN)
     return told
 
 
 def _faults(spec: PromptSpec, base: PromptSpec, checkpoint: Checkpoint) -> list[str]:
-    """What a manifest would be refused for, or would silently mean something else."""
-    faults = [
-        f"{name} is {piece!r}, and holds {mark} {piece.count(mark)} times, not once"
-        for name, mark in (("system", TEXT), ("user", TEXT), ("assistant", TEXT), ("image", MARK))
-        if (piece := getattr(spec, name)).count(mark) != 1
-    ]
+    """What would silently mean something else than it says."""
+    faults = []
     if spec.image_tokens != base.image_tokens:
         faults.append(f"image_tokens is {spec.image_tokens}, and the projector makes {base.image_tokens}")
-    vocab = checkpoint.spec.decoder.vocab
-    ids = {"bos_id": [spec.bos_id or 0], "end_id": [spec.end_id], "stop_ids": spec.stop_ids}
+    vocab, pieces = checkpoint.spec.decoder.vocab, [piece for found in spec.pieces() for piece in found]
+    ids = {"bos_id": [spec.bos_id or 0], "end_ids": spec.end_ids, "stop_ids": spec.stop_ids}
+    ids["ids"] = [i for piece in pieces if isinstance(piece, Ids) for i in piece.ids]
     faults += [f"{name} is {found}, of {vocab} tokens" for name, of in ids.items() for found in of if found >= vocab]
-    if spec.end_id not in spec.stop_ids:
-        faults.append(f"end_id {spec.end_id} is not one of the stop_ids {list(spec.stop_ids)}")
+    if spec.end_ids and spec.end_ids[0] not in spec.stop_ids:
+        faults.append(f"end_ids begin with {spec.end_ids[0]}, which is not one of the stop_ids {list(spec.stop_ids)}")
     if "" in spec.stop_strings:
         faults.append("stop_strings has an empty text")
-    special = [token.content for token in _special(checkpoint)]
-    for name in _TEXTS:
-        text = getattr(spec, name).replace(MARK, "")
-        faults += [
-            f"{name} has the special token {token!r}, which this version would spell out as text"
-            for token in special
-            if token and token in text
-        ]
+    special = {token.content for token in _special(checkpoint) if token.content}
+    texts = [spec.default_system, *(piece.text for piece in pieces if isinstance(piece, Text))]
+    faults += [
+        f"the text {text!r} has the special token {token!r}, which is spelled out as text: write its id"
+        for text in dict.fromkeys(texts)
+        for token in sorted(special)
+        if token in text
+    ]
     return faults
 
 

@@ -5,6 +5,7 @@ Sources: the MobileVLM repository (`conversation.py`, template `v1`), and LLaVA'
 
 from __future__ import annotations
 
+from edge.pieces import Questions, Slot, Text
 from edge.spec import PromptSpec
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -23,16 +24,18 @@ PROMPTS = {
 
 def prompt(image_tokens: int, bos_id: int | None, stop_ids: tuple[int, ...]) -> PromptSpec:
     """Vicuna's template. The first of `stop_ids` closes an answer."""
+    user = (Text("USER: "), Slot("content"), Text(" "))
     return PromptSpec(
-        system="{text} ",
-        user="USER: {text} ",
-        assistant="ASSISTANT: {text}",
-        generation="ASSISTANT:",
-        image="<image>\n",
+        question=Questions(user, (Slot("system"), Text(" "), *user), user),
+        image_question=None,
+        image=(Slot("image"), Text("\n")),
+        answer=(Text("ASSISTANT: "), Slot("answer")),
+        generation=(Text("ASSISTANT:"),),
         default_system=SYSTEM,
         image_tokens=image_tokens,
         bos_id=bos_id,
-        end_id=stop_ids[0],
+        restarts=("bos", "image"),  # their programs tokenise the texts around an image one by one
+        end_ids=stop_ids[:1],
         stop_ids=stop_ids,
         stop_strings=("</s>",),
     )

@@ -17,7 +17,6 @@ from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.pipeline import Ids, components, cut, own_tokenizer
-from exporters.published import PROMPTS
 
 _SAME = {"max_abs": 1e-3, "cosine": 0.999999}  # torch against torch, maybe of another version
 
@@ -63,7 +62,7 @@ def _prompted(source: Checkpoint, manifest: Manifest) -> Checkpoint:
     given = manifest.source.get("prompt")
     if given == prompts.FILE:
         return replace(source, spec=replace(source.spec, prompt=manifest.spec.prompt))
-    return prompts.settle(source, given if given in PROMPTS else None)[0]
+    return prompts.settle(source, given if given in prompts.NAMES else None)[0]
 
 
 def _outputs(source: Checkpoint, golden: Golden, prompt: Sequence[Sequence[int] | None]) -> Outputs:

@@ -12,6 +12,7 @@ from edge import privacy
 from edge.bundle import manifest as bundles
 from edge.bundle import staging
 from edge.bundle.manifest import Bundle, Manifest, Part
+from edge.pieces import Questions, Slot, Text
 from edge.spec import DecoderSpec, ImageSpec, PromptSpec, VisionSpec, VLMSpec
 from edge.types import TensorSpec
 
@@ -21,18 +22,20 @@ if TYPE_CHECKING:
 privacy.keep()  # tests import engines by themselves
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+_USER = (Text("USER: "), Slot("content"), Text(" "))
 SPEC = VLMSpec(
     image=ImageSpec(28, "pad", (122, 116, 104), "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)),
     prompt=PromptSpec(
-        system="{text} ",
-        user="USER: {text} ",
-        assistant="ASSISTANT: {text}",
-        generation="ASSISTANT:",
-        image="<image>\n",
+        question=Questions(_USER, (Slot("system"), Text(" "), *_USER), _USER),
+        image_question=None,
+        image=(Slot("image"), Text("\n")),
+        answer=(Text("ASSISTANT: "), Slot("answer")),
+        generation=(Text("ASSISTANT:"),),
         default_system="A chat.",
         image_tokens=4,
         bos_id=1,
-        end_id=2,
+        restarts=("bos", "image"),
+        end_ids=(2,),
         stop_ids=(2,),
         stop_strings=("</s>",),
     ),

@@ -80,7 +80,7 @@ class _Stages:
         self.source = self._source(golden) if self.sees else None
         self.questions = self._questions()
         rows = (session.encode_image(self.source),) if self.source is not None else ()
-        self.prompt = segments(self.spec.prompt, session.tokenizer, [Turn(self.question, rows)])
+        self.prompt = segments(self.spec.prompt, session.tokenizer, [Turn.about(self.question, rows)])
         room = session.plan.context - max(request.n_depth)
         self.n_prompt = request.n_prompt or (max(1, min(PROMPT, room)),)
         self.n_gen = request.n_gen or (max(1, min(GENERATED, room)),)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from edge.bundle import schema1
 from edge.errors import BundleError
 from edge.spec import VLMSpec
 from edge.types import PartFiles, TensorSpec
@@ -122,6 +123,8 @@ class Manifest:
                 f"manifest.json has schema {data['schema']}; this edge-vlm reads {OLDEST_SCHEMA} and {SCHEMA}",
                 hint="pip install -U edge-vlm" if data["schema"] > SCHEMA else "export the bundle again",
             )
+        if data["schema"] == 1:
+            data = schema1.upgraded(data)
         try:
             return cls(
                 schema=data["schema"],

@@ -27,7 +27,7 @@ def export(
     vision_tower: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the vision tower lies.")] = None,
     mmproj: Mmproj = None,
     prompt: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="The prompt it learned: a published one, or JSON.")
+        str | None, typer.Option(metavar="NAME|FILE", help="The prompt it learned: a published one, a .jinja, or JSON.")
     ] = None,
     gguf_only: Annotated[
         bool, typer.Option("--gguf-only", help="Without the vision part that `edge run` uses.")

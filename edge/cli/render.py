@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TaskProgr
 from rich.table import Table
 from rich.text import Text
 
+from edge.pieces import shown
 from edge.units import format_size
 
 if TYPE_CHECKING:
@@ -138,12 +139,13 @@ def manifest(found: Manifest) -> RenderableType:
 def _model(spec: VLMSpec) -> dict[str, str]:
     image, prompt, decoder = spec.image, spec.prompt, spec.decoder
     fit = f"padded with RGB {' '.join(map(str, image.background))}" if image.fit == "pad" else "cropped to the centre"
-    start = prompt.system.replace("{text}", prompt.default_system)
-    turn = prompt.user.replace("{text}", prompt.image + "{question}") + prompt.generation
+    asked, spell = prompt.questions(image=True), {"system": prompt.default_system, "image": "<image>"}
+    first = asked.after_system if prompt.default_system and asked.after_system else asked.first
+    spell["content"] = shown(prompt.image, spell) + "{question}"
     stops = [f"id {i}" for i in prompt.stop_ids] + [repr(s) for s in prompt.stop_strings]
     return {
         "picture": f"{image.size}×{image.size}, {fit}, {image.resample}; {prompt.image_tokens} rows",
-        "prompt": (start + turn).replace("\n", "\\n"),
+        "prompt": shown(first + prompt.generation, spell).replace("\n", "\\n"),
         "stops at": ", ".join(stops),
         "decoder": f"{decoder.layers} layers, hidden {decoder.hidden}, {decoder.heads} heads of {decoder.head_dim} "
         f"({decoder.kv_heads} key-value), vocabulary {decoder.vocab}, context {decoder.context}",

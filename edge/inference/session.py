@@ -162,7 +162,7 @@ class Session:
         """The answer in pieces, as it is made. `image` is None, an image (path, bytes, Pillow image, uint8 array), or
         a list of images; `system` None takes the model's own. Raises ImageError, ContextError, UsageError."""
         started, times = perf_counter(), ImageTimes()
-        turn = Turn(question, self._encode_all(image, times))
+        turn = Turn.about(question, self._encode_all(image, times))
         yield from self._answer([turn], system, max_tokens, sampling, started, times)
 
     def chat(self, image: Images = None, *, system: str | None = None) -> Chat:
@@ -257,7 +257,7 @@ class Chat:
     def stream(self, question: str, *, max_tokens: int = 256, sampling: Sampling = _GREEDY) -> Iterator[str]:
         """The answer in pieces. A question whose answer is not read to its end, or fails, is not kept."""
         started = perf_counter()
-        turn = Turn(question, () if self.turns else self._images)
+        turn = Turn.about(question, () if self.turns else self._images)
         answer = yield from self._session._answer(
             [*self.turns, turn], self._system, max_tokens, sampling, started, ImageTimes()
         )

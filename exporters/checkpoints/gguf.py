@@ -73,6 +73,7 @@ def read(path: Path, *, vision_tower: Path | None, mmproj: Path | None, context:
         origins={key: told for key in ("general.name", "general.base_model.0.name") if (told := text.get(key))}
         | {"its file": path.stem},
         published=str(seen.get("clip.projector_type")).startswith("ldp"),
+        special=vocabulary.special_ids(text),
         notes=vocabulary.notes(text),
     )
 

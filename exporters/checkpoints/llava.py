@@ -83,6 +83,7 @@ def read(folder: Path, *, vision_tower: Path | None, mmproj: Path | None, contex
         templates=chat_template.find(folder),
         origins={key: config[key] for key in (*CONVERSATIONS, "_name_or_path") if config.get(key)},
         published=config["model_type"].startswith("mobile"),
+        special=tokenizer.special_ids(folder),
         notes=tokenizer.notes(folder, decoder.vocab),
     )
 

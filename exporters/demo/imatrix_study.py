@@ -73,7 +73,7 @@ def heldout(checkpoint: Checkpoint, encoder: Encoder, count: int) -> Iterator[Co
     tokenizer, prompt = own_tokenizer(checkpoint), checkpoint.spec.prompt
     for number, item in enumerate(items(count)):
         rows = reference.encode(encoder, image.pixels(item.picture, checkpoint.spec.image))
-        answer = [*tokenizer.encode(item.answer), prompt.end_id]
+        answer = [*tokenizer.encode(item.answer), *prompt.end_ids]
         before, _, asking = cut(checkpoint, tokenizer, item.question)
         assert before is not None and asking is not None
         after = [*asking, *answer]
@@ -112,7 +112,7 @@ def statistics(
     tokenizer, whole = own_tokenizer(checkpoint), []
     for record in calibration.read(folder)[:CALIBRATION]:
         rows = reference.encode(encoder, image.pixels(record.picture, checkpoint.spec.image))
-        turn = Turn(record.question, (Embeddings(rows[0], "calibration"),), record.answer)
+        turn = Turn.about(record.question, (Embeddings(rows[0], "calibration"),), record.answer)
         whole.append(segments(checkpoint.spec.prompt, tokenizer, [turn]))
     text = [[segment for segment in conversation if isinstance(segment, Tokens)] for conversation in whole]
     return {

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from edge.errors import BundleError
 from edge.formats.gguf import GGUF, GGUFArray
-from edge.prompt import MARK
+from edge.pieces import Slot
 from edge.spec import PromptSpec
 from exporters.gguf import rendering, template
 from exporters.gguf.fault import Change, Rows, shape, values, whole
@@ -118,7 +118,7 @@ def _template(rows: Rows, file: GGUF, model: str | None) -> None:
     stored = file.settings.get(TEMPLATE)
     begin, end = (_text(file, name) for name in _IDS)
     spec = prompt(0, None, (_id(file, "eos"),))
-    ours = template.jinja(spec, end)
+    ours = template.jinja(spec, lambda i: end)
     change = Change({TEMPLATE: ours})
     if not isinstance(stored, str) or not stored.strip():
         cost = "llama.cpp's chat programs do not start, and the templates they name instead are not this model's"
@@ -152,7 +152,7 @@ def _rendered(
             rows.warning("template", "Vicuna v1, taken for another without --jinja", cost, change)
         else:
             rows.ok("template", "renders Vicuna v1, as the model learned")
-    elif rendering.difference(stored, replace(spec, image=MARK), *ends) is None:
+    elif rendering.difference(stored, replace(spec, image=(Slot("image"),)), *ends) is None:
         cost = "llama.cpp puts no line break between a picture and its question, as the model learned: worse answers"
         say("template", difference, cost, change)
     elif damaged := rendering.damage(stored, *ends):

@@ -9,17 +9,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
-from edge.prompt import MARK, TEXT
+import numpy as np
+
+from edge.prompt import Turn, parts
 from edge.spec import PromptSpec
+from edge.types import Embeddings
 from exporters.gguf.template import MEDIA
 
 Message = Mapping[str, Any]  # role, and content: a text, or a list of typed entries
+_IMAGE = Embeddings(np.empty((0, 0), np.float32), "any image")
+DAY = date(2024, 7, 26)  # that templates are told to write
 LONGEST = 1 << 16  # characters of a template, and of what it renders; what a model is told in thousands
 _SECONDS, _PATIENCE = 10, 60  # of the processor's time, and of the clock's: the machine may be busy
 _CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
@@ -65,7 +71,7 @@ environment = ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
 )
 environment.filters["tojson"] = tojson
-environment.globals |= {"raise_exception": raise_exception, "strftime_now": datetime(2024, 7, 26).strftime}
+environment.globals |= {"raise_exception": raise_exception, "strftime_now": datetime(*DAY).strftime}
 said = []
 try:
     template = environment.from_string(asked["template"])
@@ -75,7 +81,7 @@ else:
     for messages in asked["conversations"]:
         try:
             text = template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True,
+                messages=messages, tools=None, documents=None, add_generation_prompt=asked["generation"],
                 bos_token=asked["bos"], eos_token=asked["eos"],
             )
             said.append([True, text[:LONGEST]])
@@ -92,7 +98,14 @@ class Failure:
     reason: str
 
 
-def render(template: str, conversations: Sequence[Sequence[Message]], bos: str, eos: str) -> list[str | Failure]:
+def render(
+    template: str,
+    conversations: Sequence[Sequence[Message]],
+    bos: str,
+    eos: str,
+    *,
+    add_generation_prompt: bool = True,
+) -> list[str | Failure]:
     """One text a conversation, or why there is none. `bos` and `eos` are the texts of these tokens.
 
     Raises ModuleNotFoundError without jinja2.
@@ -101,8 +114,9 @@ def render(template: str, conversations: Sequence[Sequence[Message]], bos: str, 
         raise ModuleNotFoundError("jinja2 is not installed", name="jinja2")
     if len(template) > LONGEST:
         return [Failure(f"{len(template)} characters long")] * len(conversations)
-    script = f"SECONDS, LONGEST = {_SECONDS}, {LONGEST}\n{_SCRIPT}"
-    asked = json.dumps({"template": template, "conversations": conversations, "bos": bos, "eos": eos})
+    script = f"SECONDS, LONGEST, DAY = {_SECONDS}, {LONGEST}, {DAY.timetuple()[:3]}\n{_SCRIPT}"
+    facts = {"bos": bos, "eos": eos, "generation": add_generation_prompt}
+    asked = json.dumps({"template": template, "conversations": conversations, **facts})
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", script], input=asked, capture_output=True, text=True, timeout=_PATIENCE
@@ -123,7 +137,7 @@ def difference(template: str, spec: PromptSpec, bos: str, eos: str) -> str | Non
     for conversation, said in zip(_CONVERSATIONS, _said(template, bos, eos), strict=True):
         if isinstance(said, Failure):
             return said.reason
-        if apart := unlike(said.removeprefix(bos), expected(spec, conversation, eos)):
+        if apart := unlike(said.removeprefix(bos), expected(spec, conversation, lambda i: eos)):
             return apart
     return None
 
@@ -176,16 +190,15 @@ def unlike(said: str, wanted: str) -> str | None:
     return f"says {said[start : at + 12]!r} for {wanted[start : at + 12]!r}"
 
 
-def expected(spec: PromptSpec, conversation: Sequence[Message], eos: str) -> str:
-    """The prompt as `edge.prompt` cuts it, as one text: llama.cpp's mark stands for a picture, `eos` ends an answer."""
-    image = spec.image.replace(MARK, MEDIA)
-    first = conversation[0]
-    system = first["content"] if first["role"] == "system" else spec.default_system
-    text = spec.system.replace(TEXT, system) if system else ""
-    for message in conversation:
-        content = message["content"].replace(MEDIA, image)
+def expected(spec: PromptSpec, conversation: Sequence[Message], spell: Callable[[int], str]) -> str:
+    """The prompt as `edge.prompt` cuts it, as one text: llama.cpp's mark stands for an image, ids are spelled out."""
+    first, *rest = conversation
+    system = first["content"] if first["role"] == "system" else None
+    turns: list[Turn] = []
+    for message in conversation if system is None else rest:
         if message["role"] == "user":
-            text += spec.user.replace(TEXT, content)
-        elif message["role"] == "assistant":
-            text += spec.assistant.replace(TEXT, content) + eos
-    return text + spec.generation
+            turns.append(Turn.about(message["content"].replace(MEDIA, ""), (_IMAGE,) * message["content"].count(MEDIA)))
+        else:
+            turns[-1] = replace(turns[-1], answer=message["content"])
+    said = parts(spec, turns, system)
+    return "".join(MEDIA if part is _IMAGE else spell(part) if isinstance(part, int) else str(part) for part in said)

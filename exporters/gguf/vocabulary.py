@@ -53,7 +53,7 @@ def add(writer: gguf.GGUFWriter, checkpoint: Checkpoint, size: int) -> None:
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(normalizer.add_dummy_prefix)
     writer.add_remove_extra_whitespaces(normalizer.remove_extra_whitespaces)
-    writer.add_chat_template(template.jinja(prompt, pieces[prompt.end_id].text))
+    writer.add_chat_template(template.jinja(prompt, lambda i: pieces[i].text))
 
 
 def read(file: Source, size: int) -> SentencePiece:

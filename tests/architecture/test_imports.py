@@ -215,10 +215,10 @@ FLOORS = (
     {"engines"},
     {"devices", "types"},
     {"spec", "plugins", "recipes", "units"},
-    {"errors"},
+    {"errors", "pieces", "privacy"},
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-INPUTS = {"image", "prompt", "tokenizer", "calibration"}  # one room, in several files
+INPUTS = {"image", "deep_image", "image_kinds", "tiff_layout", "prompt", "tokenizer", "calibration"}  # one room, in several files
 
 
 def rooms() -> set[str]:

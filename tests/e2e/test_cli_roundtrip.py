@@ -99,7 +99,7 @@ def truth(exports: Exports, bundle: Path) -> Torch:
 
 def test_export_says_what_it_proved(made: Said, bundle: Path) -> None:
     facts = made.json
-    assert set(facts) == {"path", "bytes", "seconds", "fit", "report", "next_command"}
+    assert set(facts) == {"path", "bytes", "seconds", "fit", "notes", "report", "next_command"}
     assert facts["fit"] is None  # no device was named
     assert facts["report"]["ok"] is True
     assert facts["bytes"] == sum(file.bytes for file in Bundle.open(bundle).manifest.files())
@@ -224,7 +224,7 @@ def test_an_answer_is_torch_s(
     bundle: Path, truth: Torch, pictures: tuple[Path, ...], shown: tuple[int, ...], question: str
 ) -> None:
     paths = [pictures[number] for number in shown]
-    expected, positions = truth.answer([Turn(question, tuple(map(truth.see, paths)))])
+    expected, positions = truth.answer([Turn.about(question, tuple(map(truth.see, paths)))])
     answer = call("run", bundle, *paths, question, "-n", ANSWER, "--json").json
     assert len(expected) == ANSWER  # random weights do not end by themselves: the comparison is whole
     assert answer["token_ids"] == expected
@@ -235,12 +235,12 @@ def test_an_answer_is_torch_s(
 
 def test_another_picture_gives_another_answer(truth: Torch, pictures: tuple[Path, ...]) -> None:
     """What the test above rests on: the model sees."""
-    answers = {tuple(truth.answer([Turn("What?", (truth.see(path),))])[0]) for path in pictures}
+    answers = {tuple(truth.answer([Turn.about("What?", (truth.see(path),))])[0]) for path in pictures}
     assert len(answers) == len(pictures)
 
 
 def test_the_system_prompt_is_replaced(bundle: Path, truth: Torch) -> None:
-    expected, _ = truth.answer([Turn("Why?")], system="Be short.")
+    expected, _ = truth.answer([Turn.about("Why?")], system="Be short.")
     assert call("run", bundle, "Why?", "--system", "Be short.", "-n", ANSWER, "--json").json["token_ids"] == expected
 
 
@@ -274,7 +274,7 @@ def test_json_tells_what_was_done(bundle: Path, pictures: tuple[Path, ...]) -> N
 
 def test_text_streams_to_stdout_and_nothing_else_does(bundle: Path, truth: Torch) -> None:
     said = call("run", bundle, "Why?", "-n", ANSWER)
-    assert said.out == truth.tokenizer.decode(truth.answer([Turn("Why?")])[0]) + "\n"
+    assert said.out == truth.tokenizer.decode(truth.answer([Turn.about("Why?")])[0]) + "\n"
     assert f"{ANSWER} tokens out" in said.err
 
 
@@ -304,7 +304,7 @@ def test_cached_is_uncached(bundle: Path, truth: Torch, pictures: tuple[Path, ..
         cached = []
         for question in asked:
             session.ask(pictures[0], question, max_tokens=ANSWER)
-            assert list(session.last.token_ids) == truth.answer([Turn(question, (picture,))])[0]
+            assert list(session.last.token_ids) == truth.answer([Turn.about(question, (picture,))])[0]
             cached.append(session.last.cached_tokens)
         whole = session.last.prompt_tokens
     assert cached[0] == 0
@@ -319,7 +319,7 @@ def test_a_chat_remembers_and_is_torch_s(bundle: Path, truth: Torch, pictures: t
         chat = session.chat(pictures[1])
         held = 0
         for question in ("What is this?", "Why?", "And then?"):
-            turns.append(Turn(question, () if turns else (truth.see(pictures[1]),)))
+            turns.append(Turn.about(question, () if turns else (truth.see(pictures[1]),)))
             text = chat.ask(question, max_tokens=ANSWER)
             expected, positions = truth.answer(turns)
             assert list(session.last.token_ids) == expected
@@ -385,7 +385,10 @@ def test_a_bundle_answers_without_torch(
 ) -> None:
     done = without_torch("run", bundle, pictures[2], "What is this?", "-n", ANSWER, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["token_ids"] == truth.answer([Turn("What is this?", (truth.see(pictures[2]),))])[0]
+    assert (
+        json.loads(done.stdout)["token_ids"]
+        == truth.answer([Turn.about("What is this?", (truth.see(pictures[2]),))])[0]
+    )
 
 
 def test_comparing_anew_without_torch_says_what_to_install(bundle: Path, exports: Exports, without_torch: Any) -> None:

@@ -7,10 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from chat_templates import CHATML, DAMAGED, IDEFICS, LLAMA_2, LLAMA_3, OWN, VICUNA
+from chat_templates import CHATML, IDEFICS, LLAMA_2, LLAMA_3, VICUNA
 from conftest import REPOSITORY
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from edge.errors import CheckpointError
@@ -22,10 +20,6 @@ from exporters.published import prompt
 SPEC = prompt(144, 1, (2,))
 A, B, C = "{{ 'a' }}", "{{ 'b' }}", "{{ 'c' }}"
 TOKENIZER = (REPOSITORY / "tests" / "data" / "tokenizer.json").read_text()
-
-
-def departure(text: str) -> str | None:
-    return chat_template.departure(text, SPEC, "<s>", "</s>")
 
 
 def written(folder: Path, files: dict[str, object]) -> Path:
@@ -132,23 +126,6 @@ def test_a_gguf_file_keeps_them_by_name() -> None:
 # What they render
 
 
-@pytest.mark.parametrize("text", VICUNA.values(), ids=VICUNA.keys())
-def test_the_published_prompt_in_any_spelling(text: str) -> None:
-    assert departure(text) is None
-
-
-@pytest.mark.parametrize(("text", "said"), OWN.values(), ids=OWN.keys())
-def test_a_prompt_of_its_own(text: str, said: str) -> None:
-    assert said in str(departure(text))
-
-
-@pytest.mark.parametrize(("text", "said"), DAMAGED.values(), ids=DAMAGED.keys())
-def test_a_damaged_or_hostile_template(monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
-    monkeypatch.setattr(rendering, "_SECONDS", 2)
-    found = str(departure(text))
-    assert said in found and len(found) < 400
-
-
 TALKS = [
     [{"role": "user", "content": "Hi <b>&\"'"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
@@ -174,9 +151,3 @@ def test_the_sandbox_renders_as_transformers_does(text: str) -> None:
         for talk in talks
     ]
     assert rendering.render(text, talks, "<s>", "</s>") == expected
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.text(st.sampled_from("{}%'\" \n()[].|messagforinu0*+-_é"), max_size=60))
-def test_any_text_is_judged(text: str) -> None:
-    assert departure(text)

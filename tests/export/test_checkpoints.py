@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from edge.errors import CheckpointError, EdgeError, UsageError
+from edge.prompt import Turn, parts
 from exporters import hub, standin
 from exporters.checkpoint import open_checkpoint
 from exporters.checkpoints import llava
@@ -113,9 +114,9 @@ def test_the_spec(copy):
     image, prompt, decoder = found.spec.image, found.spec.prompt, found.spec.decoder
     assert (image.size, image.fit, image.background, image.resample) == (336, "pad", (122, 116, 104), "bicubic")
     assert image.mean == (0.48145466, 0.4578275, 0.40821073)
-    assert (prompt.image_tokens, prompt.bos_id, prompt.end_id, prompt.stop_ids) == (144, 1, 2, (2,))
+    assert (prompt.image_tokens, prompt.bos_id, prompt.end_ids, prompt.stop_ids) == (144, 1, (2,), (2,))
     assert prompt.stop_strings == ("</s>",)
-    said = prompt.system.format(text=prompt.default_system) + prompt.user.format(text="<image>\nHi") + prompt.generation
+    said = "".join(map(str, parts(prompt, [Turn.about("<image>\nHi")])))
     assert said == (
         "A chat between a curious user and an artificial intelligence assistant. "
         "The assistant gives helpful, detailed, and polite answers to the user's questions. "

@@ -400,7 +400,9 @@ def test_packed_blocks_are_what_ggml_reads(kind):
 
 def rendered(spec, messages, generate=True, end="</s>"):
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
-    return environment.from_string(template.jinja(spec, end)).render(messages=messages, add_generation_prompt=generate)
+    return environment.from_string(template.jinja(spec, lambda i: end)).render(
+        messages=messages, add_generation_prompt=generate
+    )
 
 
 def ids_of(text, spec, tokenizer):
@@ -419,23 +421,27 @@ def ids_of(text, spec, tokenizer):
 M = template.MEDIA
 PICTURE = Embeddings(np.zeros((1, 4), np.float32), "picture")
 CONVERSATIONS = {
-    "a picture": ([{"role": "user", "content": M + "What is this?"}], [Turn("What is this?", (PICTURE,))], None),
-    "as upstream writes it": ([{"role": "user", "content": M + "\nWho?"}], [Turn("Who?", (PICTURE,))], None),
-    "two pictures": ([{"role": "user", "content": M + M + "Same?"}], [Turn("Same?", (PICTURE, PICTURE))], None),
-    "no picture": ([{"role": "user", "content": "Hello {{ x }} 'a' \"b\""}], [Turn("Hello {{ x }} 'a' \"b\"")], None),
+    "a picture": ([{"role": "user", "content": M + "What is this?"}], [Turn.about("What is this?", (PICTURE,))], None),
+    "as upstream writes it": ([{"role": "user", "content": M + "\nWho?"}], [Turn.about("Who?", (PICTURE,))], None),
+    "two pictures": ([{"role": "user", "content": M + M + "Same?"}], [Turn.about("Same?", (PICTURE, PICTURE))], None),
+    "no picture": (
+        [{"role": "user", "content": "Hello {{ x }} 'a' \"b\""}],
+        [Turn.about("Hello {{ x }} 'a' \"b\"")],
+        None,
+    ),
     "a system": (
         [{"role": "system", "content": "Be short."}, {"role": "user", "content": M + "Why?"}],
-        [Turn("Why?", (PICTURE,))],
+        [Turn.about("Why?", (PICTURE,))],
         "Be short.",
     ),
-    "no system": ([{"role": "system", "content": ""}, {"role": "user", "content": "Why?"}], [Turn("Why?")], ""),
+    "no system": ([{"role": "system", "content": ""}, {"role": "user", "content": "Why?"}], [Turn.about("Why?")], ""),
     "turns": (
         [
             {"role": "user", "content": M + "What is this?"},
             {"role": "assistant", "content": "A cat."},
             {"role": "user", "content": "Which colour?"},
         ],
-        [Turn("What is this?", (PICTURE,), "A cat."), Turn("Which colour?")],
+        [Turn.about("What is this?", (PICTURE,), "A cat."), Turn.about("Which colour?")],
         None,
     ),
 }
@@ -453,13 +459,13 @@ def test_the_template_is_the_prompt(checkpoint, messages, turns, system, tmp_pat
 
 def test_llama_cpp_takes_the_template_for_none_of_its_own(checkpoint):
     """It guesses by such words where it is not told to render Jinja, and would write another prompt."""
-    text = template.jinja(checkpoint.spec.prompt, "</s>")
+    text = template.jinja(checkpoint.spec.prompt, lambda i: "</s>")
     assert "USER: " not in text and "ASSISTANT: " not in text
 
 
 def test_the_template_stands_in_the_file(checkpoint, tmp_path):
     fields = fields_of(written(checkpoint, tmp_path, "f16")[1])
-    assert fields["tokenizer.chat_template"] == template.jinja(checkpoint.spec.prompt, "</s>")
+    assert fields["tokenizer.chat_template"] == template.jinja(checkpoint.spec.prompt, lambda i: "</s>")
     assert rendered(checkpoint.spec.prompt, [{"role": "user", "content": M + "Who?"}]) == (
         "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
         f"detailed, and polite answers to the user's questions. USER: {M}\nWho? ASSISTANT:"
@@ -498,7 +504,9 @@ def test_llama_cpp_cuts_texts_as_we_do(checkpoint, tmp_path):
             expected = segments(checkpoint.spec.prompt, tokenizer, turns)
             assert ids(pieces[0], True) == list(expected[0].ids)
             assert ids(pieces[1], True)[1:] == list(expected[2].ids)
-            assert lib.llama_model_chat_template(model, None).decode() == template.jinja(checkpoint.spec.prompt, "</s>")
+            assert lib.llama_model_chat_template(model, None).decode() == template.jinja(
+                checkpoint.spec.prompt, lambda i: "</s>"
+            )
         finally:
             lib.llama_model_free(model)
 

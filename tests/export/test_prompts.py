@@ -8,15 +8,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tokenizers
 from chat_templates import CHATML, LLAMA_2, OWN, VICUNA
 from commands import call
 from exported import Exports, manifest_of
 
+import edge
 from edge.bundle.manifest import Bundle
 from edge.errors import CheckpointError, EdgeError, UsageError
 from edge.formats import gguf
+from edge.pieces import Ids, Questions, Slot, Text
+from edge.prompt import Turn, parts
 from edge.spec import PromptSpec
+from edge.types import Embeddings
 from exporters import pipeline, prompts
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.formats import gguf as format
@@ -25,12 +31,26 @@ from exporters.gguf.fault import Change
 from exporters.gguf.names import TEMPLATE
 from exporters.gguf.rewrite import rewrite
 from exporters.published import PROMPTS, SYSTEM
+from exporters.published_templates import SPECIAL, TEMPLATES
 from exporters.verify_checkpoint import verify_against
 
 HUMAN = SYSTEM.replace("user", "human")
 LLAVA_V1 = VICUNA["terse"].replace("curious user", "curious human").replace("the user\\'s", "the human\\'s")
 OTHER = VICUNA["typed entries"]  # the same once more
+QUESTION = {
+    "first": [{"text": "### User: "}, {"slot": "content", "trim": "none"}, {"text": "\n"}],
+    "after_system": None,
+    "later": [{"text": "USER: "}, {"slot": "content", "trim": "none"}, {"text": " "}],
+}
 OWN_FILE = {
+    "question": QUESTION,
+    "image": [{"slot": "image", "trim": "none"}],
+    "answer": [{"text": "### Assistant: "}, {"slot": "answer", "trim": "both"}, {"ids": [7]}],
+    "generation": [{"text": "### Assistant:"}],
+    "default_system": "",
+    "stop_strings": ["###"],
+}
+OLD_FILE = {
     "system": "### System: {text}\n",
     "user": "### User: {text}\n",
     "assistant": "### Assistant: {text}",
@@ -92,17 +112,82 @@ def test_a_template_of_another_published_prompt(folder: Folder) -> None:
     assert prompt == dataclasses.replace(folder.open().spec.prompt, default_system=HUMAN)
 
 
-@pytest.mark.parametrize(("text", "said"), OWN.values(), ids=OWN.keys())
+def rendered(checkpoint: Checkpoint) -> str:
+    """Conversations as its prompt feeds them, spelled out."""
+    spec, texts = checkpoint.spec.prompt, tokenizers.Tokenizer.from_str(checkpoint.tokenizer_json())
+    image = Embeddings(np.zeros((1, 1), np.float32), "image")
+    talks = [
+        ([Turn.about("What is this?", [image], "A cat."), Turn.about("Why?")], None),
+        ([Turn.about("?")], "Brief."),
+    ]
+    found = [
+        part
+        for turns, system in talks
+        if system is None or spec.question.after_system is not None
+        for part in parts(spec, turns, system)
+    ]
+    spelled = (texts.id_to_token(p) if isinstance(p, int) else p if isinstance(p, str) else "<image>" for p in found)
+    return "".join(spelled)
+
+
+OWN_KINDS = {name: told for name, told in OWN.items() if name != "a picture after its question"}
+
+
+@pytest.mark.parametrize(("text", "said"), OWN_KINDS.values(), ids=OWN_KINDS.keys())
 @pytest.mark.parametrize("model_type", ["mobilevlm", "llava_llama"])
-def test_a_template_of_its_own_is_refused(folder: Folder, text: str, said: str, model_type: str) -> None:
+def test_a_template_of_its_own_is_taken(folder: Folder, text: str, said: str, model_type: str) -> None:
     folder.json("config.json", model_type=model_type).json("tokenizer_config.json", chat_template=text)
-    with pytest.raises(CheckpointError, match="chat template of its own") as caught:
-        folder.settled()
-    assert "tokenizer_config.json renders" in caught.value.message
-    assert repr(said)[1:-1] in caught.value.message
-    assert all(word in str(caught.value.hint) for word in ("--prompt", *PROMPTS, "FILE"))
+    found, note = prompts.settle(folder.open(), None)
+    assert said in rendered(found) and note is None
     for name, system in PROMPTS.items():
         assert folder.settled(name)[0].default_system == system
+
+
+def test_a_template_that_is_no_pieces_is_refused(folder: Folder) -> None:
+    folder.text("chat_template.jinja", OWN["a picture after its question"][0])
+    with pytest.raises(CheckpointError, match="chat template of its own") as caught:
+        folder.settled()
+    assert "chat_template.jinja writes an image after its question" in caught.value.message
+    assert all(word in str(caught.value.hint) for word in ("--prompt", *prompts.NAMES, "FILE"))
+
+
+def test_a_template_that_writes_the_date(folder: Folder) -> None:
+    day = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }} {% endif %}"
+    found, note = folder.text("chat_template.jinja", day + CHATML).settled()
+    assert Text("26 Jul 2024 <|im_start|>user\n") in found.question.first
+    assert "chat_template.jinja" in str(note) and "2024-07-26" in str(note)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_prompt_by_name(folder: Folder, name: str) -> None:
+    """Refused where the tokenizer lacks its special tokens: it would be spelled out."""
+    if name in SPECIAL:
+        with pytest.raises(UsageError, match="which this tokenizer lacks") as caught:
+            folder.settled(name)
+        assert repr(SPECIAL[name][0]) in caught.value.message
+        size = folder.open().spec.decoder.vocab
+        added = [{"id": size - 1 - n, "content": token, "special": True} for n, token in enumerate(SPECIAL[name])]
+        listed = {str(token["id"]): {"content": token["content"], "special": True} for token in added}
+        folder.json("tokenizer_config.json", added_tokens_decoder=listed)
+    found, note = folder.settled(name)
+    texts = [piece.text for pieces in found.pieces() for piece in pieces if isinstance(piece, Text)]
+    assert note is None and not any(token in text for token in SPECIAL.get(name, ()) for text in texts)
+    assert set(found.end_ids) <= set(found.stop_ids)
+
+
+def test_a_file_with_a_template(folder: Folder) -> None:
+    path = folder.path.parent / "own.jinja"
+    path.write_text(LLAMA_2)
+    prompt, note = folder.settled(str(path))
+    assert (note, prompt.end_ids, prompt.question.first[-1]) == (None, (2,), Slot("content", "both"))
+    for content, said in ((b"{{ 1 }}", "leaves out a question"), (b"\xff\xfe", "is no chat template")):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=said) as caught:
+            folder.settled(str(path))
+        assert "own.jinja" in caught.value.message and caught.value.hint
+    path.unlink()
+    with pytest.raises(UsageError, match="is no chat template"):
+        folder.settled(str(path))
 
 
 PLACES = {
@@ -128,11 +213,13 @@ def test_places_that_contradict_each_other(folder: Folder, own: str, known: str)
     if (known, own) == ("chat_template.jinja", "additional_chat_templates"):
         assert folder.settled()[1] is None  # it is the default, and the others are for tools
         return
-    with pytest.raises(CheckpointError) as caught:
+    if own == known or (known, own) == ("additional_chat_templates", "chat_template.jinja"):
+        assert "<|im_start|>user" in rendered(prompts.settle(folder.open(), None)[0])
+        return
+    with pytest.raises(CheckpointError, match="which disagree") as caught:
         folder.settled()
     lines = {line.split()[0].split("/")[0]: line for line in caught.value.message.splitlines()[1:]}
-    assert "<|im_start|>" in lines[own]
-    assert own == known or lines.get(known, "renders vicuna").endswith("renders vicuna")
+    assert "<|im_start|>" in lines[own] and lines[known].endswith("renders vicuna")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +232,7 @@ def test_places_that_contradict_each_other(folder: Folder, own: str, known: str)
         ("{{ ''.__class__.__mro__ }}", "SecurityError"),
         ("{% include '/etc/passwd' %}", "cannot be rendered"),
         ("{{ 'a' * 10**11 }}", "MemoryError"),
-        ("{{ 'a' * 10**8 }}", "leaves out"),
+        ("{{ 'a' * 10**8 }}", "cannot be rendered|leaves out a question"),
     ],
 )
 def test_a_template_that_renders_nothing(folder: Folder, monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
@@ -244,36 +331,75 @@ def given(folder: Folder, **fields: Any) -> str:
 def test_a_file_with_a_prompt(folder: Folder) -> None:
     prompt, note = folder.settled(given(folder))
     base = folder.open().spec.prompt
-    texts = {k: v for k, v in OWN_FILE.items() if k != "stop_strings"}
-    assert (prompt, note) == (dataclasses.replace(base, **texts, stop_strings=("###",)), None)
-    ids = {"bos_id": None, "end_id": 7, "stop_ids": [2, 7], "image_tokens": 144}
+    wanted = dataclasses.replace(
+        base,
+        question=Questions((Text("### User: "), Slot("content"), Text("\n")), None, base.question.later),
+        image=(Slot("image"),),
+        answer=(Text("### Assistant: "), Slot("answer", "both"), Ids((7,))),
+        generation=(Text("### Assistant:"),),
+        default_system="",
+        stop_strings=("###",),
+    )
+    assert (prompt, note) == (wanted, None)
+    ids = {"bos_id": None, "end_ids": [7, 3], "stop_ids": [2, 7], "image_tokens": 144, "restarts": []}
     prompt, _ = folder.settled(given(folder, **ids))
-    assert (prompt.bos_id, prompt.end_id, prompt.stop_ids) == (None, 7, (2, 7))
+    assert (prompt.bos_id, prompt.end_ids, prompt.stop_ids, prompt.restarts) == (None, (7, 3), (2, 7), ())
+
+
+def test_a_file_with_the_prompt_of_a_bundle_of_schema_1(folder: Folder) -> None:
+    path = folder.path.parent / "prompt.json"
+    path.write_text(json.dumps(OLD_FILE))
+    prompt, _ = folder.settled(str(path))
+    base = folder.open().spec.prompt
+    assert (prompt.generation, prompt.restarts, prompt.bos_id) == ((Text("### Assistant:"),), base.restarts, 1)
+    assert (prompt.end_ids, prompt.stop_ids, prompt.image_tokens) == ((2,), (2,), 144)
+    for changes, said in (({"user": "x"}, "holds {text} 0 times"), ({"usr": "x"}, "unknown fields: usr")):
+        path.write_text(json.dumps(OLD_FILE | changes))
+        with pytest.raises(UsageError) as caught:
+            folder.settled(str(path))
+        assert said in caught.value.message
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"user": ...}, "lacks user"),
-        ({"user": ..., "stop_strings": ...}, "lacks stop_strings, user"),
+        ({"answer": ...}, "lacks answer"),
+        ({"answer": ..., "stop_strings": ...}, "lacks answer, stop_strings"),
         ({"usr": "x"}, "unknown fields: usr"),
-        ({"user": 3}, "has user 3"),
+        ({"answer": 3}, "has answer 3"),
+        ({"answer": [3]}, "answer has the piece 3"),
+        ({"answer": [{"slot": "answer", "text": ""}]}, "answer has the piece {"),
+        ({"answer": [{"slot": "reply"}]}, "answer has the piece {"),
+        ({"answer": [{"slot": "answer", "trim": "all"}]}, "answer has the piece {"),
+        ({"generation": [{"ids": []}]}, "generation has the piece {"),
+        ({"generation": [{"ids": [True]}]}, "generation has the piece {"),
+        ({"generation": [{"text": None}]}, "generation has the piece {"),
+        ({"question": {"first": [], "later": []}}, "question lacks after_system"),
+        ({"question": None}, "has question None"),
+        ({"image_question": {}}, "image_question lacks"),
+        ({"restarts": ["end"]}, "has restarts ('end',)"),
+        ({"default_system": "Hi."}, "question.after_system has no slot for it"),
         ({"stop_ids": 2}, "has stop_ids 2"),
         ({"stop_strings": "###"}, "has stop_strings '###'"),
-        ({"end_id": -1}, "has end_id -1"),
-        ({"end_id": True}, "has end_id True"),
+        ({"end_ids": [-1]}, "has end_ids (-1,)"),
+        ({"end_ids": [True]}, "has end_ids (True,)"),
         ({"bos_id": 1.5}, "has bos_id 1.5"),
-        ({"user": "User:"}, "user is 'User:', and holds {text} 0 times"),
-        ({"assistant": "{text}{text}"}, "holds {text} 2 times"),
-        ({"image": ""}, "image is '', and holds <image> 0 times"),
+        ({"answer": [{"slot": "answer"}] * 2}, "answer has the slot 'answer' 2 times, not 1"),
+        ({"image": []}, "image has the slot 'image' 0 times, not 1"),
+        ({"generation": [{"slot": "answer"}]}, "generation has the slot 'answer' 1 times, not 0"),
+        (
+            {"question": {**QUESTION, "after_system": [{"slot": "content"}, {"slot": "system"}]}},
+            "question.after_system has its slots in the order content, system",
+        ),
+        ({"generation": [{"ids": [512]}]}, "ids is 512, of 512 tokens"),
         ({"image_tokens": 576}, "image_tokens is 576, and the projector makes 144"),
-        ({"end_id": 512, "stop_ids": [512]}, "end_id is 512, of 512 tokens"),
+        ({"end_ids": [512], "stop_ids": [512]}, "end_ids is 512, of 512 tokens"),
         ({"bos_id": 9999}, "bos_id is 9999"),
-        ({"end_id": 7}, "end_id 7 is not one of the stop_ids [2]"),
-        ({"stop_ids": []}, "is not one of the stop_ids []"),
+        ({"end_ids": [7]}, "end_ids begin with 7, which is not one of the stop_ids [2]"),
+        ({"stop_ids": []}, "stop_ids has no id"),
         ({"stop_strings": [""]}, "stop_strings has an empty text"),
-        ({"user": "<s>[INST] {text} [/INST]"}, "user has the special token '<s>'"),
-        ({"generation": "</s>A:"}, "generation has the special token '</s>'"),
+        ({"answer": [{"text": "<s>"}, {"slot": "answer"}]}, "the text '<s>' has the special token '<s>'"),
+        ({"generation": [{"text": "</s>A:"}]}, "the text '</s>A:' has the special token '</s>'"),
     ],
 )
 def test_a_file_that_is_no_prompt(folder: Folder, fields: dict[str, Any], said: str) -> None:
@@ -330,8 +456,7 @@ def test_a_gguf_file_that_renders_the_published_prompt(pair: list[Path], tmp_pat
 
 def test_a_gguf_file_with_a_prompt_of_its_own(pair: list[Path], tmp_path: Path) -> None:
     found = reopened(pair, tmp_path, **{TEMPLATE: LLAMA_2})
-    with pytest.raises(CheckpointError, match=r"tokenizer\.chat_template renders '<s>\[INST\] <image>"):
-        prompts.settle(found, None)
+    assert prompts.settle(found, None)[0].spec.prompt.question.first[0] == Text("[INST] ")
     again, note = prompts.settle(found, "llava_v1")
     assert (again.spec.prompt.default_system, note) == (HUMAN, None)
     both = {TEMPLATE: VICUNA["terse"], f"{TEMPLATE}.tool_use": LLAMA_2}
@@ -358,12 +483,13 @@ def test_a_gguf_file_without_a_template(pair: list[Path], tmp_path: Path) -> Non
 
 
 def test_an_export_with_a_prompt_of_its_own(exports: Exports, folder: Folder, tmp_path: Path) -> None:
-    folder.json("config.json", model_type="llava_llama").json("tokenizer_config.json", chat_template=CHATML)
+    last = OWN["a picture after its question"][0]
+    folder.json("config.json", model_type="llava_llama").json("tokenizer_config.json", chat_template=last)
     out = tmp_path / "out"
     refused = call("export", folder.path, "-o", out, "--scheme", "fp32")
-    assert refused.code == 1 and "tokenizer_config.json" in refused.err and "<|im_start|>" in refused.err
+    assert refused.code == 1 and "tokenizer_config.json" in refused.err and "after its question" in refused.err
     assert not out.exists()
-    wrong = call("export", folder.path, "-o", out, "--scheme", "fp32", "--prompt", "chatml")
+    wrong = call("export", folder.path, "-o", out, "--scheme", "fp32", "--prompt", "ChatML")
     assert wrong.code == 2 and "known" not in wrong.err and "vicuna, llava_v1" in wrong.err
     assert call("export", folder.path, "-o", out, "--scheme", "fp32", "--prompt", given(folder)).code == 0
     manifest = manifest_of(out)
@@ -376,7 +502,8 @@ def test_an_export_with_a_published_prompt(exports: Exports, folder: Folder, tmp
     folder.json("config.json", model_type="llava_llama")
     said = call("export", folder.path, "-o", tmp_path / "told", "--scheme", "fp32")
     assert said.code == 0 and "which prompt it learned" in said.err
-    folder.json("tokenizer_config.json", chat_template=LLAMA_2)
+    last = OWN["a picture after its question"][0]
+    folder.json("tokenizer_config.json", chat_template=last)
     said = call("export", folder.path, "-o", tmp_path / "asked", "--scheme", "fp32", "--prompt", "llava_v1")
     assert said.code == 0 and "note" not in said.err
     manifest = manifest_of(tmp_path / "asked")
@@ -387,3 +514,29 @@ def test_an_export_with_a_published_prompt(exports: Exports, folder: Folder, tmp
     with pytest.raises(EdgeError, match="chat template of its own"):
         verify_against(dataclasses.replace(bundle, manifest=lying), str(folder.path), None, threads=1)
     assert "prompt" not in manifest_of(tmp_path / "told")["source"]
+
+
+def test_an_export_with_the_checkpoint_s_own_template(folder: Folder, tmp_path: Path) -> None:
+    """ChatML, with its tokens in the tokenizer: exported, verified against the checkpoint, asked."""
+    size = folder.open().spec.decoder.vocab
+    listed = {str(size - 1 - n): {"content": t, "special": True} for n, t in enumerate(("<|im_end|>", "<|im_start|>"))}
+    folder.json("config.json", model_type="llava_llama")
+    folder.json("tokenizer_config.json", chat_template=CHATML, added_tokens_decoder=listed)
+    out = tmp_path / "out"
+    made = call("export", folder.path, "-o", out, "--scheme", "fp32")
+    assert made.code == 0 and "which prompt it learned" not in made.err
+    prompt = manifest_of(out)["prompt"]
+    assert (prompt["end_ids"], prompt["generation"][2]) == ([size - 1], {"ids": [size - 2]})
+    assert size - 1 in prompt["stop_ids"]
+    before, image, after = prompt["golden"]["segments"]
+    assert image is None and before[:2] == [1, size - 2] and size - 1 in after
+    bundle = Bundle.open(out)
+    assert verify_against(bundle, str(folder.path), None, threads=1).ok
+    with edge.load(out, threads=1) as session:
+        chat = session.chat(np.zeros((8, 8, 3), np.uint8))
+        chat.ask("What is this? <|im_end|>", max_tokens=3)
+        told = session.last
+        chat.ask("Why?", max_tokens=3)
+        # All of what the model wrote is remembered but the token that was never fed.
+        assert session.last.cached_tokens >= told.prompt_tokens + told.generated_tokens - 1
+    assert "<|im_start|>" not in call("inspect", out).out and str([size - 2]) in call("inspect", out).out

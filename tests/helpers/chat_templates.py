@@ -101,10 +101,13 @@ DAMAGED = {
     "a power": ("{{ 9 ** 9999999999 }}", "cannot be rendered"),
     "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "cannot be rendered"),
     "memory": ("{{ 'a' * 10**11 }}", "MemoryError"),
-    "huge output": ("{% for i in range(9999) %}{{ 'a' * 9999 }}{% endfor %}", "leaves out 'What is this?'"),
-    "silent": ("{{ bos_token }}", "leaves out 'What is this?'"),
-    "first question only": ("{{ messages[0]['content'] }}", "leaves out 'Why do you say so?'"),
-    "last question only": ("{{ messages[-1]['content'] }}", "leaves out 'Who is she?'"),
+    "huge output": (
+        "{% for i in range(9999) %}{{ 'a' * 9999 }}{% endfor %}",
+        "",
+    ),  # by the time, or by what it leaves out
+    "silent": ("{{ bos_token }}", "leaves out a question"),
+    "first question only": ("{{ messages[0]['content'] }}", "leaves out a question"),
+    "last question only": ("{{ messages[-1]['content'] }}", "leaves out a question"),
     "the entries": ("{% for m in messages %}{{ [m['content']] | string | upper }}{% endfor %}", "leaves out"),
     "a book": (" " * 70_000 + "{{ 1 }}", "70007 characters long"),
 }

@@ -856,7 +856,7 @@ def test_a_documented_command_works(line: str, tmp_path: Path, monkeypatch: pyte
     for name in ("photo.jpg", "before.jpg", "after.jpg"):
         (tmp_path / name).touch()
     decoder, mmproj = pair_decoder(), pair_mmproj()
-    decoder[0]["tokenizer.chat_template"] = jinja(prompt(144, 1, (2,)), "</s>")
+    decoder[0]["tokenizer.chat_template"] = jinja(prompt(144, 1, (2,)), lambda i: "</s>")
     (tmp_path / "MODEL.gguf").write_bytes(gguf_bytes(*decoder))
     (tmp_path / "MMPROJ.gguf").write_bytes(gguf_bytes(*mmproj))
     (tmp_path / "exporters").symlink_to(REPOSITORY / "exporters")  # its pictures

@@ -28,7 +28,7 @@ from exporters.gguf.names import FEATURE_LAYER, TEMPLATE, WORKAROUND
 from exporters.published import SYSTEM, prompt
 
 SPECIFIED = prompt(144, 1, (2,))
-OURS = template.jinja(SPECIFIED, "</s>")
+OURS = template.jinja(SPECIFIED, lambda i: "</s>")
 # As somebody else would write it; the break after a picture is in the question.
 THEIRS = (
     "{{ bos_token }}{% for m in messages %}{% if loop.first %}" + SYSTEM + " {% endif %}"

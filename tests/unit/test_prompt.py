@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import UsageError
+from edge.pieces import Ids, Questions, Slot, Text
 from edge.prompt import Turn, segments
 from edge.spec import PromptSpec
 from edge.tokenizer import Tokenizer
@@ -22,9 +25,12 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+USER = (Text("USER: "), Slot("content"), Text(" "))
 SPEC = PromptSpec(
-    system="{text} ", user="USER: {text} ", assistant="ASSISTANT: {text}", generation="ASSISTANT:", image="<image>\n",
-    default_system=SYSTEM, image_tokens=2, bos_id=1, end_id=2, stop_ids=(2,), stop_strings=("</s>",),
+    question=Questions(USER, (Slot("system"), Text(" "), *USER), USER), image_question=None,
+    image=(Slot("image"), Text("\n")), answer=(Text("ASSISTANT: "), Slot("answer")), generation=(Text("ASSISTANT:"),),
+    default_system=SYSTEM, image_tokens=2, bos_id=1, restarts=("bos", "image"), end_ids=(2,), stop_ids=(2,),
+    stop_strings=("</s>",),
 )  # fmt: skip
 CAT = Embeddings(np.zeros((2, 4), np.float32), "cat")
 DOG = Embeddings(np.ones((2, 4), np.float32), "dog")
@@ -40,39 +46,40 @@ def flat(found: list[Segment]) -> list[tuple[int, ...] | str]:
 
 
 def test_a_question_about_a_picture():
-    found = segments(SPEC, TOKENIZER, [Turn("What is this?", (CAT,))])
+    found = segments(SPEC, TOKENIZER, [Turn.about("What is this?", (CAT,))])
     assert flat(found) == [(BOS, *ids(SYSTEM + " USER: ")), "cat", ids("\nWhat is this? ASSISTANT:")]
     assert found[1] is CAT
 
 
 def test_a_question_without_a_picture_is_one_run_of_tokens():
-    found = segments(SPEC, TOKENIZER, [Turn("What is red?")])
+    found = segments(SPEC, TOKENIZER, [Turn.about("What is red?")])
     assert flat(found) == [(BOS, *ids(SYSTEM + " USER: What is red? ASSISTANT:"))]
 
 
 def test_several_pictures_each_with_the_text_around_the_mark():
-    found = segments(SPEC, TOKENIZER, [Turn("Which?", (CAT, DOG, CAT))])
+    found = segments(SPEC, TOKENIZER, [Turn.about("Which?", (CAT, DOG, CAT))])
     assert flat(found) == [
         (BOS, *ids(SYSTEM + " USER: ")), "cat", ids("\n"), "dog", ids("\n"), "cat", ids("\nWhich? ASSISTANT:"),
     ]  # fmt: skip
 
 
 def test_pictures_with_no_text_between_stand_side_by_side():
-    spec = replace(SPEC, image="<image>", user="{text}", system="{text}", bos_id=None)
-    found = segments(spec, TOKENIZER, [Turn("Q", (CAT, DOG))], system="")
+    bare = Questions((Slot("content"),), None, (Slot("content"),))
+    spec = replace(SPEC, image=(Slot("image"),), question=bare, default_system="", bos_id=None)
+    found = segments(spec, TOKENIZER, [Turn.about("Q", (CAT, DOG))], system="")
     assert flat(found) == ["cat", "dog", ids("QASSISTANT:")]
 
 
 def test_text_before_the_mark_stays_before_the_picture():
-    spec = replace(SPEC, image="Picture: <image>. ")
-    found = segments(spec, TOKENIZER, [Turn("Q", (CAT, DOG))], system="S")
+    spec = replace(SPEC, image=(Text("Picture: "), Slot("image"), Text(". ")))
+    found = segments(spec, TOKENIZER, [Turn.about("Q", (CAT, DOG))], system="S")
     assert flat(found) == [
         (BOS, *ids("S USER: Picture: ")), "cat", ids(". Picture: "), "dog", ids(". Q ASSISTANT:"),
     ]  # fmt: skip
 
 
 def test_a_conversation_ends_each_answer_and_starts_anew():
-    turns = [Turn("What?", (CAT,), "A cat."), Turn("And this?", (DOG,), "A dog."), Turn("Sure?")]
+    turns = [Turn.about("What?", (CAT,), "A cat."), Turn.about("And this?", (DOG,), "A dog."), Turn.about("Sure?")]
     found = segments(SPEC, TOKENIZER, turns)
     assert flat(found) == [
         (BOS, *ids(SYSTEM + " USER: ")),
@@ -84,13 +91,15 @@ def test_a_conversation_ends_each_answer_and_starts_anew():
 
 
 def test_a_finished_conversation_asks_for_nothing():
-    assert flat(segments(SPEC, TOKENIZER, [Turn("Q", answer="A")], "S")) == [(BOS, *ids("S USER: Q ASSISTANT: A"), EOS)]
+    assert flat(segments(SPEC, TOKENIZER, [Turn.about("Q", answer="A")], "S")) == [
+        (BOS, *ids("S USER: Q ASSISTANT: A"), EOS)
+    ]
 
 
 def test_the_ids_that_the_model_wrote_stand_for_its_answer():
     """Written as text and read again, they could become others, and what is in the cache would be of no use."""
     written = (*ids("A"), *ids("ca"), *ids("t"))
-    turns = [Turn("What?", (CAT,), "A ca t", written), Turn("Sure?")]
+    turns = [Turn.about("What?", (CAT,), "A ca t", written), Turn.about("Sure?")]
     assert flat(segments(SPEC, TOKENIZER, turns, "S"))[2] == (
         *ids("\nWhat? ASSISTANT:"), *written, EOS, *ids("USER: Sure? ASSISTANT:"),
     )  # fmt: skip
@@ -98,8 +107,8 @@ def test_the_ids_that_the_model_wrote_stand_for_its_answer():
 
 def test_a_conversation_is_a_prefix_of_the_next():
     """What makes the key-value cache useful: the ids so far do not change when a turn is added."""
-    first = flat(segments(SPEC, TOKENIZER, [Turn("What?", (CAT,), "A cat.")]))
-    second = flat(segments(SPEC, TOKENIZER, [Turn("What?", (CAT,), "A cat."), Turn("Sure?")]))
+    first = flat(segments(SPEC, TOKENIZER, [Turn.about("What?", (CAT,), "A cat.")]))
+    second = flat(segments(SPEC, TOKENIZER, [Turn.about("What?", (CAT,), "A cat."), Turn.about("Sure?")]))
     assert second[:2] == first[:2]
     assert second[2][: len(first[2])] == first[2]
 
@@ -108,40 +117,100 @@ def test_a_conversation_is_a_prefix_of_the_next():
     ("system", "text"), [("Be short.", "Be short. USER: Q"), ("", "USER: Q"), (None, SYSTEM + " USER: Q")]
 )
 def test_the_system_sentence(system, text):
-    assert flat(segments(SPEC, TOKENIZER, [Turn("Q")], system)) == [(BOS, *ids(text + " ASSISTANT:"))]
+    assert flat(segments(SPEC, TOKENIZER, [Turn.about("Q")], system)) == [(BOS, *ids(text + " ASSISTANT:"))]
 
 
 def test_bos_is_put_once_or_not_at_all():
-    turns = [Turn("Q", (CAT,), "A"), Turn("Q", (CAT,))]
+    turns = [Turn.about("Q", (CAT,), "A"), Turn.about("Q", (CAT,))]
     assert sum(part.ids.count(BOS) for part in segments(SPEC, TOKENIZER, turns) if isinstance(part, Tokens)) == 1
-    assert flat(segments(replace(SPEC, bos_id=None), TOKENIZER, [Turn("Q")], "")) == [ids("USER: Q ASSISTANT:")]
+    assert flat(segments(replace(SPEC, bos_id=None), TOKENIZER, [Turn.about("Q")], "")) == [ids("USER: Q ASSISTANT:")]
 
 
 @pytest.mark.parametrize("typed", ["<image>", "</s>", "<s>", "{text}", "{0}", "USER: ", "a <image>\n</s> b"])
 def test_what_a_user_types_is_text(typed):
-    for turn in (Turn(typed, (CAT,)), Turn("Q", (CAT,), typed)):
+    for turn in (Turn.about(typed, (CAT,)), Turn.about("Q", (CAT,), typed)):
         found = segments(SPEC, TOKENIZER, [turn], system=typed)
         assert [part for part in found if isinstance(part, Embeddings)] == [CAT]
         special = [i for part in found if isinstance(part, Tokens) for i in part.ids if i in (0, BOS, EOS)]
         assert special == ([BOS] if turn.answer is None else [BOS, EOS])
-    assert flat(segments(SPEC, TOKENIZER, [Turn(typed, (CAT,))]))[2] == ids(f"\n{typed} ASSISTANT:")
-    assert flat(segments(SPEC, TOKENIZER, [Turn("Q")], typed)) == [(BOS, *ids(f"{typed} USER: Q ASSISTANT:"))]
+    assert flat(segments(SPEC, TOKENIZER, [Turn.about(typed, (CAT,))]))[2] == ids(f"\n{typed} ASSISTANT:")
+    assert flat(segments(SPEC, TOKENIZER, [Turn.about("Q")], typed)) == [(BOS, *ids(f"{typed} USER: Q ASSISTANT:"))]
 
 
 def test_only_the_last_turn_may_be_open():
     with pytest.raises(UsageError, match=r"turn 1 of 2 has no answer"):
-        segments(SPEC, TOKENIZER, [Turn("Q"), Turn("Q")])
+        segments(SPEC, TOKENIZER, [Turn.about("Q"), Turn.about("Q")])
+
+
+def test_text_and_images_in_the_order_in_which_they_are_shown():
+    turn = Turn(("Here: ", CAT, " and here: ", DOG, "\nSame?"))
+    assert flat(segments(SPEC, TOKENIZER, [turn], "")) == [
+        (BOS, *ids("USER: Here: ")), "cat", ids("\n and here: "), "dog", ids("\n\nSame? ASSISTANT:"),
+    ]  # fmt: skip
+
+
+def test_a_question_with_an_image_may_begin_otherwise():
+    asked = Questions((Text("I:"), Slot("content")), (Slot("system"), Text("I:"), Slot("content")), (Slot("content"),))
+    spec = replace(SPEC, image_question=asked, bos_id=None)
+    assert flat(segments(spec, TOKENIZER, [Turn.about("Q", [CAT])], "")) == [ids("I:"), "cat", ids("\nQASSISTANT:")]
+    assert flat(segments(spec, TOKENIZER, [Turn.about("Q", [CAT])], "S"))[0] == ids("SI:")
+    assert flat(segments(spec, TOKENIZER, [Turn.about("Q")], "")) == [ids("USER: Q ASSISTANT:")]
+
+
+def test_ids_of_special_tokens_stand_between_texts_of_their_own():
+    asked = (Ids((300, 301)), Text("user\n"), Slot("content"), Ids((302,)))
+    spec = replace(SPEC, question=Questions(asked, None, asked), default_system="", end_ids=(302, 303))
+    found = segments(spec, TOKENIZER, [Turn.about("Q", answer="A"), Turn.about("R")])
+    assert flat(found) == [(
+        BOS, 300, 301, *ids("user\nQ"), 302, *ids("ASSISTANT: A"), 302, 303,
+        300, 301, *ids("user\nR"), 302, *ids("ASSISTANT:"),
+    )]  # fmt: skip
+
+
+@pytest.mark.parametrize(("trim", "said"), [("none", " \nQ\t "), ("left", "Q\t "), ("right", " \nQ"), ("both", "Q")])
+def test_a_slot_loses_the_white_space_of_its_sides(trim, said):
+    asked = (Text("["), Slot("content", trim), Text("]"))
+    spec = replace(SPEC, question=Questions(asked, None, asked), default_system="", bos_id=None)
+    assert flat(segments(spec, TOKENIZER, [Turn.about(" \nQ\t ")])) == [ids(f"[{said}]ASSISTANT:")]
+
+
+def test_a_prompt_without_a_place_for_a_system_message_refuses_one():
+    spec = replace(SPEC, question=Questions(USER, None, USER), default_system="")
+    assert segments(spec, TOKENIZER, [Turn.about("Q")]) == segments(spec, TOKENIZER, [Turn.about("Q")], "")
+    with pytest.raises(UsageError, match="no place for a system message"):
+        segments(spec, TOKENIZER, [Turn.about("Q")], "Be brief.")
+
+
+def test_only_a_text_at_a_start_gets_the_space_of_one(tmp_path):
+    """SentencePiece with legacy: false. What transformers reads as one text has it once, and none after </s>."""
+    data = json.loads((Path(__file__).parents[1] / "data" / "tokenizer.json").read_text())
+    data["normalizer"] = None
+    data["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    tokenizer = Tokenizer.open(tmp_path / "tokenizer.json")
+    raw = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    turns = [Turn.about("Q", answer="A"), Turn.about("R")]
+    (found,) = segments(SPEC, tokenizer, turns, "")
+    whole = "USER: Q ASSISTANT: A</s>USER: R ASSISTANT:"
+    assert found == Tokens((BOS, *raw.encode(whole, add_special_tokens=False).ids))
+    spec = replace(SPEC, restarts=())
+    (found,) = segments(spec, tokenizer, turns, "")
+    assert found == Tokens(tuple(raw.encode("<s>" + whole, add_special_tokens=False).ids))
+    assert tokenizer.encode("USER", start=False) != tokenizer.encode("USER")
+    assert TOKENIZER.encode("USER", start=False) == TOKENIZER.encode("USER")
 
 
 turn = st.builds(
-    Turn, st.text(max_size=20), st.lists(st.sampled_from([CAT, DOG]), max_size=3).map(tuple), st.text(max_size=9)
+    Turn.about, st.text(max_size=20), st.lists(st.sampled_from([CAT, DOG]), max_size=3).map(tuple), st.text(max_size=9)
 )
 
 
 @given(st.lists(turn, max_size=4), st.one_of(st.none(), st.text(max_size=9)))
 def test_tokens_are_merged_and_pictures_keep_their_order(turns, system):
     found = segments(SPEC, TOKENIZER, turns, system)
-    assert [part for part in found if isinstance(part, Embeddings)] == [p for turn in turns for p in turn.pictures]
+    assert [part for part in found if isinstance(part, Embeddings)] == [
+        p for turn in turns for p in turn.content if p is CAT or p is DOG
+    ]
     assert all(len(part) for part in found)
     assert not any(isinstance(a, Tokens) and isinstance(b, Tokens) for a, b in pairwise(found))
     assert sum(part.ids.count(EOS) for part in found if isinstance(part, Tokens)) == len(turns)

@@ -47,7 +47,7 @@ def test_it_answers_as_one_of_this_schema(tmp_path: Path) -> None:
         with edge.load(path, engine="null") as session:
             session.ask(photo, "What?", max_tokens=12)
             spec = session.bundle.manifest.spec
-            cut = segments(spec.prompt, session.tokenizer, [Turn("What?", (session.encode_image(photo),))])
+            cut = segments(spec.prompt, session.tokenizer, [Turn.about("What?", (session.encode_image(photo),))])
             ids = [segment.ids if isinstance(segment, Tokens) else segment.rows.shape for segment in cut]
             answers.append((session.last.token_ids, ids, spec.image))
     assert answers[0] == answers[1]

@@ -190,7 +190,7 @@ def test_a_second_turn_computes_only_what_is_new(session: Session, engine: Engin
     assert answer.prompt_tokens == answer.cached_tokens + new
     assert answer.image_tokens == 4
     assert engine.eyes[0].looked == 1
-    assert [(t.question, len(t.pictures), t.answer) for t in chat.turns] == [
+    assert [(t.content[-1], len(t.content) - 1, t.answer) for t in chat.turns] == [
         ("What is this?", 1, first.text),
         ("And that?", 0, answer.text),
     ]
@@ -225,7 +225,7 @@ def test_an_abandoned_turn_is_not_kept(session: Session, bundle: Bundle) -> None
     stream = chat.stream("Never mind.", max_tokens=50)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
-    assert [t.question for t in chat.turns] == ["What?"]
+    assert [t.content[-1] for t in chat.turns] == ["What?"]
     anew = edge.load(bundle.path, engine="null").chat(photo(1))
     anew.ask("What?", max_tokens=4)
     assert chat.ask("Why?", max_tokens=6) == anew.ask("Why?", max_tokens=6)
@@ -235,7 +235,7 @@ def test_a_chat_without_a_picture_and_with_a_system(session: Session) -> None:
     chat = session.chat(system="Be brief.")
     chat.ask("Who?", max_tokens=1)
     assert session.last.prompt_tokens == 1 + len("Be brief. USER: Who? ASSISTANT:")
-    assert chat.turns[0] == Turn("Who?", (), session.last.text, session.last.token_ids)
+    assert chat.turns[0] == Turn.about("Who?", (), session.last.text, session.last.token_ids)
 
 
 def test_a_conversation_that_outgrows_the_context(session: Session) -> None:

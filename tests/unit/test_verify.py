@@ -118,7 +118,7 @@ def with_golden(bundle: Bundle, golden: Golden) -> Bundle:
 def prompt_of(bundle: Bundle, question: str) -> dict[str, Any]:
     spec = bundle.manifest.spec
     rows = Embeddings(np.zeros((spec.prompt.image_tokens, spec.decoder.hidden), np.float32), "golden")
-    cut = segments(spec.prompt, Tokenizer.open(bundle.path / "tokenizer.json"), [Turn(question, (rows,))])
+    cut = segments(spec.prompt, Tokenizer.open(bundle.path / "tokenizer.json"), [Turn.about(question, (rows,))])
     return {"question": question, "segments": [list(s.ids) if isinstance(s, Tokens) else None for s in cut]}
 
 
