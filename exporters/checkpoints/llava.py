@@ -1,4 +1,5 @@
-"""The dialect of LLaVA's own code base: MobileVLM V1 and V2, and LLaVA-1.5 (`mm_*` keys in config.json)."""
+"""The dialect of LLaVA's own code base: MobileVLM V1 and V2, LLaVA-1.5, and its kin of other decoders (`mm_*` keys in
+config.json)."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from exporters.published import prompt
 from exporters.sentencepiece import SentencePiece
 from exporters.weights import Weights
 
-MODEL_TYPES = ("mobilevlm", "mobilellama", "llava_llama", "llava")
+MODEL_TYPES = ("mobilevlm", "mobilellama", "llava_llama", "llava", "llava_qwen", "llava_qwen2", "llava_qwen3")
 PROJECTOR = "model.mm_projector."
 SMALL = (
     "config.json",

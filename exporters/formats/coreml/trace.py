@@ -27,6 +27,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return REFERENCE.rms_norm(x, weight, eps)
 
 
+def head_norms(qkv: Tensor, query: Tensor, key: Tensor, heads: int, kv_heads: int, eps: float) -> Tensor:
+    return REFERENCE.head_norms(qkv, query, key, heads, kv_heads, eps)
+
+
 def swiglu(gate_up: Tensor) -> Tensor:
     return REFERENCE.swiglu(gate_up)
 
@@ -51,6 +55,9 @@ class _Recorded(ops.Ops):
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return _node(rms_norm, x, weight, eps)
+
+    def head_norms(self, qkv: Tensor, query: Tensor, key: Tensor, heads: int, kv_heads: int, eps: float) -> Tensor:
+        return _node(head_norms, qkv, query, key, heads, kv_heads, eps)
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         return _node(swiglu, gate_up)

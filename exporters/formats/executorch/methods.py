@@ -13,7 +13,7 @@ from exporters.formats.executorch.linears import Pieces
 from exporters.formats.executorch.ops import Explicit, Kernels
 from exporters.models import ops
 from exporters.models.attention import Attend
-from exporters.models.decoders import DecoderConfig, LanguageModel
+from exporters.models.decoders import LanguageModel
 
 
 class VisionEncoder(nn.Module):
@@ -108,10 +108,10 @@ class Shares(nn.Module):
         return self.get_buffer(f"of_{width}")
 
 
-def attended(config: DecoderConfig) -> tuple[Tensor, ...]:
+def attended(heads: int, kv_heads: int, head_dim: int) -> tuple[Tensor, ...]:
     """Which rows of the product that `attend` takes make its pieces: first and second halves of each head of the
     queries, the same of the keys, and the values."""
-    d, h, kv = config.head_dim, config.heads, config.kv_heads
+    d, h, kv = head_dim, heads, kv_heads
     q, k, v = torch.arange((h + 2 * kv) * d).split([h * d, kv * d, kv * d])
     halves = [half.flatten() for t in (q, k) for half in t.view(-1, 2, d // 2).unbind(1)]
     return (*halves, v)
