@@ -245,6 +245,17 @@ def gguf_tensors(
     return found
 
 
+def refuse_in_gguf(config: Config, traits: Traits, architecture: str) -> None:
+    """For architectures of which llama.cpp knows no factors of the rotation, and no bias of a normed head. Raises
+    CheckpointError."""
+    lacks = {"rope_scaling": config.rope_scaling is not None, "attention_bias": traits.head_norms and traits.qkv_bias}
+    if found := [name for name, there in lacks.items() if there]:
+        raise CheckpointError(
+            f"llama.cpp's {architecture!r} has no {' and no '.join(found)}, which this decoder has",
+            hint="another --format",
+        )
+
+
 def _parameters(traits: Traits) -> list[tuple[str, str]]:
     """Of a layer: a piece, and "weight" or "bias"."""
     biased = {

@@ -84,6 +84,7 @@ def keys(config: Config, prefix: str = "model.") -> dict[str, tuple[str, ...]]:
 
 
 def gguf_tensors(config: Config) -> dict[str, tuple[Rows, ...]]:
+    prenorm.refuse_in_gguf(config, TRAITS, ARCHITECTURE)
     return prenorm.gguf_tensors(config, TRAITS, TENSORS, NEIGHBOURS)
 
 

@@ -91,6 +91,7 @@ def keys(config: Config, prefix: str = "model.") -> dict[str, tuple[str, ...]]:
 
 
 def gguf_tensors(config: Config) -> dict[str, tuple[Rows, ...]]:
+    prenorm.refuse_in_gguf(config, config.traits, ARCHITECTURE)
     return prenorm.gguf_tensors(config, config.traits, TENSORS, NEIGHBOURS)
 
 
