@@ -21,6 +21,7 @@ from exporters.models import decoders, projectors
 from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, Family
 from exporters.models.projectors import ProjectorConfig
+from exporters.models.source import Source
 from exporters.models.vision.clip import TowerConfig
 from exporters.prompts import CONVERSATIONS
 from exporters.published import prompt
@@ -129,7 +130,7 @@ def _projector(config: Mapping[str, Any], seen: TowerConfig, hidden: int) -> tup
 
 def _projector_component(module: ModuleType, config: ProjectorConfig) -> Component:
     component = Component("projector", partial(module.Projector, config), {})
-    return replace(component, keys={name: (PROJECTOR + name,) for name in component.skeleton().state_dict()})
+    return replace(component, keys={name: Source((PROJECTOR + name,)) for name in component.skeleton().state_dict()})
 
 
 def _prompt(config: Mapping[str, Any], folder: Path, image_tokens: int, vocab: int) -> PromptSpec:

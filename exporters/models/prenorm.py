@@ -14,6 +14,7 @@ from exporters.models import ops
 from exporters.models.attention import Attend, Rope
 from exporters.models.decoders import LanguageModel, Rows
 from exporters.models.layers import Linear, RMSNorm
+from exporters.models.source import Source
 
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 _CHECKPOINT = {  # what is one matmul here -> what it is in a checkpoint
@@ -199,15 +200,17 @@ class Decoder(LanguageModel):
         return self.lm_head(self.norm(x if delta is None else x + delta))
 
 
-def keys(config: Config, traits: Traits, prefix: str) -> dict[str, tuple[str, ...]]:
+def keys(config: Config, traits: Traits, prefix: str) -> dict[str, Source]:
     """Each parameter's tensors in a checkpoint in transformers' layout."""
     embed = f"{prefix}embed_tokens.weight"
-    found: dict[str, tuple[str, ...]] = {"embed_tokens.weight": (embed,)}
+    found = {"embed_tokens.weight": Source((embed,))}
     for i in range(config.layers):
         for piece, kind in _parameters(traits):
-            found[f"layers.{i}.{piece}.{kind}"] = tuple(f"{prefix}layers.{i}.{n}.{kind}" for n in _CHECKPOINT[piece])
-    found["norm.weight"] = (f"{prefix}norm.weight",)
-    found["lm_head.weight"] = (embed,) if config.tied else ("lm_head.weight",)
+            found[f"layers.{i}.{piece}.{kind}"] = Source(
+                tuple(f"{prefix}layers.{i}.{n}.{kind}" for n in _CHECKPOINT[piece])
+            )
+    found["norm.weight"] = Source((f"{prefix}norm.weight",))
+    found["lm_head.weight"] = Source((embed if config.tied else "lm_head.weight",))
     return found
 
 

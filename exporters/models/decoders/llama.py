@@ -10,6 +10,7 @@ import torch
 
 from exporters.models import prenorm
 from exporters.models.decoders import Rows
+from exporters.models.source import Source
 
 KIND = "llama"
 MODEL_TYPES = ("llama", "mobilevlm", "mobilellama", "llava_llama", "llava")
@@ -83,7 +84,7 @@ class Decoder(prenorm.Decoder):
         super().__init__(config, config.traits)
 
 
-def keys(config: Config, prefix: str = "model.") -> dict[str, tuple[str, ...]]:
+def keys(config: Config, prefix: str = "model.") -> dict[str, Source]:
     return prenorm.keys(config, config.traits, prefix)
 
 

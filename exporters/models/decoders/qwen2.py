@@ -10,6 +10,7 @@ import torch
 
 from exporters.models import prenorm
 from exporters.models.decoders import Rows
+from exporters.models.source import Source
 
 KIND = "qwen2"
 MODEL_TYPES = ("qwen2", "llava_qwen2", "llava_qwen")
@@ -79,7 +80,7 @@ class Decoder(prenorm.Decoder):
         super().__init__(config, TRAITS)
 
 
-def keys(config: Config, prefix: str = "model.") -> dict[str, tuple[str, ...]]:
+def keys(config: Config, prefix: str = "model.") -> dict[str, Source]:
     return prenorm.keys(config, TRAITS, prefix)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from exporters.models import prenorm
 from exporters.models.decoders import Rows
+from exporters.models.source import Source
 
 KIND = "qwen3"
 MODEL_TYPES = ("qwen3", "llava_qwen3")
@@ -86,7 +87,7 @@ class Decoder(prenorm.Decoder):
         super().__init__(config, config.traits)
 
 
-def keys(config: Config, prefix: str = "model.") -> dict[str, tuple[str, ...]]:
+def keys(config: Config, prefix: str = "model.") -> dict[str, Source]:
     return prenorm.keys(config, config.traits, prefix)
 
 

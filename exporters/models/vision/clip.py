@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edge.errors import CheckpointError
 from exporters.models import ops
 from exporters.models.layers import GELU, LayerNorm, Linear, QuickGELU
+from exporters.models.source import Source
 
 KIND = "clip"
 ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": GELU}
@@ -161,11 +162,13 @@ class Tower(nn.Module):
         return x if self.config.select_feature == "cls_patch" else x[:, 1:]
 
 
-def keys(config: TowerConfig, prefix: str) -> dict[str, tuple[str, ...]]:
+def keys(config: TowerConfig, prefix: str) -> dict[str, Source]:
     """Each parameter's key in a checkpoint whose tower lies under `prefix` (ends with "vision_model.")."""
     with torch.device("meta"):
         names = Tower(config).state_dict()
-    return {name: (f"{prefix}encoder.{name}" if name.startswith("layers.") else prefix + name,) for name in names}
+    return {
+        name: Source((f"{prefix}encoder.{name}" if name.startswith("layers.") else prefix + name,)) for name in names
+    }
 
 
 def tiny() -> Tower:
