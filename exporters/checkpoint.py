@@ -161,7 +161,7 @@ def check(components: Iterable[Component], weights: Weights, ignored: re.Pattern
     used: set[str] = set()
     for component in components:
         component.check(weights)
-        used.update(key for keys in component.keys.values() for key in keys)
+        used.update(name for source in component.keys.values() for name in source.names)
     if surplus := [name for name in weights if name not in used and not ignored.fullmatch(name)]:
         raise CheckpointError(
             "the checkpoint has weights that the model it describes does not use:\n  " + "\n  ".join(surplus),

@@ -18,6 +18,7 @@ from exporters.checkpoints import buildable
 from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, Family
 from exporters.models.projectors import ProjectorConfig
+from exporters.models.source import Source
 from exporters.published import prompt
 
 SMALL = (
@@ -67,7 +68,7 @@ def decoder_config(family: Family, config: Mapping[str, Any], where: str = "conf
 def projector_component(module: ModuleType, config: ProjectorConfig, key: Callable[[str], str]) -> Component:
     """`key` is the checkpoint's name of a parameter."""
     component = Component("projector", partial(module.Projector, config), {})
-    return replace(component, keys={name: (key(name),) for name in component.skeleton().state_dict()})
+    return replace(component, keys={name: Source((key(name),)) for name in component.skeleton().state_dict()})
 
 
 def prompt_spec(folder: Path, config: Mapping[str, Any], image_tokens: int, vocab: int) -> PromptSpec:

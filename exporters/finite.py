@@ -28,7 +28,7 @@ def check(checkpoint: Checkpoint, to: Mapping[str, Target], progress: Callable[[
     stored weights, agrees. So the weights are looked at before anything is written.
     """
     parts = [*encoders(checkpoint, to), components(checkpoint)[1]]
-    names = dict.fromkeys(key for part in parts for keys in part.keys.values() for key in keys)
+    names = dict.fromkeys(key for part in parts for source in part.keys.values() for key in source.names)
     largest: dict[str, float] = {}
     with ThreadPoolExecutor(max_workers=4) as pool:  # mapped files are read page by page, each page waited for
         for name, value in zip(names, pool.map(lambda name: _largest(checkpoint.weights[name]), names), strict=True):
@@ -85,9 +85,9 @@ def _require_room(part: Component, target: Target, largest: Mapping[str, float])
 def _beyond(part: Component, target: Target, scheme: str, largest: Mapping[str, float]) -> Iterator[tuple[str, float]]:
     """The checkpoint's tensors that are too large for the scheme, each with its bound."""
     bounds = plugins.load(targets.FORMATS, target.format).bounds(part, scheme, target.tensor_types)
-    for name, keys in part.keys.items():
+    for name, source in part.keys.items():
         bound = bounds.get(name, SINGLE)
-        yield from ((key, bound) for key in keys if largest[key] >= bound)
+        yield from ((key, bound) for key in source.names if source.largest(largest[key]) >= bound)
 
 
 def _listed(names: list[str], described: Callable[[str], str]) -> str:

@@ -50,7 +50,7 @@ def _decoder_shapes(c: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     keys = of.keys(c)
     tensors = of.gguf_tensors(c)  # no tied head
     for name in filter(tensors.__contains__, keys):
-        for key, piece in zip(keys[name], tensors[name], strict=True):
+        for key, piece in zip(keys[name].names, tensors[name], strict=True):
             yield key, (piece.rows, *state[name].shape[1:])
 
 
@@ -58,8 +58,8 @@ def _tower_shapes(c: TowerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     whole = TowerConfig(c.image_size, c.patch_size, c.hidden, c.layers, c.heads, c.ffn, select_layer=-1)
     with torch.device("meta"):
         state = clip.Tower(whole).state_dict()
-    for name, (key,) in clip.keys(whole, TOWER).items():
-        yield key, tuple(state[name].shape)
+    for name, source in clip.keys(whole, TOWER).items():
+        yield source.names[0], tuple(state[name].shape)
     yield TOWER + "post_layernorm.weight", (c.hidden,)
     yield TOWER + "post_layernorm.bias", (c.hidden,)
 

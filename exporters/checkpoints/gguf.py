@@ -23,7 +23,7 @@ from exporters.gguf import names, vocabulary
 from exporters.gguf.decoder import FACTORS
 from exporters.gguf.names import MMPROJ, POSITIONS, WORKAROUND
 from exporters.gguf.reading import AGAIN, Source, decimal
-from exporters.models import decoders
+from exporters.models import decoders, source
 from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, Family, family
 from exporters.models.projectors import ProjectorConfig
@@ -203,8 +203,8 @@ def _projector(file: Source, tower: TowerConfig, hidden: int) -> tuple[Component
     module, theirs = found
     config = ProjectorConfig(inputs=tower.hidden, hidden=hidden, grid=tower.grid, depth=mmprojs.DEPTH)
     component = Component("projector", partial(module.Projector, config), {})
-    keys = {name: (mmprojs.projector_name(name, theirs),) for name in component.skeleton().state_dict()}
-    shape = file.shape(next(key for (key,) in keys.values() if key.endswith(".weight")))
+    keys = {name: source.Source((mmprojs.projector_name(name, theirs),)) for name in component.skeleton().state_dict()}
+    shape = file.shape(next(own.names[0] for name, own in keys.items() if name.endswith(".weight")))
     if len(shape) == 2 and shape[0] != hidden:
         raise CheckpointError(
             f"the two files do not belong together: {file.path.name} is for a decoder {shape[0]} wide, and this one is "
@@ -217,12 +217,15 @@ def _projector(file: Source, tower: TowerConfig, hidden: int) -> tuple[Component
 def _tower_component(config: TowerConfig) -> Component:
     component = Component("vision", partial(clip.Tower, config), {})
     names = component.skeleton().state_dict()
-    return replace(component, keys={name: (mmprojs.tower_name(name, clip.GGUF_NAMES),) for name in names})
+    keys = {name: source.Source((mmprojs.tower_name(name, clip.GGUF_NAMES),)) for name in names}
+    return replace(component, keys=keys)
 
 
 def _decoder_component(config: DecoderConfig) -> Component:
     of = family(config)
-    keys = {name: tuple(piece.name for piece in pieces) for name, pieces in of.gguf_tensors(config).items()}
+    keys = {
+        name: source.Source(tuple(piece.name for piece in pieces)) for name, pieces in of.gguf_tensors(config).items()
+    }
     if config.tied:
         keys["lm_head.weight"] = keys["embed_tokens.weight"]
     return Component("decoder", partial(of.Decoder, config), keys)
@@ -235,7 +238,9 @@ def _decoder_weights(file: Source, config: DecoderConfig) -> dict[str, Stored]:
 
 def _encoder_weights(file: Source, tower: TowerConfig, components: Iterable[Component]) -> dict[str, Stored]:
     """By the right names. The legacy converter's feed-forward layers bear each other's; and it leaves axes out."""
-    shapes = {c.keys[name][0]: tuple(t.shape) for c in components for name, t in c.skeleton().state_dict().items()}
+    shapes = {
+        c.keys[name].names[0]: tuple(t.shape) for c in components for name, t in c.skeleton().state_dict().items()
+    }
     swapped = (tower.hidden, tower.ffn) if tower.hidden != tower.ffn else ()
     found = {}
     for name in file.head.tensors:

@@ -1,4 +1,5 @@
-"""The dialect of LLaVA's own code base: MobileVLM V1 and V2, and LLaVA-1.5 (`mm_*` keys in config.json)."""
+"""The dialect of LLaVA's own code base: MobileVLM V1 and V2, LLaVA-1.5, and its kin of other decoders (`mm_*` keys in
+config.json)."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from exporters.prompts import CONVERSATIONS
 from exporters.sentencepiece import SentencePiece
 from exporters.weights import Weights
 
-MODEL_TYPES = ("mobilevlm", "mobilellama", "llava_llama", "llava")
+MODEL_TYPES = ("mobilevlm", "mobilellama", "llava_llama", "llava", "llava_qwen", "llava_qwen2", "llava_qwen3")
 MARKS = ("mm_vision_tower",)  # transformers writes "llava" too, for a layout of its own that has no mm_* keys
 PROJECTOR = "model.mm_projector."
 

@@ -210,8 +210,8 @@ def _projector_key(spelling: Spelling, name: str) -> str:
 
 def _decoder_component(family: Family, decoder: DecoderConfig, spelling: Spelling) -> Component:
     keys = {
-        name: tuple(spelling.head if key == "lm_head.weight" else key for key in where)
-        for name, where in family.keys(decoder, spelling.decoder).items()
+        name: replace(source, names=tuple(spelling.head if n == "lm_head.weight" else n for n in source.names))
+        for name, source in family.keys(decoder, spelling.decoder).items()
     }
     return Component("decoder", partial(family.Decoder, decoder), keys)
 

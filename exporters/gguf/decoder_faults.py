@@ -1,4 +1,4 @@
-"""What may be wrong with the decoder of a pair: a Llama-shaped model with a SentencePiece vocabulary.
+"""What may be wrong with the decoder of a pair, and with its vocabulary: SentencePiece's, or byte-level BPE.
 
 What llama.cpp makes of it was read in its `src/llama-vocab.cpp` and `tools/mtmd/mtmd-cli.cpp` (as in llama-cpp-python
 0.3.36).
@@ -22,6 +22,7 @@ _TOKENIZER = "tokenizer.ggml."
 _TOKENS, _SCORES, _TYPES = (f"{_TOKENIZER}{name}" for name in ("tokens", "scores", "token_type"))
 LISTS = (_TOKENS, _SCORES, _TYPES)
 _KINDS = {_TOKENS: (8,), _SCORES: (5, 6), _TYPES: (5,)}  # string; int32 or float32; int32
+_BPE = "gpt2"  # what byte-level BPE is called there
 _IDS = {"bos": 1, "eos": 2}  # what llama.cpp takes where none is set
 # What stands where none is set, and is wanted here.
 _FLAGS = {"add_bos_token": True, "add_eos_token": False, "add_space_prefix": True}
@@ -78,7 +79,9 @@ def _vocabulary(rows: Rows, file: GGUF) -> None:
     ]
     missing = [key.removeprefix(_TOKENIZER) for key, v in lists.items() if v is None]
     short = [key.removeprefix(_TOKENIZER) for key in LISTS if lists[key] and len(values(file, key)) < count]
-    if isinstance(kind, str) and kind != "llama":
+    if kind == _BPE:
+        _merged(rows, file, off, count)
+    elif isinstance(kind, str) and kind != "llama":
         said = f"a tokenizer of the kind {kind!r}"
         rows.wrong("vocabulary", said, "it is the decoder of no MobileVLM or LLaVA-1.5: other rows may mean nothing")
     elif kind is None or off or short or "tokens" in missing or not count:
@@ -91,14 +94,32 @@ def _vocabulary(rows: Rows, file: GGUF) -> None:
         rows.ok("vocabulary", f"{count} tokens, with scores and types")
 
 
+def _merged(rows: Rows, file: GGUF, off: list[str], count: int) -> None:
+    """A vocabulary of byte-level BPE: it has merges for scores."""
+    merges, pre = file.settings.get(f"{_TOKENIZER}merges"), file.settings.get(f"{_TOKENIZER}pre")
+    short = len(values(file, _TYPES)) < count
+    if not isinstance(merges, GGUFArray) or merges.code != _KINDS[_TOKENS][0]:
+        rows.wrong("vocabulary", f"tokenizer {_BPE!r}, no merges", f"llama.cpp refuses the file; {_ANEW}")
+    elif off or short or not count:
+        said = f"tokenizer {_BPE!r}, {count} tokens, damaged lists"
+        rows.wrong("vocabulary", said, f"llama.cpp refuses the file; {_ANEW}")
+    elif not isinstance(pre, str):
+        said = f"no {_TOKENIZER}pre"
+        rows.wrong("vocabulary", said, f"text is cut into other tokens than the model learned; {_ANEW}")
+    else:
+        rows.ok("vocabulary", f"{count} tokens, with {merges.count} merges, cut as {pre}")
+
+
 def _special(rows: Rows, file: GGUF) -> None:
     tokens, types = values(file, _TOKENS), values(file, _TYPES)
-    ids = {name: _id(file, name) for name in _IDS}
+    ids = {name: _id(file, name) for name in _IDS if not _without(file, name)}
     outside = [f"{name} is {token}" for name, token in ids.items() if not 0 <= token < max(len(tokens), 1)]
     if outside:
         rows.wrong("special tokens", "; ".join(outside), f"the model never begins or ends as it learned; {_ANEW}")
         return
     flags = {f"{_TOKENIZER}{name}": wanted for name, wanted in _FLAGS.items()}
+    if file.settings.get(f"{_TOKENIZER}model") == _BPE:
+        del flags[f"{_TOKENIZER}add_bos_token"], flags[f"{_TOKENIZER}add_space_prefix"]  # each model has its own
     off = [key for key, wanted in flags.items() if file.settings.get(key, wanted) is not wanted]
     text = [name for name, token in ids.items() if token < len(types) and types[token] == 1]
     if off:
@@ -171,7 +192,14 @@ def _id(file: GGUF, name: str) -> int:
     return value if type(value) is int else -1
 
 
+def _without(file: GGUF, name: str) -> bool:
+    """Whether there is no such token: what llama.cpp takes where none is set is a word of other models' BPE."""
+    return file.settings.get(f"{_TOKENIZER}model") == _BPE and f"{_TOKENIZER}{name}_token_id" not in file.settings
+
+
 def _text(file: GGUF, name: str) -> str:
+    if _without(file, name):
+        return ""
     tokens, token = values(file, _TOKENS), _id(file, name)
     usual = {"bos": "<s>", "eos": "</s>"}
     return str(tokens[token]) if 0 <= token < len(tokens) else usual[name]

@@ -1,4 +1,4 @@
-"""A SentencePiece vocabulary as GGUF keeps it."""
+"""A vocabulary as GGUF keeps it: SentencePiece's here, byte-level BPE in `bpe`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import gguf
 
 from edge.errors import CheckpointError
 from exporters.checkpoint import Checkpoint
-from exporters.gguf import template
+from exporters.gguf import bpe, template
 from exporters.gguf.reading import AGAIN, Source
-from exporters.sentencepiece import PIECES, Piece, SentencePiece, SpecialIds
+from exporters.sentencepiece import Piece, SentencePiece, SpecialIds
 
 MODEL = "llama"  # what SentencePiece's models are called there
 _KEY = "tokenizer.ggml."
@@ -25,35 +25,41 @@ _END_TEXTS = (
 
 
 def add(writer: gguf.GGUFWriter, checkpoint: Checkpoint, size: int) -> None:
-    """The checkpoint's vocabulary, `size` pieces long. Raises CheckpointError when it has none."""
+    """The checkpoint's vocabulary, `size` tokens long. Raises CheckpointError on one that llama.cpp lacks."""
     found, prompt = checkpoint.sentencepiece, checkpoint.spec.prompt
     if found is None:
-        raise CheckpointError(
-            f"{str(checkpoint.folder)!r} has no {PIECES}, whose scores a GGUF file carries",
-            hint=f"copy {PIECES} of the base model beside config.json",
-        )
-    normalizer = found.proto.normalizer_spec
-    pieces = found.pieces(size)
-    writer.add_tokenizer_model(MODEL)
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list([piece.text.encode() for piece in pieces])
-    writer.add_token_scores([piece.score for piece in pieces])
-    writer.add_token_types([piece.type for piece in pieces])
-    ids = found.special_ids()
-    bos = prompt.bos_id if prompt.bos_id is not None else ids.bos
+        bos, unk = prompt.bos_id, None
+        texts = bpe.add(writer, checkpoint.tokenizer_json(), size)
+        prefix, one_space = False, False
+    else:
+        normalizer, ids = found.proto.normalizer_spec, found.special_ids()
+        bos, unk = prompt.bos_id if prompt.bos_id is not None else ids.bos, ids.unk
+        texts = _add_pieces(writer, found, size)
+        prefix, one_space = normalizer.add_dummy_prefix, normalizer.remove_extra_whitespaces
     if bos is not None:
         writer.add_bos_token_id(bos)
     writer.add_eos_token_id(prompt.end_id)
     others = [i for i in prompt.stop_ids if i != prompt.end_id]
     for add_end, i in zip((writer.add_eot_token_id, writer.add_eom_token_id), others, strict=False):
         add_end(i)  # llama.cpp has no more names, and stops at every end that has one
-    if ids.unk is not None:
-        writer.add_unk_token_id(ids.unk)
+    if unk is not None:
+        writer.add_unk_token_id(unk)
     writer.add_add_bos_token(prompt.bos_id is not None)
     writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(normalizer.add_dummy_prefix)
-    writer.add_remove_extra_whitespaces(normalizer.remove_extra_whitespaces)
-    writer.add_chat_template(template.jinja(prompt, lambda i: pieces[i].text))
+    writer.add_add_space_prefix(prefix)
+    writer.add_remove_extra_whitespaces(one_space)
+    writer.add_chat_template(template.jinja(prompt, lambda i: texts[i]))
+
+
+def _add_pieces(writer: gguf.GGUFWriter, found: SentencePiece, size: int) -> list[str]:
+    """And their texts."""
+    pieces = found.pieces(size)
+    writer.add_tokenizer_model(MODEL)
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([piece.text.encode() for piece in pieces])
+    writer.add_token_scores([piece.score for piece in pieces])
+    writer.add_token_types([piece.type for piece in pieces])
+    return [piece.text for piece in pieces]
 
 
 def read(file: Source, size: int) -> SentencePiece:

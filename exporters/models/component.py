@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from edge.errors import CheckpointError
+from exporters.models.source import Source
 
 if TYPE_CHECKING:
     from exporters.weights import Weights
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Component:
-    """`keys` maps each parameter of the module to the checkpoint's tensors that make it, joined along dim 0."""
+    """`keys` maps each parameter of the module to the checkpoint's tensors that make it, and how."""
 
     role: str
     build: Callable[[], nn.Module]
-    keys: Mapping[str, tuple[str, ...]]
+    keys: Mapping[str, Source]
 
     def skeleton(self) -> nn.Module:
         """The module without numbers, on the meta device: for tracing, and for its shapes."""
@@ -38,15 +39,17 @@ class Component:
         """Compare names and shapes without reading a tensor. Raises CheckpointError that lists what is off."""
         problems = []
         for name, parameter in self.skeleton().state_dict().items():
-            keys = self.keys[name]
-            if missing := [key for key in keys if key not in weights]:
+            source = self.keys[name]
+            if missing := [key for key in source.names if key not in weights]:
                 problems += [f"missing: {key}" for key in missing]
                 continue
-            shapes = [weights.shape(key) for key in keys]
-            joined = (sum(s[0] for s in shapes), *shapes[0][1:])
-            if any(s[1:] != shapes[0][1:] for s in shapes) or joined != tuple(parameter.shape):
-                found = ", ".join(f"{key} {list(s)}" for key, s in zip(keys, shapes, strict=True))
-                problems.append(f"wrong shape: {found}; expected {list(parameter.shape)} in all")
+            try:
+                made, why = source.shape(weights.shape), ""
+            except ValueError as error:
+                made, why = (), f": {error}"
+            if why or made != tuple(parameter.shape):
+                found = ", ".join(f"{key} {list(weights.shape(key))}" for key in source.names)
+                problems.append(f"wrong shape: {found}; expected {list(parameter.shape)} in all{why}")
         if problems:
             raise CheckpointError(
                 f"the weights do not fit the {self.role} that the checkpoint describes:\n  " + "\n  ".join(problems),
@@ -57,14 +60,6 @@ class Component:
         """The module with its numbers, in `dtype`."""
         self.check(weights)
         module = self.skeleton()
-        state = {name: _joined(weights, self.keys[name], dtype) for name in module.state_dict()}
+        state = {name: self.keys[name].load(weights.__getitem__, dtype) for name in module.state_dict()}
         module.load_state_dict(state, assign=True)
         return module
-
-
-def _joined(weights: Weights, keys: tuple[str, ...], dtype: torch.dtype) -> torch.Tensor:
-    tensors = [weights[key] for key in keys]
-    if len(tensors) == 1:
-        # Copied even where the dtype is right already: a mapped tensor must not be changed nor outlive its file.
-        return tensors[0].to(dtype, copy=True)
-    return torch.cat([tensor.to(dtype) for tensor in tensors])

@@ -69,6 +69,14 @@ class Ops:
         total = x + delta
         return self.rms_norm(total, weight, eps), total
 
+    def head_norms(self, qkv: Tensor, query: Tensor, key: Tensor, heads: int, kv_heads: int, eps: float) -> Tensor:
+        """qkv `[B, S, (heads + 2 kv_heads) * D]`, queries first, as `attend` takes it. RMS norm of each head of queries
+        and keys over its D features, with the weights `[D]` query and key."""
+        parts = qkv.view(*qkv.shape[:2], heads + 2 * kv_heads, query.shape[0])
+        q, k, v = parts[:, :, :heads], parts[:, :, heads : heads + kv_heads], parts[:, :, heads + kv_heads :]
+        normed = torch.cat([self.rms_norm(q, query, eps), self.rms_norm(k, key, eps), v], dim=2)
+        return normed.reshape(qkv.shape)
+
     def activation(self, x: Tensor, kind: str) -> Tensor:
         """One of ACTIVATIONS, elementwise on any shape. Raises EdgeError on another."""
         if kind not in ACTIVATIONS:

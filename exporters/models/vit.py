@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from edge.errors import CheckpointError
 from exporters.models import ops
 from exporters.models.layers import Activation, LayerNorm, Linear
+from exporters.models.source import Source
 from exporters.models.vision import VisionConfig
 
 
@@ -104,6 +105,8 @@ def unused_layers(config: ViTConfig) -> str:
     return rf"encoder\.layers\.(?:{unused})\..*"
 
 
-def keys(names: Collection[str], prefix: str) -> dict[str, tuple[str, ...]]:
-    """Each parameter's key in a checkpoint in transformers' layout whose tower lies under `prefix`."""
-    return {name: (f"{prefix}encoder.{name}" if name.startswith("layers.") else prefix + name,) for name in names}
+def keys(names: Collection[str], prefix: str) -> dict[str, Source]:
+    """Each parameter's tensor in a checkpoint in transformers' layout whose tower lies under `prefix`."""
+    return {
+        name: Source((f"{prefix}encoder.{name}" if name.startswith("layers.") else prefix + name,)) for name in names
+    }

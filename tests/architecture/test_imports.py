@@ -218,7 +218,15 @@ FLOORS = (
     {"errors", "pieces", "privacy"},
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-INPUTS = {"image", "deep_image", "image_kinds", "tiff_layout", "prompt", "tokenizer", "calibration"}  # one room, in several files
+INPUTS = {
+    "image",
+    "deep_image",
+    "image_kinds",
+    "tiff_layout",
+    "prompt",
+    "tokenizer",
+    "calibration",
+}  # one room, in several files
 
 
 def rooms() -> set[str]:

@@ -64,7 +64,7 @@ def check(checkpoint: Checkpoint, to=RECIPES["onnx-w8a8-w4"].targets) -> None:
 
 
 def used(checkpoint: Checkpoint) -> list[str]:
-    return sorted({key for part in components(checkpoint) for keys in part.keys.values() for key in keys})
+    return sorted({key for part in components(checkpoint) for source in part.keys.values() for key in source.names})
 
 
 @given(data=st.data(), place=st.floats(0, 1), value=st.sampled_from(VALUES), dtype=st.sampled_from(DTYPES))
@@ -149,7 +149,7 @@ def test_what_a_scheme_cannot_hold_is_named_with_a_wider_one(checkpoint, format,
     assert all(bound >= HALF for bound in bounds.values())
     narrow = {name: bound for name, bound in bounds.items() if bound < 1e30}
     for name, bound in list(narrow.items())[:: max(1, len(narrow) // 5)]:
-        key = part.keys[name][0]
+        key = part.keys[name].names[0]
         check(holding(checkpoint, key, 0.5, -bound * 0.999, torch.float32), to)
         with pytest.raises(UsageError, match=rf"{format} {scheme} cannot store weights of the {role}") as caught:
             check(holding(checkpoint, key, 0.5, -bound, torch.float32), to)

@@ -18,7 +18,7 @@ from conftest import SPEC
 from small_models import logits_after, randomized, spec_of
 from torch import nn
 
-from edge.decoders.kv_graph import lift
+from edge.decoders.kv_graph import kv_decoder
 from edge.engines import open_part
 from edge.errors import EdgeError
 from edge.spec import VLMSpec
@@ -281,7 +281,7 @@ def export_decoder(name, config, kind, folder):
     module, spec = randomized(OneLayer(config, kind)), spec_of(config)
     component = Component("decoder", lambda: OneLayer(config, kind), {})
     part, decoder = written(name, component, module, checkpoint(decoder=spec), folder, ("decoder",), spec)
-    return module, lift(decoder, part, spec, config.context) if name == "onnx" else decoder
+    return module, kv_decoder(decoder, part, spec, config.context) if name == "onnx" else decoder
 
 
 @each_format

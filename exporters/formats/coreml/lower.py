@@ -131,6 +131,14 @@ class Lowering:
         scale = self._weights.plain(weight, self._wide, self.along(x))
         return mb.mul(x=mb.mul(x=y, y=mb.rsqrt(x=mean, epsilon=self.number(0.0))), y=scale)
 
+    def head_norms(self, qkv: Var, query: Weight, key: Weight, heads: int, kv_heads: int, eps: float) -> Var:
+        """Of rows, also where others are columns: the norm is over a head, not over all features."""
+        total = heads + 2 * kv_heads
+        x = mb.reshape(x=qkv, shape=[1, -1, total, qkv.shape[-1] // total])
+        q, k, v = mb.split(x=x, split_sizes=[heads, kv_heads, kv_heads], axis=2)
+        normed = mb.concat(values=[self.rms_norm(q, query, eps), self.rms_norm(k, key, eps), v], axis=2)
+        return mb.reshape(x=normed, shape=[1, -1, qkv.shape[-1]])
+
     def along(self, x: Var) -> tuple[int, ...]:
         """The shape of what has one number for each feature of `x`."""
         return (int(x.shape[self.axis]),)
@@ -272,6 +280,7 @@ _FUNCTIONS: dict[Any, str] = {
     trace.activation: "activation",
     trace.gated: "gated",
     trace.conv2d: "conv2d",
+    trace.head_norms: "head_norms",
     trace.attention: "attention",
     trace.attend: "attend",
     operator.add: "add",

@@ -39,6 +39,10 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
     return REFERENCE.conv2d(x, weight, bias, stride, padding, groups)
 
 
+def head_norms(qkv: Tensor, query: Tensor, key: Tensor, heads: int, kv_heads: int, eps: float) -> Tensor:
+    return REFERENCE.head_norms(qkv, query, key, heads, kv_heads, eps)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return REFERENCE.attention(q, k, v, heads)
 
@@ -65,6 +69,9 @@ class _Recorded(ops.Ops):
 
     def gated(self, gate_up: Tensor, kind: str) -> Tensor:
         return _node(gated, gate_up, kind)
+
+    def head_norms(self, qkv: Tensor, query: Tensor, key: Tensor, heads: int, kv_heads: int, eps: float) -> Tensor:
+        return _node(head_norms, qkv, query, key, heads, kv_heads, eps)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         return _node(attention, q, k, v, heads)

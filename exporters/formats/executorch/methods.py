@@ -14,7 +14,7 @@ from exporters.formats.executorch.linears import Pieces
 from exporters.formats.executorch.ops import Explicit, Kernels
 from exporters.models import ops
 from exporters.models.attention import Attend
-from exporters.models.decoders import DecoderConfig, LanguageModel
+from exporters.models.decoders import LanguageModel
 
 
 class VisionEncoder(nn.Module):
@@ -114,10 +114,10 @@ class Shares(nn.Module):
         return self.get_buffer(f"of_{width}")
 
 
-def attended(config: DecoderConfig) -> tuple[Tensor, ...]:
+def attended(heads: int, kv_heads: int, head_dim: int, rotated: int) -> tuple[Tensor, ...]:
     """Which rows of the product that `attend` takes make its pieces: first and second halves of each head of the
     queries, with what of a head is not rotated where there is such, the same of the keys, and the values."""
-    d, h, kv, half = config.head_dim, config.heads, config.kv_heads, config.rope.width // 2
+    d, h, kv, half = head_dim, heads, kv_heads, rotated // 2
     q, k, v = torch.arange((h + 2 * kv) * d).split([h * d, kv * d, kv * d])
     cuts = [half, half, d - 2 * half] if d > 2 * half else [half, half]
     pieces = [piece.flatten() for t in (q, k) for piece in t.view(-1, d).split(cuts, dim=1)]

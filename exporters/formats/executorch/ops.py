@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,20 @@ class Kernels(Explicit):
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return x * torch.rsqrt(self._mean(x * x) + eps) * weight
+
+    def head_norms(self, qkv: Any, query: Tensor, key: Tensor, heads: int, kv_heads: int, eps: float) -> Any:
+        """Of the halves of heads that `attended` names: the mean over a head is that of its two halves' means."""
+        qa, qb, ka, kb, v = qkv.tensors
+        made = [self._normed_halves(a, b, w, eps) for a, b, w in ((qa, qb, query), (ka, kb, key))]
+        return Pieces([half for pair in made for half in pair] + [v])
+
+    def _normed_halves(self, a: Tensor, b: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """a and b `[1, S, heads * D / 2]`, weight `[D]`."""
+        shape, half = a.shape, weight.shape[0] // 2
+        a, b = (t.view(1, -1, shape[-1] // half, half) for t in (a, b))
+        scale = torch.rsqrt((self._mean(a * a) + self._mean(b * b)) * 0.5 + eps)
+        a, b = (t * scale * w for t, w in zip((a, b), weight.chunk(2), strict=True))
+        return a.view(1, -1, shape[-1]), b.view(1, -1, shape[-1])
 
     def activation(self, x: Tensor, kind: str) -> Tensor:
         if kind == "silu":

@@ -39,6 +39,11 @@ class _Watch(ops.Ops):
         self._found.widths.add(x.shape[-1])
         return super().rms_norm(x, weight, eps)
 
+    def head_norms(self, qkv: Tensor, query: Tensor, key: Tensor, heads: int, kv_heads: int, eps: float) -> Tensor:
+        self._found.widths.add(query.shape[0] // 2)
+        self.taken(qkv, attended(heads, kv_heads, query.shape[0], query.shape[0]))
+        return ops.Ops().head_norms(qkv, query, key, heads, kv_heads, eps)
+
     def gated(self, gate_up: Tensor, kind: str) -> Tensor:
         self.taken(gate_up, torch.arange(gate_up.shape[-1]).chunk(2))
         return super().gated(gate_up, kind)
@@ -66,7 +71,7 @@ def survey(skeleton: Encoder | LanguageModel) -> Survey:
         config = skeleton.config
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
-            watch.taken(qkv, attended(config))
+            watch.taken(qkv, attended(config.heads, config.kv_heads, config.head_dim, config.rope.width))
             return torch.empty(1, 1, config.heads * config.head_dim, device="meta")
 
         skeleton(torch.empty(1, 1, config.hidden, device="meta"), attend)

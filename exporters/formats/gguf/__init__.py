@@ -160,7 +160,7 @@ def _file_type(scheme: str) -> gguf.LlamaFileType:
 
 def _width(checkpoint: Checkpoint) -> Kind:
     """A file of this type holds the decoder's matrices as they are; vectors are float32 in any."""
-    keys = (key for keys in checkpoint.components["decoder"].keys.values() for key in keys)
+    keys = (key for source in checkpoint.components["decoder"].keys.values() for key in source.names)
     dtypes = {checkpoint.weights.dtype(key) for key in keys if len(checkpoint.weights.shape(key)) > 1}
     if dtypes == {torch.float16}:
         return Kind.F16

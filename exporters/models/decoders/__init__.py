@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from edge import plugins
 from edge.errors import CheckpointError
 from exporters.models.attention import Attend, Rope
+from exporters.models.source import Source
 
 
 class DecoderConfig(Protocol):
@@ -112,7 +113,7 @@ class Family(Protocol):
 
     def Decoder(self, config: Any) -> LanguageModel: ...
 
-    def keys(self, config: Any, prefix: str = "model.") -> dict[str, tuple[str, ...]]:
+    def keys(self, config: Any, prefix: str = "model.") -> dict[str, Source]:
         """Each parameter's tensors in a checkpoint in transformers' layout."""
         ...
 

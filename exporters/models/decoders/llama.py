@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from edge.errors import CheckpointError
-from exporters.models import ops
-from exporters.models.attention import Attend, Rope
-from exporters.models.decoders import LanguageModel, Rows
-from exporters.models.layers import Linear, RMSNorm
+from exporters.models import prenorm
+from exporters.models.decoders import Rows
+from exporters.models.source import Source
 
 KIND = "llama"
 MODEL_TYPES = ("llama", "mobilevlm", "mobilellama", "llava_llama", "llava")
 ARCHITECTURE = "llama"
+NEIGHBOURS = True  # llama.cpp rotates neighbouring rows of a head, where checkpoints have its halves
+TENSORS = {  # of a layer, in a GGUF file
+    "input_layernorm": ("attn_norm",),
+    "qkv_proj": ("attn_q", "attn_k", "attn_v"),
+    "o_proj": ("attn_output",),
+    "post_attention_layernorm": ("ffn_norm",),
+    "gate_up_proj": ("ffn_gate", "ffn_up"),
+    "down_proj": ("ffn_down",),
+}
 DEFAULTS: Mapping[str, Any] = {  # transformers' LlamaConfig
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -41,54 +47,19 @@ DEFAULTS: Mapping[str, Any] = {  # transformers' LlamaConfig
 
 
 @dataclass(frozen=True)
-class Config:
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    context: int
-    eps: float = 1e-6
-    rope_theta: float = 10000.0
-    rope_scaling: Mapping[str, Any] | None = None
-    attention_bias: bool = False
+class Config(prenorm.Config):
+    attention_bias: bool = False  # of queries, keys, values and the output
     mlp_bias: bool = False
-    tied: bool = False  # the head is the embedding table
 
     @property
-    def gated(self) -> bool:
-        return True
-
-    @property
-    def rope(self) -> Rope:
-        return Rope(self.head_dim, self.rope_theta, self.rope_scaling)
+    def traits(self) -> prenorm.Traits:
+        return prenorm.Traits(qkv_bias=self.attention_bias, o_bias=self.attention_bias, mlp_bias=self.mlp_bias)
 
 
 def from_config(config: Mapping[str, Any]) -> Config:
     """From transformers' Llama names in config.json; what it leaves out is as in transformers' LlamaConfig."""
     told = {**DEFAULTS, **config}
-    if (act := told["hidden_act"]) != "silu":
-        raise CheckpointError(f"hidden_act {act!r} is not supported by the llama decoder", hint="expected: silu")
-    theta, scaling = _rope(told)
-    heads = told["num_attention_heads"]
-    return Config(
-        layers=told["num_hidden_layers"],
-        hidden=told["hidden_size"],
-        ffn=told["intermediate_size"],
-        heads=heads,
-        kv_heads=heads if (kv_heads := told["num_key_value_heads"]) is None else kv_heads,
-        head_dim=told["hidden_size"] // heads if (head_dim := told["head_dim"]) is None else head_dim,
-        vocab=told["vocab_size"],
-        context=told["max_position_embeddings"],
-        eps=told["rms_norm_eps"],
-        rope_theta=theta,
-        rope_scaling=scaling,
-        attention_bias=told["attention_bias"],
-        mlp_bias=told["mlp_bias"],
-        tied=told["tie_word_embeddings"],
-    )
+    return Config(**prenorm.sizes(told, KIND), attention_bias=told["attention_bias"], mlp_bias=told["mlp_bias"])
 
 
 def left_out(config: Mapping[str, Any]) -> dict[str, int]:
@@ -96,133 +67,29 @@ def left_out(config: Mapping[str, Any]) -> dict[str, int]:
     return {name: size for name, size in DEFAULTS.items() if type(size) is int and name not in config}
 
 
-def _rope(told: Mapping[str, Any]) -> tuple[float, Mapping[str, Any] | None]:
-    """theta and scaling, which transformers 5 writes as `rope_parameters`, and those before it in two fields."""
-    rope = dict(told["rope_scaling"] or told["rope_parameters"] or {})
-    if told["rope_scaling"] and told["rope_parameters"]:
-        raise CheckpointError("config.json has both rope_scaling and rope_parameters", hint="keep the right one")
-    _agree(told, rope, "rope_theta")
-    theta = rope.pop("rope_theta", None) or told["rope_theta"] or 10000.0
-    for partial in (told["partial_rotary_factor"], rope.pop("partial_rotary_factor", None)):
-        if partial not in (None, 1):
-            raise CheckpointError(f"partial_rotary_factor {partial!r} is not supported", hint="1: whole heads rotate")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "llama3":
-        _agree(told, rope, "original_max_position_embeddings")
-        original = told["original_max_position_embeddings"] or told["max_position_embeddings"]
-        rope = {"original_max_position_embeddings": original, **rope}
-    return float(theta), None if kind == "default" else rope
-
-
-def _agree(told: Mapping[str, Any], rope: Mapping[str, Any], name: str) -> None:
-    """Which of the two places counts depends on the version of transformers."""
-    if None not in (told[name], rope.get(name)) and told[name] != rope[name]:
-        raise CheckpointError(
-            f"config.json has {name} {told[name]!r}, its rope parameters have {rope[name]!r}", hint="keep the right one"
-        )
-
-
-class Layer(nn.Module):
-    """The pieces of one layer. Queries, keys and values are one product, gate and up another: fewer, larger kernels."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        c, attended = config, config.heads * config.head_dim
-        self.input_layernorm = RMSNorm(c.hidden, c.eps)
-        self.qkv_proj = Linear(c.hidden, attended + 2 * c.kv_heads * c.head_dim, bias=c.attention_bias)
-        self.o_proj = Linear(attended, c.hidden, bias=c.attention_bias)
-        self.post_attention_layernorm = RMSNorm(c.hidden, c.eps)
-        self.gate_up_proj = Linear(c.hidden, 2 * c.ffn, bias=c.mlp_bias)
-        self.down_proj = Linear(c.ffn, c.hidden, bias=c.mlp_bias)
-
-
-class Decoder(LanguageModel):
-    """`inputs_embeds` `[B, S, hidden]` -> logits of the last position `[B, 1, vocab]`, or of all, float32."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.hidden, config.eps)
-        self.lm_head = Linear(config.hidden, config.vocab, bias=False)
-
-    def forward(self, inputs_embeds: Tensor, attend: Attend, everywhere: bool = False) -> Tensor:
-        x = inputs_embeds
-        delta: Tensor | None = None
-        for index, layer in enumerate(cast("list[Layer]", self.layers)):
-            normed, x = (layer.input_layernorm(x), x) if delta is None else layer.input_layernorm.add(x, delta)
-            attended = attend(index, layer.qkv_proj(normed))
-            if index == len(self.layers) - 1 and not everywhere:
-                # Only the last row is asked for: nothing behind the last keys and values is computed for the others.
-                attended, x = attended[:, -1:], x[:, -1:]
-            normed, x = layer.post_attention_layernorm.add(x, layer.o_proj(attended))
-            delta = layer.down_proj(ops.current().gated(layer.gate_up_proj(normed), "silu"))
-        return self.lm_head(self.norm(x if delta is None else x + delta))
-
-
-def keys(config: Config, prefix: str = "model.") -> dict[str, tuple[str, ...]]:
-    """Each parameter's keys in a checkpoint in transformers' Llama layout."""
-    embed = f"{prefix}embed_tokens.weight"
-    found: dict[str, tuple[str, ...]] = {"embed_tokens.weight": (embed,)}
-    for i in range(config.layers):
-        own, theirs = f"layers.{i}.", f"{prefix}layers.{i}."
-        for name, bias, pieces in (
-            ("qkv_proj", config.attention_bias, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-            ("o_proj", config.attention_bias, ("self_attn.o_proj",)),
-            ("gate_up_proj", config.mlp_bias, ("mlp.gate_proj", "mlp.up_proj")),
-            ("down_proj", config.mlp_bias, ("mlp.down_proj",)),
-        ):
-            for kind in ("weight", "bias")[: 1 + bias]:
-                found[f"{own}{name}.{kind}"] = tuple(f"{theirs}{piece}.{kind}" for piece in pieces)
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            found[f"{own}{norm}.weight"] = (f"{theirs}{norm}.weight",)
-    found["norm.weight"] = (f"{prefix}norm.weight",)
-    found["lm_head.weight"] = (embed,) if config.tied else ("lm_head.weight",)
-    return found
-
-
 def from_gguf(
     own: Callable[..., Any], tensors: Collection[str], vocab: int, scaling: Mapping[str, Any] | None
 ) -> Config:
-    hidden, heads = own("embedding_length"), own("attention.head_count")
     return Config(
-        layers=own("block_count"),
-        hidden=hidden,
-        ffn=own("feed_forward_length"),
-        heads=heads,
-        kv_heads=own("attention.head_count_kv", heads),
-        head_dim=own("attention.key_length", hidden // heads),
-        vocab=vocab,
-        context=own("context_length"),
-        eps=own("attention.layer_norm_rms_epsilon"),
-        rope_theta=own("rope.freq_base", 10000.0),
-        rope_scaling=scaling,
+        **prenorm.gguf_sizes(own, tensors, vocab, scaling),
         attention_bias="blk.0.attn_q.bias" in tensors,
         mlp_bias="blk.0.ffn_gate.bias" in tensors,
-        tied="output.weight" not in tensors,
     )
 
 
+class Decoder(prenorm.Decoder):
+    """`inputs_embeds` `[B, S, hidden]` -> logits of the last position `[B, 1, vocab]`, or of all, float32."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, config.traits)
+
+
+def keys(config: Config, prefix: str = "model.") -> dict[str, Source]:
+    return prenorm.keys(config, config.traits, prefix)
+
+
 def gguf_tensors(config: Config) -> dict[str, tuple[Rows, ...]]:
-    c, queries, keys = config, config.heads * config.head_dim, config.kv_heads * config.head_dim
-    qkv = (("attn_q", queries, c.heads), ("attn_k", keys, c.kv_heads), ("attn_v", keys, 0))
-    found: dict[str, tuple[Rows, ...]] = {
-        "embed_tokens.weight": (Rows("token_embd.weight", c.vocab),),
-        "norm.weight": (Rows("output_norm.weight", c.hidden),),
-    }
-    if not c.tied:
-        found["lm_head.weight"] = (Rows("output.weight", c.vocab),)
-    for i in range(c.layers):
-        found[f"layers.{i}.input_layernorm.weight"] = (Rows(f"blk.{i}.attn_norm.weight", c.hidden),)
-        found[f"layers.{i}.post_attention_layernorm.weight"] = (Rows(f"blk.{i}.ffn_norm.weight", c.hidden),)
-        for name, biased, pieces in (
-            ("qkv_proj", c.attention_bias, qkv),
-            ("o_proj", c.attention_bias, (("attn_output", c.hidden, 0),)),
-            ("gate_up_proj", c.mlp_bias, (("ffn_gate", c.ffn, 0), ("ffn_up", c.ffn, 0))),
-            ("down_proj", c.mlp_bias, (("ffn_down", c.hidden, 0),)),
-        ):
-            for kind in ("weight", "bias")[: 1 + biased]:
-                found[f"layers.{i}.{name}.{kind}"] = tuple(Rows(f"blk.{i}.{n}.{kind}", r, h) for n, r, h in pieces)
-    return found
+    return prenorm.gguf_tensors(config, config.traits, TENSORS, NEIGHBOURS)
 
 
 def gguf_settings(config: Config) -> dict[str, float]:

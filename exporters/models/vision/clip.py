@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edge.errors import CheckpointError
 from exporters.models import vit
 from exporters.models.layers import Conv2d, LayerNorm
+from exporters.models.source import Source
 
 if TYPE_CHECKING:
     from exporters.weights import Weights
@@ -167,7 +168,7 @@ class Tower(nn.Module):
         return x if self.config.cls else x[:, 1:]
 
 
-def keys(config: TowerConfig, prefix: str) -> dict[str, tuple[str, ...]]:
+def keys(config: TowerConfig, prefix: str) -> dict[str, Source]:
     """Each parameter's key in a checkpoint whose tower lies under `prefix` (ends with "vision_model.")."""
     with torch.device("meta"):
         names = Tower(config).state_dict()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from edge.errors import CheckpointError
 from exporters.models import vit
 from exporters.models.layers import Conv2d, LayerNorm
+from exporters.models.source import Source
 
 KIND = "siglip"
 MODEL_TYPES = ("siglip_vision_model", "siglip")
@@ -120,7 +121,7 @@ class Tower(nn.Module):
         return x if self.post_layernorm is None else self.post_layernorm(x)
 
 
-def keys(config: TowerConfig, prefix: str) -> dict[str, tuple[str, ...]]:
+def keys(config: TowerConfig, prefix: str) -> dict[str, Source]:
     """Each parameter's key in a checkpoint whose tower lies under `prefix`."""
     with torch.device("meta"):
         names = Tower(config).state_dict()

@@ -1,0 +1,138 @@
+"""Where a parameter's numbers come from: tensors of a checkpoint, and what is done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+class Transform(Protocol):
+    """Of the tensor that a source's names make, joined along dim 0."""
+
+    def shape(self, shape: Shape) -> Shape:
+        """What it makes of a tensor of this shape. Raises ValueError where it cannot be done."""
+        ...
+
+    def largest(self, value: float) -> float:
+        """How large numbers up to this magnitude can become."""
+        ...
+
+    def __call__(self, tensor: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tensors `names`, joined along dim 0, and then transformed."""
+
+    names: tuple[str, ...]
+    transform: Transform | None = None
+
+    def shape(self, shape_of: Callable[[str], Shape]) -> Shape:
+        """Of the parameter. Raises ValueError where these tensors make none."""
+        shapes = [shape_of(name) for name in self.names]
+        if any(shape[1:] != shapes[0][1:] for shape in shapes):
+            raise ValueError("they cannot be joined")
+        joined = (sum(shape[0] for shape in shapes), *shapes[0][1:]) if shapes[0] else ()
+        return self.transform.shape(joined) if self.transform else joined
+
+    def largest(self, value: float) -> float:
+        """How large the parameter can be of numbers up to this magnitude."""
+        return self.transform.largest(value) if self.transform else value
+
+    def load(self, tensor_of: Callable[[str], Tensor], dtype: torch.dtype) -> Tensor:
+        tensors = [tensor_of(name) for name in self.names]
+        if len(tensors) == 1:
+            # Copied even where the dtype is right already: a mapped tensor must not be changed nor outlive its file.
+            made = tensors[0].to(dtype, copy=True)
+        else:
+            made = torch.cat([tensor.to(dtype) for tensor in tensors])
+        return self.transform(made).contiguous() if self.transform else made
+
+
+@dataclass(frozen=True)
+class Split:
+    """`count` rows from `first` on: of a tensor in which a checkpoint keeps several."""
+
+    first: int
+    count: int
+
+    def shape(self, shape: Shape) -> Shape:
+        if not shape or not 0 <= self.first < self.first + self.count <= shape[0]:
+            raise ValueError(f"there are no rows {self.first} to {self.first + self.count}")
+        return (self.count, *shape[1:])
+
+    def largest(self, value: float) -> float:
+        return value
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return tensor[self.first : self.first + self.count].clone()  # not the whole kept alive by a part
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Rows in another order: row `i` of the parameter is row `order[i]` of the checkpoint's tensor."""
+
+    order: tuple[int, ...]
+
+    def shape(self, shape: Shape) -> Shape:
+        if not shape or sorted(self.order) != list(range(shape[0])):
+            raise ValueError(f"an order of {len(self.order)} rows is not one of theirs")
+        return shape
+
+    def largest(self, value: float) -> float:
+        return value
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return tensor[list(self.order)]
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """`[in, out]`, as some checkpoints keep a matmul, to `[out, in]`."""
+
+    def shape(self, shape: Shape) -> Shape:
+        if len(shape) != 2:
+            raise ValueError("only a matrix is transposed")
+        return shape[::-1]
+
+    def largest(self, value: float) -> float:
+        return value
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return tensor.T
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Times a number."""
+
+    factor: float
+
+    def shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def largest(self, value: float) -> float:
+        return abs(self.factor) * value
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return tensor * self.factor
+
+
+@dataclass(frozen=True)
+class OnePlus:
+    """`1 + w`: norms whose checkpoints keep how far a gain is from one."""
+
+    def shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def largest(self, value: float) -> float:
+        return 1 + value
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return 1 + tensor
