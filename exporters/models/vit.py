@@ -34,8 +34,8 @@ def told(
     found = {**defaults, **config}
     for name, legal in (("model_type", model_types), ("hidden_act", activations)):
         if found[name] not in tuple(legal):
-            what = "is a" if name == "model_type" else f"has {name}"
-            raise CheckpointError(f"the vision encoder {what} {found[name]!r}", hint="one of: " + ", ".join(legal))
+            what = " is a" if name == "model_type" else f"'s {name} is"
+            raise CheckpointError(f"the vision encoder{what} {found[name]!r}", hint="one of: " + ", ".join(legal))
     for name, default in defaults.items():
         kinds = (int,) if isinstance(default, int) else (int, float)
         if not isinstance(default, str) and not (type(found[name]) in kinds and 0 < found[name] < math.inf):

@@ -134,14 +134,22 @@ def test_what_lies_there_instead_of_weights_is_named(copy, names, match, hint):
     assert hint is None or hint in error.hint
 
 
-# transformers' own layout
+# Neither LLaVA's own layout nor transformers'
 
 
-@pytest.mark.parametrize("sections", [{"text_config": {}, "vision_config": {}}, {}])
-def test_the_layout_of_transformers_is_named(copy, sections):
-    copy.config(drop=["mm_vision_tower"], model_type="llava", **sections)
-    error = copy.refused("transformers' own layout of a 'llava'.*not read yet")
-    assert "liuhaotian/llava-v1.5-7b" in error.hint
+@pytest.mark.parametrize(
+    ("sections", "match"),
+    [
+        (
+            {"text_config": {}, "vision_config": {}},
+            "has vision_tower_type 'clip', which LLaVA in transformers does not",
+        ),
+        ({}, "describes a 'llava' in a layout that no dialect recognises"),
+    ],
+)
+def test_a_layout_that_is_neither_is_told(copy, sections, match):
+    error = copy.config(drop=["mm_vision_tower"], model_type="llava", **sections).refused(match)
+    assert "mm_vision_tower" in error.hint
 
 
 # Where the tower's config lies

@@ -85,7 +85,7 @@ def test_defaults_are_those_of_transformers():
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"hidden_act": ["gelu"]}, "hidden_act"),
         ({"model_type": "clip_vision_model"}, "is a 'clip_vision_model'"),
         ({"num_attention_heads": 5}, "cannot be built"),
