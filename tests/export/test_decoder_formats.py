@@ -24,7 +24,7 @@ from exporters.models import decoders
 from exporters.models.attention import GrowingCache
 from exporters.models.component import Component
 
-OPTIONS = OpenOptions(threads=1)
+OPTIONS = OpenOptions(threads=1, context=256)
 SIZES = {
     "vocab_size": 320,
     "hidden_size": 64,
@@ -90,7 +90,7 @@ def replayed(decoder):
 
 def opened(format, component, module, folder):
     config = module.config
-    spec = VLMSpec(SPEC.image, replace(SPEC.prompt, stop_ids=(2, 7)), spec_of(config))
+    spec = VLMSpec(SPEC.image, replace(SPEC.prompt, stop_ids=(2, 7)), spec_of(config), None)
     source = SimpleNamespace(
         spec=spec, tokenizer_json=lambda: TOKENIZER, name="Tiny", license="cc0-1.0", sha256="0" * 64
     )

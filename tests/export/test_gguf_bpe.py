@@ -64,9 +64,9 @@ def trained(pre="qwen2", vocab=320):
 
 def source(tokenizer, decoder, bos=None):
     end = tokenizer.token_to_id("<|im_end|>")
-    prompt = replace(SPEC.prompt, bos_id=bos, end_id=end, stop_ids=(end, tokenizer.token_to_id("<|endoftext|>")))
+    prompt = replace(SPEC.prompt, bos_id=bos, end_ids=(end,), stop_ids=(end, tokenizer.token_to_id("<|endoftext|>")))
     return SimpleNamespace(
-        spec=VLMSpec(SPEC.image, prompt, decoder),
+        spec=VLMSpec(SPEC.image, prompt, decoder, None),
         tokenizer_json=tokenizer.to_str,
         sentencepiece=None,
         name="tiny",

@@ -27,7 +27,7 @@ from exporters.models.pooling import windows
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
 
-OPTIONS = OpenOptions(threads=1)
+OPTIONS = OpenOptions(threads=1, context=256)
 GRIDS = range(5, 31)
 FEW = (5, 7, 12, 16, 25, 30)
 ROWS = {"ldpnet": lambda grid: ((grid + 1) // 2) ** 2, "ldpnetv2": lambda grid: 144}

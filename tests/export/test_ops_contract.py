@@ -34,7 +34,7 @@ from exporters.models.encoder import Encoder
 from exporters.models.layers import Activation, Conv2d, LayerNorm, Linear, RMSNorm
 
 SIDE = 16  # of the images that the modules are given: as rows, 48 of them of 16
-OPTIONS = OpenOptions(threads=1)
+OPTIONS = OpenOptions(threads=1, context=256)
 TOLERANCE = {"cosine": 0.99999, "max_abs": 2e-3}  # Core ML stores half precision, and its reference what was stored
 
 
@@ -231,7 +231,7 @@ REFUSED = {("onnx", "rope of 8 features"): "rope of 8", ("onnx", "rope of 4 feat
 
 def checkpoint(tokens=4, decoder=None):
     prompt = replace(SPEC.prompt, image_tokens=tokens)
-    spec = VLMSpec(replace(SPEC.image, size=SIDE), prompt, decoder or SPEC.decoder)
+    spec = VLMSpec(replace(SPEC.image, size=SIDE), prompt, decoder or SPEC.decoder, None)
     tokenizer = json.dumps({"model": {"vocab": {"a": 0}}, "added_tokens": []})
     return SimpleNamespace(name="tiny", license="cc0-1.0", sha256="0" * 64, spec=spec, tokenizer_json=lambda: tokenizer)
 

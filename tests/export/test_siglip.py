@@ -25,7 +25,7 @@ from exporters.models.encoder import Encoder
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip, siglip
 
-OPTIONS = OpenOptions(threads=1)
+OPTIONS = OpenOptions(threads=1, context=256)
 SIZES = {
     "hidden_size": 48,
     "intermediate_size": 80,
@@ -138,6 +138,7 @@ def written(format, scheme, kind, grid, select_layer, folder):
         dataclasses.replace(SPEC.image, size=tower.image_size),
         dataclasses.replace(SPEC.prompt, image_tokens=projector.tokens(sizes)),
         dataclasses.replace(SPEC.decoder, hidden=64),
+        None,
     )
     checkpoint = SimpleNamespace(name="Tiny Model", license="cc0-1.0", sha256="0" * 64, spec=spec)
     writer = plugins.load("exporters.formats", format)
