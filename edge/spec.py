@@ -8,7 +8,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from edge.errors import BundleError
-from edge.pieces import Pieces, Questions, misplaced, piece
+from edge.pieces import Pieces, Questions, misplaced, piece, shown
 
 T = TypeVar("T")
 MOST = 2**31 - 1  # of whatever is counted, so that every language's int holds it and no arithmetic overflows
@@ -51,6 +51,13 @@ class PromptSpec:
 
     def questions(self, image: bool) -> Questions:
         return self.image_question if image and self.image_question else self.question
+
+    @property
+    def user(self) -> str:
+        """A conversation's first question about an image, for people: ids in brackets, `{question}` where it stands."""
+        asked, said = self.questions(image=True), {"system": self.default_system, "image": "<image>"}
+        said["content"] = shown(self.image, said) + "{question}"
+        return shown(asked.after_system if self.default_system and asked.after_system else asked.first, said)
 
     def pieces(self) -> Iterator[Pieces]:
         """All of them."""

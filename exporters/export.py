@@ -70,6 +70,7 @@ class Exported:
     report: Report
     next_command: str
     fit: Fit | None  # on the device that was named
+    prompt: str  # where it is from
     notes: tuple[str, ...] = ()  # what the user should know of it, and could not see
 
 
@@ -104,6 +105,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
         request.checkpoint, vision_tower=request.vision_tower, mmproj=request.mmproj, context=request.context
     )
     checkpoint, note = prompts.settle(checkpoint, request.prompt)
+    origin = prompts.origin(checkpoint, request.prompt)
     notes = (*checkpoint.notes, *([note] if note else ()))
     finite.check(checkpoint, recipe.targets, lambda done: progress("read", done))
     foreseen = preview.manifest(checkpoint, recipe)
@@ -139,7 +141,7 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     asks = ["run", str(request.output), *picture_of, question]
     next_command = shlex.join(["edge", *(asks if _runs_here(recipe) else ["verify", str(request.output)])])
     seconds = time.perf_counter() - start
-    return Exported(request.output, size, seconds, report, next_command, predicted, notes)
+    return Exported(request.output, size, seconds, report, next_command, predicted, origin, notes)
 
 
 def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Built, folder: Path) -> Manifest:

@@ -78,6 +78,15 @@ def settle(checkpoint: Checkpoint, asked: str | None) -> tuple[Checkpoint, str |
     return replace(checkpoint, spec=replace(checkpoint.spec, prompt=spec), prompt_given=given), note
 
 
+def origin(checkpoint: Checkpoint, asked: str | None) -> str:
+    """Where the prompt that `settle` takes is from, for people."""
+    if asked is not None:
+        return f"--prompt {asked}"
+    if checkpoint.templates:
+        return f"the chat template in {next(iter(checkpoint.templates))}"
+    return "the one that its family learned: it has no chat template"
+
+
 def named(name: str, base: PromptSpec) -> PromptSpec:
     """The published prompt of this name, with the ids of `base`, which is Vicuna's."""
     return replace(base, default_system=PROMPTS[name])

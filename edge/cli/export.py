@@ -84,12 +84,13 @@ def export(
     if as_json:
         facts = {"path": str(done.path), "bytes": done.bytes, "seconds": round(done.seconds, 3)}
         facts["fit"] = done.fit.to_json() if done.fit else None
-        facts["notes"] = list(done.notes)
+        facts |= {"prompt": done.prompt, "notes": list(done.notes)}
         print_json({**facts, "report": done.report.to_json(), "next_command": done.next_command})
         return
     print_rich(render.parity(done.report))
     print(f"\n{done.path}: {format_size(done.bytes)} in {done.seconds:.1f} s")
     print(f"worst: {render.worst(done.report)}")
+    print(f"prompt: {done.prompt}")
     if done.fit:
         print(f"predicted, not measured: {render.fit_line(done.fit)}")
     print(f"next: {done.next_command}")

@@ -138,14 +138,12 @@ def manifest(found: Manifest) -> RenderableType:
 
 def _model(spec: VLMSpec) -> dict[str, str]:
     image, prompt, decoder = spec.image, spec.prompt, spec.decoder
-    fit = f"padded with RGB {' '.join(map(str, image.background))}" if image.fit == "pad" else "cropped to the centre"
-    asked, spell = prompt.questions(image=True), {"system": prompt.default_system, "image": "<image>"}
-    first = asked.after_system if prompt.default_system and asked.after_system else asked.first
-    spell["content"] = shown(prompt.image, spell) + "{question}"
+    padded = f"padded with RGB {' '.join(map(str, image.background))}"
+    fit = {"pad": padded, "crop": "cropped to the centre", "stretch": "stretched to the square"}[image.fit]
     stops = [f"id {i}" for i in prompt.stop_ids] + [repr(s) for s in prompt.stop_strings]
     return {
         "picture": f"{image.size}×{image.size}, {fit}, {image.resample}; {prompt.image_tokens} rows",
-        "prompt": shown(first + prompt.generation, spell).replace("\n", "\\n"),
+        "prompt": (prompt.user + shown(prompt.generation, {})).replace("\n", "\\n"),
         "stops at": ", ".join(stops),
         "decoder": f"{decoder.layers} layers, hidden {decoder.hidden}, {decoder.heads} heads of {decoder.head_dim} "
         f"({decoder.kv_heads} key-value), vocabulary {decoder.vocab}, context {decoder.context}",

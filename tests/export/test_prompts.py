@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,19 @@ class Folder:
 @pytest.fixture
 def folder(exports: Exports, tmp_path: Path) -> Folder:
     return Folder(exports.checkpoint(), tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("asked", "templates", "said"),
+    [
+        ("chatml", {}, "--prompt chatml"),
+        ("chatml", {"chat_template.jinja": "…"}, "--prompt chatml"),
+        (None, {"chat_template.jinja": "…", "tokenizer_config.json": "…"}, "the chat template in chat_template.jinja"),
+        (None, {}, "the one that its family learned"),
+    ],
+)
+def test_an_export_says_where_its_prompt_is_from(asked, templates, said):
+    assert prompts.origin(SimpleNamespace(templates=templates), asked).startswith(said)
 
 
 def test_a_published_family_without_a_template(folder: Folder) -> None:

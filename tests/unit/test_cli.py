@@ -404,6 +404,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             report=REPORT,
             next_command="edge run out PICTURE",
             fit=None,
+            prompt="the chat template in chat_template.jinja",
             notes=fake.notes,
         )
 
@@ -466,9 +467,10 @@ def test_export_ends_with_the_proof_and_what_to_type_next(exporter: SimpleNamesp
     shown = capsys.readouterr()
     assert fits(shown.out)
     assert shown.out.splitlines()[2].split()[:2] == ["vision", "stored"]
-    assert shown.out.splitlines()[-3:] == [
+    assert shown.out.splitlines()[-4:] == [
         "out: 12.3 MB in 61.3 s",
         "worst: largest error 0.0012 ≤ 0.01 in vision; 0.5 from fp32",
+        "prompt: the chat template in chat_template.jinja",
         "next: edge run out PICTURE",
     ]
     assert "read" in shown.err
