@@ -73,11 +73,32 @@ class Reader:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def prompt(self, question: str) -> list[list[int] | None]:
+        """Of one question about one image."""
         spec = self.manifest["prompt"]
-        before, _, after = spec["image"].partition("<image>")
-        first, _, last = spec["user"].partition("{text}")
-        start = spec["system"].replace("{text}", spec["default_system"]) + first + before
-        return [[spec["bos_id"], *self.encode(start)], None, self.encode(after + question + last + spec["generation"])]
+        asked = spec["image_question"] or spec["question"]
+        system = spec["default_system"]
+        pieces = asked["after_system"] if system and asked["after_system"] else asked["first"]
+        content = [*spec["image"], {"text": question}]
+        filled: list[dict[str, Any]] = [] if spec["bos_id"] is None else [{"ids": [spec["bos_id"]]}]
+        for piece in [*pieces, *spec["generation"]]:
+            assert piece.get("trim", "none") == "none"
+            filled += content if piece.get("slot") == "content" else [piece]
+        found: list[list[int] | None] = [[]]
+        text = ""
+        assert {"bos", "image"} <= set(spec["restarts"])  # so each text of this conversation begins anew
+        for piece in [*filled, {"ids": []}]:
+            if piece.get("slot") == "system" or "text" in piece:
+                text += piece.get("text", system)
+                continue
+            ids = found[-1]
+            assert ids is not None
+            ids += self.encode(text) if text else []
+            text = ""
+            if piece.get("slot") == "image":
+                found += [None, []]
+            else:
+                ids += piece["ids"]
+        return found
 
     # "ONNX", "Embedding table"
 
