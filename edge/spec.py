@@ -130,7 +130,8 @@ class VLMSpec:
         """Whether all that this one says is so of another."""
         if self.vision is None:
             untold: dict[str, Any] = dict.fromkeys(_UNTOLD)
-            other = replace(other, vision=None, decoder=replace(other.decoder, **untold))
+            prompt = replace(other.prompt, restarts=self.prompt.restarts)
+            other = replace(other, vision=None, prompt=prompt, decoder=replace(other.decoder, **untold))
         return self == other
 
     def to_json(self) -> dict[str, Any]:

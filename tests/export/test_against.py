@@ -72,6 +72,16 @@ def test_a_bundle_of_schema_1_is_held_to_what_it_tells(exports: Exports, tmp_pat
     decoder["rope_theta"] = decoder.pop("rope")["theta"]
     for part in manifest["parts"]:
         del part["weights"]
+    prompt = manifest["prompt"]
+    shared = ("default_system", "image_tokens", "bos_id", "stop_ids", "stop_strings", "golden")
+    manifest["prompt"] = {name: prompt[name] for name in shared} | {
+        "system": "{text} ",
+        "user": "USER: {text} ",
+        "assistant": "ASSISTANT: {text}",
+        "generation": "ASSISTANT:",
+        "image": "<image>\n",
+        "end_id": prompt["end_ids"][0],
+    }
     (bundle / "manifest.json").write_text(json.dumps({**manifest, "schema": 1}))
     assert against(bundle, exports.checkpoint()).ok
     decoder["rope_theta"] *= 2

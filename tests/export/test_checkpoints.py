@@ -294,7 +294,7 @@ def siglip_tower(copy, config):
     """The copy sees through a SigLIP tower of random numbers, of which its config tells."""
     tower = siglip.Tower(siglip.from_config(config, select_layer=None))
     where = siglip.keys(tower.config, TOWER)
-    tensors = {where[name][0]: torch.randn(t.shape) for name, t in tower.state_dict().items()}
+    tensors = {where[name].names[0]: torch.randn(t.shape) for name, t in tower.state_dict().items()}
     copy.save({k: v for k, v in copy.tensors.items() if not k.startswith(TOWER)} | tensors)
     return tensors
 

@@ -261,7 +261,7 @@ def transformers_answer(model, values, rows, bundle, question):
     opened = Bundle.open(bundle)
     tokenizer = Tokenizer.open(opened.file(opened.manifest.tokenizer))
     image = Embeddings(np.zeros((rows, TEXT["hidden_size"]), np.float32), "0")
-    cut = segments(opened.manifest.spec.prompt, tokenizer, [Turn(question, (image,))])
+    cut = segments(opened.manifest.spec.prompt, tokenizer, [Turn.about(question, (image,))])
     ids = [i for piece in cut for i in (piece.ids if isinstance(piece, Tokens) else [IMAGE] * rows)]
     prompt = torch.tensor([ids])
     said = model.generate(

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from exporters.models.layers import Conv2d
+from exporters.models.source import Source
 
 KIND = "eye"
 MODEL_TYPES = ("eye_model",)
@@ -46,6 +47,10 @@ class Config:
         return self.image_size // self.patch_size
 
     @property
+    def positions(self):
+        return self.grid**2
+
+    @property
     def tokens(self):
         return self.grid**2
 
@@ -66,7 +71,7 @@ class Tower(nn.Module):
 
 
 def keys(config, prefix):
-    return {name: (prefix + name,) for name in ("iris.weight", "iris.bias")}
+    return {name: Source((prefix + name,)) for name in ("iris.weight", "iris.bias")}
 
 
 def ignored(config):

@@ -47,8 +47,8 @@ def ours(model, select_layer):
     config = siglip.from_config(model.config.to_dict(), select_layer=select_layer)
     state, keys = model.state_dict(), siglip.keys(config, "")
     tower = siglip.Tower(config).eval()
-    tower.load_state_dict({name: state[keys[name][0]] for name in tower.state_dict()})
-    return tower, set(state) - {key for (key,) in keys.values()}
+    tower.load_state_dict({name: state[keys[name].names[0]] for name in tower.state_dict()})
+    return tower, set(state) - {key for source in keys.values() for key in source.names}
 
 
 @pytest.mark.parametrize("select_layer", [-1, -2, -3, -4, 0, 1, 3, None])
