@@ -35,7 +35,7 @@ ARM_CMAKE := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_
 # Wheels that a Raspberry Pi OS of 2023 and newer can install, for Python 3.11 as it has it.
 ARM_PIP := --platform linux_aarch64 $(foreach n,17 27 28 31 34 35 36,--platform manylinux_2_$(n)_aarch64) \
 	--platform manylinux2014_aarch64 --python-version 3.11 --implementation cp --only-binary :all:
-ARM_TESTS := pytest hypothesis jsonschema jinja2 'onnx>=1.20'
+ARM_TESTS := pytest hypothesis jsonschema jinja2 safetensors 'onnx>=1.20'
 
 CHECKPOINT := exporters/demo/checkpoint
 PICTURES := exporters/demo/pictures
