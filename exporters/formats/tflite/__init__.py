@@ -15,12 +15,12 @@ from exporters.checkpoint import Checkpoint
 from exporters.formats import FITTED, HALF, Progress, Written, products
 from exporters.formats.tflite import lower
 from exporters.formats.tflite.components import Step, longest, slots
-from exporters.formats.tflite.model import Graph, Model
 from exporters.formats.tflite.weights import Weights
 from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.quantization import integers
+from exporters.tflite_model import Graph, Model
 
 # The tolerance is on the distance to torch on the same stored weights: the kernels round activations to int8 where
 # weights are integers. "legacy" is int8 with one scale for a whole product, the only one that tflite-runtime computes.
