@@ -1,6 +1,7 @@
 """Golden sample (`golden.safetensors`): reference inputs and outputs, so that any machine can prove the parts.
 
-Each array exists as fp32 torch computed it; with `.stored`, as torch computed it on the weights that the parts hold.
+Each array exists as fp32 torch computed it; with `.stored`, as torch computed it on the weights that the parts hold;
+and with `.rounded`, if kernels round activations to integers, as torch computed it on those weights and so rounded.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ GOLDEN = "golden.safetensors"
 TOKENS = 16  # greedy tokens after the prompt
 OUTPUTS = {"image_embeds": (np.float32, 3), "logits": (np.float32, 1), "tokens": (np.int32, 1)}  # dtype, dimensions
 STORED = {f"{name}.stored": kind for name, kind in OUTPUTS.items()}
+ROUNDED = {f"{name}.rounded": kind for name, kind in OUTPUTS.items()}  # all of them or none
 ARRAYS = {"picture": (np.uint8, 3), "pixel_values": (np.float32, 4), **OUTPUTS, **STORED}
 # What NumPy and zipfile raise on damaged bytes.
 _DAMAGE = (
@@ -52,19 +54,21 @@ class Golden:
     pixel_values: NDArray[np.float32]  # [1, 3, S, S]
     fp32: Outputs
     stored: Outputs
+    rounded: Outputs | None = None  # None where no kernel rounds activations
 
     def save(self, path: Path) -> None:
         arrays: dict[str, Any] = {"picture": self.picture, "pixel_values": self.pixel_values}
-        for suffix, outputs in (("", self.fp32), (".stored", self.stored)):
-            for name in OUTPUTS:
-                arrays[name + suffix] = getattr(outputs, name)
+        for suffix, outputs in (("", self.fp32), (".stored", self.stored), (".rounded", self.rounded)):
+            if outputs is not None:
+                arrays |= {name + suffix: getattr(outputs, name) for name in OUTPUTS}
         safetensors.write(path, arrays)
 
     @classmethod
     def load(cls, path: Path) -> Golden:
         """Raises BundleError when the file is not a golden one."""
         arrays = _npz(path) if path.suffix == ".npz" else safetensors.read(path)
-        for name, (dtype, dimensions) in ARRAYS.items():
+        rounds = any(name in arrays for name in ROUNDED)
+        for name, (dtype, dimensions) in (ARRAYS | ROUNDED if rounds else ARRAYS).items():
             if name not in arrays:
                 raise BundleError(f"{path.name} has no {name}", hint="copy or export the bundle again")
             if arrays[name].dtype != dtype or arrays[name].ndim != dimensions:
@@ -72,8 +76,9 @@ class Golden:
                     f"{path.name} has {name} as {arrays[name].dtype} {list(arrays[name].shape)}",
                     hint="copy or export the bundle again",
                 )
-        fp32, stored = (Outputs(*(arrays[name + suffix] for name in OUTPUTS)) for suffix in ("", ".stored"))
-        return cls(arrays["picture"], arrays["pixel_values"], fp32, stored)
+        suffixes = ("", ".stored", ".rounded") if rounds else ("", ".stored")
+        outputs = [Outputs(*(arrays[name + suffix] for name in OUTPUTS)) for suffix in suffixes]
+        return cls(arrays["picture"], arrays["pixel_values"], *outputs)
 
 
 def _npz(path: Path) -> dict[str, Array]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from edge.bundle import safetensors
-from edge.bundle.golden import ARRAYS, GOLDEN, TOKENS, Golden, Outputs
+from edge.bundle.golden import ARRAYS, GOLDEN, ROUNDED, TOKENS, Golden, Outputs
 from edge.errors import BundleError
 
 
@@ -30,10 +30,15 @@ def golden() -> Golden:
     return Golden(picture, random.normal(size=(1, 3, 6, 6)).astype(np.float32), outputs(1), outputs(2))
 
 
+def rounding() -> Golden:
+    """Of kernels that round activations."""
+    return replace(golden(), rounded=outputs(3))
+
+
 def arrays(of: Golden) -> dict[str, Any]:
     found: dict[str, Any] = {"picture": of.picture, "pixel_values": of.pixel_values}
-    for suffix, side in (("", of.fp32), (".stored", of.stored)):
-        found |= {field.name + suffix: getattr(side, field.name) for field in fields(side)}
+    for suffix, side in (("", of.fp32), (".stored", of.stored), (".rounded", of.rounded)):
+        found |= {field.name + suffix: getattr(side, field.name) for field in fields(side)} if side else {}
     return found
 
 
@@ -48,8 +53,8 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / str(request.param)
 
 
-def test_golden_survives_being_written(tmp_path: Path) -> None:
-    made = golden()
+@pytest.mark.parametrize("made", [golden(), rounding()])
+def test_golden_survives_being_written(made: Golden, tmp_path: Path) -> None:
     made.save(tmp_path / GOLDEN)
     same(Golden.load(tmp_path / GOLDEN), made)
 
@@ -60,6 +65,7 @@ def test_both_formats_read_the_same(file: Path) -> None:
 
 def same(found: Golden, made: Golden) -> None:
     read = arrays(found)
+    assert read.keys() == arrays(made).keys()
     for name, values in arrays(made).items():
         assert read[name].dtype == values.dtype, name
         np.testing.assert_array_equal(read[name], values, err_msg=name)
@@ -68,10 +74,10 @@ def same(found: Golden, made: Golden) -> None:
 
 def test_the_names_are_those_of_the_contract(tmp_path: Path) -> None:
     """Kotlin and Swift read them."""
-    golden().save(tmp_path / GOLDEN)
+    rounding().save(tmp_path / GOLDEN)
     kinds = {"image_embeds": ("float32", 3), "logits": ("float32", 1), "tokens": ("int32", 1)}
     contract = {"picture": ("uint8", 3), "pixel_values": ("float32", 4), **kinds}
-    contract |= {f"{name}.stored": kind for name, kind in kinds.items()}
+    contract |= {f"{name}{suffix}": kind for name, kind in kinds.items() for suffix in (".stored", ".rounded")}
     found = load_file(tmp_path / GOLDEN)
     assert {name: (str(array.dtype), array.ndim) for name, array in found.items()} == contract
 
@@ -81,6 +87,17 @@ def test_a_missing_array_is_named(name: str, file: Path) -> None:
     write(file, {key: value for key, value in arrays(golden()).items() if key != name})
     with pytest.raises(BundleError, match=rf"has no {name}\n"):
         Golden.load(file)
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_what_rounds_is_there_as_a_whole(name: str, tmp_path: Path) -> None:
+    made = arrays(rounding())
+    write(tmp_path / GOLDEN, {key: value for key, value in made.items() if key != name})
+    with pytest.raises(BundleError, match=rf"has no {name}\n"):
+        Golden.load(tmp_path / GOLDEN)
+    write(tmp_path / GOLDEN, made | {name: made[name].astype(np.float16)})
+    with pytest.raises(BundleError, match=f"has {name} as float16"):
+        Golden.load(tmp_path / GOLDEN)
 
 
 @pytest.mark.parametrize("name", ARRAYS)

@@ -209,6 +209,26 @@ OTHER_VALUES: dict[str, tuple[Callable[[Golden], Golden], list[tuple[str, str]]]
 }
 
 
+def test_an_engine_is_right_that_rounds_activations_or_does_not(bundle: Bundle) -> None:
+    golden = Golden.load(bundle.path / "golden.safetensors")
+    rows, logits = golden.stored.image_embeds, golden.stored.logits
+    other = Outputs(bumped(rows * 0.5), bumped(-logits), (golden.stored.tokens + 1) % 7)
+    for stored, rounded in ((golden.stored, other), (other, golden.stored)):
+        report = verify(with_golden(bundle, replace(golden, stored=stored, rounded=rounded)))
+        assert report.ok
+        assert report.error("vision", "stored")["max_abs"] == 0
+        assert report.error("tokens", "stored")["tokens"] == 1
+    neither = verify(with_golden(bundle, replace(golden, stored=other, rounded=other)))
+    assert {row.stage for row in neither.rows if not row.ok} == {"vision", "prefill", "tokens"}
+
+
+@pytest.mark.parametrize("name", ["rounded.image_embeds", "rounded.logits"])
+def test_what_rounds_must_be_finite_too(bundle: Bundle, name: str) -> None:
+    golden = Golden.load(bundle.path / "golden.safetensors")
+    golden = replace(golden, rounded=golden.stored)
+    assert not verify(with_golden(bundle, spoilt(golden, name, NAN))).ok
+
+
 def bumped(values: Any) -> Any:
     other = values.copy()
     other.flat[-1] += 1

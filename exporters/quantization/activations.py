@@ -1,0 +1,64 @@
+"""Activations rounded to int8 as engines round them when they run, in torch: the reference of what their kernels do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from exporters.models.layers import Linear
+from exporters.quantization.integers import BLOCK
+
+Kind = Literal["none", "tensor", "row", "block"]
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@contextmanager
+def rounding(module: nn.Module, kinds: Mapping[str, Kind]) -> Iterator[None]:
+    """Within it the linears of `module` get their inputs rounded; `kinds`: a linear's name -> how."""
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, Linear)}
+    handles = [layers[name].register_forward_pre_hook(_hook(kind)) for name, kind in kinds.items() if kind != "none"]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def rounded(x: Tensor, kind: Kind) -> Tensor:
+    """`[…, K]` float32, as the integers that stand for it say.
+
+    - tensor: uint8 with one scale and zero point a call (ONNX's DynamicQuantizeLinear);
+    - row: int8 with a scale and zero point for each row (XNNPACK's qd8);
+    - block: int8 with one scale for each row and block of 32 (ONNX Runtime's MatMulNBits at accuracy level 4; the last
+      block may be shorter).
+    """
+    if kind == "tensor":
+        return _asymmetric(x, x.amin(), x.amax())
+    if kind == "row":
+        return _asymmetric(x, x.amin(-1, keepdim=True), x.amax(-1, keepdim=True))
+    if kind == "block":
+        return _blocks(x)
+    return x
+
+
+def _asymmetric(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """256 levels from `low` to `high`, one of which is 0 exactly."""
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = ((high - low) / 255).clamp(min=_TINY)
+    zero = (-low / scale).round().clamp(0, 255)
+    return ((x / scale).round().add(zero).clamp(0, 255) - zero) * scale
+
+
+def _blocks(x: Tensor) -> Tensor:
+    columns = x.shape[-1]
+    blocks = nn.functional.pad(x, (0, -columns % BLOCK)).unflatten(-1, (-1, BLOCK))
+    scale = (blocks.abs().amax(-1, keepdim=True) / 127).clamp(min=_TINY)
+    return ((blocks / scale).round() * scale).flatten(-2)[..., :columns]
+
+
+def _hook(kind: Kind) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+    return lambda _, inputs: (rounded(inputs[0], kind),)
