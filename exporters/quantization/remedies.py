@@ -1,0 +1,80 @@
+"""Which linears of a component are stored wider than its scheme, so that rounding costs no more than a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from exporters.quantization.sensitivity import LinearCost, Rounding, measure, simulated
+
+Output = Callable[[], Tensor]  # calls the component with one sample
+
+
+@dataclass(frozen=True)
+class Remedies:
+    loss: float  # 1 - cosine of the outputs, of the worst sample; simulated
+    before: float  # with nothing widened
+    costs: Mapping[str, LinearCost]  # by linear
+    widened: Mapping[str, str] = field(default_factory=dict)  # linear -> scheme
+
+
+@torch.inference_mode()
+def settle(
+    module: nn.Module,
+    samples: Sequence[Output],
+    ladder: Sequence[str],
+    roundings: Mapping[str, Rounding],
+    bound: float,
+) -> Remedies:
+    """`ladder`: the schemes that a linear may have, the component's own first, each dearer than the one before.
+
+    Nothing is widened where the loss is within the bound. Else those linears are, a rung at a time, whose outputs are
+    hurt most, until it is; which may be never, and then all stand on the last rung.
+    """
+    exact = [sample() for sample in samples]
+    rung = dict.fromkeys(_called(module, samples[:1]), 0)
+    before = loss = _loss(module, samples, exact, {name: roundings[ladder[0]] for name in rung})
+    costs = measure(module, lambda: [sample() for sample in samples], {s: roundings[s] for s in ladder})
+    while not loss <= bound and (moved := _worst(rung, costs, ladder)):
+        rung |= {name: _next(rung[name], costs[name], ladder) for name in moved}
+        loss = _loss(module, samples, exact, {name: roundings[ladder[at]] for name, at in rung.items()})
+    return Remedies(loss, before, costs, {name: ladder[at] for name, at in rung.items() if at})
+
+
+def _called(module: nn.Module, samples: Sequence[Output]) -> list[str]:
+    """The linears that the component computes with."""
+    return list(measure(module, lambda: [sample() for sample in samples], {}))
+
+
+def _worst(rung: Mapping[str, int], costs: Mapping[str, LinearCost], ladder: Sequence[str]) -> list[str]:
+    """The fewest linears that can still be widened and do half of the harm."""
+    harm = {name: costs[name].errors[ladder[at]] for name, at in rung.items() if at + 1 < len(ladder)}
+    half, taken, found = sum(harm.values()) / 2, 0.0, []
+    for name in sorted(harm, key=lambda name: -harm[name]):
+        if found and taken >= half:
+            break
+        taken += harm[name]
+        found.append(name)
+    return found
+
+
+def _next(at: int, cost: LinearCost, ladder: Sequence[str]) -> int:
+    """The next rung that halves the error at least; a rung that does not would only be paid for."""
+    better = (rung for rung in range(at + 1, len(ladder)) if cost.errors[ladder[rung]] <= cost.errors[ladder[at]] / 2)
+    return next(better, len(ladder) - 1)
+
+
+def _loss(
+    module: nn.Module, samples: Sequence[Output], exact: Sequence[Tensor], roundings: Mapping[str, Rounding]
+) -> float:
+    with simulated(module, roundings):
+        return max(distance(sample(), right) for sample, right in zip(samples, exact, strict=True))
+
+
+def distance(found: Tensor, right: Tensor) -> float:
+    """1 - cosine of the flattened outputs, in float64."""
+    a, b = found.detach().double().flatten(), right.detach().double().flatten()
+    return float(1 - torch.nn.functional.cosine_similarity(a, b, dim=0, eps=1e-300))

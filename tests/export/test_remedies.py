@@ -1,0 +1,120 @@
+"""Linears with outliers are found, widened as far as it helps, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from exporters.models import vision
+from exporters.models.layers import Linear
+from exporters.quantization.remedies import distance, settle
+from exporters.quantization.sensitivity import WEIGHTS, Rounding, linears, measure, simulated
+
+LADDER = ("w8a8", "w8", "fp32")
+ROUNDINGS = {
+    "w8a8": Rounding(WEIGHTS["w8a8"], "tensor"),
+    "w8": Rounding(WEIGHTS["w8"], "block"),
+    "fp32": Rounding(WEIGHTS["fp32"], "none"),
+}
+BOUND = 2e-4
+
+
+class Spiky(nn.Module):
+    """Three linears; what the second one is given has one channel, or one row, that is far larger than the rest."""
+
+    def __init__(self, factor: float, where: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = Linear(64, 64), Linear(64, 64), Linear(64, 64)
+        self.factor, self.where = factor, where
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.first(x))
+        spike = torch.ones(y.shape[-2:])
+        spike[:, 5] *= self.factor if self.where == "channel" else 1
+        spike[3] *= self.factor if self.where == "row" else 1
+        y = self.second(y * spike)
+        y = y / y.norm(dim=-1, keepdim=True)  # rows of one size again, as a norm makes them
+        return self.third(y)
+
+
+def samples(module: nn.Module) -> list[Callable[[], Tensor]]:
+    torch.manual_seed(1)
+    return [lambda x=torch.randn(1, 20, 64): module(x) for _ in range(2)]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("where", ["channel", "row"])
+@pytest.mark.parametrize("factor", [30.0, 1000.0])
+def test_the_linear_with_the_outlier_is_widened_and_no_other(factor: float, where: str) -> None:
+    module = Spiky(factor, where)
+    found = settle(module, samples(module), LADDER, ROUNDINGS, BOUND)
+    assert found.before > BOUND >= found.loss
+    assert set(found.widened) == {"second"}
+    if where == "channel":
+        assert found.costs["second"].outliers > factor / 3 > found.costs["third"].outliers
+    else:  # a scale for each block of a row is enough where a row is larger
+        assert found.widened == {"second": "w8"}
+
+
+def test_without_outliers_nothing_is_widened() -> None:
+    module = Spiky(1.0, "row")
+    found = settle(module, samples(module), LADDER, ROUNDINGS, BOUND)
+    assert found.widened == {}
+    assert found.loss == found.before <= BOUND
+
+
+def test_a_bound_that_cannot_be_held_ends_on_the_last_rung() -> None:
+    module = Spiky(30.0, "row")
+    found = settle(module, samples(module), LADDER[:2], ROUNDINGS, 0.0)
+    assert set(found.widened.values()) == {"w8"}
+    assert found.loss > 0
+
+
+def test_a_rung_that_does_not_help_is_left_out() -> None:
+    """Blocks do not help a channel that is alone in its block: they would only be paid for."""
+    module = Spiky(1000.0, "channel")
+    found = settle(module, samples(module), ("w8a8", "same", "fp32"), {**ROUNDINGS, "same": ROUNDINGS["w8a8"]}, BOUND)
+    assert found.widened == {"second": "fp32"}
+
+
+def test_what_is_simulated_ends_with_the_block() -> None:
+    module = Spiky(30.0, "row")
+    (sample,) = samples(module)[:1]
+    exact = sample()
+    with pytest.raises(RuntimeError, match="on purpose"), simulated(module, {"second": ROUNDINGS["w8a8"]}):
+        assert distance(sample(), exact) > 0
+        raise RuntimeError("on purpose")
+    assert torch.equal(sample(), exact)
+    measure(module, sample, ROUNDINGS)
+    assert torch.equal(sample(), exact)
+
+
+def test_the_cost_of_a_linear_is_that_of_its_own_rounding() -> None:
+    module = Spiky(1.0, "row")
+    sample = samples(module)[0]
+    found = measure(module, sample, ROUNDINGS)
+    assert found.keys() == linears(module).keys()
+    exact = sample()
+    with simulated(module, {"third": ROUNDINGS["w8a8"]}):
+        off = sample()
+    rows = (off - exact).square().sum(-1) / exact.square().sum(-1)
+    assert found["third"].errors["w8a8"] == pytest.approx(float(rows.mean().detach()), rel=1e-3)
+    assert all(cost.errors["fp32"] < 1e-12 for cost in found.values())
+
+
+def test_a_linear_that_is_never_called_is_left_alone() -> None:
+    module = Spiky(30.0, "row")
+    module.spare = Linear(3, 3)
+    found = settle(module, samples(module), LADDER, ROUNDINGS, 0.0)
+    assert "spare" not in {*found.widened, *found.costs}
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_towers_of_every_family_are_measured(kind: str) -> None:
+    tower = vision.find(kind).tiny()
+    size = tower.config.image_size
+    found = measure(tower, lambda: tower(torch.randn(1, 3, size, size)), ROUNDINGS)
+    assert found.keys() == linears(tower).keys()
