@@ -36,7 +36,7 @@ def settle(
     """
     exact = [sample() for sample in samples]
     rung = dict.fromkeys(_called(module, samples[:1]), 0)
-    before = loss = _loss(module, samples, exact, {name: roundings[ladder[0]] for name in rung})
+    before = loss = _loss(module, samples, exact, dict.fromkeys(rung, roundings[ladder[0]]))
     costs = measure(module, lambda: [sample() for sample in samples], {s: roundings[s] for s in ladder})
     while not loss <= bound and (moved := _worst(rung, costs, ladder)):
         rung |= {name: _next(rung[name], costs[name], ladder) for name in moved}
@@ -52,7 +52,8 @@ def _called(module: nn.Module, samples: Sequence[Output]) -> list[str]:
 def _worst(rung: Mapping[str, int], costs: Mapping[str, LinearCost], ladder: Sequence[str]) -> list[str]:
     """The fewest linears that can still be widened and do half of the harm."""
     harm = {name: costs[name].errors[ladder[at]] for name, at in rung.items() if at + 1 < len(ladder)}
-    half, taken, found = sum(harm.values()) / 2, 0.0, []
+    half, taken = sum(harm.values()) / 2, 0.0
+    found: list[str] = []
     for name in sorted(harm, key=lambda name: -harm[name]):
         if found and taken >= half:
             break

@@ -1,8 +1,8 @@
-"""What rounding costs: each linear alone, measured on real activations, and all of them together, simulated in torch."""
+"""What rounding costs each linear, measured on real activations, and what it costs all of them, simulated in torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -55,8 +55,8 @@ def linears(module: nn.Module) -> dict[str, Linear]:
 
 @torch.inference_mode()
 def measure(module: nn.Module, run: Callable[[], object], roundings: Mapping[str, Rounding]) -> dict[str, LinearCost]:
-    """While `run` calls the module: what each rounding (by scheme) costs each linear that is called. A weight is rounded
-    anew in each call, so that no second model is held."""
+    """While `run` calls the module: what each rounding (by scheme) costs each linear that is called. A weight is
+    rounded anew in each call, so that no second model is held."""
     peaks: dict[str, Tensor] = {}
     rows: dict[str, int] = {}
     lost: dict[str, dict[str, float]] = {}
