@@ -58,3 +58,8 @@ class RemoteError(EdgeError):
 
 class ParityError(EdgeError):
     pass
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign exception says, for a message of ours: its first line, or else its name."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

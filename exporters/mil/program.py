@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from edge.errors import EngineError
+from edge.errors import EngineError, first_line
 from exporters.mil import arithmetic, compressed, shaping
 from exporters.mil.function import Argument, Function, Operation, Written
 from exporters.mil.package import Package
@@ -89,7 +89,7 @@ class _Walk:
             except EngineError as error:
                 raise EngineError(f"{op.label}: {error.message}", hint=error.hint) from error
             except (RuntimeError, ValueError, TypeError, LookupError, MemoryError, AttributeError) as error:
-                raise EngineError(f"{op.label} cannot be computed: {_first_line(error)}") from error
+                raise EngineError(f"{op.label} cannot be computed: {first_line(error)}") from error
             for name in self._function.done[index]:
                 self._values.pop(name, None)
         for name in self._function.outputs:
@@ -201,7 +201,3 @@ def _static(kind: Type) -> list[int]:
     if None in kind.shape:
         raise EngineError("a state without a fixed shape")
     return [size for size in kind.shape if size is not None]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

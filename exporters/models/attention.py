@@ -16,15 +16,22 @@ from edge.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions (arXiv 2104.09864), in the half-rotated layout of Llama checkpoints."""
+    """Rotary positions (arXiv 2104.09864), in the half-rotated layout of Llama checkpoints. The first `rotary_dim`
+    features of each head are rotated, 0: all of them; the others pass as they are."""
 
     head_dim: int
     theta: float
     scaling: Mapping[str, Any] | None = None
+    rotary_dim: int = 0
+
+    @property
+    def width(self) -> int:
+        """Features of a head that are rotated."""
+        return self.rotary_dim or self.head_dim
 
     def inv_freq(self) -> Tensor:
-        """`[head_dim / 2]` float32."""
-        freq = 1.0 / self.theta ** (torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim)
+        """`[width / 2]` float32."""
+        freq = 1.0 / self.theta ** (torch.arange(0, self.width, 2, dtype=torch.float32) / self.width)
         kind = (self.scaling or {}).get("rope_type", (self.scaling or {}).get("type", "default"))
         if kind == "default":
             return freq
@@ -41,7 +48,7 @@ class Rope:
         raise CheckpointError(f"rope_scaling {kind!r} is not supported", hint="one of: default, linear, llama3")
 
     def tables(self, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin, each `[length, head_dim / 2]` float32."""
+        """cos and sin, each `[length, width / 2]` float32."""
         angles = torch.outer(torch.arange(length, dtype=torch.float32), self.inv_freq())
         return angles.cos(), angles.sin()
 
@@ -78,6 +85,7 @@ class GrowingCache:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x `[B, H, S, D]`, cos and sin `[S, D/2]`."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    """x `[B, H, S, D]`, cos and sin `[S, R/2]`: the first R features of each head are rotated."""
+    half = cos.shape[-1]
+    a, b, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)

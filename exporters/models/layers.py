@@ -36,11 +36,33 @@ class RMSNorm(nn.Module):
         return ops.current().add_rms_norm(x, delta, self.weight, self.eps)
 
 
-class GELU(nn.Module):
+class Conv2d(nn.Conv2d):
+    """`[B, inputs, H, W]` -> `[B, outputs, H', W']`, zeros as padding."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(inputs, outputs, kernel_size, stride=stride, padding=padding, groups=groups, bias=bias)
+        self._how = stride, padding, groups
+
     def forward(self, x: Tensor) -> Tensor:
-        return ops.current().gelu(x)
+        return ops.current().conv2d(x, self.weight, self.bias, *self._how)
 
 
-class QuickGELU(nn.Module):
+class Activation(nn.Module):
+    """`kind`: one of `exporters.models.ops.ACTIVATIONS`."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
     def forward(self, x: Tensor) -> Tensor:
-        return ops.current().quick_gelu(x)
+        return ops.current().activation(x, self.kind)

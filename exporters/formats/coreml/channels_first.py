@@ -15,7 +15,7 @@ from edge.errors import EdgeError
 from exporters.formats.coreml.lower import Lowering, Weight
 
 # Rules that can take columns; and those that make columns of rows: what they give is mostly taken by others of them.
-_ABLE = {"add", "mul", "sigmoid", "gelu", "relu", "hardsigmoid", "swiglu", "getattr"}
+_ABLE = {"add", "mul", "activation", "gated", "getattr"}
 _START = {"linear", "layer_norm", "rms_norm", "attention", "attend"}
 
 

@@ -70,10 +70,14 @@ class Memory:
         return mb.slice_by_index(x=var, begin=begin, end=end, begin_mask=_ALL_BUT_2, end_mask=_ALL_BUT_2)
 
     def _rotated(self, x: Var) -> Var:
-        a, b = mb.split(x=x, num_splits=2, axis=-1)
+        half, rest = self._config.rope.width // 2, self._config.head_dim - self._config.rope.width
+        if rest:
+            a, b, *kept = mb.split(x=x, split_sizes=[half, half, rest], axis=-1)
+        else:
+            a, b, *kept = mb.split(x=x, num_splits=2, axis=-1)
         first = mb.sub(x=mb.mul(x=a, y=self._cos), y=mb.mul(x=b, y=self._sin))
         second = mb.add(x=mb.mul(x=b, y=self._cos), y=mb.mul(x=a, y=self._sin))
-        return mb.concat(values=[first, second], axis=-1)
+        return mb.concat(values=[first, second, *kept], axis=-1)
 
     def _remembered(self, state: Var, layer: int, new: Var) -> Var:
         """Write `new` `[1, kv_heads, S, D]` behind what is there; all of it so far `[1, kv_heads, T, D]`."""

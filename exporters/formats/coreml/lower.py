@@ -134,9 +134,17 @@ class Lowering:
         """The shape of what has one number for each feature of `x`."""
         return (int(x.shape[self.axis]),)
 
-    def swiglu(self, gate_up: Var) -> Var:
+    def activation(self, x: Var, kind: str) -> Var:
+        if kind not in _ACTIVATIONS:
+            raise EdgeError(
+                f"Core ML: there is no rule for the activation {kind!r}, which the model uses",
+                hint="another --format, and report this",
+            )
+        return _ACTIVATIONS[kind](self, x)
+
+    def gated(self, gate_up: Var, kind: str) -> Var:
         gate, up = mb.split(x=gate_up, num_splits=2, axis=self.axis)
-        return mb.mul(x=mb.silu(x=gate), y=up)
+        return mb.mul(x=self.activation(gate, kind), y=up)
 
     def attention(self, q: Var, k: Var, v: Var, heads: int) -> Var:
         b, s, d = q.shape
@@ -182,16 +190,10 @@ class Lowering:
     def cat(self, tensors: Sequence[Any], dim: int = 0) -> Var:
         return mb.concat(values=[self.operand(t) for t in tensors], axis=dim)
 
-    def sigmoid(self, x: Var) -> Var:
-        return mb.sigmoid(x=x)
+    def quick_gelu(self, x: Var) -> Var:
+        return mb.mul(x=x, y=mb.sigmoid(x=mb.mul(x=self.number(1.702), y=x)))
 
-    def gelu(self, x: Var) -> Var:
-        return mb.gelu(x=x, mode="EXACT")
-
-    def relu(self, x: Var, inplace: bool = False) -> Var:
-        return mb.relu(x=x)
-
-    def hardsigmoid(self, x: Var, inplace: bool = False) -> Var:
+    def hardsigmoid(self, x: Var) -> Var:
         return mb.sigmoid_hard(x=x, alpha=self.number(1 / 6), beta=self.number(0.5))
 
     def adaptive_avg_pool2d(self, x: Var, output_size: int) -> Var:
@@ -228,35 +230,42 @@ class Lowering:
     def mean(self, x: Var, dim: Sequence[int], keepdim: bool = False) -> Var:
         return mb.reduce_mean(x=x, axes=list(dim), keep_dims=keepdim)
 
-    def conv2d(self, layer: nn.Conv2d, name: str, x: Var) -> Var:
-        given = {} if layer.bias is None else {"bias": self.operand(Weight(f"{name}.bias"))}
-        if not isinstance(layer.padding, tuple) or layer.padding_mode != "zeros":
-            raise EdgeError(f"Core ML: there is no rule for the padding {layer.padding!r}", hint="another --format")
-        top, left = layer.padding
+    def conv2d(self, x: Var, weight: Weight, bias: Weight | None, stride: int, padding: int, groups: int) -> Var:
+        given = {} if bias is None else {"bias": self.operand(bias)}
         return mb.conv(
             x=x,
-            weight=self.operand(Weight(f"{name}.weight")),
-            strides=list(layer.stride),
+            weight=self.operand(weight),
+            strides=[stride] * 2,
             pad_type="custom",
-            pad=[top, top, left, left],
-            dilations=list(layer.dilation),
-            groups=layer.groups,
+            pad=[padding] * 4,
+            dilations=[1, 1],
+            groups=groups,
             **given,
         )
-
-    def hardswish(self, layer: nn.Hardswish, name: str, x: Var) -> Var:
-        return mb.mul(x=x, y=self.hardsigmoid(x))
 
     def identity(self, layer: nn.Identity, name: str, x: Var) -> Var:
         return x
 
+
+# Kinds of `exporters.models.ops.ACTIVATIONS`.
+_ACTIVATIONS: dict[str, Callable[[Lowering, Var], Var]] = {
+    "gelu": lambda _, x: mb.gelu(x=x, mode="EXACT"),
+    "gelu_tanh": lambda _, x: mb.gelu(x=x, mode="TANH_APPROXIMATION"),
+    "quick_gelu": Lowering.quick_gelu,
+    "silu": lambda _, x: mb.silu(x=x),
+    "relu": lambda _, x: mb.relu(x=x),
+    "hardswish": lambda lowering, x: mb.mul(x=x, y=lowering.hardsigmoid(x)),
+    "hardsigmoid": Lowering.hardsigmoid,
+}
 
 # What is recorded -> the rule that says it: a method above.
 _FUNCTIONS: dict[Any, str] = {
     trace.linear: "linear",
     trace.layer_norm: "layer_norm",
     trace.rms_norm: "rms_norm",
-    trace.swiglu: "swiglu",
+    trace.activation: "activation",
+    trace.gated: "gated",
+    trace.conv2d: "conv2d",
     trace.attention: "attention",
     trace.attend: "attend",
     operator.add: "add",
@@ -264,10 +273,6 @@ _FUNCTIONS: dict[Any, str] = {
     operator.getitem: "getitem",
     getattr: "getattr",
     torch.cat: "cat",
-    torch.sigmoid: "sigmoid",
-    F.gelu: "gelu",
-    F.relu: "relu",
-    F.hardsigmoid: "hardsigmoid",
     F.adaptive_avg_pool2d: "adaptive_avg_pool2d",
 }
 _METHODS: dict[Any, str] = {
@@ -275,11 +280,10 @@ _METHODS: dict[Any, str] = {
     "transpose": "transpose",
     "permute": "permute",
     "reshape": "reshape",
+    "view": "reshape",
     "expand": "expand",
     "mean": "mean",
 }
 _MODULES: dict[Any, str] = {
-    nn.Conv2d: "conv2d",
-    nn.Hardswish: "hardswish",
     nn.Identity: "identity",
 }

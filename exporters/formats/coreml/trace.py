@@ -27,8 +27,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return REFERENCE.rms_norm(x, weight, eps)
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    return REFERENCE.swiglu(gate_up)
+def activation(x: Tensor, kind: str) -> Tensor:
+    return REFERENCE.activation(x, kind)
+
+
+def gated(gate_up: Tensor, kind: str) -> Tensor:
+    return REFERENCE.gated(gate_up, kind)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, groups: int) -> Tensor:
+    return REFERENCE.conv2d(x, weight, bias, stride, padding, groups)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -52,11 +60,17 @@ class _Recorded(ops.Ops):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return _node(rms_norm, x, weight, eps)
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        return _node(swiglu, gate_up)
+    def activation(self, x: Tensor, kind: str) -> Tensor:
+        return _node(activation, x, kind)
+
+    def gated(self, gate_up: Tensor, kind: str) -> Tensor:
+        return _node(gated, gate_up, kind)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         return _node(attention, q, k, v, heads)
+
+    def conv2d(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, groups: int) -> Tensor:
+        return _node(conv2d, x, weight, bias, stride, padding, groups)
 
 
 def encoder(skeleton: Encoder) -> fx.Graph:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
 from edge import plugins
+from edge.errors import EdgeError, first_line
 from exporters.formats import Progress
 
 BACKENDS = "exporters.formats.executorch.backends"
@@ -47,7 +48,27 @@ def write(
     progress: Progress,
     backend: str | None = None,
 ) -> None:
-    """A program with these methods, and methods that give `constants`. `backend`: one of `backends`, before XNNPACK."""
+    """A program with these methods, and methods that give `constants`. `backend`: one of `backends`, before XNNPACK.
+
+    Raises EdgeError where torch or ExecuTorch cannot make one of them."""
+    try:
+        _write(path, methods, constants, progress, backend)
+    except (EdgeError, ImportError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise EdgeError(
+            f"ExecuTorch: no program can be made of {', '.join(methods)}: {first_line(error)}",
+            hint="another --format, and report this",
+        ) from error
+
+
+def _write(
+    path: Path,
+    methods: Mapping[str, Method],
+    constants: Mapping[str, Any],
+    progress: Progress,
+    backend: str | None,
+) -> None:
     other = plugins.load(BACKENDS, backend) if backend else None
     config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=other is None or not other.DIM_ORDER)
     partitioners = [XnnpackPartitioner()] if other is None else [other.partitioner(), XnnpackPartitioner()]

@@ -9,6 +9,7 @@ from executorch.extension.llm.custom_ops.custom_ops import custom_ops_lib
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edge.errors import EdgeError
 from exporters.formats.executorch.linears import Pieces
 from exporters.formats.executorch.ops import Explicit, Kernels
 from exporters.models import ops
@@ -80,11 +81,16 @@ class TextDecoder(nn.Module):
 
     def _turned(self, qkv: Any, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [1, S, H, D], k and v [1, S, KV, D]; as `exporters.models.attention.rotate` turns them."""
-        assert isinstance(qkv, Pieces), "attend is given a product as it is"
-        qa, qb, ka, kb, v = qkv.tensors
-        half = self.head_dim // 2
-        qa, qb, ka, kb = (t.view(1, -1, t.shape[-1] // half, half) for t in (qa, qb, ka, kb))
-        q, k = (torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1) for a, b in ((qa, qb), (ka, kb)))
+        if not isinstance(qkv, Pieces):
+            raise EdgeError(
+                "ExecuTorch: there is no rule for attend of what is no product itself, which the model uses",
+                hint="another --format, and report this",
+            )
+        *qk, v = qkv.tensors
+        each = len(qk) // 2  # two halves, and what is not rotated where there is such
+        queries = [t.view(1, -1, self.heads, t.shape[-1] // self.heads) for t in qk[:each]]
+        keys = [t.view(1, -1, self.kv_heads, t.shape[-1] // self.kv_heads) for t in qk[each:]]
+        q, k = (torch.cat([a * cos - b * sin, b * cos + a * sin, *rest], dim=-1) for a, b, *rest in (queries, keys))
         return q, k, v.view(1, -1, self.kv_heads, self.head_dim)
 
     def _attend(self, layer: int, position: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -110,8 +116,9 @@ class Shares(nn.Module):
 
 def attended(config: DecoderConfig) -> tuple[Tensor, ...]:
     """Which rows of the product that `attend` takes make its pieces: first and second halves of each head of the
-    queries, the same of the keys, and the values."""
-    d, h, kv = config.head_dim, config.heads, config.kv_heads
+    queries, with what of a head is not rotated where there is such, the same of the keys, and the values."""
+    d, h, kv, half = config.head_dim, config.heads, config.kv_heads, config.rope.width // 2
     q, k, v = torch.arange((h + 2 * kv) * d).split([h * d, kv * d, kv * d])
-    halves = [half.flatten() for t in (q, k) for half in t.view(-1, 2, d // 2).unbind(1)]
-    return (*halves, v)
+    cuts = [half, half, d - 2 * half] if d > 2 * half else [half, half]
+    pieces = [piece.flatten() for t in (q, k) for piece in t.view(-1, d).split(cuts, dim=1)]
+    return (*pieces, v)

@@ -5,6 +5,7 @@ XNNPACK has no norms and cuts no tensor of dynamic length: what it lacks would b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -21,8 +22,8 @@ class Explicit(ops.Ops):
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         _, s, d = q.shape
         q, k, v = (
-            t.view(s, heads, d // heads).transpose(0, 1) for t in (q * (d // heads) ** -0.5, k, v)
-        )  # [H, S, D/H]
+            t.view(t.shape[1], heads, d // heads).transpose(0, 1) for t in (q * (d // heads) ** -0.5, k, v)
+        )  # [H, S|T, D/H]
         y = torch.bmm(F.softmax(torch.bmm(q, k.transpose(1, 2)), dim=-1), v)
         return y.transpose(0, 1).reshape(1, s, d)
 
@@ -38,9 +39,16 @@ class Kernels(Explicit):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return x * torch.rsqrt(self._mean(x * x) + eps) * weight
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
+    def activation(self, x: Tensor, kind: str) -> Tensor:
+        if kind == "silu":
+            return x * torch.sigmoid(x)
+        if kind == "gelu_tanh":  # (1 + tanh(u)) / 2 is sigmoid(2 u)
+            return x * torch.sigmoid(2 * (2 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x))
+        return super().activation(x, kind)
+
+    def gated(self, gate_up: Tensor, kind: str) -> Tensor:
         gate, up = gate_up.tensors if isinstance(gate_up, Pieces) else gate_up.chunk(2, dim=-1)
-        return gate * torch.sigmoid(gate) * up
+        return self.activation(gate, kind) * up
 
     def _mean(self, x: Tensor) -> Tensor:
         """Of the last axis, which is kept: a product, which XNNPACK has where it has no mean."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -20,9 +21,10 @@ class Survey:
 
 
 class _Watch(ops.Ops):
-    def __init__(self, names: dict[int, str], found: Survey) -> None:
-        self._names, self._found = names, found
+    def __init__(self, names: dict[int, str]) -> None:
+        self._names, self._found = names, Survey()
         self._products: list[tuple[Tensor, str]] = []  # kept, so that an identity stays one's own
+        self._taken: list[tuple[str, tuple[Tensor, ...]]] = []
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         made = super().linear(x, weight, bias)
@@ -37,25 +39,30 @@ class _Watch(ops.Ops):
         self._found.widths.add(x.shape[-1])
         return super().rms_norm(x, weight, eps)
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
+    def gated(self, gate_up: Tensor, kind: str) -> Tensor:
         self.taken(gate_up, torch.arange(gate_up.shape[-1]).chunk(2))
-        return super().swiglu(gate_up)
+        return super().gated(gate_up, kind)
 
     def taken(self, product: Tensor, rows: tuple[Tensor, ...]) -> None:
         name = next((name for made, name in self._products if made is product), None)
         if name is not None:
-            self._found.rows[name] = rows
+            self._taken.append((name, rows))
+
+    def finish(self) -> Survey:
+        """A weight is stored in pieces where each of its products is taken so."""
+        made, taken = Counter(name for _, name in self._products), Counter(name for name, _ in self._taken)
+        self._found.rows.update((name, rows) for name, rows in self._taken if taken[name] == made[name])
+        return self._found
 
 
 def survey(skeleton: Encoder | LanguageModel) -> Survey:
     """`skeleton` lies on the meta device."""
-    found = Survey()
-    watch = _Watch({id(parameter): name for name, parameter in skeleton.named_parameters()}, found)
+    watch = _Watch({id(parameter): name for name, parameter in skeleton.named_parameters()})
     with torch.device("cpu"), ops.using(watch), torch.no_grad():
         if isinstance(skeleton, Encoder):
             size = skeleton.image_size
             skeleton(torch.empty(1, 3, size, size, device="meta"))
-            return found
+            return watch.finish()
         config = skeleton.config
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
@@ -63,4 +70,4 @@ def survey(skeleton: Encoder | LanguageModel) -> Survey:
             return torch.empty(1, 1, config.heads * config.head_dim, device="meta")
 
         skeleton(torch.empty(1, 1, config.hidden, device="meta"), attend)
-    return found
+    return watch.finish()

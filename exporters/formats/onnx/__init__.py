@@ -77,6 +77,12 @@ def _decoder_state(module: LanguageModel) -> dict[str, Tensor]:
             f"ONNX Runtime's GroupQueryAttention takes heads of a multiple of 16; these are {config.head_dim} wide",
             hint="another --format",
         )
+    if config.rope.width % 16:
+        raise EdgeError(
+            f"ONNX Runtime's GroupQueryAttention rotates a multiple of 16 features of a head; here it is rope of "
+            f"{config.rope.width}",
+            hint="another --format",
+        )
     cos, sin = config.rope.tables(config.context)
     state = {f"decoder.{name}": tensor for name, tensor in module.state_dict().items()}
     return {**state, "cos_cache": cos, "sin_cache": sin}

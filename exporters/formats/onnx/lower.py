@@ -35,6 +35,7 @@ class Lowering:
         }
         self.write = schemes[scheme]
         self.quantized_activations: dict[ir.Value, tuple[ir.Value, ...]] = {}
+        self.stored: dict[str, tuple[ir.Value, ...]] = {}  # by the weight's name: one may serve several products
 
     def run(self, progress: Callable[[float], None]) -> None:
         placeholders = [node for node in self.graph if (node.domain, node.op_type) == LINEAR]
@@ -55,47 +56,62 @@ class Lowering:
     # Each takes the placeholder, its input, its weight [N, K] and its bias, and gives the value that replaces it.
 
     def _float(self, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
-        assert weight.name is not None
-        # MatMul wants [K, N]. Lazy, so that a second fp32 copy of the model never exists.
-        tensor = self.state[weight.name]
-        turned = self._lazy(f"{weight.name}.T", lambda: tensor.T.contiguous().numpy(), tensor.T.shape)
-        return self._add_bias(node, self._node(node, "MatMul", [x, turned]), bias)
+        def store(name: str, tensor: Tensor) -> tuple[ir.Value]:
+            # MatMul wants [K, N]. Lazy, so that a second fp32 copy of the model never exists.
+            return (self._lazy(f"{name}.T", lambda: tensor.T.contiguous().numpy(), tensor.T.shape),)
+
+        return self._add_bias(node, self._node(node, "MatMul", [x, *self._once(weight, store)]), bias)
 
     def _half(self, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
         """Stored in half, computed in float: ONNX Runtime's processors have no half kernels, it folds the cast."""
-        assert weight.name is not None
-        half = self.state[weight.name].half()
-        self.state[weight.name].copy_(half)
-        stored = self._initializer(f"{weight.name}.T", half.T.contiguous().numpy())
-        cast = self._node(node, "Cast", [stored], {"to": int(ir.DataType.FLOAT)})
+
+        def store(name: str, tensor: Tensor) -> tuple[ir.Value]:
+            half = tensor.half()
+            tensor.copy_(half)
+            return (self._initializer(f"{name}.T", half.T.contiguous().numpy()),)
+
+        cast = self._node(node, "Cast", [*self._once(weight, store)], {"to": int(ir.DataType.FLOAT)})
         return self._add_bias(node, self._node(node, "MatMul", [x, cast]), bias)
 
     def _int8(self, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
         """int8 weights with a scale for each output, activations to uint8 as they come."""
-        assert weight.name is not None
-        packed = integers.per_channel(self.state[weight.name])
-        self.state[weight.name].copy_(packed.dequantized())
+
+        def store(name: str, tensor: Tensor) -> tuple[ir.Value, ir.Value]:
+            packed = integers.per_channel(tensor)
+            tensor.copy_(packed.dequantized())
+            values = self._initializer(f"{name}.int8", packed.values.T.contiguous().numpy())
+            return values, self._initializer(f"{name}.scale", packed.scales.numpy())
+
         if x not in self.quantized_activations:
             self.quantized_activations[x] = self._nodes(node, "DynamicQuantizeLinear", [x], outputs=3)
         a, a_scale, a_zero = self.quantized_activations[x]
-        b = self._initializer(f"{weight.name}.int8", packed.values.T.contiguous().numpy())
-        b_scale = self._initializer(f"{weight.name}.scale", packed.scales.numpy())
+        b, b_scale = self._once(weight, store)
         return self._node(node, "MatMulIntegerToFloat", [a, b, a_scale, b_scale, a_zero, None, bias], domain=MICROSOFT)
 
     def _bits(self, bits: int) -> Callable[[ir.Node, ir.Value, ir.Value, ir.Value | None], ir.Value]:
+        def store(name: str, tensor: Tensor) -> tuple[ir.Value, ir.Value]:
+            packed = integers.blockwise(tensor, bits, self.importance.get(name))
+            tensor.copy_(packed.dequantized())
+            data = self._initializer(f"{name}.int{bits}", _stored_bits(packed))
+            return data, self._initializer(f"{name}.scale", packed.scales.numpy())
+
         def write(node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
             """Integers in blocks along the input; accuracy level 4 lets the kernel round activations to int8."""
+            data, scales = self._once(weight, store)
             assert weight.name is not None
             rows, columns = self.state[weight.name].shape
-            packed = integers.blockwise(self.state[weight.name], bits, self.importance.get(weight.name))
-            self.state[weight.name].copy_(packed.dequantized())
-            data = self._initializer(f"{weight.name}.int{bits}", _stored_bits(packed))
-            scales = self._initializer(f"{weight.name}.scale", packed.scales.numpy())
             attrs = {"K": columns, "N": rows, "bits": bits, "block_size": integers.BLOCK, "accuracy_level": 4}
             inputs: list[ir.Value | None] = [x, data, scales] if bias is None else [x, data, scales, None, None, bias]
             return self._node(node, "MatMulNBits", inputs, attrs, domain=MICROSOFT)
 
         return write
+
+    def _once(self, weight: ir.Value, store: Callable[[str, Tensor], tuple[ir.Value, ...]]) -> tuple[ir.Value, ...]:
+        """A weight's initialisers; rounded twice it would be another weight."""
+        assert weight.name is not None
+        if weight.name not in self.stored:
+            self.stored[weight.name] = store(weight.name, self.state[weight.name])
+        return self.stored[weight.name]
 
     def _add_bias(self, node: ir.Node, y: ir.Value, bias: ir.Value | None) -> ir.Value:
         return y if bias is None else self._node(node, "Add", [y, bias])

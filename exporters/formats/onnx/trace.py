@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -12,13 +13,18 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.onnx.ops import symbolic, symbolic_multi_out
+from torch.utils._pytree import tree_map
 
+from edge.errors import EdgeError, first_line
 from exporters.models import ops
 from exporters.models.decoders import LanguageModel
 
 OPSET = 21
 LINEAR = ("edge", "Linear")  # stands for a product until `lower` writes it in the scheme that was asked for
+# What QuickGelu computes, x * sigmoid(alpha * x), with a vectorised kernel: SiLU is it with alpha 1.
+_ALPHAS = {"quick_gelu": 1.702, "silu": 1.0}
 
 
 class FusedOps(ops.Ops):
@@ -39,16 +45,17 @@ class FusedOps(ops.Ops):
     def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return _norm_of_sum("com.microsoft::SkipSimplifiedLayerNormalization", (x, delta, weight), eps)
 
-    def quick_gelu(self, x: Tensor) -> Tensor:
-        return _call("com.microsoft::QuickGelu", (x,), {"alpha": 1.702}, x.shape)
+    def activation(self, x: Tensor, kind: str) -> Tensor:
+        if kind in _ALPHAS:
+            return _call("com.microsoft::QuickGelu", (x,), {"alpha": _ALPHAS[kind]}, x.shape)
+        return super().activation(x, kind)
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
+    def gated(self, gate_up: Tensor, kind: str) -> Tensor:
         half = [*gate_up.shape[:-1], gate_up.shape[-1] // 2]
         split = symbolic_multi_out(
             "Split", (gate_up,), {"axis": -1, "num_outputs": 2}, dtypes=[gate_up.dtype] * 2, shapes=[half] * 2
         )
-        # SiLU is QuickGelu with alpha 1, which has a vectorised kernel.
-        return _call("com.microsoft::QuickGelu", (split[0],), {"alpha": 1.0}, half) * split[1]
+        return self.activation(split[0], kind) * split[1]
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         return _call("com.microsoft::MultiHeadAttention", (q, k, v), {"num_heads": heads}, q.shape)
@@ -70,7 +77,7 @@ class _WithCache(nn.Module):
     def __init__(self, decoder: LanguageModel, length: int) -> None:
         super().__init__()
         self.decoder = decoder
-        half = (length, decoder.config.head_dim // 2)
+        half = (length, decoder.config.rope.width // 2)
         self.cos_cache: Tensor
         self.sin_cache: Tensor
         self.register_buffer("cos_cache", torch.empty(half, device="meta"))
@@ -135,20 +142,44 @@ def decoder(skeleton: LanguageModel, context: int) -> ir.Model:
 def _export(
     module: nn.Module, example: tuple[Any, ...], inputs: list[str], outputs: list[str], dynamic: Any
 ) -> ir.Model:
-    with _quiet(), ops.using(FusedOps()):
-        program = torch.onnx.export(
-            module,
-            example,
-            input_names=inputs,
-            output_names=outputs,
-            opset_version=OPSET,
-            dynamo=True,
-            dynamic_shapes=dynamic,
-            optimize=False,  # it would fold constants, and there are no numbers yet
-            verbose=False,
-        )
+    try:
+        with _quiet(), ops.using(FusedOps()):
+            program = torch.onnx.export(
+                *_on_cpu(module, example),
+                input_names=inputs,
+                output_names=outputs,
+                opset_version=OPSET,
+                dynamo=True,
+                dynamic_shapes=dynamic,
+                optimize=False,  # it would fold constants, and there are no numbers yet
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise _refused(error) from error
     assert program is not None
     return program.model
+
+
+def _on_cpu(module: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, tuple[Any, ...]]:
+    """As many fake tensors: symbolic operators give such of the CPU, and torch adds none of them to one of meta."""
+    module = copy.deepcopy(module)
+    given = dict(module.state_dict()), example
+    with FakeTensorMode():
+        state, fake = tree_map(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype), given)
+    module.load_state_dict(state, assign=True)
+    return module, fake
+
+
+def _refused(error: BaseException) -> EdgeError:
+    """The reason lies below torch's advice to its developers."""
+    while error.__cause__ is not None and not isinstance(error, EdgeError):
+        error = error.__cause__
+    if isinstance(error, EdgeError):
+        return error
+    return EdgeError(
+        f"ONNX: there is no rule for what the model uses: {first_line(error)}",
+        hint="another --format, and report this",
+    )
 
 
 @contextlib.contextmanager

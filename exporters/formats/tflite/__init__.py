@@ -85,7 +85,8 @@ def write(
 def _rotations(config: DecoderConfig) -> Array:
     """cos and sin of every position, over the whole width of a head: see Step."""
     cos, sin = config.rope.tables(config.context)
-    return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)]).numpy()
+    rest = torch.zeros(config.context, config.head_dim - config.rope.width)
+    return torch.stack([torch.cat([cos, cos, rest + 1], dim=-1), torch.cat([-sin, sin, rest], dim=-1)]).numpy()
 
 
 def _specs(shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:

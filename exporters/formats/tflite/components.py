@@ -22,14 +22,13 @@ class PlainOps(ops.Ops):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps) * weight
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return gate * torch.sigmoid(gate) * up
+    def activation(self, x: Tensor, kind: str) -> Tensor:
+        return x * torch.sigmoid(x) if kind == "silu" else super().activation(x, kind)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         b, s, d = q.shape
         q = q * (d // heads) ** -0.5
-        q, k, v = (t.view(b, s, heads, d // heads).transpose(1, 2) for t in (q, k, v))  # [B, H, S, D/H]
+        q, k, v = (t.view(b, t.shape[1], heads, d // heads).transpose(1, 2) for t in (q, k, v))  # [B, H, S|T, D/H]
         weights = F.softmax(q @ k.transpose(-1, -2), dim=-1)
         return (weights @ v).transpose(1, 2).reshape(b, s, d)
 
@@ -77,7 +76,7 @@ class Step(nn.Module):
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
             heads = qkv.view(1, s, c.heads + 2 * kv, d)
-            turned = _rotate(heads[:, :, : c.heads + kv], cos, sin)
+            turned = _rotate(heads[:, :, : c.heads + kv], cos, sin, c.rope.width)
             q = turned[:, :, : c.heads].transpose(1, 2) * d**-0.5
             q = q.reshape(1, kv, group * s, d)
             k = turned[:, :, c.heads :].transpose(1, 2)  # [1, KV, S, D]
@@ -105,7 +104,9 @@ def slots(config: DecoderConfig) -> list[str]:
     return [f"{layer}.{kind}" for layer in range(config.layers) for kind in ("key", "value")]
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x `[1, S, H, D]`; sin has its first half negated."""
-    a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([b, a], dim=-1) * sin
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, width: int) -> Tensor:
+    """x `[1, S, H, D]`, of which `width` features are rotated; sin has its first half negated, and beyond the width
+    cos is 1 and sin 0."""
+    a, b = x[..., :width].chunk(2, dim=-1)
+    swapped = [b, a] if width == x.shape[-1] else [b, a, x[..., width:]]
+    return x * cos + torch.cat(swapped, dim=-1) * sin

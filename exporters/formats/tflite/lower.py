@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from edge.errors import EdgeError
 from exporters.formats.tflite.components import PlainOps
 from exporters.formats.tflite.model import Graph
 from exporters.formats.tflite.weights import Weights
@@ -16,6 +17,7 @@ from exporters.models import ops
 
 _RELU6 = 3  # schema.fbs, ActivationFunctionType
 _VALID = 1  # schema.fbs, Padding
+_JOINED = 5  # tensors: XNNPACK joins no more at once
 _OPERATORS = {  # Python's -> torch's
     "__add__": "add",
     "__sub__": "sub",
@@ -72,7 +74,7 @@ class Lowering(TorchFunctionMode):
             return result  # a shape, a dtype: nothing is computed
         name = _OPERATORS.get(name, name)
         if not hasattr(self, f"_{name}"):
-            raise NotImplementedError(f"{name} has no TFLite operator here")
+            raise _unknown(name)
         getattr(self, f"_{name}")(result, *args, **kwargs)
         return result
 
@@ -122,8 +124,8 @@ class Lowering(TorchFunctionMode):
     def _relu(self, out: Tensor, x: Tensor, inplace: bool = False) -> None:
         self._unary("RELU", out, x)
 
-    def _gelu(self, out: Tensor, x: Tensor) -> None:
-        self._unary("GELU", out, x, options={"approximate": False}, table="GeluOptions")
+    def _gelu(self, out: Tensor, x: Tensor, approximate: str = "none") -> None:
+        self._unary("GELU", out, x, options={"approximate": approximate == "tanh"}, table="GeluOptions")
 
     def _hardswish(self, out: Tensor, x: Tensor, inplace: bool = False) -> None:
         self._unary("HARD_SWISH", out, x, table="HardSwishOptions")
@@ -135,7 +137,8 @@ class Lowering(TorchFunctionMode):
         self._keep(out, self._one("MUL", [clamped, sixth], out, table="MulOptions"))
 
     def _softmax(self, out: Tensor, x: Tensor, dim: int, **_: Any) -> None:
-        assert dim in (-1, x.dim() - 1)
+        if dim not in (-1, x.dim() - 1):
+            raise _unknown(f"softmax over axis {dim} of {x.dim()}")
         self._unary("SOFTMAX", out, x, options={"beta": 1.0}, table="SoftmaxOptions")
 
     def _mean(self, out: Tensor, x: Tensor, dim: int | tuple[int, ...], keepdim: bool = False) -> None:
@@ -154,7 +157,8 @@ class Lowering(TorchFunctionMode):
 
     def _reshape_to(self, out: Tensor, x: Tensor) -> None:
         shape = self.graph.free(out.shape)
-        assert shape.count(-1) < 2, "one size is what the others leave"
+        if shape.count(-1) > 1:  # the operator finds one size from what the others leave
+            raise _unknown(f"reshape to {shape}")
         options = {"newShape": shape}
         inputs = [self[x], self.graph.constant(shape)]
         self._keep(out, self._one("RESHAPE", inputs, out, options=options, table="ReshapeOptions"))
@@ -169,7 +173,8 @@ class Lowering(TorchFunctionMode):
         self._reshape_to(out, x)
 
     def _expand(self, out: Tensor, x: Tensor, *_: Any) -> None:
-        assert out.numel() == x.numel(), "a batch of one"
+        if out.numel() != x.numel():
+            raise _unknown(f"expand of {list(x.shape)} to {list(out.shape)}")
         self._reshape_to(out, x)
 
     def _permuted(self, out: Tensor, x: Tensor, axes: Sequence[int]) -> None:
@@ -185,6 +190,8 @@ class Lowering(TorchFunctionMode):
         self._permuted(out, x, axes)
 
     def _cat(self, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
+        if not 2 <= len(tensors) <= _JOINED:
+            raise _unknown(f"torch.cat of {len(tensors)} tensors")
         options = {"axis": dim % out.dim()}
         inputs = [self[t] for t in tensors]
         self._keep(out, self._one("CONCATENATION", inputs, out, options=options, table="ConcatenationOptions"))
@@ -202,11 +209,14 @@ class Lowering(TorchFunctionMode):
         index = index if isinstance(index, tuple) else (index,)
         if index[0] is Ellipsis:
             index = (*(slice(None),) * (x.dim() - len(index) + 1), *index[1:])
-        assert all(isinstance(part, slice) and part.step is None for part in index)
         cut = [axis for axis, part in enumerate(index) if part != slice(None)]
+        if not all(isinstance(part, slice) and part.step is None for part in index):
+            raise _unknown(f"the index {index}")
         if tuple(out.shape) == tuple(x.shape):
             self._keep(out, self[x])
             return
+        if len(cut) > 1:
+            raise _unknown(f"the index {index}, which cuts several axes")
         (axis,) = cut
         begin, end, _ = index[axis].indices(x.shape[axis])
         if x.shape[axis] in self.graph.varying and index[axis].start and index[axis].start < 0:
@@ -237,21 +247,19 @@ class Lowering(TorchFunctionMode):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
         groups: int = 1,
     ) -> None:
-        depthwise = groups > 1
-        assert not depthwise or groups == x.shape[1] == out.shape[1]
-        assert tuple(dilation) == (1, 1) and stride[0] == stride[1] and padding[0] == padding[1]
+        depthwise = groups > 1 and groups == x.shape[1]
         bias_index = self.weights.zeros(self.graph, out.shape[1]) if bias is None else self[bias]
         filters = self.weights.filters(self.graph, self._names[id(weight)], depthwise)
-        options = {"padding": _VALID, "strideH": stride[0], "strideW": stride[1]}
-        options |= {"depthMultiplier": 1} if depthwise else {}
+        options = {"padding": _VALID, "strideH": stride, "strideW": stride}
+        options |= {"depthMultiplier": out.shape[1] // groups} if depthwise else {}
         options |= {"dilationHFactor": 1, "dilationWFactor": 1}
         operator, table = ("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions") if depthwise else ("CONV_2D", "Conv2DOptions")
-        self._channels_last(operator, out, x, [filters, bias_index], padding[0], options=options, table=table)
+        self._channels_last(operator, out, x, [filters, bias_index], padding, options=options, table=table)
 
     def _channels_last(
         self, operator: str, out: Tensor, x: Tensor, more: Sequence[int], padding: int = 0, **how: Any
@@ -269,6 +277,12 @@ class Lowering(TorchFunctionMode):
 
     def _turn(self, index: int, axes: Sequence[int], shape: Sequence[int]) -> int:
         return self.graph.op("TRANSPOSE", [index, self.graph.constant(axes)], [shape], table="TransposeOptions")[0]
+
+
+def _unknown(what: str) -> EdgeError:
+    return EdgeError(
+        f"TFLite: there is no rule for {what}, which the model uses", hint="another --format, and report this"
+    )
 
 
 def run(

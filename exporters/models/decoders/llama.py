@@ -75,7 +75,7 @@ class Decoder(LanguageModel):
                 # Only the last row is asked for: nothing behind the last keys and values is computed for the others.
                 attended, x = attended[:, -1:], x[:, -1:]
             normed, x = layer.post_attention_layernorm.add(x, layer.o_proj(attended))
-            delta = layer.down_proj(ops.current().swiglu(layer.gate_up_proj(normed)))
+            delta = layer.down_proj(ops.current().gated(layer.gate_up_proj(normed), "silu"))
         return self.lm_head(self.norm(x if delta is None else x + delta))
 
 

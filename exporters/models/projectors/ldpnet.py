@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from exporters.models.layers import GELU, LayerNorm, Linear
+from exporters.models import ops
+from exporters.models.layers import Activation, Conv2d, LayerNorm, Linear
 from exporters.models.projectors import ProjectorConfig, need_grid
 
 KIND = "ldpnet"
@@ -24,13 +25,14 @@ class SqueezeExcitation(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         quarter = max(8, (channels // 4 + 4) // 8 * 8)  # MobileNet counts channels in eights
-        self.fc1 = nn.Conv2d(channels, quarter, kernel_size=1)
-        self.fc2 = nn.Conv2d(quarter, channels, kernel_size=1)
+        self.fc1 = Conv2d(channels, quarter, kernel_size=1)
+        self.fc2 = Conv2d(quarter, channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.fc1(x.mean(dim=(2, 3), keepdim=True))  # [B, C/4, 1, 1]
-        scale = self.fc2(nn.functional.relu(scale))
-        return nn.functional.hardsigmoid(scale) * x
+        use = ops.current()
+        scale = self.fc1(use.pool(x, 1))  # [B, C/4, 1, 1]
+        scale = self.fc2(use.activation(scale, "relu"))
+        return use.activation(scale, "hardsigmoid") * x
 
 
 class InvertedResidual(nn.Module):
@@ -42,12 +44,12 @@ class InvertedResidual(nn.Module):
         c = channels
         self.block = nn.Sequential(
             nn.Sequential(
-                nn.Conv2d(c, c, kernel_size=3, stride=stride, padding=1, groups=c, bias=False),
+                Conv2d(c, c, kernel_size=3, stride=stride, padding=1, groups=c, bias=False),
                 ChannelNorm(c),
-                nn.Hardswish(),
+                Activation("hardswish"),
             ),
             SqueezeExcitation(c),
-            nn.Sequential(nn.Conv2d(c, c, kernel_size=1, bias=False), ChannelNorm(c)),
+            nn.Sequential(Conv2d(c, c, kernel_size=1, bias=False), ChannelNorm(c)),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ class Projector(nn.Module):
         d = config.hidden
         self.model = nn.ModuleDict(
             {
-                "mlp": nn.Sequential(nn.Identity(), Linear(config.inputs, d), GELU(), Linear(d, d)),
+                "mlp": nn.Sequential(nn.Identity(), Linear(config.inputs, d), Activation("gelu"), Linear(d, d)),
                 "mb_block": nn.Sequential(nn.Identity(), InvertedResidual(d, stride=1), InvertedResidual(d, stride=2)),
             }
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from exporters.models.layers import GELU, Linear
+from exporters.models import ops
+from exporters.models.layers import Activation, Conv2d, Linear
 from exporters.models.projectors import ProjectorConfig, need_grid
 
 KIND = "ldpnetv2"
@@ -15,7 +16,8 @@ SIDE = 12  # upstream pools to 12x12 whatever the grid
 class FeatureMLP(nn.Module):
     def __init__(self, config: ProjectorConfig) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(Linear(config.inputs, config.hidden), GELU(), Linear(config.hidden, config.hidden))
+        d = config.hidden
+        self.mlp = nn.Sequential(Linear(config.inputs, d), Activation("gelu"), Linear(d, d))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.mlp(x)
@@ -28,7 +30,7 @@ class PositionEncoding(nn.Module):
     def __init__(self, config: ProjectorConfig) -> None:
         super().__init__()
         d = config.hidden
-        self.peg = nn.Sequential(nn.Conv2d(d, d, kernel_size=3, padding=1, groups=d))
+        self.peg = nn.Sequential(Conv2d(d, d, kernel_size=3, padding=1, groups=d))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.peg(x)
@@ -48,7 +50,7 @@ class Projector(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.mlp(x)  # [B, G*G, D]
         x = x.transpose(1, 2).reshape(x.shape[0], -1, self.grid, self.grid)  # [B, D, G, G]
-        x = nn.functional.adaptive_avg_pool2d(x, SIDE)  # [B, D, 12, 12]
+        x = ops.current().pool(x, SIDE)  # [B, D, 12, 12]
         x = self.peg(x)  # [B, D, 12, 12]
         return x.flatten(2).transpose(1, 2)  # [B, 144, D]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from exporters.models.layers import GELU, Linear
+from exporters.models.layers import Activation, Linear
 from exporters.models.projectors import ProjectorConfig
 
 KIND = "mlp{depth}x_gelu"
@@ -17,7 +17,7 @@ class Projector(nn.Sequential):
     def __init__(self, config: ProjectorConfig) -> None:
         layers: list[nn.Module] = [Linear(config.inputs, config.hidden)]
         for _ in range(config.depth - 1):
-            layers += [GELU(), Linear(config.hidden, config.hidden)]
+            layers += [Activation("gelu"), Linear(config.hidden, config.hidden)]
         super().__init__(*layers)
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from exporters.models import ops
-from exporters.models.layers import GELU, LayerNorm, Linear, QuickGELU
+from exporters.models.layers import Activation, Conv2d, LayerNorm, Linear
 
 KIND = "clip"
-ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": GELU}
+ACTIVATIONS = ("quick_gelu", "gelu")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Embeddings(nn.Module):
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
         self.class_embedding = nn.Parameter(torch.zeros(config.hidden))
-        self.patch_embedding = nn.Conv2d(3, config.hidden, config.patch_size, stride=config.patch_size, bias=False)
+        self.patch_embedding = Conv2d(3, config.hidden, config.patch_size, stride=config.patch_size, bias=False)
         self.position_embedding = nn.Embedding(config.grid**2 + 1, config.hidden)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class MLP(nn.Module):
         super().__init__()
         self.fc1 = Linear(config.hidden, config.ffn)
         self.fc2 = Linear(config.ffn, config.hidden)
-        self.activation = ACTIVATIONS[config.activation]()
+        self.activation = Activation(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.activation(self.fc1(x)))

@@ -1,0 +1,330 @@
+"""Every operation of `exporters.models.ops` in every format, run by the format's engine, against torch.
+
+A component here calls one operation, at several shapes. GGUF is left out: such a file holds weights only, and llama.cpp
+brings the graph itself, so no operation of ours is ever lowered there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import SPEC
+from small_models import logits_after, randomized, spec_of
+from torch import nn
+
+from edge.decoders.kv_graph import lift
+from edge.engines import open_part
+from edge.errors import EdgeError
+from edge.spec import VLMSpec
+from edge.types import OpenOptions, PartFiles, Tokens
+from edge.verify import distance
+from exporters.evaluators import mil
+from exporters.formats import coreml, executorch, onnx, tflite
+from exporters.models import ops
+from exporters.models.attention import Rope
+from exporters.models.component import Component
+from exporters.models.decoders import DecoderConfig, LanguageModel
+from exporters.models.encoder import Encoder
+from exporters.models.layers import Activation, Conv2d, LayerNorm, Linear, RMSNorm
+
+SIDE = 16  # of the images that the modules are given: as rows, 48 of them of 16
+OPTIONS = OpenOptions(threads=1)
+TOLERANCE = {"cosine": 0.99999, "max_abs": 2e-3}  # Core ML stores half precision, and its reference what was stored
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+# Modules of one operation each: pixels [1, 3, SIDE, SIDE] -> a list of results.
+
+
+class Case(nn.Module):
+    def __init__(self, **layers):
+        super().__init__()
+        self.config = SimpleNamespace(image_size=SIDE)
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def results(self, image, rows):
+        raise NotImplementedError
+
+    def forward(self, pixels):
+        first, *others = (r.reshape(1, -1, 1) for r in self.results(pixels, pixels.reshape(1, 3 * SIDE, SIDE)))
+        for other in others:
+            first = torch.cat([first, other], dim=1)
+        return first
+
+
+class LinearCase(Case):
+    def __init__(self):
+        super().__init__(wide=Linear(SIDE, 40), bare=Linear(SIDE, 12, bias=False), one=Linear(40, 12))
+
+    def results(self, image, rows):
+        return [self.bare(rows), self.one(self.wide(rows[:, :1])), self.wide(rows)]
+
+
+class NormCase(Case):
+    def __init__(self, norm):
+        super().__init__(widen=Linear(SIDE, 72), narrow=norm(SIDE, 1e-5), wide=norm(72, 1e-6))
+
+    def results(self, image, rows):
+        return [self.narrow(rows), self.narrow(rows[:, :1] * 20.0), self.wide(self.widen(rows))]
+
+
+class AddNormCase(NormCase):
+    def results(self, image, rows):
+        normed, total = self.wide.add(self.widen(rows), self.widen(rows * 0.5))
+        return [normed, total, *self.narrow.add(rows, self.narrow(rows))]
+
+
+class ActivationCase(Case):
+    def __init__(self, kind):
+        super().__init__(act=Activation(kind))
+
+    def results(self, image, rows):
+        return [self.act(image), self.act(rows * 4.0), self.act(rows[:, :1])]
+
+
+class GatedCase(Case):
+    def __init__(self, kind):
+        super().__init__(up=Linear(SIDE, 48), narrow=Linear(SIDE, 10, bias=False))
+        self.kind = kind
+
+    def results(self, image, rows):
+        gated = ops.current().gated
+        return [
+            gated(self.up(rows), self.kind),
+            gated(rows, self.kind),
+            gated(self.narrow(rows[:, :1]), self.kind),
+        ]
+
+
+class AttentionCase(Case):
+    def __init__(self):
+        super().__init__(q=Linear(SIDE, 32), k=Linear(SIDE, 32), v=Linear(SIDE, 32))
+
+    def results(self, image, rows):
+        """As many keys as queries, fewer, more, a single one of either; one head, and several."""
+        q, k, v = self.q(rows), self.k(rows), self.v(rows)
+        attend = ops.current().attention
+        return [
+            attend(q, k, v, 2),
+            attend(q, k[:, :7], v[:, :7], 4),
+            attend(q[:, :5], k, v, 1),
+            attend(q[:, :1], k, v, 4),
+            attend(q, k[:, :1], v[:, :1], 2),
+        ]
+
+
+class Conv2dCase(Case):
+    def __init__(self):
+        super().__init__(
+            patches=Conv2d(3, 8, 4, stride=4, bias=False),
+            edges=Conv2d(3, 6, 3, padding=1),
+            depthwise=Conv2d(6, 6, 3, stride=2, padding=1, groups=6),
+            several=Conv2d(3, 12, 3, padding=2, groups=3),
+            pixelwise=Conv2d(6, 5, 1),
+        )
+
+    def results(self, image, rows):
+        edges = self.edges(image)
+        return [
+            self.patches(image),
+            edges,
+            self.depthwise(edges),
+            self.several(image),
+            self.pixelwise(edges),
+            self.patches(image).flatten(2).transpose(1, 2),
+        ]
+
+
+class GroupsCase(Case):
+    """Neither all channels together nor each alone."""
+
+    def __init__(self):
+        super().__init__(spread=Conv2d(3, 8, 1), groups=Conv2d(8, 12, 3, padding=1, groups=4))
+
+    def results(self, image, rows):
+        return [self.groups(self.spread(image))]
+
+
+class PoolCase(Case):
+    def results(self, image, rows):
+        pool = ops.current().pool
+        return [pool(image, size) for size in (1, 2, 8, SIDE)]
+
+
+ENCODERS = {
+    "linear": LinearCase,
+    "layer_norm": lambda: NormCase(LayerNorm),
+    "add_layer_norm": lambda: AddNormCase(LayerNorm),
+    "rms_norm": lambda: NormCase(RMSNorm),
+    "add_rms_norm": lambda: AddNormCase(RMSNorm),
+    **{f"activation {kind}": lambda kind=kind: ActivationCase(kind) for kind in ops.ACTIVATIONS},
+    **{f"gated {kind}": lambda kind=kind: GatedCase(kind) for kind in ops.ACTIVATIONS},
+    "attention": AttentionCase,
+    "conv2d": Conv2dCase,
+    "conv2d in groups": GroupsCase,
+    "pool": PoolCase,
+}
+
+
+def test_every_operation_has_a_case():
+    listed = {name for name, _ in inspect.getmembers(ops.Ops, inspect.isfunction) if not name.startswith("_")}
+    assert listed == {name.split()[0] for name in ENCODERS}
+
+
+# Decoders: lengths that vary, and rotary positions.
+
+
+@dataclass(frozen=True)
+class Config(DecoderConfig):
+    rotary_dim: int = 0
+
+    @property
+    def rope(self):
+        return Rope(self.head_dim, self.rope_theta, self.rope_scaling, self.rotary_dim)
+
+
+class OneLayer(LanguageModel):
+    def __init__(self, config, kind):
+        super().__init__(config)
+        c, self.kind = config, kind
+        self.qkv = Linear(c.hidden, (c.heads + 2 * c.kv_heads) * c.head_dim)
+        self.o = Linear(c.heads * c.head_dim, c.hidden)
+        self.norm = (RMSNorm if kind in ("silu", "gelu_tanh") else LayerNorm)(c.hidden, c.eps)
+        self.up, self.down = Linear(c.hidden, 2 * c.ffn), Linear(c.ffn, c.hidden)
+        self.act, self.back = Activation(kind), Linear(2 * c.ffn, c.hidden)
+        self.lm_head = Linear(c.hidden, c.vocab, bias=False)
+
+    def forward(self, inputs_embeds, attend, everywhere=False):
+        normed, x = self.norm.add(inputs_embeds, self.o(attend(0, self.qkv(inputs_embeds))))
+        x = x + self.down(ops.current().gated(self.up(normed), self.kind))
+        x = x + self.back(self.act(self.up(self.norm(x))))
+        return self.lm_head(x if everywhere else x[:, -1:])
+
+
+CONFIG = Config(layers=1, hidden=48, ffn=40, heads=4, kv_heads=2, head_dim=16, vocab=96, context=40)
+DECODERS = {
+    "rope": (CONFIG, "silu"),
+    "rope of 8 features": (replace(CONFIG, rotary_dim=8), "gelu_tanh"),
+    "rope of 16 features": (replace(CONFIG, head_dim=32, rotary_dim=16), "silu"),
+    "rope of 4 features": (replace(CONFIG, rotary_dim=4, kv_heads=4), "gelu"),
+    "quick_gelu": (replace(CONFIG, kv_heads=1), "quick_gelu"),
+    "relu": (CONFIG, "relu"),
+    "hardswish": (CONFIG, "hardswish"),
+    "hardsigmoid": (CONFIG, "hardsigmoid"),
+}
+REFUSED = {("onnx", "rope of 8 features"): "rope of 8", ("onnx", "rope of 4 features"): "rope of 4"}
+
+
+# A format is written to by its writer, and opened by its engine.
+
+
+def checkpoint(tokens=4, decoder=None):
+    prompt = replace(SPEC.prompt, image_tokens=tokens)
+    spec = VLMSpec(replace(SPEC.image, size=SIDE), prompt, decoder or SPEC.decoder)
+    tokenizer = json.dumps({"model": {"vocab": {"a": 0}}, "added_tokens": []})
+    return SimpleNamespace(name="tiny", license="cc0-1.0", sha256="0" * 64, spec=spec, tokenizer_json=lambda: tokenizer)
+
+
+FORMATS = {
+    "onnx": (onnx, "fp32", {}, "onnxruntime"),
+    "tflite": (tflite, "fp32", {}, "litert"),
+    "executorch": (executorch, "fp32", {}, "executorch"),
+    "coreml": (coreml, "fp16", {}, "mil"),
+    "coreml, channels first": (coreml, "fp16", {"ane": True}, "mil"),
+}
+each_format = pytest.mark.parametrize("name", FORMATS)
+
+
+def written(name, component, module, source, folder, covers, decoder=None):
+    format, scheme, options, engine = FORMATS[name]
+    made = format.write(component, module, scheme, folder, lambda done: None, checkpoint=source, **options)
+    part = PartFiles(name.split(",")[0], scheme, covers, made.files, made.inputs, made.outputs, decoder)
+    return part, mil.evaluate(part, OPTIONS, "fp32") if engine == "mil" else open_part(part, engine, OPTIONS)
+
+
+def export_encoder(name, make, folder):
+    def build():
+        return Encoder(make(), nn.Identity())
+
+    module = randomized(build())
+    pixels = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(8))
+    with torch.inference_mode():
+        count = module(pixels).shape[1]
+    source = checkpoint(count, spec_of(replace(CONFIG, hidden=1)))
+    _, graph = written(name, Component("vision", build, {}), module, source, folder, ("vision", "projector"))
+    with torch.inference_mode():
+        return graph.run({"pixel_values": pixels.numpy()})["image_embeds"], module(pixels).numpy()
+
+
+@each_format
+@pytest.mark.parametrize("case", ENCODERS)
+def test_an_operation_computes_what_torch_does(case, name, tmp_path):
+    found, expected = export_encoder(name, ENCODERS[case], tmp_path)
+    assert found.shape == expected.shape
+    assert expected.std() > 0.01
+    error = distance(found, expected)
+    assert error["cosine"] >= TOLERANCE["cosine"] and error["max_abs"] <= TOLERANCE["max_abs"], error
+
+
+def export_decoder(name, config, kind, folder):
+    module, spec = randomized(OneLayer(config, kind)), spec_of(config)
+    component = Component("decoder", lambda: OneLayer(config, kind), {})
+    part, decoder = written(name, component, module, checkpoint(decoder=spec), folder, ("decoder",), spec)
+    return module, lift(decoder, part, spec, config.context) if name == "onnx" else decoder
+
+
+@each_format
+@pytest.mark.parametrize("case", DECODERS)
+def test_a_decoder_of_them_computes_what_torch_does(case, name, tmp_path):
+    config, kind = DECODERS[case]
+    if (name, case) in REFUSED:
+        with pytest.raises(EdgeError, match=REFUSED[name, case]) as refused:
+            export_decoder(name, config, kind, tmp_path)
+        assert refused.value.hint == "another --format"
+        return
+    module, decoder = export_decoder(name, config, kind, tmp_path)
+    ids = tuple(np.random.default_rng(3).integers(0, config.vocab, 12).tolist())
+    rows = module.embed_tokens.weight[list(ids)][None]
+    expected = logits_after(module, [rows[:, :9], *rows[:, 9:].split(1, dim=1)])
+    found = [decoder.extend([Tokens(ids[:9])]).copy(), *(decoder.extend([Tokens((i,))]).copy() for i in ids[9:])]
+    for have, want in zip(found, expected, strict=True):
+        error = distance(have, want)
+        assert error["cosine"] >= TOLERANCE["cosine"] and error["max_abs"] <= TOLERANCE["max_abs"], error
+
+
+# What is no operation is refused by name, with a way out; ExecuTorch has kernels for most of what torch has.
+
+
+class Foreign(Case):
+    def results(self, image, rows):
+        return [torch.special.i0e(rows), rows]
+
+
+class Unknown(Case):
+    def results(self, image, rows):
+        return [ops.current().activation(rows, "mish"), rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "named"),
+    [
+        *((name, Unknown, "mish") for name in FORMATS),
+        *((name, Foreign, "i0e") for name in FORMATS if name != "executorch"),
+    ],
+)
+def test_what_is_no_operation_is_refused_by_name(name, make, named, tmp_path):
+    component = Component("vision", lambda: Encoder(make(), nn.Identity()), {})
+    with pytest.raises(EdgeError, match=named) as refused:
+        written(name, component, component.build(), checkpoint(48), tmp_path, ("vision", "projector"))
+    assert refused.value.hint
