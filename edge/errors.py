@@ -61,5 +61,5 @@ class ParityError(EdgeError):
 
 
 def first_line(error: BaseException) -> str:
-    """What a foreign exception says, for a message of ours: its first line, or else its name."""
+    """What a foreign error says, as part of our own message: its first line, or its name where it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

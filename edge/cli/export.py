@@ -62,14 +62,16 @@ def export(
             context=context,
             vision_tower=vision_tower,
             mmproj=mmproj,
-            gguf_only=gguf_only,
-            mtmd_position_workaround=mtmd_position_workaround,
-            tensor_type=tuple(tensor_type or ()),
-            ane=ane,
-            compile=compile,
-            split=split,
-            backend=tuple(backend or ()),
             threads=threads,
+            options={
+                "gguf": {
+                    "gguf_only": gguf_only,
+                    "mtmd_position_workaround": mtmd_position_workaround,
+                    "tensor_type": tuple(tensor_type or ()),
+                },
+                "coreml": {"ane": ane, "compile": compile},
+                "executorch": {"split": split, "backend": tuple(backend or ())},
+            },
             max_loss=max_loss,
         )
         with render.Stages(console=Console(stderr=True)) as stages:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SPEC
-from small_models import logits_after, randomized, spec_of
+from small_models import logits_after, randomized, spec_of, write
 from torch import nn
 
 from edge.decoders.kv_graph import lift
@@ -248,7 +248,7 @@ each_format = pytest.mark.parametrize("name", FORMATS)
 
 def written(name, component, module, source, folder, covers, decoder=None):
     format, scheme, options, engine = FORMATS[name]
-    made = format.write(component, module, scheme, folder, lambda done: None, checkpoint=source, **options)
+    made = write(format, component, module, scheme, folder, checkpoint=source, options=options)
     part = PartFiles(name.split(",")[0], scheme, covers, made.files, made.inputs, made.outputs, decoder)
     return part, mil.evaluate(part, OPTIONS, "fp32") if engine == "mil" else open_part(part, engine, OPTIONS)
 

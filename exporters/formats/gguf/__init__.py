@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
 import gguf
 import torch
 from gguf import GGMLQuantizationType as Kind
-from torch import Tensor, nn
 
+from edge.errors import EdgeError
 from exporters.checkpoint import Checkpoint
-from exporters.formats import Progress, Written
-from exporters.gguf import decoder, entries, mmproj, names, quantizer, vocabulary
-from exporters.gguf.entries import Entry
-from exporters.models.component import Component
+from exporters.formats import Job, Written
+from exporters.gguf import decoder as decoders
+from exporters.gguf import entries, imatrix, mmproj, names, quantizer, tensor_types, vocabulary
+from exporters.models.decoders import LanguageModel
 from exporters.models.decoders.llama import Decoder
 from exporters.models.encoder import Encoder
 
@@ -64,75 +61,114 @@ PACKED_KINDS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q4_0")
 QUANTIZER_KINDS = ("q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "iq4_nl", "iq4_xs", "q3_k", "iq3_s", "q2_k")
 
 
-def write(
-    component: Component,
-    module: nn.Module,
-    scheme: str,
-    folder: Path,
-    progress: Progress,
-    importance: Mapping[str, Tensor] | None = None,
-    *,
-    checkpoint: Checkpoint,
-    position_workaround: bool = False,
-    tensor_types: Sequence[str] = (),
-) -> Written:
-    """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored.
-
-    `position_workaround` is the encoder's: for builds of llama.cpp that put the class token last, and only those.
-    `tensor_types` is the decoder's: PATTERN=KIND, for tensors that are stored otherwise than the scheme has them.
-    """
-    name = "-".join(checkpoint.name.split())
-    if isinstance(module, Encoder):
-        path = folder / f"mmproj-{name}-{scheme.upper()}.gguf"
-        _encoder(module, scheme, path, progress, checkpoint, position_workaround)
-    else:
-        assert isinstance(module, Decoder)
-        path = folder / f"{name}-{scheme.upper()}.gguf"
-        _decoder(module, scheme, path, progress, decoder.entries(module, importance or {}), checkpoint, tensor_types)
-    return Written((path,), (), ())
+OPTIONS = {
+    "gguf_only": {
+        "default": False,
+        "for": "a GGUF decoder",
+        "help": "Without the vision part that `edge run` uses.",
+        "role": "decoder",
+        "keeps": ("decoder", "mmproj"),
+    },
+    "mtmd_position_workaround": {
+        "default": False,
+        "for": "an mmproj",
+        "help": "An mmproj for llama.cpp builds without #25844, and only those.",
+        "role": "mmproj",
+    },
+    "tensor_type": {
+        "default": (),
+        "for": "a GGUF decoder",
+        "help": "A kind for tensors of the decoder's GGUF file.",
+        "role": "decoder",
+        "custom": True,
+    },
+}
+IMATRIX = "imatrix.gguf"
 
 
-def _encoder(
-    module: Encoder, scheme: str, path: Path, progress: Progress, checkpoint: Checkpoint, position_workaround: bool
-) -> None:
-    writer = entries.new_file(path, names.MMPROJ, checkpoint, _file_type(scheme))
-    mmproj.describe(writer, module, checkpoint.spec.image, checkpoint.spec.decoder.hidden, position_workaround)
-    found = mmproj.entries(module, position_workaround)
-    kind = Kind[PACKED[scheme][0]]
+def encoder(job: Job, module: Encoder) -> Written:
+    """`mtmd_position_workaround` is for builds of llama.cpp that put the class token last, and only those."""
+    workaround = bool(job.options.get("mtmd_position_workaround"))
+    path = job.folder / f"mmproj-{_name(job)}.gguf"
+    spec = job.checkpoint.spec
+    writer = entries.new_file(path, names.MMPROJ, job.checkpoint, _file_type(job.scheme))
+    mmproj.describe(writer, module, spec.image, spec.decoder.hidden, workaround)
+    found = mmproj.entries(module, workaround)
+    kind = Kind[PACKED[job.scheme][0]]
     # Positions are looked up and added: they are small, and no product averages their error.
-    entries.write(writer, found, lambda entry: Kind.F16 if entry.name == names.POSITIONS else kind, progress)
+    entries.write(writer, found, lambda entry: Kind.F16 if entry.name == names.POSITIONS else kind, job.progress)
     entries.read_back(path, found)
+    return Written((path,))
 
 
-def _decoder(
-    module: Decoder,
-    scheme: str,
-    path: Path,
-    progress: Progress,
-    found: Sequence[Entry],
-    checkpoint: Checkpoint,
-    tensor_types: Sequence[str],
-) -> None:
-    """One pass for what is packed here; else a file of the checkpoint's own width, for llama.cpp to quantise."""
-    wide = None if scheme in PACKED else path.with_suffix(".wide")
-    kind, tables = (_width(checkpoint),) * 2 if wide else map(Kind.__getitem__, PACKED[scheme])
-    other = decoder.other_kinds(module, tensor_types)
+def decoder(job: Job, module: LanguageModel) -> Written:
+    """One pass for what is packed here; else a file of the checkpoint's own width, for llama.cpp to quantise.
+
+    An importance that was measured is written beside: llama.cpp's own tools take it too.
+    """
+    path, model, types = job.folder / f"{_name(job)}.gguf", _known(module), _types(job)
+    wide = None if job.scheme in PACKED else path.with_suffix(".wide")
+    kind, tables = (_width(job.checkpoint),) * 2 if wide else map(Kind.__getitem__, PACKED[job.scheme])
+    found = decoders.entries(model, job.importance)
+    other = decoders.other_kinds(model, types)
     now = {} if wide else other
     if wide:
         quantizer.library()  # what is missing is told before the work
-    writer = entries.new_file(wide or path, names.DECODER, checkpoint, _file_type(scheme))
-    decoder.describe(writer, module.config)
-    vocabulary.add(writer, checkpoint, module.config.vocab)
-    if tensor_types:
-        writer.add_array(names.TENSOR_TYPES, tensor_types)
-    usual = {entry.name: tables if entry.name in decoder.TABLES else kind for entry in found}
-    entries.write(writer, found, lambda entry: now.get(entry.name, usual[entry.name]), progress)
+    writer = entries.new_file(wide or path, names.DECODER, job.checkpoint, _file_type(job.scheme))
+    decoders.describe(writer, model.config)
+    vocabulary.add(writer, job.checkpoint, model.config.vocab)
+    if types:
+        writer.add_array(names.TENSOR_TYPES, types)
+    usual = {entry.name: tables if entry.name in decoders.TABLES else kind for entry in found}
+    entries.write(writer, found, lambda entry: now.get(entry.name, usual[entry.name]), job.progress)
     if wide:
-        quantizer.quantize(wide, path, _file_type(scheme), found, other)
+        quantizer.quantize(wide, path, _file_type(job.scheme), found, other)
         wide.unlink()
     entries.read_back(path, found)
-    if module.config.tied:
-        module.lm_head.weight.copy_(module.embed_tokens.weight)
+    if model.config.tied:
+        model.lm_head.weight.copy_(model.embed_tokens.weight)
+    if not job.measured:
+        return Written((path,), tensor_types=types)
+    imatrix.write(job.folder / IMATRIX, job.importance, model.config, job.measured)
+    return Written((path,), companions=(job.folder / IMATRIX,), tensor_types=types)
+
+
+def check(job: Job) -> None:
+    """That llama.cpp has this decoder's graph, and that each PATTERN=KIND decides about a tensor of it."""
+    if isinstance(job.skeleton, LanguageModel):
+        decoders.other_kinds(_known(job.skeleton), _types(job))
+
+
+def size(job: Job) -> int:
+    """Bytes of its weights, those of kinds of their own among them."""
+    usual = BYTES_PER_WEIGHT[job.scheme]
+    total = usual * sum(tensor.numel() for tensor in job.skeleton.state_dict().values())
+    if isinstance(job.skeleton, LanguageModel):
+        model = _known(job.skeleton)
+        numbers = {entry.name: entry.tensor.numel() for entry in decoders.entries(model, {})}
+        for name, kind in decoders.other_kinds(model, _types(job)).items():
+            block, length = gguf.GGML_QUANT_SIZES[kind]
+            total += numbers[name] * (length / block - usual)
+    return int(total)
+
+
+def _known(module: LanguageModel) -> Decoder:
+    if not isinstance(module, Decoder):
+        raise EdgeError(
+            f"GGUF: there is no graph of llama.cpp known for {type(module).__name__}, which the model uses",
+            hint="another --format",
+        )
+    return module
+
+
+def _types(job: Job) -> tuple[str, ...]:
+    """PATTERN=KIND, for tensors that are stored otherwise than the scheme has them."""
+    legal = PACKED_KINDS + (() if job.scheme in PACKED else QUANTIZER_KINDS)
+    return tuple(tensor_types.checked(word, legal) for word in job.options.get("tensor_type", ()))
+
+
+def _name(job: Job) -> str:
+    return f"{'-'.join(job.checkpoint.name.split())}-{job.scheme.upper()}"
 
 
 def _file_type(scheme: str) -> gguf.LlamaFileType:
