@@ -1,7 +1,7 @@
 """Every operation of `exporters.models.ops` in every format, run by the format's engine, against torch.
 
 A component here calls one operation, at several shapes. GGUF is left out: such a file holds weights only, and llama.cpp
-brings the graph itself, so no operation of ours is ever lowered there.
+brings the graph itself, so no operation of ours is ever lowered there; it refuses a decoder whose graph is another.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from edge.spec import VLMSpec
 from edge.types import OpenOptions, PartFiles, Tokens
 from edge.verify import distance
 from exporters.evaluators import mil
-from exporters.formats import coreml, executorch, onnx, tflite
+from exporters.formats import coreml, executorch, gguf, onnx, tflite
 from exporters.models import ops
 from exporters.models.attention import Rope
 from exporters.models.component import Component
-from exporters.models.decoders import DecoderConfig, LanguageModel
+from exporters.models.decoders import DecoderConfig, LanguageModel, llama
 from exporters.models.encoder import Encoder
 from exporters.models.layers import Activation, Conv2d, LayerNorm, Linear, RMSNorm
 
@@ -301,6 +301,26 @@ def test_a_decoder_of_them_computes_what_torch_does(case, name, tmp_path):
     for have, want in zip(found, expected, strict=True):
         error = distance(have, want)
         assert error["cosine"] >= TOLERANCE["cosine"] and error["max_abs"] <= TOLERANCE["max_abs"], error
+
+
+PARTIAL = replace(CONFIG, rotary_dim=8)
+
+
+class PartlyRotated(llama.Decoder):
+    """A Llama but for its rope."""
+
+    def __init__(self):
+        super().__init__(PARTIAL)
+
+
+@pytest.mark.parametrize(
+    ("build", "named"),
+    [(lambda: OneLayer(CONFIG, "silu"), "no graph of llama.cpp known for OneLayer"), (PartlyRotated, "rope of 8")],
+)
+def test_gguf_refuses_a_decoder_that_llama_cpp_would_compute_otherwise(build, named, tmp_path):
+    with pytest.raises(EdgeError, match=named) as refused:
+        write(gguf, Component("decoder", build, {}), build(), "f16", tmp_path, checkpoint=checkpoint())
+    assert refused.value.hint == "another --format"
 
 
 # What is no operation is refused by name, with a way out; ExecuTorch has kernels for most of what torch has.

@@ -17,7 +17,7 @@ from edge.errors import UsageError
 from exporters.formats import Finished, Job, Written, float_specs, silent
 from exporters.formats.coreml import fp16_overflow, functions, package, trace
 from exporters.formats.coreml.functions import Recorded
-from exporters.formats.coreml.weights import Weights
+from exporters.formats.coreml.weights import STORAGE, Weights
 from exporters.mil import package as reading
 from exporters.mil import placement
 from exporters.mil.coremltools import TARGET, coremltools
@@ -89,7 +89,7 @@ def decoder(job: Job, module: LanguageModel) -> Written:
         functions.decode(recorded, config, DECODE, 1, silent),
     ]
     files = package.write(path, written, recorded.weights, _metadata(job, "the decoder"))
-    files += embedding_table.write(module.embed_tokens.weight, job.scheme, job.folder)
+    files += embedding_table.write(module.embed_tokens.weight, STORAGE[job.scheme].table, job.folder)
     new, total = "sequence_length", "total_sequence_length"
     return Written(
         files,

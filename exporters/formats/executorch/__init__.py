@@ -18,7 +18,7 @@ from exporters.checkpoint import Checkpoint
 from exporters.formats import Finished, Job, Written, float_specs
 from exporters.formats.executorch import lower
 from exporters.formats.executorch.join import join
-from exporters.formats.executorch.linears import Product, store
+from exporters.formats.executorch.linears import STORAGE, Product, store
 from exporters.formats.executorch.lower import Method
 from exporters.formats.executorch.methods import TextDecoder, TokenEmbedding, VisionEncoder
 from exporters.formats.executorch.survey import survey
@@ -86,7 +86,7 @@ def decoder(job: Job, module: LanguageModel) -> Written:
     path, config = job.folder / "decoder.pte", module.config
     skeleton, found = cast("LanguageModel", job.component.blank()), survey(cast("LanguageModel", job.skeleton))
     products = _fill(skeleton, module, job.scheme, job.importance, found.rows)
-    table, scales, stored = embedding_table.packed(module.embed_tokens.weight, job.scheme)
+    table, scales, stored = embedding_table.packed(module.embed_tokens.weight, STORAGE[job.scheme].table)
     module.embed_tokens.weight.copy_(stored)
     del stored  # as large as the table was
     some = min(8, config.context - 1)

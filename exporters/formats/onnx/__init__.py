@@ -13,7 +13,7 @@ from edge.errors import EdgeError
 from edge.types import TensorSpec
 from exporters.formats import Job, Written
 from exporters.formats.onnx import trace
-from exporters.formats.onnx.lower import Lowering
+from exporters.formats.onnx.lower import STORAGE, Lowering
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.quantization import embedding_table
@@ -52,7 +52,7 @@ def decoder(job: Job, module: LanguageModel) -> Written:
     state = {f"decoder.{name}": tensor for name, tensor in module.state_dict().items()}
     importance = {f"decoder.{name}": columns for name, columns in job.importance.items()}
     written = _written(job, model, {**state, "cos_cache": cos, "sin_cache": sin}, importance, "decoder")
-    table = embedding_table.write(module.embed_tokens.weight, job.scheme, job.folder)
+    table = embedding_table.write(module.embed_tokens.weight, STORAGE[job.scheme].table, job.folder)
     return written._replace(files=(*written.files, *table))
 
 

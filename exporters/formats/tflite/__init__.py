@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from edge.decoders import signatures as steps
 from edge.types import Array
@@ -15,10 +13,10 @@ from exporters.formats import Job, Written, float_specs
 from exporters.formats.tflite import lower
 from exporters.formats.tflite.components import Step, slots
 from exporters.formats.tflite.model import Graph, Model
-from exporters.formats.tflite.weights import Weights
+from exporters.formats.tflite.weights import STORAGE, Weights
 from exporters.models.decoders import DecoderConfig, LanguageModel
 from exporters.models.encoder import Encoder
-from exporters.quantization import integers
+from exporters.quantization import embedding_table
 
 # The tolerance is on the distance to torch on the same stored weights: the kernels round activations to int8 where
 # weights are integers. "legacy" is int8 with one scale for a whole product, the only one that tflite-runtime computes.
@@ -67,7 +65,8 @@ def decoder(job: Job, module: LanguageModel) -> Written:
     model.save(path, lambda done: job.progress(0.9 + 0.1 * done))
     rotations = job.folder / steps.ROTATIONS
     np.save(rotations, _rotations(config))
-    return Written((path, *_write_table(module.embed_tokens.weight, job.scheme, job.folder), rotations))
+    table = embedding_table.write(module.embed_tokens.weight, STORAGE[job.scheme].table, job.folder)
+    return Written((path, *table, rotations))
 
 
 def _names(job: Job) -> dict[int, str]:
@@ -80,16 +79,3 @@ def _rotations(config: DecoderConfig) -> Array:
     cos, sin = config.rope.tables(config.context)
     rest = torch.zeros(config.context, config.head_dim - config.rope.width)
     return torch.stack([torch.cat([cos, cos, rest + 1], dim=-1), torch.cat([-sin, sin, rest], dim=-1)]).numpy()
-
-
-def _write_table(table: Tensor, scheme: str, folder: Path) -> tuple[Path, ...]:
-    """The embedding table lies beside the graph, to be memory-mapped: a prompt touches few of its rows."""
-    rows, scales = folder / "embed_tokens.npy", folder / "embed_scales.npy"
-    if scheme == "fp32":
-        np.save(rows, table.numpy())
-        return (rows,)
-    packed = integers.per_channel(table)
-    np.save(rows, packed.values.numpy())
-    np.save(scales, packed.scales[:, None].numpy())
-    table.copy_(packed.dequantized())
-    return rows, scales
