@@ -1,4 +1,4 @@
-"""What this machine has: engines, the processor's features that they use, memory; and what to install."""
+"""Diagnosis of this machine: engines, the processor features that they use, memory; and what to install."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from importlib import metadata
 from typing import Any
 
 import edge
-from edge import plugins
 from edge.devices import detect
-from edge.engines import PACKAGE as ENGINES
-from edge.engines import UNKNOWN, installed_engines, kernels
-from edge.planning.plan import EngineInfo
+from edge.engines import UNKNOWN, EngineInfo, features, installed_engines, kernels
 
 DISTRIBUTION = "edge-vlm"
 ARM = {
@@ -87,9 +84,9 @@ def diagnose() -> Diagnosis:
 
 
 def _engine(info: EngineInfo, isa: Sequence[str]) -> Engine:
-    todo = info.unfit or (_rebuild(info.name, isa) if info.installed else info.install)
+    todo = info.unfit or (_rebuild(info, isa) if info.installed else info.install)
     found = _kernels(info)
-    known_by = plugins.facts(ENGINES, info.name).get("KERNELS") if found else None
+    known_by = info.kernels if found else None
     shown = None if found is None else " ".join(found) or UNKNOWN
     return Engine(info.name, info.formats, info.version, todo, shown, known_by)
 
@@ -103,16 +100,15 @@ def _kernels(info: EngineInfo) -> tuple[str, ...] | None:
         return None
 
 
-def _rebuild(engine: str, isa: Sequence[str]) -> str | None:
+def _rebuild(engine: EngineInfo, isa: Sequence[str]) -> str | None:
     """What to do about a library that was built on the user's machine or another, and uses less than this one has."""
-    if "BUILD" not in plugins.facts(ENGINES, engine):
+    if engine.build is None:
         return None
     try:
-        runtime = plugins.load(ENGINES, engine)
+        unused = [name for name, used in features(engine.name).items() if name in isa and not used]
     except ImportError as error:
         return str(error)
-    unused = [name for name, used in runtime.features().items() if name in isa and not used]
-    return f"{runtime.BUILD} (built without {', '.join(unused)})" if unused else None
+    return f"{engine.build} (built without {', '.join(unused)})" if unused else None
 
 
 def _lacking(extra: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The one tree of errors. The command line prints them without a traceback and exits with `exit_code`.
+"""The error tree. The command line prints the message without a traceback and exits with `exit_code`.
 
 EdgeError                    1   something failed
 ├── UsageError               2   the call cannot be carried out as given (also: an impossible target)

@@ -1,5 +1,7 @@
-"""Which of a device's processors each operation of a part runs on: as the system plans it on this machine, or predicted
-from published constraints where it cannot be asked."""
+"""Placement: which processor (neural engine, GPU, CPU) runs each operation of a part.
+
+The system plans it on this machine; where it cannot be asked, it is predicted from published constraints.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,12 @@ def placements(bundle: Bundle) -> tuple[Placement, ...]:
     does not open."""
     found = []
     for part in bundle.manifest.parts:
-        for engine in engines.installed_engines(evaluators=True):
-            if engine.formats and engine.refusal((part.format,)) is None:
-                opener = engines.module(engine.name)
-                if hasattr(opener, "placement"):
-                    operations = tuple(opener.placement(bundle.files(part)))
-                    predicted = engine.name in engines.evaluator_names()
-                    found.append(Placement(part.covers, engine.name, predicted, operations))
-                break
+        for engine in engines.opening(part.format, engines.installed_engines(evaluators=True))[:1]:
+            opener = engines.module(engine.name)
+            if hasattr(opener, "placement"):
+                operations = tuple(opener.placement(bundle.files(part)))
+                predicted = engine.name in engines.evaluator_names()
+                found.append(Placement(part.covers, engine.name, predicted, operations))
     if not found:
         raise UsageError(
             f"{bundle.path} has no part whose operations are placed one by one: Core ML's are, with coremltools",

@@ -1,4 +1,4 @@
-"""The file name is the registry: a folder of alternatives holds one module, or one package, for each."""
+"""Plugins: a folder of alternatives holds one module or package for each; the file name is the registry."""
 
 from __future__ import annotations
 
@@ -11,22 +11,32 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from edge import privacy
 from edge.errors import UsageError
 
 
 @cache
 def names(package: str) -> tuple[str, ...]:
     """The alternatives in a package, sorted, without importing any of them."""
-    spec = find_spec(package)
+    try:
+        spec = find_spec(package)
+    except ModuleNotFoundError:  # the package around it is not installed
+        return ()
     if spec is None or spec.submodule_search_locations is None:
         return ()
     return tuple(sorted(m.name for m in pkgutil.iter_modules(spec.submodule_search_locations)))
 
 
 def load(package: str, name: str) -> ModuleType:
-    """Import one alternative. An ImportError of its library passes through."""
-    if name not in names(package):
-        raise UsageError(f"no {name!r} in {package}", hint="one of: " + ", ".join(names(package)))
+    """Import one alternative. An ImportError passes through: its library, or the whole package, is not installed.
+    Raises UsageError, with the alternatives, when there is no such one.
+
+    Every engine, converter and dialect is imported here, so what their libraries would send home is switched off here.
+    """
+    known = names(package)
+    if known and name not in known:
+        raise UsageError(f"no {name!r} in {package}", hint="one of: " + ", ".join(known))
+    privacy.keep()
     return importlib.import_module(f"{package}.{name}")
 
 

@@ -1,4 +1,4 @@
-"""Which format and scheme each role is exported to. A device names a recipe; a call may change its targets."""
+"""Recipes: the format and scheme of each role. A device names a recipe; a call may change its targets."""
 
 from __future__ import annotations
 
@@ -54,3 +54,32 @@ RECIPES: Mapping[str, Recipe] = {
     )
 }
 DEFAULT = "onnx-w8a8-w4"
+
+# Bytes of a weight, with its scales and what is stored wider: what the run side foresees a file's size and a model's
+# weights from. A test holds it to the schemes that the formats write.
+BYTES_PER_WEIGHT: Mapping[str, Mapping[str, float]] = {
+    "onnx": {"fp32": 4.0, "fp16": 2.0, "w8a8": 1.0, "w8": 1.125, "w4": 0.64},
+    "gguf": {
+        "f16": 2.0,
+        "bf16": 2.0,
+        "q8_0": 1.0625,
+        "q6_k": 0.83,
+        "q5_k_m": 0.72,
+        "q5_k_s": 0.70,
+        "q4_k_m": 0.62,
+        "q4_k_s": 0.59,
+        "q4_0": 0.60,
+        "iq4_nl": 0.59,
+        "iq4_xs": 0.56,
+        "q3_k_m": 0.51,
+    },
+    "tflite": {"fp32": 4.0, "w8a8": 1.0, "w8": 1.0, "w4": 0.60, "legacy": 1.0},
+    "executorch": {"fp32": 4.0, "fp16": 2.0, "w8a8": 1.0, "w8": 1.0, "8da4w": 0.59},
+    "coreml": {"fp16": 2.0, "w8": 1.01, "w4": 0.58, "pal4": 0.52},
+}
+NO_DECODER = {("onnx", "w8a8"), ("tflite", "w8a8"), ("executorch", "w8a8"), ("executorch", "fp16")}
+
+
+def bytes_per_weight(format: str, scheme: str) -> float:
+    """1 for a scheme that is not known here."""
+    return BYTES_PER_WEIGHT.get(format, {}).get(scheme, 1.0)

@@ -1,15 +1,16 @@
-"""What a runtime must know of a vision-language model: how it sees, how it is spoken to, how large it is."""
+"""Specification of a vision-language model: image preprocessing, prompt, decoder sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from edge.errors import BundleError
 
 T = TypeVar("T")
+MOST = 2**31 - 1  # of whatever is counted, so that every language's int holds it and no arithmetic overflows
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,20 @@ class PromptSpec:
 
 
 @dataclass(frozen=True)
+class VisionSpec:
+    """The transformer of the vision encoder, as the arithmetic of time and memory needs it."""
+
+    width: int
+    layers: int  # that are computed, which may be fewer than the checkpoint has
+    heads: int
+    positions: int  # that attention sees: the patches, and a class token where there is one
+    patches: int
+
+
+@dataclass(frozen=True)
 class DecoderSpec:
+    """The defaults stand for what a manifest of schema 1 does not tell."""
+
     layers: int
     heads: int
     kv_heads: int
@@ -54,6 +68,11 @@ class DecoderSpec:
     vocab: int
     context: int
     rope_theta: float
+    rope_scaling: dict[str, Any] | None = field(default=None, hash=False)  # with a `rope_type`, as transformers has it
+    rope_dim: int | None = None  # how many numbers of a head rotate
+    family: str | None = None
+    ffn: int | None = None  # width of the feed-forward layers
+    gated: bool | None = None  # whether they have a gate beside the up projection
 
 
 @dataclass(frozen=True)
@@ -61,30 +80,77 @@ class VLMSpec:
     image: ImageSpec
     prompt: PromptSpec
     decoder: DecoderSpec
+    vision: VisionSpec | None  # None: a manifest of schema 1 does not tell
+
+    def tells_of(self, other: VLMSpec) -> bool:
+        """Whether all that this one says is so of another."""
+        if self.vision is None:
+            untold: dict[str, Any] = dict.fromkeys(_UNTOLD)
+            other = replace(other, vision=None, decoder=replace(other.decoder, **untold))
+        return self == other
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        whole = asdict(self)
+        decoder = whole["decoder"]
+        decoder["rope"] = {name: decoder.pop(f"rope_{name}") for name in _ROPE}
+        return whole
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> VLMSpec:
+        first = data["schema"] == 1
+        decoder = dict(_section(data, "decoder"))
+        if not first:
+            rope = _section(decoder, "rope")
+            decoder |= {f"rope_{name}": rope[name] for name in _ROPE if name in rope}
         return cls(
             image=_read(ImageSpec, data, "image"),
             prompt=_read(PromptSpec, data, "prompt"),
-            decoder=_read(DecoderSpec, data, "decoder"),
+            decoder=_read(DecoderSpec, {"decoder": decoder}, "decoder", _UNTOLD if first else ()),
+            vision=None if first else _read(VisionSpec, data, "vision"),
         )
 
 
-def _read(kind: type[T], data: Mapping[str, Any], name: str) -> T:
+_ROPE = ("theta", "scaling", "dim")
+_UNTOLD = tuple(f.name for f in fields(DecoderSpec) if f.default is not MISSING)
+
+
+def _section(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     section = data.get(name)
     if not isinstance(section, Mapping):
         raise BundleError(f"manifest.json has no {name!r} section", hint="export the bundle again")
+    return section
+
+
+def _read(kind: type[T], data: Mapping[str, Any], name: str, optional: Collection[str] = ()) -> T:
+    section = _section(data, name)
+    try:
+        found = parse(kind, section, optional)
+        if kind in (VisionSpec, DecoderSpec):
+            _require_counts(found, all_told=not optional)
+        return found
+    except ValueError as error:
+        raise BundleError(f"manifest.json: {name!r} {error}", hint="export the bundle again") from error
+
+
+def _require_counts(spec: object, all_told: bool) -> None:
+    """Nothing that is divided by is zero; and None only where it means something, or where schema 1 does not tell."""
+    for name, kind in get_type_hints(type(spec)).items():
+        value = getattr(spec, name)
+        untold = value is None and all_told and name != "rope_scaling"
+        if untold or (value is not None and kind in (int, int | None) and not 1 <= value <= MOST):
+            raise ValueError(f"has {name} {value!r}")
+
+
+def parse(kind: type[T], section: Mapping[str, Any], optional: Collection[str] = ()) -> T:
+    """One of these dataclasses from a JSON object; keys that it does not know are passed over. Raises ValueError, which
+    names the fields that are missing and not `optional`, or no value of their type."""
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    if missing := known - section.keys():
-        raise BundleError(f"manifest.json: {name!r} lacks {', '.join(sorted(missing))}", hint="export the bundle again")
+    if missing := known - set(optional) - section.keys():
+        raise ValueError(f"lacks {', '.join(sorted(missing))}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items() if k in known}
     for key, expected in get_type_hints(kind).items():
-        if not _fits(values[key], expected):
-            raise BundleError(f"manifest.json: {name}.{key} is {values[key]!r}", hint="export the bundle again")
+        if key in values and not _fits(values[key], expected):
+            raise ValueError(f"has {key} {values[key]!r}")
     return kind(**values)
 
 
@@ -93,6 +159,8 @@ def _fits(value: object, kind: Any) -> bool:
     arguments = get_args(kind)
     if get_origin(kind) is Literal:
         return value in arguments
+    if get_origin(kind) is dict:
+        return isinstance(value, dict)
     if get_origin(kind) is UnionType:
         return any(_fits(value, k) for k in arguments)
     if get_origin(kind) is tuple:

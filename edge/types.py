@@ -1,11 +1,11 @@
-"""The seam between engines: what a prompt is made of, and what a part can do. Protocols, no behaviour."""
+"""Types between the rooms: segments of a prompt, graphs, decoders, and what an engine must offer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, Required, TypedDict, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,16 +83,14 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """What an engine may be told. `threads` and `context` 0 leave the choice to the engine, and so does `cache` None:
-    how one stores keys and values that keeps them itself; `units` is what it may use beside the processor, where it
-    can choose; `isa` are the instruction sets that it may use, in the words of `edge.devices.host.ISA`; None: all."""
+    """What an engine is told, as the plan settled it."""
 
-    threads: int = 0
-    context: int = 0
+    threads: int  # 1 or more
+    context: int  # positions that a decoder may hold: 1 or more, and no more than the model's
     debug: bool = False
-    cache: CacheKind | None = None
-    units: ComputeUnits = "all"
-    isa: tuple[str, ...] | None = None
+    cache: CacheKind | None = None  # how an engine stores a KV cache that it keeps itself; None: as it likes
+    units: ComputeUnits = "all"  # what it may use beside the CPU, where it can choose
+    isa: tuple[str, ...] | None = None  # the instruction sets it may use (`edge.devices.host.ISA`); None: all
 
 
 @dataclass(frozen=True)
@@ -108,25 +106,45 @@ class PartFiles:
     decoder: DecoderSpec | None = None  # of the model that a decoder's part belongs to
 
 
-class Runtime(Protocol):
-    """A module of `runtimes/`. `FORMATS` and `PACKAGE` are literals, so that they are read without importing it; so
-    are, where it has them, `RESIDENT` (scheme -> bytes in memory for one in the file; 1 without), `CACHES` (how it can
-    store keys and values that it keeps itself), `ITEM` (bytes of one of their numbers, where it has no choice; 4
-    without), `COPIES` (how often they lie in memory once they outgrew the first room; 1 without), `GPUS` (classes of
-    devices on whose graphics processor it computes), `SYSTEMS` (the only ones that it is made for, as `sys.platform`),
-    `ELSEWHERE` (what to say on others), `INSTALL` (how to get its library, where no index has it), `REACHES` (shares of
-    a processor's speed that are not what most reach, by the names of `edge.planning.roofline.Utilisation`), `NARROWS`
-    (it can be held to `OpenOptions.isa`) and `KERNELS` (how it is known which kernels run; it has a function `kernels() ->
-    tuple[str, ...]` then, the words of `edge.devices.host.ISA` or an own one, as `metal`; empty where it cannot tell),
-    and `PRODUCTS` (of what it measures the speed: it has a function `products(threads, memory) ->
-    edge.devices.probe.Products` then, which takes an eighth of that memory at most). One whose system places each operation on a processor of its
-    own has `placement(part)`, which yields `edge.placement.Placed`."""
+class EngineFacts(TypedDict, total=False):
+    """The literal `ENGINE` of an engine or evaluator. `edge.engines` reads it without importing the file."""
 
-    FORMATS: tuple[str, ...]  # the formats it opens
-    PACKAGE: str  # the distribution that brings its library
+    formats: Required[tuple[str, ...]]  # what it opens; empty: any part, and only when it is asked for by name
+    package: Required[str]  # the distribution that brings its library
+    install: str  # how to get that where no index has it; without: an extra of the engine's name
+    build: str  # how to build it for this machine; the module then has `features()`
+    systems: tuple[str, ...]  # the only ones it is made for, as `sys.platform`; without: all
+    elsewhere: str  # what to tell a user of another system
+    resident: Mapping[str, float]  # scheme ("": all others) -> bytes in memory per byte of the file; without: 1
+    caches: tuple[CacheKind, ...]  # how it can store a KV cache that it keeps itself; without: it keeps none
+    cache_item: int  # bytes of a number in a KV cache that it keeps itself and cannot choose; without: 4
+    cache_copies: int  # how often the KV cache lies in memory once it outgrew its first allocation; without: 1
+    gpus: tuple[str, ...]  # classes of devices (`DeviceProfile.kind`) on whose GPU its usual build computes
+    reaches: Mapping[str, float]  # fields of `edge.planning.roofline.Utilisation` that its kernels reach instead
+    narrows: bool  # it can be held to `OpenOptions.isa`
+    kernels: str  # how it is known which kernels run; the module then has `kernels()`
+    matmuls: str  # whose speed it measures; the module then has `matmuls()`
+
+
+class Runtime(Protocol):
+    """A module of `runtimes/`. Beside these it has, where `ENGINE` says so:
+
+    - `kernels() -> tuple[str, ...]`: the words of `edge.devices.host.ISA` or an own one, as `metal`; empty where it
+      cannot tell.
+    - `matmuls(threads, memory) -> edge.devices.probe.Matmuls`: takes an eighth of that memory at most.
+    - `features() -> dict[str, bool]`: what its library was built to use, in the words of `edge.devices.host.ISA`.
+
+    One whose system places each operation on a processor has `placement(part) -> Iterator[edge.placement.Placed]`.
+    """
+
+    ENGINE: EngineFacts
 
     def version(self) -> str: ...
 
-    def open(self, part: PartFiles, options: OpenOptions) -> Graph | Decoder:
+    def open(
+        self,
+        part: PartFiles,
+        options: OpenOptions,
+    ) -> Graph | Decoder:
         """Raises EngineError, from the library's own error."""
         ...

@@ -1,7 +1,8 @@
-"""Replay a bundle's golden through the engines of this machine, stage by stage. Needs no torch."""
+"""Verification: replays a bundle's golden sample through this machine's engines, stage by stage. No torch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,7 +27,8 @@ _DISTANCES = ("max_abs", "cosine")
 
 @dataclass(frozen=True)
 class Row:
-    """One stage compared with one reference. A row without a tolerance tells what quantising costs; it cannot fail."""
+    """One stage compared with one reference. A row without a tolerance tells what quantising costs: it fails only where
+    the comparison is not finite, for that is no cost."""
 
     stage: str  # picture, prompt, vision, prefill, tokens
     # golden; stored: torch on the same stored weights; fp32: torch on the source's weights; checkpoint: golden itself
@@ -36,7 +38,13 @@ class Row:
     tolerance: Mapping[str, float]
 
     @property
+    def finite(self) -> bool:
+        return all(map(math.isfinite, self.error.values()))
+
+    @property
     def ok(self) -> bool:
+        if not self.finite:
+            return False
         for name, bound in self.tolerance.items():
             found = self.error[name]
             # Written so that NaN fails.
@@ -58,7 +66,9 @@ class Report:
         return next(row.error for row in self.rows if (row.stage, row.against) == (stage, against))
 
     def to_json(self) -> dict[str, Any]:
-        rows = [{**asdict(row), "ok": row.ok} for row in self.rows]
+        # JSON has no NaN: null stands for what is not finite.
+        errors = [{name: e if math.isfinite(e) else None for name, e in row.error.items()} for row in self.rows]
+        rows = [{**asdict(row), "error": e, "ok": row.ok} for row, e in zip(self.rows, errors, strict=True)]
         return {"ok": self.ok, "rows": rows, **({"evaluated": list(self.evaluated)} if self.evaluated else {})}
 
 
@@ -88,11 +98,15 @@ def compare(session: Session, golden: Golden) -> Report:
 
 
 def distance(found: NDArray[np.float32], reference: NDArray[np.float32]) -> dict[str, float]:
-    """Largest absolute difference, and cosine of the whole arrays. Raises BundleError where the shapes differ."""
+    """Largest absolute difference, and cosine of the whole arrays: of zeros, which have no direction, 1 to zeros and 0
+    to all else. Both are NaN where either array holds NaN or infinity. Raises BundleError where the shapes differ."""
     _require_shape(found, reference)
     a, b = found.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return {"max_abs": math.nan, "cosine": math.nan}
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return {"max_abs": float(np.abs(a - b).max()), "cosine": float(a @ b) / norms if norms else float("nan")}
+    cosine = float(a @ b) / norms if norms else float(not (a.any() or b.any()))
+    return {"max_abs": float(np.abs(a - b).max()), "cosine": cosine}
 
 
 def _seeing(session: Session, golden: Golden) -> Iterator[Row]:
@@ -106,7 +120,7 @@ def _seeing(session: Session, golden: Golden) -> Iterator[Row]:
 
 
 def _replay(session: Session, golden: Golden) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Logits of the prompt's last position, and the greedy tokens."""
+    """Logits of the prompt's last position, and the greedy tokens as `_greedy` gives them."""
     picture = Embeddings(golden.fp32.image_embeds[0], key="golden")
     prompt: list[Segment] = [
         picture if ids is None else Tokens(tuple(ids)) for ids in session.bundle.manifest.golden_prompt["segments"]
@@ -118,8 +132,11 @@ def _replay(session: Session, golden: Golden) -> tuple[NDArray[np.float32], NDAr
 
 
 def _greedy(decoder: Decoder, logits: NDArray[np.float32]) -> NDArray[np.int32]:
+    """-1 from the first logits on that are not finite: they say no token."""
     tokens: list[int] = []
     for _ in range(TOKENS):
+        if not np.isfinite(logits).all():
+            return np.array(tokens + [-1] * (TOKENS - len(tokens)), dtype=np.int32)
         tokens.append(int(logits.argmax()))
         logits = decoder.extend([Tokens((tokens[-1],))])
     return np.array(tokens, dtype=np.int32)
@@ -132,14 +149,15 @@ def _bounds(part: Part, measures: tuple[str, ...]) -> dict[str, float]:
 def _require_shape(found: NDArray[Any], reference: NDArray[Any]) -> None:
     if found.shape != reference.shape:
         raise BundleError(
-            f"golden.npz holds {list(reference.shape)} where the bundle gives {list(found.shape)}",
+            f"the golden sample holds {list(reference.shape)} where the bundle gives {list(found.shape)}",
             hint="export the bundle again",
         )
 
 
 def _agreement(found: NDArray[np.int32], reference: NDArray[np.int32]) -> float:
+    """The share that is equal; NaN where one of them is no token."""
     _require_shape(found, reference)
-    return float((found == reference).mean())
+    return math.nan if (found < 0).any() or (reference < 0).any() else float((found == reference).mean())
 
 
 def _picture_error(golden: Golden, spec: ImageSpec) -> dict[str, float]:

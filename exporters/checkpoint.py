@@ -18,7 +18,7 @@ from edge.spec import VLMSpec
 from exporters import hub, tokenizer
 from exporters.models.component import Component
 from exporters.models.encoder import fused
-from exporters.tokenizer import SentencePiece
+from exporters.sentencepiece import SentencePiece
 from exporters.weights import Weights, content_hash
 
 DIALECTS = "exporters.checkpoints"
@@ -33,7 +33,12 @@ class Checkpoint:
     weights: Weights
     folder: Path
     sentencepiece: SentencePiece | None  # None: a tokenizer.json in the folder
+    templates: Mapping[str, str]  # chat templates of its own: where each is kept -> its text
+    origins: Mapping[str, Any]  # what may name the conversation that it learned: the setting -> its value
+    published: bool  # whether all models of its family learned `spec.prompt`
     small: tuple[Path, ...] = ()  # what else than the weights it is read from
+    prompt_given: str | None = None  # by the user instead: the name of a published one, or "file"
+    notes: tuple[str, ...] = ()  # what an export does otherwise than the files say, for the user
 
     @cached_property
     def sha256(self) -> str:
@@ -51,21 +56,24 @@ class Checkpoint:
         return fused(self.components["vision"], self.components["projector"])
 
     def tokenizer_json(self) -> str:
+        """Of the tokens that the embedding table has a row for."""
         return self._tokenizer_json
 
     @cached_property
     def _tokenizer_json(self) -> str:
         """Converting a SentencePiece model takes seconds."""
-        return self.sentencepiece.to_json() if self.sentencepiece else tokenizer.convert(self.folder)
+        rows = self.spec.decoder.vocab
+        return self.sentencepiece.to_json(rows) if self.sentencepiece else tokenizer.convert(self.folder, rows)
 
 
 def open_checkpoint(
     source: str, *, vision_tower: Path | None = None, mmproj: Path | None = None, context: int | None = None
 ) -> Checkpoint:
-    """A folder, a name on the hub, or a file. Names and shapes of all weights are compared; no tensor is read.
+    """A folder, a name on the hub, or a file. Names and shapes of all weights are compared; none is read but a norm, by
+    which deltas are told from weights.
 
-    `vision_tower` is a folder with the tower's weights, `mmproj` the file with the vision part that belongs to a
-    decoder's; `context` shortens the decoder's.
+    `vision_tower` is a folder with the tower's weights, its config, or both; `mmproj` the file with the vision part
+    that belongs to a decoder's; `context` shortens the decoder's.
     """
     path, name = Path(source), None
     if path.suffix.lower() in _listed("SUFFIXES") and not path.is_dir():
@@ -88,6 +96,12 @@ def _folder_dialect(folder: Path) -> ModuleType:
         module = plugins.load(DIALECTS, dialect)
         if module.recognise(config):
             return module
+        raise CheckpointError(
+            f"{folder / 'config.json'} is in transformers' own layout of a {config['model_type']!r} checkpoint "
+            "(text_config, vision_config, no mm_* keys), which is not read yet",
+            hint="the layout of the model's original repository is read: liuhaotian/llava-v1.5-7b for "
+            "llava-hf/llava-1.5-7b-hf",
+        )
     raise CheckpointError(
         f"{folder / 'config.json'} describes a {config.get('model_type')!r}, which no dialect reads",
         hint="known: " + ", ".join(_listed("MODEL_TYPES")),

@@ -16,17 +16,19 @@ import edge
 from edge import devices
 from edge.bundle import manifest as bundles
 from edge.bundle import staging
+from edge.bundle.golden import GOLDEN
 from edge.bundle.manifest import Bundle, Manifest, Part
 from edge.calibration import read
-from edge.engines import installed_engines
+from edge.engines import installed_engines, made_for, opening, refusals
 from edge.errors import EdgeError, EngineError, ParityError
 from edge.planning.fit import Fit, fit
 from edge.recipes import Recipe
-from edge.verify import Report, verify
-from exporters import golden_sample, malloc, preview, targets
+from edge.verify import Report, Row, verify
+from exporters import finite, golden_sample, malloc, preview, prompts, targets
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.pipeline import Built, Order, Stages, build
 
+FLOATS = ("fp16", "f16", "fp32")  # schemes whose activations are not rounded, the smallest first
 CALIBRATION = 32  # conversations: each costs a prompt through torch, and more hardly change the statistics
 TOOLS = ("torch", "onnx-ir", "onnxruntime", "gguf", "ai-edge-litert")
 TOOLS_OF = {"coreml": "coremltools", "executorch": "executorch"}  # too large to name them where they had no part
@@ -50,6 +52,7 @@ class ExportRequest:
     threads: int = 0
     options: targets.Options = field(default_factory=dict)  # each format's own
     max_loss: float | None = None  # of 1 - cosine between a quantised part and fp32
+    prompt: str | None = None  # the name of a published prompt, or a file
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Exported:
     report: Report
     next_command: str
     fit: Fit | None  # on the device that was named
+    notes: tuple[str, ...] = ()  # what the user should know of it, and could not see
 
 
 def export(request: ExportRequest, progress: Stages) -> Exported:
@@ -76,52 +80,64 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
     checkpoint = open_checkpoint(
         request.checkpoint, vision_tower=request.vision_tower, mmproj=request.mmproj, context=request.context
     )
-    progress("read", 1.0)
+    checkpoint, note = prompts.settle(checkpoint, request.prompt)
+    notes = (*checkpoint.notes, *([note] if note else ()))
+    finite.check(checkpoint, recipe.targets, request.options, lambda done: progress("read", done))
     foreseen = preview.manifest(checkpoint, recipe, request.options)
     predicted = fit(foreseen, devices.profile(request.device)) if request.device else None
     with staging.create(request.output) as folder:
         _require_space(sum(file.bytes for file in foreseen.files()), folder)
         order = Order(checkpoint, recipe.targets, request.options, picture, question, calibration, request.imatrix)
         built = build(order, folder, progress)
-        built.golden.save(folder / "golden.npz")
+        built.golden.save(folder / GOLDEN)
         manifest = _manifest(checkpoint, recipe, question, built, folder)
         bundles.write_manifest(folder, manifest)
         gc.collect()  # the last component, before the engines load their own
         progress("verify", 0.0)
         report = verify(Bundle.open(folder), threads=request.threads)
         progress("verify", 1.0)
-        _require_parity(report, request.max_loss)
+        _require_parity(report, manifest.parts, request.max_loss)
         bundles.write_manifest(folder, _with_errors(manifest, report))
     size = sum(file.bytes for file in manifest.files())
     picture_of = ["PICTURE"] if manifest.sees else []
     asks = ["run", str(request.output), *picture_of, question]
     next_command = shlex.join(["edge", *(asks if _runs_here(recipe) else ["verify", str(request.output)])])
-    return Exported(request.output, size, time.perf_counter() - start, report, next_command, predicted)
+    seconds = time.perf_counter() - start
+    return Exported(request.output, size, seconds, report, next_command, predicted, notes)
 
 
 def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Built, folder: Path) -> Manifest:
     return Manifest(
         name=checkpoint.name,
-        source={"name": checkpoint.name, "sha256": checkpoint.sha256},
+        source={
+            "name": checkpoint.name,
+            "sha256": checkpoint.sha256,
+            **({"prompt": given} if (given := checkpoint.prompt_given) else {}),
+        },
         license=checkpoint.license,
         recipe=recipe.name,
         spec=checkpoint.spec,
         golden_prompt={"question": question, "segments": built.prompt},
         parts=built.parts,
         tokenizer=bundles.describe(folder, folder / "tokenizer.json"),
-        golden=bundles.describe(folder, folder / "golden.npz"),
+        golden=bundles.describe(folder, folder / GOLDEN),
         companions=built.companions,
         versions={"edge-vlm": edge.__version__, **{tool: metadata.version(tool) for tool in _tools(recipe)}},
     )
 
 
-def _require_parity(report: Report, max_loss: float | None) -> None:
+def _require_parity(report: Report, parts: tuple[Part, ...], max_loss: float | None) -> None:
     for row in report.rows:
+        if not row.finite:
+            raise ParityError(
+                f"the {row.stage} holds NaN or infinity, compared with {row.against}: {dict(row.error)}",
+                hint=_way_out(row, parts),
+            )
         if not row.ok:
             raise ParityError(
                 f"the exported {row.stage} is not the same model: {dict(row.error)} against {row.against}, "
                 f"tolerance {dict(row.tolerance)}",
-                hint="nothing was written; try another --scheme, and report this",
+                hint=_way_out(row, parts),
             )
         loss = 1 - row.error.get("cosine", 1.0)
         if row.against == "fp32" and max_loss is not None and not loss <= max_loss:
@@ -129,6 +145,21 @@ def _require_parity(report: Report, max_loss: float | None) -> None:
                 f"quantising costs the {row.stage} {loss:.4g} (1 - cosine to fp32), more than {max_loss:.4g}",
                 hint="choose a wider --scheme or a larger --max-loss",
             )
+
+
+def _way_out(row: Row, parts: tuple[Part, ...]) -> str:
+    """Reference and artifact hold the same weights, so what is left between them is how activations are computed: a
+    scheme that rounds those fails on outliers, and one of floating point does not."""
+    role = "vision" if row.stage == "vision" else "decoder"
+    part = next(part for part in parts if role in part.covers)
+    schemes = targets.schemes(part.format)[role]
+    wide = next((scheme for scheme in FLOATS if scheme in schemes), part.scheme)
+    if wide == part.scheme or part.scheme in FLOATS:
+        return "nothing was written; report this, it is a fault of the export"
+    return (
+        f"nothing was written; --scheme {role}={wide} rounds no activations, which {part.scheme} may where they have "
+        "outliers; if that fails too, report this"
+    )
 
 
 def _with_errors(manifest: Manifest, report: Report) -> Manifest:
@@ -149,19 +180,19 @@ def _runs_here(recipe: Recipe) -> bool:
     """Whether engines of this machine open all parts, or some were proven by an evaluator only."""
     formats = [target.format for role, target in recipe.targets.items() if role in bundles.ROLES]
     engines = installed_engines()
-    return all(any(e.formats and e.refusal((format,)) is None for e in engines) for format in formats)
+    return all(opening(format, engines) for format in formats)
 
 
 def _require_engines(recipe: Recipe) -> None:
     """The proof opens every part: an engine that is missing is told before the work, not after."""
-    engines = [engine for engine in installed_engines(evaluators=True) if engine.formats]
+    engines = installed_engines(evaluators=True)
     for role, target in recipe.targets.items():
-        refusals = {engine: engine.refusal((target.format,)) for engine in engines}
-        if role in bundles.ROLES and all(refusals.values()):
-            able = [engine for engine in engines if target.format in engine.formats]
+        if role in bundles.ROLES and not opening(target.format, engines):
+            able = made_for(target.format, engines)
+            why = refusals((target.format,), able)
             raise EngineError(
                 f"no engine here opens {target.format}, so the {role} could not be proven"
-                + "".join(f"\n  {engine.name}: {refusals[engine]}" for engine in able),
+                + "".join(f"\n  {engine.name}: {why[engine.name]}" for engine in able),
                 hint=able[0].install if able else "choose another --format",
             )
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from edge import privacy
 from edge.errors import CheckpointError
+from exporters import adapters
 
 # What a checkpoint is read from, in the order of preference; weights for other frameworks are left there.
-SMALL = ("*.json", "tokenizer.model", "README.md", "LICENSE*")
+SMALL = ("*.json", "*.jinja", "tokenizer.model", "README.md", "LICENSE*")
+CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
@@ -21,13 +24,25 @@ def fetch(name: str) -> Path:
 
     HF_TOKEN, HF_HOME and HF_HUB_OFFLINE count, as everywhere. Raises CheckpointError where it cannot be had.
     """
+    for weights in WEIGHTS:
+        folder = _download(name, [*SMALL, weights])
+        if any(folder.glob(weights)):
+            return folder
+    adapters.refuse(folder)
+    raise CheckpointError(f"{name!r} on the hub has no weights", hint="wanted: " + ", ".join(WEIGHTS))
+
+
+def fetch_configs(name: str) -> Path:
+    """The folder of a checkpoint's JSON files alone. Raises CheckpointError as `fetch`."""
+    return _download(name, [*CONFIGS])
+
+
+def _download(name: str, patterns: list[str]) -> Path:
+    privacy.keep()
     from huggingface_hub import errors, snapshot_download  # slow to import, and seldom needed
 
     try:
-        for weights in WEIGHTS:
-            folder = Path(snapshot_download(name, allow_patterns=[*SMALL, weights]))
-            if any(folder.glob(weights)):
-                return folder
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except errors.GatedRepoError as error:
         raise CheckpointError(
             f"{name!r} is given only to those who accept its licence",
@@ -44,4 +59,3 @@ def fetch(name: str) -> Path:
             f"there is no folder {name!r} here, and the hub cannot be asked: {reason}",
             hint=f"where there is a network, `hf download {name} --local-dir DIR`; then give DIR",
         ) from error
-    raise CheckpointError(f"{name!r} on the hub has no weights", hint="wanted: " + ", ".join(WEIGHTS))

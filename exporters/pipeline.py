@@ -208,7 +208,8 @@ class _Writer:
                 inputs=written.inputs,
                 outputs=written.outputs,
                 tolerance=targets.schemes(target.format)[component.role][target.scheme],
-                tensor_types=written.tensor_types,
+                weights=component.weights,
+                options=dict(written.options),
                 details=dict(written.details),
             )
             self.parts.append(part)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edge import plugins
+from edge.bundle.golden import GOLDEN
 from edge.bundle.manifest import ROLES, File, Manifest, Part
-from edge.planning.sizes import bytes_per_weight
-from edge.recipes import Recipe, Target
+from edge.recipes import Recipe, Target, bytes_per_weight
 from exporters import targets
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.formats import Job
@@ -41,7 +40,8 @@ def manifest(checkpoint: Checkpoint, recipe: Recipe, options: targets.Options = 
         size = _bytes(checkpoint, component, target, options.get(target.format, {}))
         file = File(f"{component.role}.{target.format}", size, "")
         if component.role in ROLES:
-            parts.append(Part(component.covers, target.format, target.scheme, (file,), (), ()))
+            counted = component.weights
+            parts.append(Part(component.covers, target.format, target.scheme, (file,), (), (), weights=counted))
         else:
             companions.append(file)
     return Manifest(
@@ -53,7 +53,7 @@ def manifest(checkpoint: Checkpoint, recipe: Recipe, options: targets.Options = 
         golden_prompt={},
         parts=tuple(parts),
         tokenizer=File("tokenizer.json", 0, ""),
-        golden=File("golden.npz", 0, ""),
+        golden=File(GOLDEN, 0, ""),
         versions={},
         companions=tuple(companions),
     )
@@ -64,5 +64,4 @@ def _bytes(checkpoint: Checkpoint, component: Component, target: Target, options
     if any(options.values()) and (size := getattr(plugins.load(targets.FORMATS, target.format), "size", None)):
         found: int = size(Job(component, target.scheme, Path(), checkpoint, options=options))
         return found
-    weights = sum(math.prod(tensor.shape) for tensor in component.skeleton().state_dict().values())
-    return int(bytes_per_weight(target.format, target.scheme) * weights)
+    return int(bytes_per_weight(target.format, target.scheme) * component.weights)

@@ -1,6 +1,6 @@
-"""What the published LLaVA-style models have in common: the prompt they were trained with, and CLIP's colours.
+"""What the published LLaVA-style models have in common: the prompts they were trained with, and CLIP's colours.
 
-Sources: the MobileVLM repository (`conversation.py`, template `v1`), and LLaVA's (`vicuna_v1`).
+Sources: the MobileVLM repository (`conversation.py`, template `v1`), and LLaVA's (`vicuna_v1`, `llava_v1`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,13 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+# What `--prompt` knows by name -> its system sentence; all else they have in common. A PromptSpec cannot spell LLaVA's
+# other conversations: `llama_2` has its system sentence inside the first question and begins each turn with <s>,
+# `llava_v0` ends an answer with text, `mpt` and `chatml_direct` have special tokens between the roles.
+PROMPTS = {
+    "vicuna": SYSTEM,
+    "llava_v1": SYSTEM.replace("curious user", "curious human").replace("the user's", "the human's"),
+}
 
 
 def prompt(image_tokens: int, bos_id: int | None, stop_ids: tuple[int, ...]) -> PromptSpec:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge.bundle.golden import TOKENS
+from edge.errors import CheckpointError
 from edge.types import Embeddings, Segment, Tokens
 from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel
@@ -18,8 +19,8 @@ from exporters.models.encoder import Encoder
 
 @torch.inference_mode()
 def encode(encoder: Encoder, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`[1, 3, S, S]` -> `[1, N, D]`."""
-    rows: NDArray[np.float32] = encoder(torch.from_numpy(pixel_values)).numpy()
+    """`[1, 3, S, S]` -> `[1, N, D]`. Raises CheckpointError where that is not finite."""
+    rows: NDArray[np.float32] = _finite("vision encoder", encoder(torch.from_numpy(pixel_values))).numpy()
     return rows
 
 
@@ -43,12 +44,22 @@ def answer(
     count: int = TOKENS,
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Logits `[vocab]` of the prompt's last position and the first `count` greedy tokens, not stopped by an end token;
-    None in `prompt` is the picture."""
+    None in `prompt` is the picture. Raises CheckpointError where logits are not finite."""
     config = decoder.config
     cache = GrowingCache(config.heads, config.kv_heads, config.rope)
     logits = first = decoder(merged(decoder, conversation(prompt, image_embeds)), cache)[0, -1]
     tokens = []
     for _ in range(count):
-        tokens.append(int(logits.argmax()))
+        tokens.append(int(_finite("decoder", logits).argmax()))
         logits = decoder(decoder.embed_tokens(torch.tensor([[tokens[-1]]])), cache)[0, -1]
     return first.numpy().copy(), np.array(tokens, dtype=np.int32)
+
+
+def _finite(role: str, found: Tensor) -> Tensor:
+    """What nothing could be compared with is refused before it is taken for a reference."""
+    if wrong := int((~found.isfinite()).sum()):
+        raise CheckpointError(
+            f"torch computes {wrong} of {found.numel()} outputs of the {role} as NaN or infinity, of finite weights",
+            hint="its values outgrow float32: was the training stable, or the checkpoint scaled?",
+        )
+    return found

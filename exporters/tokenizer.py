@@ -1,257 +1,223 @@
-"""The tokenizer of a checkpoint, SentencePiece's or its own tokenizer.json, as the tokenizer.json of a bundle."""
+"""The tokenizer of a checkpoint's folder, SentencePiece's or its own tokenizer.json: what a bundle holds of it."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import tokenizers
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from sentencepiece import sentencepiece_model_pb2 as model_pb2
-from tokenizers import AddedToken, Regex, decoders, models, normalizers
+from tokenizers import AddedToken, normalizers
 
 from edge.errors import BundleError, CheckpointError
 from edge.tokenizer import Tokenizer
+from exporters import added_tokens
+from exporters.added_tokens import CONFIG, FLAGS, JSON
+from exporters.sentencepiece import LLAMA, PIECES, SPACE, SentencePiece, SpecialIds, class_name, first_prefix, is_legacy
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-ADDED_SCORE = -1000.0  # what converters give a token that was added beside the model
-BPE = 2
-SPACE = "▁"
-PIECES = "tokenizer.model"
-JSON = "tokenizer.json"
-CONFIG = "tokenizer_config.json"
-ADDED = "added_tokens.json"
+# How the space before each stretch of a text was saved in the years before `legacy`.
+_LEGACY = json.loads(normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]).__getstate__())
 
 
 @dataclass(frozen=True)
-class SpecialIds:
-    bos: int | None
-    eos: int | None
-    unk: int | None
+class Ends:
+    """The ids that a tokenizer puts before a text and after it."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
 
 
-class Piece(NamedTuple):
-    text: str
-    score: float
-    type: int  # SentencePiece and GGUF count them alike
-
-
-@dataclass(frozen=True)
-class SentencePiece:
-    """A SentencePiece model of a kind that is read, and the tokens that were added beside it, by id."""
-
-    proto: Any
-    added: Mapping[int, AddedToken]
-
-    @classmethod
-    def open(cls, checkpoint: Path) -> SentencePiece | None:
-        """That of a checkpoint's folder; None where it has no `tokenizer.model`. Raises CheckpointError on damage."""
-        path = checkpoint / PIECES
-        if not path.is_file():
-            return None
-        proto = model_pb2.ModelProto()  # type: ignore[attr-defined]  # protobuf makes the class when it is imported
-        try:
-            proto.ParseFromString(path.read_bytes())
-        except DecodeError as error:
-            raise CheckpointError(f"{path} is not a SentencePiece model: {error}", hint="download it again") from error
-        return cls(_readable(proto, path), _added_tokens(checkpoint))
-
-    @classmethod
-    def of(
-        cls, pieces: Sequence[Piece], special: SpecialIds, where: Path, *, prefix: bool, one_space: bool
-    ) -> SentencePiece:
-        """From the pieces as a GGUF file `where` keeps them: tokens that were added have a score of their own there,
-        and rows of the table that no piece belongs to have a text. `prefix`: a text begins with a space; `one_space`:
-        several in a row count as one."""
-        count = max((i + 1 for i, piece in enumerate(pieces) if piece.type != UNUSED), default=0)
-        own = max((i + 1 for i, piece in enumerate(pieces[:count]) if not _is_added(piece)), default=0)
-        if len({piece.text for piece in pieces[:count]}) < count:
-            raise CheckpointError(f"{where} has a piece of its vocabulary twice", hint="download it again")
-        proto = model_pb2.ModelProto()  # type: ignore[attr-defined]
-        for piece in pieces[:own]:
-            proto.pieces.add(piece=piece.text, score=piece.score, type=piece.type)
-        trainer = proto.trainer_spec
-        trainer.model_type = BPE
-        trainer.byte_fallback = any(piece.type == BYTE for piece in pieces)
-        for name in ("bos", "eos", "unk"):
-            i = getattr(special, name)
-            setattr(trainer, f"{name}_piece", pieces[i].text if i in range(len(pieces)) else "")
-        proto.normalizer_spec.add_dummy_prefix = prefix
-        proto.normalizer_spec.remove_extra_whitespaces = one_space
-        added = {
-            i: AddedToken(pieces[i].text, normalized=False, special=pieces[i].type != USER_DEFINED)
-            for i in range(own, count)
-        }
-        return cls(_readable(proto, where), added)
-
-    def pieces(self, size: int) -> list[Piece]:
-        """`size` of them: a table may have more rows than there are pieces, and llama.cpp wants a text for each."""
-        found = [Piece(piece.piece, piece.score, piece.type) for piece in self.proto.pieces]
-        found += [Piece(f"[PAD{i}]", -10000.0, UNUSED) for i in range(len(found), size)]
-        for i, token in self.added.items():
-            if i < size:
-                found[i] = Piece(token.content, ADDED_SCORE, CONTROL if token.special else USER_DEFINED)
-        return found[:size]
-
-    def special_ids(self) -> SpecialIds:
-        ids = {piece.piece: i for i, piece in enumerate(self.proto.pieces) if piece.type in (CONTROL, UNKNOWN)}
-        spec = self.proto.trainer_spec
-        return SpecialIds(*(ids.get(piece) for piece in (spec.bos_piece, spec.eos_piece, spec.unk_piece)))
-
-    def to_json(self) -> str:
-        """The text of a tokenizer.json that computes the same, special tokens left to the prompt.
-
-        Two cases differ from SentencePiece: a text that is nothing but a user-defined piece gets no dummy prefix, and
-        where a model normalises with a character map, that is the tokenizers library's reading of it (Hangul jamo
-        differ). Raises CheckpointError where the added tokens cannot have their ids.
-        """
-        tokenizer = _from_pieces(self.proto)
-        size = tokenizer.get_vocab_size()
-        for i in sorted(i for i in self.added if i >= size):
-            tokenizer.add_tokens([self.added[i]])
-            if (found := tokenizer.token_to_id(self.added[i].content)) != i:
-                raise CheckpointError(
-                    f"the added token {self.added[i].content!r} has the id {i}, but is number {found}",
-                    hint=f"number the added tokens from {size} on, without gaps",
-                )
-        return str(tokenizer.to_str())
-
-
-def convert(checkpoint: Path) -> str:
+def convert(checkpoint: Path, rows: int | None = None) -> str:
     """The text of a tokenizer.json that computes what the tokenizer of a checkpoint's folder does. `tokenizer.model`
-    comes first where a folder has both files. Raises CheckpointError when there is no tokenizer, or one of a kind that
-    is not read."""
+    comes first where a folder has both files. Added tokens from the id `rows` on, for which the embedding table has no
+    row, are left out: they are text. Raises CheckpointError when there is no tokenizer, or one of a kind that is not
+    read."""
     if pieces := SentencePiece.open(checkpoint):
-        return pieces.to_json()
-    if (checkpoint / JSON).is_file():
-        return str(_from_json(checkpoint).to_str())
-    raise CheckpointError(
-        f"{str(checkpoint)!r} has no {PIECES} and no {JSON}", hint="copy the tokenizer's files beside config.json"
-    )
+        return pieces.to_json(rows)
+    inner = _from_json(checkpoint)
+    beyond = _beyond(inner, rows)
+    return _without(inner, beyond, checkpoint) if beyond else str(inner.to_str())
 
 
 def special_ids(checkpoint: Path) -> SpecialIds:
     """The ids that begin a text, end one, and stand for the unknown; None for what the tokenizer lacks."""
-    if pieces := SentencePiece.open(checkpoint):
-        return pieces.special_ids()
-    vocab = _from_json(checkpoint).get_vocab()
-    config = _read(checkpoint / CONFIG)
-    tokens = [config.get(key) for key in ("bos_token", "eos_token", "unk_token")]
-    return SpecialIds(*(vocab.get(str(t["content"] if isinstance(t, dict) else t)) for t in tokens))
-
-
-def _is_added(piece: Piece) -> bool:
-    return piece.type == UNUSED or (piece.type in (CONTROL, USER_DEFINED) and piece.score == ADDED_SCORE)
-
-
-def _readable(proto: Any, where: Path) -> Any:
-    """The SentencePiece model, if of a kind that is read. Raises CheckpointError on any other."""
-    trainer = proto.trainer_spec
-    unread = {
-        "it holds no pieces": not proto.pieces,
-        "it is no BPE model": trainer.model_type != BPE,
-        "it marks a word at its end": trainer.treat_whitespace_as_suffix,
-        "it has unused pieces": any(piece.type == UNUSED for piece in proto.pieces),
-    }
-    for reason, applies in unread.items():
-        if applies:
-            raise CheckpointError(f"{where} is not read: {reason}", hint="put a tokenizer.json in its place")
-    return proto
-
-
-def _from_pieces(proto: Any) -> tokenizers.Tokenizer:
-    trainer = proto.trainer_spec
-    tokenizer = tokenizers.Tokenizer(
-        models.BPE(
-            vocab={piece.piece: i for i, piece in enumerate(proto.pieces)},
-            merges=_merges(proto),
-            unk_token=trainer.unk_piece,
-            fuse_unk=True,
-            byte_fallback=trainer.byte_fallback,
+    roles = added_tokens.read(checkpoint).roles
+    pieces = SentencePiece.open(checkpoint)
+    vocabulary = pieces.vocabulary() if pieces else _from_json(checkpoint).get_vocab()
+    own = pieces.special_ids() if pieces else SpecialIds(None, None, None)
+    named = (roles.get(f"{kind}_token") for kind in ("bos", "eos", "unk"))
+    return SpecialIds(
+        *(
+            vocabulary.get(token.content) if token else default
+            for token, default in zip(named, (own.bos, own.eos, own.unk), strict=True)
         )
     )
-    # A piece with a space in it is never found: SentencePiece looks for it where spaces are marked already.
-    own = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED and " " not in piece.piece]
-    tokenizer.normalizer = normalizers.Sequence(list(_normalizers(proto.normalizer_spec, own)))
-    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if proto.normalizer_spec.add_dummy_prefix:
-        steps.append(decoders.Strip(" ", 1, 0))
-    tokenizer.decoder = decoders.Sequence(steps)
-    tokenizer.add_special_tokens(
-        [AddedToken(p.piece, normalized=False, special=True) for p in proto.pieces if p.type in (CONTROL, UNKNOWN)]
+
+
+def ends(checkpoint: Path) -> Ends:
+    """What the tokenizer itself puts around a text.
+
+    A tokenizer.json says so by its post-processor, as transformers takes it: `add_bos_token` counts only without one.
+    There, LlamaTokenizer's documented defaults are true for the beginning and false for the end; they hold for a bare
+    SentencePiece model too, which is that class's. Other classes put nothing.
+    """
+    if (checkpoint / JSON).is_file():
+        return _around(_parsed(checkpoint / JSON))
+    config, ids = added_tokens.read_table(checkpoint / CONFIG), special_ids(checkpoint)
+    begins, finishes = (added_tokens.flag(config, f"add_{kind}_token") for kind in ("bos", "eos"))
+    if begins is None:
+        begins = class_name(checkpoint) in (LLAMA, None)
+    return Ends(
+        (ids.bos,) if begins and ids.bos is not None else (), (ids.eos,) if finishes and ids.eos is not None else ()
     )
-    tokenizer.add_tokens([AddedToken(piece, normalized=True, special=False) for piece in own])
-    return tokenizer
 
 
-def _merges(proto: Any) -> list[tuple[str, str]]:
-    """Every way to put a piece together from two, the best piece first. SentencePiece keeps only the pieces and
-    their scores, and joins whatever neighbours make the piece of the highest score."""
-    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL}
-    ranked = []
-    for piece, score in scores.items():
-        for cut in range(1, len(piece)):
-            left, right = piece[:cut], piece[cut:]
-            if left in scores and right in scores:
-                ranked.append((-score, -cut, left, right))
-    return [(left, right) for _, _, left, right in sorted(ranked)]
-
-
-def _normalizers(spec: Any, user_defined: list[str]) -> Iterator[Any]:
-    if spec.precompiled_charsmap:
-        yield normalizers.Precompiled(spec.precompiled_charsmap)
-    if spec.remove_extra_whitespaces:
-        yield normalizers.Replace(Regex(r"\A +"), "")
-        yield normalizers.Replace(Regex(" {2,}"), " ")
-    space = SPACE if spec.escape_whitespaces else " "
-    if spec.add_dummy_prefix:
-        # A user-defined piece is looked for in the normalised text, and is itself normalised for that: unprefixed.
-        alone = "|".join(re.escape(piece) for piece in user_defined)
-        yield normalizers.Replace(Regex(rf"\A(?!(?:{alone})\z)"), space) if alone else normalizers.Prepend(space)
-    if spec.escape_whitespaces:
-        yield normalizers.Replace(" ", SPACE)
-    if spec.remove_extra_whitespaces:
-        yield normalizers.Replace(Regex(rf"{space}+\z"), "")
-
-
-def _added_tokens(checkpoint: Path) -> dict[int, AddedToken]:
-    """The tokens beside the tokenizer's own, by id."""
-    listed, plain = _read(checkpoint / CONFIG).get("added_tokens_decoder", {}), _read(checkpoint / ADDED)
-    try:
-        tokens = {int(i): AddedToken(content, normalized=False, special=True) for content, i in plain.items()}
-        return tokens | {int(i): AddedToken(**_flags(entry)) for i, entry in listed.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+def bos_id(checkpoint: Path, rows: int) -> int | None:
+    """What is put once, at the very start. Raises CheckpointError on what a prompt cannot begin with."""
+    before = ends(checkpoint).before
+    if len(before) > 1:
         raise CheckpointError(
-            f"the added tokens of {str(checkpoint)!r} are not understood: {error}",
-            hint=f"mend {CONFIG} and {ADDED}, or download them again",
-        ) from error
+            f"the tokenizer begins a text with {len(before)} tokens, {list(before)}; one is supported",
+            hint=f"has the post-processor of {JSON} been doubled?",
+        )
+    if before and before[0] >= rows:
+        raise CheckpointError(
+            f"the tokenizer begins a text with the token {before[0]}, and the embedding table has {rows} rows",
+            hint=f"is it this model's tokenizer? Compare bos_token in {CONFIG}",
+        )
+    return before[0] if before else None
 
 
-def _flags(entry: dict[str, Any]) -> dict[str, Any]:
-    return {k: entry[k] for k in ("content", "single_word", "lstrip", "rstrip", "normalized", "special") if k in entry}
+def notes(checkpoint: Path, rows: int) -> tuple[str, ...]:
+    """What a bundle leaves out of the tokenizer, or does otherwise than a file says, one sentence each. Raises
+    CheckpointError where the embedding table has no row for a token that cannot be left out."""
+    pieces = SentencePiece.open(checkpoint)
+    beyond = pieces.beyond(rows) if pieces else _beyond(_from_json(checkpoint), rows)
+    found = []
+    if beyond:
+        found.append(
+            f"the embedding table has {rows} rows, and none for {', '.join(map(repr, beyond))}: "
+            "the bundle's tokenizer spells that out as text"
+        )
+    around, config = ends(checkpoint), added_tokens.read_table(checkpoint / CONFIG)
+    for key, ids in (("add_bos_token", around.before), ("add_eos_token", around.after)):
+        told = added_tokens.flag(config, key)
+        if told is not None and told != bool(ids) and (checkpoint / JSON).is_file():
+            does = f"puts the token {ids[0]}" if ids else "puts none"
+            found.append(f"{key} is {str(told).lower()} in {CONFIG}, but {JSON} {does}, and is followed")
+    if around.after:
+        found.append(f"the tokenizer ends a text with the token {around.after[0]}: a prompt leaves it out")
+    return tuple(found)
+
+
+def _around(inner: tokenizers.Tokenizer) -> Ends:
+    inner.no_truncation()
+    inner.no_padding()
+    made = inner.encode("a")
+    own = [place for place, sequence in enumerate(made.sequence_ids) if sequence is not None]
+    if not own:
+        raise CheckpointError(f"{JSON} makes nothing of the text 'a'", hint="is it this model's tokenizer?")
+    return Ends(tuple(made.ids[: own[0]]), tuple(made.ids[own[-1] + 1 :]))
 
 
 def _from_json(checkpoint: Path) -> tokenizers.Tokenizer:
+    """With what the other files add to it."""
+    inner = _prefixed(_open(checkpoint), checkpoint)
+    known = inner.get_added_tokens_decoder()
+    for i, token in sorted(added_tokens.read(checkpoint).placed(inner.get_vocab()).items()):
+        present = inner.id_to_token(i)
+        if present is not None and present != token.content:
+            raise CheckpointError(
+                f"the id {i} is {present!r} in {JSON}, and {token.content!r} elsewhere",
+                hint=f"mend {CONFIG} or {added_tokens.ADDED}, or download them again",
+            )
+        if i in known and _flags(known[i]) == _flags(token):
+            continue
+        inner.add_tokens([token])
+        if (found := inner.token_to_id(token.content)) != i:
+            raise CheckpointError(
+                f"the added token {token.content!r} has the id {i}, but is number {found}",
+                hint=f"number the added tokens from {inner.get_vocab_size() - 1} on, without gaps",
+            )
+    return inner
+
+
+def _prefixed(inner: tokenizers.Tokenizer, checkpoint: Path) -> tokenizers.Tokenizer:
+    """With the space before a text where the class that a folder names puts it: LlamaTokenizer goes by `legacy`, not by
+    what the file was saved with."""
+    if class_name(checkpoint) != LLAMA:
+        return inner
+    data: dict[str, Any] = json.loads(inner.to_str())
+    before = data["pre_tokenizer"]
+    if not is_legacy(checkpoint):
+        if before is None and data["normalizer"] == _LEGACY:
+            inner.normalizer = normalizers.Replace(" ", SPACE)
+            inner.pre_tokenizer = first_prefix()
+        return inner
+    steps = (before or {}).get("pretokenizers", [before])
+    if steps[0] is None or steps[0].get("prepend_scheme") != "first":
+        return inner
+    steps[0]["prepend_scheme"] = "always"
+    return tokenizers.Tokenizer.from_str(json.dumps(data))
+
+
+def _flags(token: AddedToken) -> tuple[bool, ...]:
+    return tuple(getattr(token, flag) for flag in FLAGS)
+
+
+def _open(checkpoint: Path) -> tokenizers.Tokenizer:
     """As it is: read once by the reader that will open it, which refuses what it could not decode."""
     path = checkpoint / JSON
+    if not path.is_file():
+        raise CheckpointError(
+            f"{str(checkpoint)!r} has no {PIECES} and no {JSON}", hint="copy the tokenizer's files beside config.json"
+        )
     try:
         Tokenizer.open(path)
     except BundleError as error:
         raise CheckpointError(error.message, hint=f"put a {PIECES} or another {JSON} in its place") from error
-    return tokenizers.Tokenizer.from_file(str(path))
+    return _parsed(path)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _parsed(path: Path) -> tokenizers.Tokenizer:
     try:
-        data = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}", hint="download it again") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds no table", hint="download it again")
-    return data
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exceptions
+        raise CheckpointError(f"{path} is not a {JSON}: {error}", hint="download it again") from error
+
+
+def _beyond(inner: tokenizers.Tokenizer, rows: int | None) -> list[str]:
+    """Added tokens with ids from `rows` on. Raises CheckpointError on other tokens with such an id."""
+    if rows is None:
+        return []
+    beyond = {text: i for text, i in inner.get_vocab().items() if i >= rows}
+    added = {token.content for token in inner.get_added_tokens_decoder().values()}
+    if own := [text for text in beyond if text not in added]:
+        last = max(own, key=lambda text: beyond[text])
+        raise CheckpointError(
+            f"{JSON} has the token {last!r} with the id {beyond[last]}, and the embedding table has {rows} rows",
+            hint="copy the tokenizer's files that belong to this model beside config.json",
+        )
+    return sorted(beyond, key=lambda text: beyond[text])
+
+
+def _without(inner: tokenizers.Tokenizer, texts: list[str], checkpoint: Path) -> str:
+    """The tokenizer.json without added tokens. The library has no call for that."""
+    data: dict[str, Any] = json.loads(inner.to_str())
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] not in texts]
+    vocabulary = data["model"]["vocab"]
+    if isinstance(vocabulary, Mapping):
+        data["model"]["vocab"] = {text: i for text, i in vocabulary.items() if text not in texts}
+    else:  # Unigram's, in the order of the ids: what is left out is its end
+        data["model"]["vocab"] = [entry for entry in vocabulary if entry[0] not in texts]
+    text = json.dumps(data, ensure_ascii=False)
+    try:
+        tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exceptions
+        raise CheckpointError(
+            f"{checkpoint / JSON} needs the tokens {texts}, for which the embedding table has no rows: {error}",
+            hint="copy the tokenizer's files that belong to this model beside config.json",
+        ) from error
+    return text

@@ -1,7 +1,9 @@
-"""Where a checkpoint's vision tower lies, and how large it is."""
+"""Where a checkpoint's vision tower lies: its weights, and the configs that describe it."""
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,16 +13,14 @@ from typing import Any
 
 from edge import plugins
 from edge.errors import CheckpointError
-from exporters import hub
-from exporters.checkpoint import check_numbers, read_json
+from exporters import adapters, hub, tower_config
 from exporters.models.component import Component
 from exporters.models.vision.clip import TowerConfig
+from exporters.preprocessor import FILES
 from exporters.weights import Weights
 
 TOWERS = "exporters.models.vision"
-# The towers that OpenAI published: 64 wide heads, quick-GELU. Of others nothing is known without their config.
-PUBLISHED = re.compile(r"clip-vit-(base|large)-patch\d+")
-SIZES = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,31 +29,37 @@ class Found:
     config: TowerConfig
     weights: Weights  # the checkpoint's, and the tower's where they lie elsewhere
     ignored: str  # a pattern of names under the tower that are never computed
-    folder: Path | None  # where it lies, if not in the checkpoint
+    folder: Path | None  # where what describes it lies, if not in the checkpoint
+    described: tuple[Path, ...]  # the files of that folder that were read, where its weights were not
+    left_out: Mapping[str, int]  # sizes that its config does not tell, and their defaults
 
 
 def find(folder: Path, config: Mapping[str, Any], weights: Weights, given: Path | None) -> Found:
-    """The tower in the folder `given`, in the checkpoint, or where `mm_vision_tower` leads, in this order."""
+    """The tower in the folder `given`, in the checkpoint, or where `mm_vision_tower` leads, in this order. Weights and
+    configs are looked for apart: upstream's code reads the config where the name leads, wherever the weights lie."""
     name = config.get("mm_vision_tower")
     if not isinstance(name, str) or not name:
         raise CheckpointError(f"config.json names no vision tower: mm_vision_tower is {name!r}", hint="is it a VLM?")
     module = _module(config, name)
     inside = _prefix(weights)
-    where = given if given or inside is not None else _search(folder, name)
-    prefix = inside or ""
-    ignored = ""
-    if where is not None:
+    prefix, ignored = inside or "", ""
+    where: Path | None
+    read: tuple[Path, ...] = ()
+    if inside is None or (given and (adapters.weight_files(given) or not _describes(given))):
+        where = given or _search(folder, name, config)
         other = Weights.open(where)
         if (outside := _prefix(other)) is None:
             raise CheckpointError(f"{str(where)!r} holds no vision tower", hint="--vision-tower DIR of a CLIP model")
         ignored = re.escape(inside) + ".*|" if inside else ""  # what lies in the checkpoint is replaced
         prefix, weights = outside, weights.merged(other.within(outside))
-    sizes = _sizes(config, where, name, weights, prefix)
-    tower = _config(module, sizes, config)
+    elif where := given or _description(folder, name, config):
+        adapters.refuse(where)
+        read = _describes(where)
+    tower, left_out = tower_config.read(module, config, where, given is not None, weights, prefix)
     component = Component("vision", partial(module.Tower, tower), module.keys(tower, prefix))
     unused = "|".join(str(index) for index in range(tower.run_layers, tower.layers)) or "-"
     tail = rf"post_layernorm\..*|embeddings\.position_ids|encoder\.layers\.(?:{unused})\..*"
-    return Found(component, tower, weights, f"{ignored}{re.escape(prefix)}(?:{tail})", where)
+    return Found(component, tower, weights, f"{ignored}{re.escape(prefix)}(?:{tail})", where, read, left_out)
 
 
 def _module(config: Mapping[str, Any], name: str) -> Any:
@@ -71,11 +77,23 @@ def _prefix(weights: Weights) -> str | None:
     return next((match[1] for match in found if match), None)
 
 
-def _search(folder: Path, name: str) -> Path:
+def _places(folder: Path, name: str) -> list[Path]:
+    """Where a tower may lie by its name: in the checkpoint, beside it, and where the name itself leads."""
     last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
-    places = [folder / last, folder.resolve().parent / last, Path(name)]
+    beside = [folder / last, folder.resolve().parent / last] if last not in ("", ".", "..") else []
+    return [*beside, Path(name)]
+
+
+def _search(folder: Path, name: str, config: Mapping[str, Any]) -> Path:
+    """The folder with the weights of a tower that is not in the checkpoint."""
+    if config.get("unfreeze_mm_vision_tower"):
+        raise CheckpointError(
+            "unfreeze_mm_vision_tower is true: the vision tower was tuned, and the checkpoint does not hold it",
+            hint="--vision-tower DIR with the tuned one",
+        )
+    places = _places(folder, name)
     for place in places:
-        if place.is_dir():
+        if os.path.isdir(place):  # unlike Path's, it takes any name: too long, or with a NUL
             return place
     looked = "not in the checkpoint, nor in " + ", ".join(repr(str(place)) for place in places)
     if hub.is_name(name):
@@ -86,64 +104,28 @@ def _search(folder: Path, name: str) -> Path:
     raise CheckpointError(f"no weights of the vision tower {name!r}: {looked}", hint="--vision-tower DIR")
 
 
-def _sizes(
-    config: Mapping[str, Any], folder: Path | None, name: str, weights: Weights, prefix: str
-) -> Mapping[str, Any]:
-    """In transformers' names: as a config says, else as the weights' shapes tell."""
-    described = config.get("vision_config")
-    if described is None and folder is not None and (folder / "config.json").is_file():
-        beside = read_json(folder / "config.json")
-        described = beside.get("vision_config", beside)
-    if described is None and not PUBLISHED.search(name):
-        raise CheckpointError(
-            f"nothing tells the heads and the activation of the vision tower {name!r}",
-            hint="--vision-tower DIR with the tower's config.json, or a vision_config in the checkpoint's",
-        )
-    described = described or {}
-    if not isinstance(described, Mapping):
-        raise CheckpointError(f"vision_config is {described!r}", hint="it must be a JSON object")
-    return described if all(size in described for size in SIZES) else _inferred(weights, prefix) | dict(described)
+def _description(folder: Path, name: str, config: Mapping[str, Any]) -> Path | None:
+    """The folder with the configs of a tower whose weights are in the checkpoint. The hub is asked only where nothing
+    else tells what the weights cannot."""
+    places = _places(folder, name)
+    for place in filter(_describes, places):
+        if not place.samefile(folder):
+            return place
+    if config.get("vision_config") is not None or tower_config.PUBLISHED.search(name):
+        return None
+    looked = "neither the checkpoint nor " + ", ".join(repr(str(place)) for place in places)
+    if hub.is_name(name):
+        log.warning("config.json names the vision tower %r: asking the hub for its config", name)
+        try:
+            return hub.fetch_configs(name)
+        except CheckpointError as error:
+            looked += f"; {error.message}"
+    raise CheckpointError(
+        f"nothing tells the heads and the activation of the vision tower {name!r}: {looked}",
+        hint="--vision-tower DIR with the tower's config.json, or a vision_config in the checkpoint's",
+    )
 
 
-def _inferred(weights: Weights, prefix: str) -> dict[str, int]:
-    def shape(name: str, rank: int) -> tuple[int, ...]:
-        if prefix + name not in weights:
-            raise CheckpointError(f"missing: {prefix + name}", hint="is the vision tower complete?")
-        if len(found := weights.shape(prefix + name)) != rank:
-            raise CheckpointError(f"wrong shape: {prefix + name} {list(found)}", hint="is it a CLIP vision tower?")
-        return found
-
-    hidden, _, patch, _ = shape("embeddings.patch_embedding.weight", 4)
-    positions, _ = shape("embeddings.position_embedding.weight", 2)
-    ffn, _ = shape("encoder.layers.0.mlp.fc1.weight", 2)
-    layer = re.compile(re.escape(prefix) + r"encoder\.layers\.(\d+)\..*")
-    return {
-        "image_size": round((positions - 1) ** 0.5) * patch,
-        "patch_size": patch,
-        "hidden_size": hidden,
-        "num_hidden_layers": 1 + max(int(match[1]) for name in weights if (match := layer.fullmatch(name))),
-        "num_attention_heads": max(1, hidden // 64),
-        "intermediate_size": ffn,
-    }
-
-
-def _config(module: Any, sizes: Mapping[str, Any], config: Mapping[str, Any]) -> TowerConfig:
-    layer, feature = config.get("mm_vision_select_layer", -2), config.get("mm_vision_select_feature", "patch")
-    if feature not in ("patch", "cls_patch"):
-        raise CheckpointError(f"mm_vision_select_feature is {feature!r}", hint="one of: patch, cls_patch")
-    try:
-        tower: TowerConfig = module.from_config(sizes, select_layer=layer, select_feature=feature)
-        check_numbers(tower, signed=("select_layer",))
-        fits = 0 <= tower.run_layers <= tower.layers
-        whole = tower.hidden % tower.heads == 0 and tower.grid > 0
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise CheckpointError(f"the vision tower's config is damaged: {error!r}", hint="download it again") from error
-    if not fits:
-        raise CheckpointError(
-            f"mm_vision_select_layer is {layer}, of {tower.layers} layers", hint="is it the right vision tower?"
-        )
-    if not whole or tower.activation not in module.ACTIVATIONS:
-        raise CheckpointError(
-            f"the vision tower cannot be built: {tower}", hint="activations: " + ", ".join(module.ACTIVATIONS)
-        )
-    return tower
+def _describes(folder: Path) -> tuple[Path, ...]:
+    """The files of a folder that describe a tower."""
+    return tuple(filter(os.path.isfile, (folder / name for name in ("config.json", *FILES))))

@@ -8,15 +8,16 @@ from pathlib import Path
 
 from edge import image
 from edge.bundle.golden import Golden, Outputs
-from edge.bundle.manifest import Bundle
+from edge.bundle.manifest import Bundle, Manifest
 from edge.errors import ParityError, UsageError
 from edge.inference.session import load
 from edge.verify import Report, Row, compare, distance
-from exporters import reference
+from exporters import prompts, reference
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.pipeline import Ids, components, cut, own_tokenizer
+from exporters.published import PROMPTS
 
 _SAME = {"max_abs": 1e-3, "cosine": 0.999999}  # torch against torch, maybe of another version
 
@@ -37,7 +38,8 @@ def verify_against(
             f"sha256 {source.sha256[:12]}…, expected {manifest.source['sha256'][:12]}…",
             hint="give the checkpoint that was exported, or export this one",
         )
-    if source.spec != manifest.spec:
+    source = _prompted(source, manifest)
+    if not manifest.spec.tells_of(source.spec):
         raise UsageError(
             "this edge-vlm reads the checkpoint in another way than the one that exported it did",
             hint="export the bundle again",
@@ -54,6 +56,14 @@ def verify_against(
     with load(bundle.path, threads=threads, isa=isa, evaluators=True) as session:
         found = compare(session, replace(golden, fp32=anew))
         return replace(found, rows=(*rows, *found.rows))
+
+
+def _prompted(source: Checkpoint, manifest: Manifest) -> Checkpoint:
+    """With the prompt that the export settled on. One that came from a file is only in the bundle."""
+    given = manifest.source.get("prompt")
+    if given == prompts.FILE:
+        return replace(source, spec=replace(source.spec, prompt=manifest.spec.prompt))
+    return prompts.settle(source, given if given in PROMPTS else None)[0]
 
 
 def _outputs(source: Checkpoint, golden: Golden, prompt: Sequence[Sequence[int] | None]) -> Outputs:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from edge.bundle.manifest import sha256
 from edge.errors import CheckpointError
+from exporters import adapters
 
 # In order of preference: safetensors cannot carry code, and one file needs no index.
 LAYOUTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -54,12 +55,12 @@ class Weights(Mapping[str, Tensor]):
 
     @classmethod
     def open(cls, folder: Path) -> Weights:
-        """Raises CheckpointError where the folder holds no weights, or damaged, incomplete or unsafe ones."""
+        """Raises CheckpointError where the folder holds no weights, an adapter, or damaged or unsafe weights."""
+        adapters.refuse(folder)
         for layout in LAYOUTS:
             if (path := folder / layout).is_file():
                 return cls._sharded(path) if path.suffix == ".json" else cls(_read(path), (path,))
-        what = "has no weights" if folder.is_dir() else "is not a folder"
-        raise CheckpointError(f"{str(folder)!r} {what}", hint=f"it must hold one of: {', '.join(LAYOUTS)}")
+        raise adapters.nothing(folder, LAYOUTS)
 
     @classmethod
     def _sharded(cls, index: Path) -> Weights:

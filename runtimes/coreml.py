@@ -1,4 +1,4 @@
-"""Opens `coreml` parts with Core ML, through coremltools, on macOS 15 and newer."""
+"""Engine for `coreml` parts: Core ML through coremltools, on macOS 15 and newer."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ import coremltools as ct
 import numpy as np
 
 from edge.decoders.embedding_table import EmbeddingTable
-from edge.decoders.function_graph import PartGraph
+from edge.decoders.function_graph import FunctionGraph
 from edge.decoders.stateful import DECODE, PREFILL, StatefulDecoder
-from edge.errors import EngineError
+from edge.errors import EngineError, first_line
 from edge.placement import Placed, Processor
-from edge.types import Array, ComputeUnits, Decoder, Graph, OpenOptions, PartFiles
+from edge.types import Array, ComputeUnits, Decoder, EngineFacts, Graph, OpenOptions, PartFiles
 
-FORMATS = ("coreml",)
-PACKAGE = "coremltools"
-ITEM = 2  # bytes of a key's or value's number in its states
-SYSTEMS = ("darwin",)
-ELSEWHERE = "Core ML runs on macOS 15 and iOS 18 only; edge verify proves the bundle on any machine"
+ENGINE: EngineFacts = {
+    "formats": ("coreml",),
+    "package": "coremltools",
+    "systems": ("darwin",),
+    "elsewhere": "Core ML runs on macOS 15 and iOS 18 only; edge verify proves the bundle on any machine",
+    "cache_item": 2,  # its states are fp16
+}
 
 _LEAST = 15  # of macOS: the first that keeps states
 _UNITS: dict[ComputeUnits, str] = {"all": "ALL", "cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE"}
@@ -43,17 +45,16 @@ def open(part: PartFiles, options: OpenOptions) -> Graph | Decoder:
     release = platform.mac_ver()[0]
     if sys.platform != "darwin" or int(release.partition(".")[0] or 0) < _LEAST:
         raise EngineError(
-            f"{ELSEWHERE}: this is {f'macOS {release}' if release else platform.system()}",
+            f"{ENGINE['elsewhere']}: this is {f'macOS {release}' if release else platform.system()}",
             hint=f"edge verify {part.files[0].parents[1]}",
         )
     package = part.files[0].parent  # the first file is the package's list
     if part.decoder is None:
         model = _load(package, options, None)  # its default function
-        return PartGraph(part, lambda feeds: _predict(model, feeds, None))
+        return FunctionGraph(part, lambda feeds: _predict(model, feeds, None))
     models = {name: _load(package, options, name) for name in (PREFILL, DECODE)}
     table = EmbeddingTable.open(part.files, part.decoder.vocab, part.decoder.hidden)
-    context = min(options.context or part.decoder.context, part.decoder.context)
-    return StatefulDecoder(CoreMLDecoder(models), table, context)
+    return StatefulDecoder(CoreMLDecoder(models), table, options.context)
 
 
 def placement(part: PartFiles) -> Iterator[Placed]:
@@ -74,7 +75,7 @@ def placement(part: PartFiles) -> Iterator[Placed]:
                         yield Placed(name, op.operator_name, output, chosen, why)
     except Exception as error:  # its errors share no base class
         raise EngineError(
-            f"Core ML cannot plan {package.name}: {_first_line(error)}", hint=f"edge verify {package.parent}"
+            f"Core ML cannot plan {package.name}: {first_line(error)}", hint=f"edge verify {package.parent}"
         ) from error
 
 
@@ -99,7 +100,7 @@ def _load(package: Path, options: OpenOptions, function: str | None) -> Any:
         return ct.models.MLModel(str(package), compute_units=units, function_name=function)
     except Exception as error:  # its errors share no base class
         raise EngineError(
-            f"Core ML cannot open {package.name}: {_first_line(error)}", hint=f"edge verify {package.parent}"
+            f"Core ML cannot open {package.name}: {first_line(error)}", hint=f"edge verify {package.parent}"
         ) from error
 
 
@@ -107,9 +108,5 @@ def _predict(model: Any, feeds: Mapping[str, Array], state: Any) -> dict[str, Ar
     try:
         found = model.predict(dict(feeds), state=state)
     except Exception as error:  # its errors share no base class
-        raise EngineError(f"Core ML failed: {_first_line(error)}") from error
+        raise EngineError(f"Core ML failed: {first_line(error)}") from error
     return {name: np.asarray(array) for name, array in found.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Opens `executorch` parts with ExecuTorch's Python bindings: XNNPACK on the processor. The bindings need torch."""
+"""Engine for `executorch` parts: ExecuTorch's Python bindings, XNNPACK on the CPU. The bindings need torch."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from executorch.extension.pybindings import _portable_lib as bindings
 
 from edge.decoders import methods
 from edge.decoders.methods import MethodDecoder, MethodGraph
-from edge.devices import host
-from edge.errors import EngineError
+from edge.errors import EngineError, first_line
 from edge.formats.executorch import Program
-from edge.formats.native_stderr import Listening
-from edge.types import Array, OpenOptions, PartFiles
+from edge.formats.native_stderr import CapturedStderr
+from edge.types import Array, EngineFacts, OpenOptions, PartFiles
 
-FORMATS = ("executorch",)
-PACKAGE = "executorch"
-RESIDENT = {"": 1.2}
-REACHES = {"prefill": 0.35, "decode": 0.85}
+ENGINE: EngineFacts = {
+    "formats": ("executorch",),
+    "package": "executorch",
+    "resident": {"": 1.2},
+    "reaches": {"prefill": 0.35, "decode": 0.85},
+}
+PACKAGE = ENGINE["package"]
 
 _KERNELS = ("kernels/quantized/*quantized_ops_aot_lib.*", "extension/llm/custom_ops/*custom_ops_aot_lib.*")
-_THEIRS = re.compile(rb"\[\w+\.(?:cpp|h|cc):\d+\] ")
+_LIBRARY_LINES = re.compile(rb"\[\w+\.(?:cpp|h|cc):\d+\] ")
 _IDLE = re.compile(r"\[(?:cpuinfo_utils|threadpool)\.cpp:")  # they say it always, and mean nothing by it
 
 
@@ -48,11 +50,11 @@ class _Methods:
 
     def __init__(self, program: Program, names: Sequence[str], options: OpenOptions) -> None:
         self._file = program
-        self._heard = Listening(_THEIRS, options.debug)
-        with _ONE_AT_A_TIME, self._heard:
+        self._stderr = CapturedStderr(_LIBRARY_LINES, options.debug)
+        with _ONE_AT_A_TIME, self._stderr:
             _load_kernels()
             _require_parts(program, names)
-            _use(options.threads or host.inspect().cores)
+            _use(options.threads)
             try:
                 check = bindings.Verification.InternalConsistency
                 self._program = bindings._load_program(str(program.path), program_verification=check)
@@ -73,8 +75,8 @@ class _Methods:
         return found
 
     def _refused(self, what: str, error: Exception) -> EngineError:
-        said = [line for line in self._heard.heard() if _THEIRS.match(line.encode()) and not _IDLE.match(line)]
-        why = said[0].partition("] ")[2] if said else str(error).strip().partition("\n")[0] or type(error).__name__
+        said = [line for line in self._stderr.lines() if _LIBRARY_LINES.match(line.encode()) and not _IDLE.match(line)]
+        why = said[0].partition("] ")[2] if said else first_line(error)
         return methods.refused(what, self._file, why)
 
 

@@ -1,4 +1,4 @@
-"""Opens `executorch` parts with ExecuTorch's C++ libraries, without torch: XNNPACK on the processor.
+"""Engine for `executorch` parts without torch: ExecuTorch's C++ libraries, XNNPACK on the CPU.
 
 `edge-vlm-executorch` brings them; it is made of `native/executorch/`.
 """
@@ -13,22 +13,25 @@ from edge_executorch import Failure
 
 from edge.decoders import methods
 from edge.decoders.methods import MethodDecoder, MethodGraph
-from edge.devices import host
 from edge.errors import EngineError
 from edge.formats.executorch import Program
-from edge.types import Array, OpenOptions, PartFiles
+from edge.types import Array, EngineFacts, OpenOptions, PartFiles
 
-FORMATS = ("executorch",)
-PACKAGE = "edge-vlm-executorch"
-INSTALL = "make wheel-executorch (for ARM: make wheel-executorch-arm), and pip install --force-reinstall what it names"
-RESIDENT = {"": 0.95}
-REACHES = {"prefill": 0.43, "decode": 0.85}
+ENGINE: EngineFacts = {
+    "formats": ("executorch",),
+    "package": "edge-vlm-executorch",
+    "install": "make wheel-executorch (for ARM: make wheel-executorch-arm), and pip install --force-reinstall what it "
+    "names",
+    "systems": ("linux",),
+    "elsewhere": "its libraries are built for Linux; the engine executorch runs here",
+    "resident": {"": 0.95},
+    "reaches": {"prefill": 0.43, "decode": 0.85},
+}
+PACKAGE, INSTALL = ENGINE["package"], ENGINE["install"]
 _BUILT = f"it wants glibc 2.32 or newer; {INSTALL}"
 _SMALLER = (
     "edge fit says what it takes; edge run --max-memory, or edge export … --context N with a smaller N, takes less"
 )
-SYSTEMS = ("linux",)
-ELSEWHERE = "its libraries are built for Linux; the engine executorch runs here"
 
 
 def version() -> str:
@@ -47,8 +50,7 @@ class _Methods:
         try:
             operators, backends = edge_executorch.operators(), edge_executorch.backends()
             methods.require_registered(program, names, operators, backends, f"{PACKAGE} {version()}", INSTALL)
-            threads = options.threads or host.inspect().cores
-            self._program = edge_executorch.Program(program.path, names, threads)
+            self._program = edge_executorch.Program(program.path, names, options.threads)
         except OSError as error:
             raise methods.refused("cannot open", program, f"its library does not load: {error}", _BUILT) from error
         except (Failure, MemoryError) as error:

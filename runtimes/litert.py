@@ -1,4 +1,4 @@
-"""Opens `tflite` parts with LiteRT (ai-edge-litert): XNNPACK on the processor, through the library's C API.
+"""Engine for `tflite` parts: LiteRT (ai-edge-litert) through its C API, XNNPACK on the CPU.
 
 The package's Python classes keep each signature's tensors apart and copy them at every call; the C API takes the
 caller's own memory, and so one cache serves all signatures in place.
@@ -23,18 +23,20 @@ from typing import Any
 import numpy as np
 
 from edge.decoders import signatures
-from edge.decoders.signatures import PAST, Arrays, Call, FixedGraph, StepDecoder
-from edge.devices import host
+from edge.decoders.signatures import PAST, Arrays, Call, SignatureDecoder, SignatureGraph
 from edge.errors import EngineError
 from edge.formats import xnnpack_cache
-from edge.formats.native_stderr import Listening
+from edge.formats.native_stderr import CapturedStderr
 from edge.formats.tflite import TFLite
-from edge.types import Array, OpenOptions, PartFiles, TensorSpec
+from edge.types import Array, EngineFacts, OpenOptions, PartFiles, TensorSpec
 
-FORMATS = ("tflite",)
-PACKAGE = "ai-edge-litert"
-REACHES = {"prefill": 0.4, "decode": 0.57}
-COPIES = 2  # of keys and values: as they move to a longer memory, the old one and what a long call gives
+ENGINE: EngineFacts = {
+    "formats": ("tflite",),
+    "package": "ai-edge-litert",
+    "reaches": {"prefill": 0.4, "decode": 0.57},
+    "cache_copies": 2,  # as it moves to a longer memory: the old one, and what a long call gives
+}
+PACKAGE = ENGINE["package"]
 
 VERSIONS = ((2, 3), (2, 4))  # of the library whose C API is used here: from, and before
 CPU_OPTIONS = "kernel_mode = 0\n"  # XNNPACK
@@ -53,7 +55,7 @@ def version() -> str:
     return metadata.version(PACKAGE)
 
 
-def open(part: PartFiles, options: OpenOptions) -> FixedGraph | StepDecoder:
+def open(part: PartFiles, options: OpenOptions) -> SignatureGraph | SignatureDecoder:
     """The part's first file. Raises BundleError on a file that is not sound or not what the manifest describes, and
     EngineError when the library refuses it."""
     return signatures.opened(part, options, lambda file: LiteRtProgram(file, options))
@@ -121,10 +123,10 @@ class _Model:
         self._library = _load()
         self._file, self._options = file, options
         self._numbers = {name: number for number, name in enumerate(file.signatures)}
-        self._heard = Listening(_THEIRS, options.debug)
+        self._stderr = CapturedStderr(_LIBRARY_LINES, options.debug)
         self._compiled: dict[str, _Compiled] = {}
         self._last = ""
-        with self._heard:
+        with self._stderr:
             self._environment = self._start()
             path = os.fsencode(file.path)
             self._model = self._make("LiteRtCreateModelFromFile", "LiteRtDestroyModel", self._environment.pointer, path)
@@ -146,7 +148,7 @@ class _Model:
     def compile(self, name: str) -> _Compiled:
         """Raises EngineError."""
         if name not in self._compiled:
-            with self._heard, xnnpack_cache.weights(self._file.path, f"{PACKAGE}-{version()}") as cache:
+            with self._stderr, xnnpack_cache.weights(self._file.path, f"{PACKAGE}-{version()}") as cache:
                 before = _mapped(cache)
                 handle = self._compile(name, cache)
                 self._compiled[name] = _Compiled(handle, _mapped(cache) - before)
@@ -172,8 +174,7 @@ class _Model:
         return self._make("LiteRtCreateEnvironment", "LiteRtDestroyEnvironment", ctypes.c_int(2), chosen)
 
     def _compile(self, name: str, cache: Path | None) -> _Handle:
-        threads = self._options.threads or host.inspect().cores
-        settings = f"{CPU_OPTIONS}num_threads = {threads}\n" + (
+        settings = f"{CPU_OPTIONS}num_threads = {self._options.threads}\n" + (
             f'weight_cache_file_path = "{cache}"\n' if cache else ""
         )
         texts = {
@@ -210,7 +211,7 @@ class _Model:
 
     def _check(self, function: str, *arguments: Any) -> None:
         if status := getattr(self._library, function)(*arguments):
-            raise EngineError(f"LiteRT refused: {function} gave status {status}{_complaint(self._heard)}")
+            raise EngineError(f"LiteRT refused: {function} gave status {status}{_complaint(self._stderr)}")
 
 
 @dataclass(frozen=True)
@@ -288,8 +289,8 @@ class LiteRtProgram:
         return _Bound(call, arrays, (inputs, outputs), [*handles.values()])
 
 
-def _complaint(heard: Listening) -> str:
-    errors = [line for line in heard.heard() if line.startswith("ERROR")]
+def _complaint(stderr: CapturedStderr) -> str:
+    errors = [line for line in stderr.lines() if line.startswith("ERROR")]
     return f": {errors[0].removeprefix('ERROR:').strip()}" if errors else ""
 
 
@@ -313,5 +314,5 @@ def _load() -> Any:
     return ctypes.CDLL(str(paths[0]))
 
 
-_THEIRS = re.compile(rb"(VERBOSE|DEBUG|INFO|WARNING|ERROR|FATAL): |[IWEF]\d{4} ")  # how its lines begin
+_LIBRARY_LINES = re.compile(rb"(VERBOSE|DEBUG|INFO|WARNING|ERROR|FATAL): |[IWEF]\d{4} ")  # how its lines begin
 _KEEP = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)  # the text belongs to who made it

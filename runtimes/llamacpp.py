@@ -1,4 +1,4 @@
-"""Opens `gguf` decoders with llama.cpp, through the low-level binding of llama-cpp-python."""
+"""Engine for `gguf` decoders: llama.cpp through the low-level binding of llama-cpp-python."""
 
 from __future__ import annotations
 
@@ -18,26 +18,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.decoders.kv_graph import position_after, require_held
+from edge.decoders.base import BaseDecoder, require_ids
 from edge.devices import host
 from edge.errors import EngineError
 from edge.formats import gguf
 from edge.formats.gguf import GGUF
 from edge.formats.gguf_decoder import check_decoder
 from edge.spec import DecoderSpec
-from edge.types import Array, OpenOptions, PartFiles, Segment, Tokens
+from edge.types import Array, EngineFacts, OpenOptions, PartFiles, Segment, Tokens
 
-FORMATS = ("gguf",)
-PACKAGE = "llama-cpp-python"
+ENGINE: EngineFacts = {
+    "formats": ("gguf",),
+    "package": "llama-cpp-python",
+    "build": "CMAKE_ARGS=-DGGML_NATIVE=ON pip install --force-reinstall --no-cache-dir --no-binary :all: "
+    "llama-cpp-python",
+    "resident": {"": 1.02},
+    "caches": ("f16", "q8_0"),
+    "cache_copies": 2,  # as it moves to a longer memory: old, copy and new are twice the new one in all
+    "gpus": ("jetson",),
+    "narrows": True,
+    "kernels": "the library's own report",
+}
+PACKAGE, BUILD = ENGINE["package"], ENGINE["build"]
 BUILD_ALL = "make wheel-arm builds one for ARM with several sets; leave --isa away otherwise"
-BUILD = "CMAKE_ARGS=-DGGML_NATIVE=ON pip install --force-reinstall --no-cache-dir --no-binary :all: llama-cpp-python"
-
-RESIDENT = {"": 1.02}  # bytes in memory for one in the file, by scheme; "": all others
-CACHES = ("f16", "q8_0")  # how it can keep keys and values
-COPIES = 2  # as they move to a longer memory: old, copy and new are twice the new one in all
-GPUS = ("jetson",)  # classes of devices for which it is usually built to compute on the graphics processor
-NARROWS = True
-KERNELS = "the library's own report"
 STEP = 512  # positions that memory is taken for at first; it doubles as they fill, so that memory follows use
 _BATCH = 512  # positions that are computed at a time
 _ERROR = 4  # of the library's log levels
@@ -81,7 +84,7 @@ def open(part: PartFiles, options: OpenOptions) -> LlamaCppDecoder:
     path, spec = part.files[0], part.decoder
     if spec is None:
         raise EngineError(
-            f"{path.name} is for other tools: what llama.cpp makes of a picture is not what the model learned to read",
+            f"{path.name} is for other tools: what llama.cpp makes of an image is not what the model learned to read",
             hint="export again without --gguf-only: another engine then opens the vision part beside it",
         )
     _load_kernels(options.isa)
@@ -96,67 +99,46 @@ def open(part: PartFiles, options: OpenOptions) -> LlamaCppDecoder:
     return LlamaCppDecoder(_load(file, spec), _Table(file), spec, options)
 
 
-class LlamaCppDecoder:
+class LlamaCppDecoder(BaseDecoder):
     """Tokens are looked up by the library. Where embeddings stand among them, all go in as rows: it takes only one or
     the other at a time, and several passes through the weights take longer than one."""
 
     def __init__(self, model: _Handle, table: _Table, spec: DecoderSpec, options: OpenOptions) -> None:
+        super().__init__(table, options.context)
         self._model = model
-        self._table = table
-        self._spec = spec
         self._options = options
-        self._limit = min(options.context or spec.context, spec.context)
-        self._position = 0
-        self._places = np.arange(self._limit, dtype=np.int32)
+        self._places = np.arange(options.context, dtype=np.int32)
         # One token at a time is the common case, and its batch is always the same memory.
         self._token, self._place = ctypes.c_int32(), ctypes.c_int32()
         self._step = lib.llama_batch(1, ctypes.pointer(self._token), None, ctypes.pointer(self._place))
-        self._length = min(STEP, self._limit)
-        self._native = self._context(self._length)
+        self._logits_type = ctypes.c_float * spec.vocab
+        self._length = min(STEP, options.context)
+        self._native = self._open(self._length)
 
-    @property
-    def position(self) -> int:
-        return self._position
+    def _embed(self, segments: Sequence[Segment], count: int) -> Array:
+        """Ids i32 [S] where all are tokens, else embeddings f32 [1, S, hidden]."""
+        ids = [i for segment in segments if isinstance(segment, Tokens) for i in segment.ids]
+        if len(ids) < count:
+            return super()._embed(segments, count)
+        require_ids(ids, self._lookup.vocab)
+        return np.array(ids, np.int32)
 
-    def extend(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
-        total = position_after(segments, self._position, self._limit)
-        inputs = self._inputs([segment for segment in segments if len(segment)])
-        if total > self._length:
-            self._grow(total)
+    def _run(self, embeddings: Array, position: int) -> NDArray[np.float32]:
+        inputs = embeddings if embeddings.ndim == 1 else embeddings[0]
+        if position + len(inputs) > self._length:
+            self._grow(position + len(inputs))
         try:
-            self._decode(inputs)
-            logits = self._logits()
+            self._decode(inputs, position)
+            return self._logits()
         except BaseException:  # an interrupt too: a part of it may have gone in
-            self._forget(self._position)
-            raise
-        self._position = total
-        return logits
-
-    def rewind(self, position: int) -> None:
-        require_held(position, self._position)
-        if position < self._position:
             self._forget(position)
-            self._position = position
+            raise
 
-    def _inputs(self, segments: Sequence[Segment]) -> Array:
-        """Ids i32 [n], or rows f32 [n, hidden]. The library reads whatever lies there."""
-        for segment in segments:
-            if isinstance(segment, Tokens):
-                low, high = min(segment.ids), max(segment.ids)
-                if low < 0 or high >= self._spec.vocab:
-                    raise EngineError(f"tokens of {low} to {high}, in a vocabulary of {self._spec.vocab}")
-            elif segment.rows.ndim != 2 or segment.rows.shape[1] != self._spec.hidden:
-                raise EngineError(f"embeddings of {segment.rows.shape}, for a decoder of width {self._spec.hidden}")
-        if all(isinstance(segment, Tokens) for segment in segments):
-            return np.array([i for segment in segments if isinstance(segment, Tokens) for i in segment.ids], np.int32)
-        rows = [self._table.rows(s.ids) if isinstance(s, Tokens) else s.rows for s in segments]
-        return np.ascontiguousarray(np.concatenate(rows), np.float32)
-
-    def _decode(self, inputs: Array) -> None:
-        """Compute the positions that follow; the logits of the last one are kept."""
+    def _decode(self, inputs: Array, position: int) -> None:
+        """Compute the positions from `position` on; the logits of the last one are kept."""
         count = len(inputs)
         if count == 1 and inputs.ndim == 1:
-            self._token.value, self._place.value = inputs[0], self._position
+            self._token.value, self._place.value = inputs[0], position
             batch = self._step
         else:
             batch = lib.llama_batch(count)
@@ -164,17 +146,16 @@ class LlamaCppDecoder:
                 batch.token = inputs.ctypes.data_as(_INTS)
             else:
                 batch.embd = inputs.ctypes.data_as(_FLOATS)
-            batch.pos = self._places[self._position :].ctypes.data_as(_INTS)
+            batch.pos = self._places[position:].ctypes.data_as(_INTS)
         failed = lib.llama_decode(self._native.pointer, batch)
         if failed:
-            raise _refused(f"llama.cpp failed at position {self._position} ({failed})")
+            raise _refused(f"llama.cpp failed at position {position} ({failed})")
 
     def _logits(self) -> NDArray[np.float32]:
         found = lib.llama_get_logits_ith(self._native.pointer, -1)
         if not found:
             raise _refused("llama.cpp gave no logits")
-        kind = ctypes.c_float * self._spec.vocab
-        row = np.frombuffer(memoryview(kind.from_address(ctypes.addressof(found.contents))), np.float32)
+        row = np.frombuffer(memoryview(self._logits_type.from_address(ctypes.addressof(found.contents))), np.float32)
         return row.copy()  # the library writes the next ones to the same place
 
     def _forget(self, position: int) -> None:
@@ -186,8 +167,8 @@ class LlamaCppDecoder:
         length = self._length
         while length < total:
             length *= 2
-        length = min(length, self._limit)
-        context = self._context(length)
+        length = min(length, self._context)
+        context = self._open(length)
         if self._position:
             old = self._native.pointer
             state = np.empty(lib.llama_state_seq_get_size(old, 0), np.uint8)
@@ -197,14 +178,13 @@ class LlamaCppDecoder:
                 raise _refused(f"llama.cpp cannot move {self._position} positions to a longer memory")
         self._native, self._length = context, length
 
-    def _context(self, length: int) -> _Handle:
-        threads = self._options.threads or host.inspect().cores
+    def _open(self, length: int) -> _Handle:
         settings = lib.llama_context_default_params()
         settings.n_ctx = length
         settings.n_batch = length  # a prompt is one call, whatever its length
         settings.n_ubatch = min(length, _BATCH)
         settings.n_outputs_max = 1
-        settings.n_threads = settings.n_threads_batch = threads
+        settings.n_threads = settings.n_threads_batch = self._options.threads
         settings.type_k = settings.type_v = _CACHES[self._options.cache or "f16"]
         settings.no_perf = True
         pointer = lib.llama_init_from_model(self._model.pointer, settings)
@@ -218,9 +198,9 @@ class _Table:
 
     def __init__(self, file: GGUF) -> None:
         tensor = file.tensors["token_embd.weight"]
-        self._hidden, vocab = tensor.shape
+        self.hidden, self.vocab = tensor.shape
         self._kind = tensor.kind
-        shape = vocab, tensor.bytes // vocab
+        shape = self.vocab, tensor.bytes // self.vocab
         self._stored = np.memmap(file.path, np.uint8, "r", offset=tensor.offset, shape=shape)
         if tensor.blocks:
             name = f"dequantize_row_{tensor.kind.lower().replace('_k', '_K')}"
@@ -230,15 +210,15 @@ class _Table:
                 raise EngineError(f"this build of llama.cpp cannot read {tensor.kind}: {error}", hint=BUILD) from error
             self._unpack.argtypes, self._unpack.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
 
-    def rows(self, ids: Sequence[int]) -> NDArray[np.float32]:
+    def gather(self, ids: Sequence[int], out: NDArray[np.float32]) -> None:
+        """See `edge.decoders.base.Lookup`."""
         stored: Array = self._stored[list(ids)]
         if self._kind == "BF16":
-            return (stored.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-        if self._kind in ("F32", "F16"):
-            return stored.view(np.float32 if self._kind == "F32" else np.float16).astype(np.float32)
-        rows = np.empty((len(ids), self._hidden), np.float32)
-        self._unpack(stored.ctypes.data, rows.ctypes.data, rows.size)
-        return rows
+            out[:] = (stored.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        elif self._kind in ("F32", "F16"):
+            out[:] = stored.view(np.float32 if self._kind == "F32" else np.float16)
+        else:
+            self._unpack(stored.ctypes.data, out.ctypes.data, out.size)
 
 
 class _Handle:

@@ -1,4 +1,4 @@
-"""Opens any part and computes nothing: arrays of the declared shapes, to test a session and to measure its own cost.
+"""Null engine: opens any part and computes nothing, to test a session and to measure its own cost.
 
 It is never chosen by a plan; `edge.load(path, engine="null")` asks for it.
 """
@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import EngineError
-from edge.types import Array, Decoder, OpenOptions, PartFiles, Segment, TensorSpec
+from edge.decoders.base import require_held
+from edge.decoders.function_graph import require_names
+from edge.types import Array, Decoder, EngineFacts, OpenOptions, PartFiles, Segment, TensorSpec
 
-FORMATS: tuple[str, ...] = ()
-PACKAGE = "numpy"
+ENGINE: EngineFacts = {"formats": (), "package": "numpy"}
 
 _POOL = 1 << 16
 
@@ -25,7 +25,7 @@ def version() -> str:
 
 
 def open(part: PartFiles, options: OpenOptions) -> NullGraph | Decoder:
-    """A decoder for a decoder's part that keeps keys and values itself, and declares none; else a graph."""
+    """A decoder for a decoder's part that keeps its own KV cache, and declares none; else a graph."""
     if part.decoder is not None and not any(tensor.name.startswith("past_key_values.") for tensor in part.inputs):
         return NullDecoder(part.decoder.vocab)
     return NullGraph(part.inputs, part.outputs)
@@ -37,6 +37,7 @@ class NullGraph:
 
     def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
         self._inputs, self._outputs = inputs, outputs
+        self._takes, self._gives = ({spec.name for spec in specs} for specs in (inputs, outputs))
         self._pool = np.random.default_rng(0).standard_normal(_POOL, dtype=np.float32)
 
     @property
@@ -48,9 +49,8 @@ class NullGraph:
         return self._outputs
 
     def run(self, feeds: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
-        if feeds.keys() != {spec.name for spec in self._inputs}:
-            raise EngineError(f"the null graph was fed {', '.join(sorted(feeds)) or 'nothing'}")
         into = into or {}
+        require_names(self._takes, self._gives, feeds, into)
         start = self._start(feeds)
         fed = {id(array) for array in feeds.values()}
         axes: dict[str, int] | None = None
@@ -100,6 +100,5 @@ class NullDecoder:
         return self._pool[start : start + self._vocab]
 
     def rewind(self, position: int) -> None:
-        if not 0 <= position <= self.position:
-            raise EngineError(f"cannot rewind to {position} from {self.position}")
+        require_held(position, self.position)
         self.position = position

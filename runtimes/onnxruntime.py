@@ -1,4 +1,4 @@
-"""Opens `onnx` parts with ONNX Runtime, on the processor."""
+"""Engine for `onnx` parts: ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from edge.devices.probe import Products, best, usual
-from edge.errors import EngineError
+from edge.decoders.function_graph import listed, misfit, require_names
+from edge.devices.probe import Matmuls, best, usual
+from edge.errors import EngineError, first_line
 from edge.formats.onnx import CONTRIBUTED, Node, filled, model
-from edge.types import Array, OpenOptions, PartFiles, TensorSpec
+from edge.types import Array, EngineFacts, OpenOptions, PartFiles, TensorSpec
 
-FORMATS = ("onnx",)
-PACKAGE = "onnxruntime"
-# Bytes in memory for one in the file, by scheme; "": all others. Weights are put in another order for the processor,
-# those of 4 bits beside the file's own. Without that (session.disable_prepacking) a token takes seconds.
-RESIDENT = {"w8a8": 1.05, "": 1.35}
-REACHES = {"decode": 0.7}
-KERNELS = "a probe: how its 8-bit products round and saturate"
-PRODUCTS = "its own, of each kind of weights"
+ENGINE: EngineFacts = {
+    "formats": ("onnx",),
+    "package": "onnxruntime",
+    # Weights are put in another order for the processor, those of 4 bits beside the file's own. Without that
+    # (session.disable_prepacking) a token takes seconds.
+    "resident": {"w8a8": 1.05, "": 1.35},
+    "reaches": {"decode": 0.7},
+    "kernels": "a probe: how its 8-bit matmuls round and saturate",
+    "matmuls": "its own, of each kind of weights",
+}
 _ROWS = 32  # of a block of 4-bit weights
 _WIDTH, _COLUMNS, _POSITIONS = 2048, 1 << 16, 96  # 75 MB of 4-bit weights: more than caches hold
 
@@ -63,7 +66,7 @@ def kernels() -> tuple[str, ...]:
     return ("neon", "dotprod") if product == 0 else ("neon",)
 
 
-def products(threads: int, memory: int) -> Products:
+def matmuls(threads: int, memory: int) -> Matmuls:
     columns = max(64, min(_COLUMNS, memory // 16 // _WIDTH))
     codes, scales = (columns, _WIDTH // _ROWS, _ROWS // 2), (columns * _WIDTH // _ROWS,)
     works = []
@@ -76,7 +79,7 @@ def products(threads: int, memory: int) -> Products:
     token = usual(_work(_four_bits(_WIDTH, columns), weights, x, y, threads), memory)
     seconds = map(min, before, map(best, works))  # another process may have had a core for a while
     read, done = math.prod(codes) + 4 * math.prod(scales), 2.0 * _POSITIONS * _WIDTH**2
-    return Products(read / token, *(done / one for one in seconds))
+    return Matmuls(read / token, *(done / one for one in seconds))
 
 
 def _four_bits(rows: int, columns: int) -> Node:
@@ -87,7 +90,7 @@ def _four_bits(rows: int, columns: int) -> Node:
 def _multiplied(node: Node, weights: Mapping[str, Array], feed: Array, gives: str) -> float:
     """The one number that a node gives."""
     ports = TensorSpec("x", str(feed.dtype), feed.shape), TensorSpec("y", gives, (1, 1))
-    session = _session(model([node], weights, ports[:1], ports[1:]), OpenOptions(threads=1))
+    session = _session(model([node], weights, ports[:1], ports[1:]), threads=1)
     return float(session.run(None, {"x": feed})[0][0, 0])
 
 
@@ -97,7 +100,7 @@ def _work(
     """What computes a node once, of ones."""
     tensors = {name: array for _, needed in weights for name, array in needed.items()}
     written = model([*(made for made, _ in weights), node], tensors, [takes], [gives])
-    session = _session(written, OpenOptions(threads=threads))
+    session = _session(written, threads)
     feeds = {takes.name: np.ones([int(size) for size in takes.shape], takes.dtype)}
     return lambda: session.run(None, feeds)
 
@@ -107,15 +110,15 @@ def open(part: PartFiles, options: OpenOptions) -> OnnxGraph:
     take and give what the part declares."""
     path = part.files[0]
     try:
-        session = _session(str(path), options)
+        session = _session(str(path), options.threads, options.debug)
     except Exception as error:  # its errors share no base class
-        raise EngineError(f"onnxruntime cannot open {path.name}: {_first_line(error)}", hint=_verify(part)) from error
+        raise EngineError(f"onnxruntime cannot open {path.name}: {first_line(error)}", hint=_way_out(part)) from error
     graph = OnnxGraph(session)
     for declared, found in ((part.inputs, graph.inputs), (part.outputs, graph.outputs)):
         if (wanted := {t.name for t in declared}) != (given := {t.name for t in found}):
             raise EngineError(
-                f"{path.name} is not the part that the manifest describes: it has {_names(given)}, "
-                f"the manifest says {_names(wanted)}",
+                f"{path.name} is not the part that the manifest describes: it has {listed(given)}, "
+                f"the manifest says {listed(wanted)}",
                 hint=_verify(part),
             )
     return graph
@@ -146,10 +149,7 @@ class OnnxGraph:
     def run(self, feeds: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """See Graph. Raises EngineError when an array does not fit the graph, or the library fails."""
         into = into or {}
-        if feeds.keys() != self._inputs.keys():
-            raise EngineError(f"the graph takes {_names(self._inputs)}, and was fed {_names(feeds)}")
-        if not into.keys() <= self._outputs.keys():
-            raise EngineError(f"the graph gives {_names(self._outputs)}, and was asked for {_names(into)}")
+        require_names(self._inputs.keys(), self._outputs.keys(), feeds, into)
         try:
             self._bind(feeds, into)
             self._session.run_with_iobinding(self._binding)
@@ -157,7 +157,7 @@ class OnnxGraph:
         except EngineError:
             raise
         except Exception as error:  # its errors share no base class
-            raise EngineError(f"onnxruntime failed: {_first_line(error)}") from error
+            raise EngineError(f"onnxruntime failed: {first_line(error)}") from error
 
     def _bind(self, feeds: Mapping[str, Array], into: Mapping[str, Array]) -> None:
         for name, array in feeds.items():
@@ -185,14 +185,14 @@ class OnnxGraph:
         return {name: into[name] if name in into else values[index].numpy() for index, name in enumerate(self._outputs)}
 
 
-def _session(source: str | bytes, options: OpenOptions) -> Any:
+def _session(source: str | bytes, threads: int, debug: bool = False) -> Any:
     # Not session.set_denormal_as_zero: it changes the arithmetic of the calling thread, numpy's too.
     settings = ort.SessionOptions()
-    settings.intra_op_num_threads = options.threads  # 0: the physical cores
+    settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    settings.log_severity_level = _WARNING if options.debug else _FATAL
+    settings.log_severity_level = _WARNING if debug else _FATAL
     # A memory pattern is planned and kept for every combination of shapes, and each decoding step brings a new one.
     settings.enable_mem_pattern = False
     return ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
@@ -212,25 +212,19 @@ class _Port:
         """The library is given a bare address: what it reads and writes there must be what it thinks."""
         shape, flags = array.shape, array.flags
         if len(shape) != self._rank or array.dtype != self._dtype:
-            raise self._misfit(array)
+            raise misfit(self.spec, array)
         for axis, size in self._fixed:
             if shape[axis] != size:
-                raise self._misfit(array)
+                raise misfit(self.spec, array)
         if not (flags.c_contiguous and flags.aligned):
             raise EngineError(f"the array for {self.spec.name} does not lie in one piece")
 
-    def _misfit(self, array: Array) -> EngineError:
-        wanted, given = (f"{x.dtype} [{', '.join(map(str, x.shape))}]" for x in (self.spec, array))
-        return EngineError(f"{self.spec.name} is {wanted} in the graph, and the array is {given}")
 
-
-def _names(names: Any) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" if len(listed) > 6 else "") if listed else "nothing"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _way_out(part: PartFiles) -> str:
+    """Weights must lie in the graph's own folder: as links, only where both lead to the same, as in the hub's cache."""
+    if len({path.resolve().parent for path in part.files}) > 1:
+        return f"its files are links to several folders: cp -rL {part.files[0].parent} DIR, and use DIR"
+    return _verify(part)
 
 
 def _verify(part: PartFiles) -> str:

@@ -1,4 +1,4 @@
-"""Opens `tflite` parts with tflite-runtime 2.14, the library before LiteRT, where that is all there is.
+"""Engine for `tflite` parts: tflite-runtime 2.14, the library before LiteRT, where that is all there is.
 
 It takes the first scale of a product's weights for all of its rows, and says nothing: such files are refused here.
 """
@@ -13,15 +13,17 @@ import numpy as np
 from tflite_runtime.interpreter import Interpreter
 
 from edge.decoders import signatures
-from edge.decoders.signatures import PAST, Arrays, Call, FixedGraph, StepDecoder
-from edge.devices import host
+from edge.decoders.signatures import PAST, Arrays, Call, SignatureDecoder, SignatureGraph
 from edge.errors import EngineError
 from edge.formats.tflite import TFLite
-from edge.types import Array, OpenOptions, PartFiles
+from edge.types import Array, EngineFacts, OpenOptions, PartFiles
 
-FORMATS = ("tflite",)
-PACKAGE = "tflite-runtime"
-COPIES = 4  # of keys and values: measured with 2048 positions
+ENGINE: EngineFacts = {
+    "formats": ("tflite",),
+    "package": "tflite-runtime",
+    "cache_copies": 4,  # measured with 2048 positions
+}
+PACKAGE = ENGINE["package"]
 
 VERSION = "2.14"  # whose interpreter's inner calls are used here
 
@@ -30,7 +32,7 @@ def version() -> str:
     return metadata.version(PACKAGE)
 
 
-def open(part: PartFiles, options: OpenOptions) -> FixedGraph | StepDecoder:
+def open(part: PartFiles, options: OpenOptions) -> SignatureGraph | SignatureDecoder:
     """The part's first file. Raises BundleError on a file that is not sound or not what the manifest describes, and
     EngineError on one that the library refuses or would compute wrong."""
     return signatures.opened(part, options, lambda file: InterpreterProgram(file, options))
@@ -55,9 +57,9 @@ class InterpreterProgram:
                 "for all",
                 hint="export again with --recipe tflite-legacy, or pip install ai-edge-litert",
             )
-        threads = options.threads or host.inspect().cores
+        path = os.fspath(file.path)
         try:
-            self._inner: Any = Interpreter(model_path=os.fspath(file.path), num_threads=threads)._interpreter
+            self._inner: Any = Interpreter(model_path=path, num_threads=options.threads)._interpreter
         except (ValueError, RuntimeError) as error:
             raise EngineError(f"tflite-runtime cannot open {file.path.name}: {error}") from error
         self._signatures = file.signatures

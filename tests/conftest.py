@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from edge import privacy
 from edge.bundle import manifest as bundles
 from edge.bundle import staging
 from edge.bundle.manifest import Bundle, Manifest, Part
-from edge.spec import DecoderSpec, ImageSpec, PromptSpec, VLMSpec
+from edge.spec import DecoderSpec, ImageSpec, PromptSpec, VisionSpec, VLMSpec
 from edge.types import TensorSpec
 
 if TYPE_CHECKING:
     from exported import Exports
 
+privacy.keep()  # tests import engines by themselves
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 SPEC = VLMSpec(
@@ -34,7 +36,8 @@ SPEC = VLMSpec(
         stop_ids=(2,),
         stop_strings=("</s>",),
     ),
-    decoder=DecoderSpec(2, 4, 2, 8, 32, 100, 64, 10000.0),
+    decoder=DecoderSpec(2, 4, 2, 8, 32, 100, 64, 10000.0, rope_dim=8, family="tiny", ffn=48, gated=True),
+    vision=VisionSpec(width=24, layers=3, heads=2, positions=5, patches=4),
 )
 
 FILES = {
@@ -42,7 +45,7 @@ FILES = {
     "decoder.onnx": b"decoder graph",
     "decoder.onnx.data": bytes(range(256)),
     "tokenizer.json": b"{}",
-    "golden.npz": b"golden",
+    "golden.safetensors": b"golden",
 }
 
 
@@ -59,6 +62,7 @@ def write_bundle(destination: Path, *, name: str = "tiny") -> Bundle:
             inputs=(TensorSpec("pixel_values", "float32", (1, 3, 28, 28)),),
             outputs=(TensorSpec("image_embeds", "float32", (1, 4, 32)),),
             tolerance={"max_abs": 0.02, "cosine": 0.999},
+            weights=1000,
             error={"vision.stored.max_abs": 0.01, "vision.stored.cosine": 0.9999, "vision.fp32.max_abs": 0.25},
         )
         decoder = Part(
@@ -68,6 +72,7 @@ def write_bundle(destination: Path, *, name: str = "tiny") -> Bundle:
             files=tuple(bundles.describe(root, root / f) for f in ("decoder.onnx", "decoder.onnx.data")),
             inputs=(TensorSpec("inputs_embeds", "float32", (1, "sequence_length", 32)),),
             outputs=(TensorSpec("logits", "float32", (1, 1, 100)),),
+            weights=20_000,
         )
         manifest = Manifest(
             name=name,
@@ -78,7 +83,7 @@ def write_bundle(destination: Path, *, name: str = "tiny") -> Bundle:
             golden_prompt={"question": "What is this?", "segments": [[1, 5, 6], None, [7, 8]]},
             parts=(vision, decoder),
             tokenizer=bundles.describe(root, root / "tokenizer.json"),
-            golden=bundles.describe(root, root / "golden.npz"),
+            golden=bundles.describe(root, root / "golden.safetensors"),
             versions={"edge-vlm": "0.1.0"},
         )
         bundles.write_manifest(root, manifest)

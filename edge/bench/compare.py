@@ -1,4 +1,4 @@
-"""What became slower, larger, or less often right since results were kept."""
+"""Benchmark results compared with saved ones: what became slower, larger, or less accurate."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edge.bench import schema
-from edge.bench.schema import Row
+from edge.bench.schema import Row, judged_by
 from edge.errors import EdgeError
 
 POINTS = 0.01  # of accuracy that may be lost: what the answers of another build of the same model may differ by
@@ -59,10 +58,10 @@ def _changes(key: tuple[Any, ...], now: Row, before: Row, allowed: float) -> Ite
     unit = "ts" if more_is_better else "ns"
     noise = math.hypot(*(row.get(f"stddev_{unit}") or 0.0 for row in (now, before))) * 2 / old
     what = f"{key[0]}, {key[1]}, {key[2]} threads: {key[4]}"
-    yield Change(what, old, new, worse, worse > max(allowed, noise))
+    yield Change(what, old, new, worse, not worse <= max(allowed, noise))  # so that NaN fails
     if "accuracy" in now and "accuracy" in before:
         new, old = now["accuracy"], before["accuracy"]
-        yield Change(f"{what}, {RIGHT}", old, new, (old - new) / (old or 1), old - new > POINTS)
+        yield Change(f"{what}, {RIGHT}", old, new, (old - new) / (old or 1), not old - new <= POINTS)
 
 
 def describe(change: Change) -> str:
@@ -76,6 +75,6 @@ def describe(change: Change) -> str:
 
 
 def _value(row: Row) -> tuple[float, bool]:
-    found = schema.value(row)
+    found = judged_by(row)
     assert found is not None  # a row without was refused
     return found

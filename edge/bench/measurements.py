@@ -1,10 +1,9 @@
-"""What is measured in one process, as events: plain data that goes to the process which asked for it."""
+"""The measurements of one benchmark process, as events: plain data for the process that started it."""
 
 from __future__ import annotations
 
 import io
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from edge.bench.request import GENERATED, PROMPT, Request
 from edge.bundle.golden import Golden
 from edge.bundle.manifest import Bundle
 from edge.engines import UNKNOWN, kernels
-from edge.errors import UsageError
+from edge.errors import ParityError, UsageError
 from edge.inference.session import Session, load
 from edge.prompt import Turn, segments
 from edge.types import Embeddings, Segment, Tokens
@@ -242,12 +241,18 @@ def first(prompt: Sequence[Segment], count: int) -> list[Segment]:
     return found
 
 
-def _agreement(session: Session, golden: Golden) -> dict[str, float | None]:
-    """With torch in fp32: of the prompt's last logits the cosine, of the greedy tokens the share that is equal."""
+def _agreement(session: Session, golden: Golden) -> dict[str, float]:
+    """With torch in fp32: of the prompt's last logits the cosine, of the greedy tokens the share that is equal. Raises
+    ParityError where the bundle computes NaN or infinity: its speed would be that of no model."""
     report = compare(session, golden)
-    cosine = report.error("prefill", "fp32")["cosine"]
+    if stages := [row.stage for row in report.rows if not row.finite]:
+        raise ParityError(
+            f"{session.bundle.path} computes NaN or infinity, or its golden sample holds it: "
+            + ", ".join(dict.fromkeys(stages)),
+            hint=f"edge verify {session.bundle.path}, then export the bundle again",
+        )
     return {
-        "agreement_cosine": cosine if math.isfinite(cosine) else None,
+        "agreement_cosine": report.error("prefill", "fp32")["cosine"],
         "agreement_tokens": report.error("tokens", "fp32")["tokens"],
     }
 

@@ -1,4 +1,4 @@
-"""Looks at the sensors while another process measures, and tells what was so between two moments."""
+"""A monitor that samples the sensors while another process measures, and reports on any span of time."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Span = tuple[int, int]  # nanoseconds of a clock that processes share
 
 
 @dataclass(frozen=True)
-class Look:
+class Reading:
     at: int
     joules: float | None  # since the first look
     celsius: float | None
     mhz: float | None
 
 
-class Watch:
-    """`with Watch(sensors) as watch:` looks from a thread; `process` is whom the work belongs to."""
+class Monitor:
+    """`with Monitor(sensors) as watch:` looks from a thread; `process` is whom the work belongs to."""
 
     def __init__(self, sensors: Sensors, process: int, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self._sensors, self._process, self._clock = sensors, process, clock
-        self.looks: list[Look] = []
+        self.looks: list[Reading] = []
         self.swap = 0  # bytes of the process, at most
         self._joules: float | None = None
         self._power: float | None = None
@@ -43,7 +43,7 @@ class Watch:
         self._busy: tuple[int, float, float] | None = None  # when, all processes' seconds, ours
         self._others: tuple[float, float] = (0.0, 0.0)  # seconds of processor time, of seconds watched
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Monitor:
         self.look()
         self._thread.start()
         return self
@@ -63,7 +63,7 @@ class Watch:
         self._add_energy(at)
         self._add_load(at)
         self.swap = max(self.swap, self._sensors.swap_of(self._process) or 0)
-        self.looks.append(Look(at, self._joules, self._sensors.temperature(), self._sensors.clock()))
+        self.looks.append(Reading(at, self._joules, self._sensors.temperature(), self._sensors.clock()))
 
     def _add_energy(self, at: int) -> None:
         joules = self._sensors.energy()
@@ -112,7 +112,7 @@ class Watch:
         found = [look.mhz for look in self._during(spans) if look.mhz is not None]
         return statistics.median(found) if found else None
 
-    def _during(self, spans: Sequence[Span]) -> list[Look]:
+    def _during(self, spans: Sequence[Span]) -> list[Reading]:
         return [look for look in self.looks if any(start <= look.at <= end for start, end in spans)]
 
     def warnings(self, busy: Sequence[Span]) -> list[str]:

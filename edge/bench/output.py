@@ -1,4 +1,4 @@
-"""Rows as text, one after another as they come: Markdown, JSON, JSON lines, CSV."""
+"""Writers of result rows, one at a time as they come: Markdown, JSON, JSON lines, CSV."""
 
 from __future__ import annotations
 

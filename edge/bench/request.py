@@ -1,4 +1,4 @@
-"""What is asked of one measuring process, and what it says back: JSON both ways."""
+"""The request to one benchmark process, and its errors on the way back: JSON both ways."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results that are kept: written whole, and read with a look at each field."""
+"""Result files (JSON): written whole, and every field checked when they are read."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge.bench import schema as rows
 from edge.bench.output import Json
-from edge.bench.schema import SCHEMA, Row
+from edge.bench.schema import SCHEMA, Row, judged_by
 from edge.errors import EdgeError
 
 _TEXTS = ("cpu_info", "device", "backends", "model_filename", "recipe", "test_time", "type_k", "type_v")
@@ -93,7 +92,7 @@ def _whole(row: Row) -> bool:
     return (
         not needed
         and spreads
-        and (rows.value(row) or (0.0,))[0] > 0
+        and (judged_by(row) or (0.0,))[0] > 0
         and all(isinstance(row[name], str) for name in _TEXTS if name in row)
         and all(_is_number(row[name]) for name in _NUMBERS if name in row)
         and (_is_number(cosine) or _is_number(-cosine))

@@ -1,4 +1,4 @@
-"""Runs the measuring processes one after another, watches them, and makes rows of what they say."""
+"""The benchmark runner: starts the measuring processes one after another and makes rows of their events."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Any
 
 from edge import __version__
 from edge.bench import schema
-from edge.bench.monitor import Span, Watch
+from edge.bench.monitor import Monitor, Span
 from edge.bench.request import Request, raised
 from edge.bench.schema import Row
 from edge.bench.sensors import Sensors
 from edge.bundle.manifest import Bundle
 from edge.devices import DeviceProfile, detect, measured
-from edge.engines import installed_engines
+from edge.engines import engine_named, matmul_lender
 from edge.errors import EdgeError, EngineError
 from edge.planning.fit import reach
 from edge.planning.sizes import bytes_per_token, sizes
@@ -44,7 +44,7 @@ def bench(requests: Sequence[Request], sensors: Sensors | None = None) -> Iterat
     anything is measured when one of the bundles is none.
     """
     bundles = [Bundle.open(request.bundle) for request in requests]
-    here = measured(detect())
+    here = measured(detect(), matmul_lender)
     for request, bundle in zip(requests, bundles, strict=True):
         try:
             yield from _Run(request, bundle, here, sensors or Sensors()).rows()
@@ -60,11 +60,11 @@ class _Run:
         self.facts = _facts(request, bundle, here)
         self.busy: list[Span] = []
         self.pending: list[Event] = []
-        self.watch: Watch | None = None
+        self.watch: Monitor | None = None
 
     def rows(self) -> Iterator[Row | EdgeError]:
         try:
-            with _process(self.request) as child, Watch(self.sensors, child.pid) as self.watch:
+            with _process(self.request) as child, Monitor(self.sensors, child.pid) as self.watch:
                 for event in _events(child):
                     yield from self._take(event)
                 yield from self._finished()
@@ -89,7 +89,7 @@ class _Run:
         elif kind == "peak":
             self.facts["peak_bytes"] = event["bytes"]
         elif kind == "agreement":
-            self.facts.update({name: value for name, value in event.items() if value is not None})
+            self.facts.update(event)
             if (peak := self.facts.pop("peak_bytes")) is not None:
                 yield schema.memory(peak, self.facts)
         else:
@@ -115,7 +115,7 @@ class _Run:
             row["warnings"] = [*row.get("warnings", ()), f"{_BACKWARDS}: {lost} repetitions were left out"]
         yield row
 
-    def _watched(self, watch: Watch, samples: Sequence[Event]) -> Row:
+    def _watched(self, watch: Monitor, samples: Sequence[Event]) -> Row:
         spans = [_span(sample) for sample in samples]
         self.busy.extend(spans)
         found = {
@@ -131,7 +131,7 @@ def _span(sample: Event) -> Span:
     return (sample["start"], sample["start"] + sample["ns"])
 
 
-def _window(sample: Event, start: int, watch: Watch) -> dict[str, float]:
+def _window(sample: Event, start: int, watch: Monitor) -> dict[str, float]:
     span = _span(sample)
     found = {
         "t_s": round((span[1] - start) / 1e9, 3),
@@ -165,8 +165,7 @@ def _facts(request: Request, bundle: Bundle, here: DeviceProfile) -> Row:
 def _planned(event: Event, here: DeviceProfile) -> Row:
     parts = event["plan"]["parts"]
     (engine,) = (part["engine"] for part in parts if "decoder" in part["covers"])
-    (info,) = (info for info in installed_engines() if info.name == engine)
-    bandwidth = reach(here, info).speed.bandwidth
+    bandwidth = reach(here, engine_named(engine)).speed.bandwidth
     return {
         "backends": ",".join(dict.fromkeys(part["engine"] for part in parts)),
         "kernels": event["kernels"],

@@ -1,4 +1,4 @@
-"""A row of results: the fields of llama.cpp's own benchmark under its names, and ours after them."""
+"""A result row: the fields of llama.cpp's own benchmark under its names, and ours after them."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def sustained(test: str, windows: Sequence[Mapping[str, Any]], facts: Mapping[st
     return {**row, "sustained": {**means, "windows": list(windows)}}
 
 
-def value(row: Mapping[str, Any]) -> tuple[float, bool] | None:
-    """What a row is judged by, and whether more is better."""
+def judged_by(row: Mapping[str, Any]) -> tuple[float, bool] | None:
+    """The number that a row is compared by, and whether more is better."""
     for name, more in (("avg_ts", True), ("avg_ns", False), ("peak_bytes", False)):
         if row.get(name) is not None:
             return float(row[name]), more

@@ -1,4 +1,4 @@
-"""What the system tells while something runs: energy, temperature, clock, throttling, swapping, other load.
+"""Sensors of the system (Linux): energy, temperature, clock, throttling, swapping, other load.
 
 All of it is read from files (Linux). What is absent, or may not be read, is None: never zero.
 Sources: Documentation/ABI of the Linux kernel (powercap, hwmon, thermal, cpufreq); ina3221 on Jetson boards.

@@ -1,4 +1,4 @@
-"""Which files were hashed on this machine and found sound, so that a file that has not changed is not read again.
+"""Remembers verified checksums, so that unchanged files are not hashed again.
 
 A small board hashes a bundle for as long as it takes to load it. As git does, a file is taken for unchanged while its
 place, size and times are; `Bundle.check` reads every file whatever is remembered.
@@ -9,20 +9,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from edge.bundle.manifest import Bundle, File, require, sha256
+from edge.devices.host import cache_dir
 
+NAME = "checked.json"  # in the cache folder
 _MOST = 1000  # files that are remembered; the oldest go first
 _SETTLED = 2.0  # seconds: a file that was touched just now may be touched again within the same tick of its clock
 
 
-def check(bundle: Bundle) -> None:
-    """Hash the bundle's own files, but for those that were hashed before and have not changed. Raises BundleError on
-    the first that is not what was exported."""
+def check(bundle: Bundle, entries: tuple[File, ...] | None = None) -> None:
+    """Hash some of a bundle's files, its own if none are named, but for those that were hashed before and have not
+    changed. Raises BundleError on the first that is not what was exported."""
     known = _read()
     found: dict[str, str] = {}
 
@@ -34,7 +35,7 @@ def check(bundle: Bundle) -> None:
             found[before] = digest
         return digest
 
-    entries = bundle.manifest.own()
+    entries = bundle.manifest.own() if entries is None else entries
     with ThreadPoolExecutor(max_workers=4) as pool:
         for entry, digest in zip(entries, pool.map(look, entries), strict=True):
             require(entry, digest)
@@ -50,17 +51,9 @@ def _state(path: Path) -> str:
     return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
-def _place() -> Path:
-    if sys.platform == "win32":
-        root = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    else:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "edge-vlm" / "checked.json"
-
-
 def _read() -> dict[str, str]:
     with contextlib.suppress(OSError, ValueError, RuntimeError):  # no home, no such file, or not ours: all are hashed
-        found = json.loads(_place().read_bytes())
+        found = json.loads((cache_dir() / NAME).read_bytes())
         if isinstance(found, dict) and all(isinstance(digest, str) for digest in found.values()):
             return found
     return {}
@@ -68,7 +61,7 @@ def _read() -> dict[str, str]:
 
 def _write(known: dict[str, str]) -> None:
     with contextlib.suppress(OSError, RuntimeError):  # a system without room for it hashes again
-        place = _place()
+        place = cache_dir() / NAME
         place.parent.mkdir(parents=True, exist_ok=True)
         beside = place.with_name(f"{place.name}.{os.getpid()}")
         beside.write_text(json.dumps(dict(list(known.items())[-_MOST:]), indent=0), encoding="utf-8")

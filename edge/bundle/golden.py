@@ -1,4 +1,4 @@
-"""Golden: what the reference saw and said, kept in a bundle as `golden.npz`, so that any machine can prove the parts.
+"""Golden sample (`golden.safetensors`): reference inputs and outputs, so that any machine can prove the parts.
 
 Each array exists as fp32 torch computed it; with `.stored`, as torch computed it on the weights that the parts hold.
 """
@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.bundle import safetensors
 from edge.errors import BundleError
+from edge.types import Array
 
+GOLDEN = "golden.safetensors"
 TOKENS = 16  # greedy tokens after the prompt
 OUTPUTS = {"image_embeds": (np.float32, 3), "logits": (np.float32, 1), "tokens": (np.int32, 1)}  # dtype, dimensions
 STORED = {f"{name}.stored": kind for name, kind in OUTPUTS.items()}
@@ -55,19 +58,15 @@ class Golden:
         for suffix, outputs in (("", self.fp32), (".stored", self.stored)):
             for name in OUTPUTS:
                 arrays[name + suffix] = getattr(outputs, name)
-        np.savez_compressed(path, **arrays)
+        safetensors.write(path, arrays)
 
     @classmethod
     def load(cls, path: Path) -> Golden:
         """Raises BundleError when the file is not a golden one."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in ARRAYS}
-        except _DAMAGE as error:
-            raise BundleError(
-                f"{path.name} cannot be read: {error!r}", hint="copy or export the bundle again"
-            ) from error
+        arrays = _npz(path) if path.suffix == ".npz" else safetensors.read(path)
         for name, (dtype, dimensions) in ARRAYS.items():
+            if name not in arrays:
+                raise BundleError(f"{path.name} has no {name}", hint="copy or export the bundle again")
             if arrays[name].dtype != dtype or arrays[name].ndim != dimensions:
                 raise BundleError(
                     f"{path.name} has {name} as {arrays[name].dtype} {list(arrays[name].shape)}",
@@ -75,3 +74,12 @@ class Golden:
                 )
         fp32, stored = (Outputs(*(arrays[name + suffix] for name in OUTPUTS)) for suffix in ("", ".stored"))
         return cls(arrays["picture"], arrays["pixel_values"], fp32, stored)
+
+
+def _npz(path: Path) -> dict[str, Array]:
+    """As bundles of schema 1 have it."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in ARRAYS if name in file.files}
+    except _DAMAGE as error:
+        raise BundleError(f"{path.name} cannot be read: {error!r}", hint="copy or export the bundle again") from error

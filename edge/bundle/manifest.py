@@ -1,4 +1,4 @@
-"""A bundle: a directory of `manifest.json`, parts, `tokenizer.json` and `golden.npz` (manifest.schema.json)."""
+"""Bundle and manifest: a directory of `manifest.json`, parts, `tokenizer.json` and a golden sample."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from edge.errors import BundleError
 from edge.spec import VLMSpec
 from edge.types import PartFiles, TensorSpec
 
-SCHEMA = 1
-OLDEST_SCHEMA = 1  # a reader accepts its own and the one before; there is none before the first
+SCHEMA = 2
+OLDEST_SCHEMA = 1  # a reader accepts its own and the one before
 MANIFEST = "manifest.json"
 ROLES = ("vision", "projector", "decoder")
 MEASURES = ("max_abs", "cosine", "tokens")  # what a tolerance bounds; tokens only where a decoder is
@@ -35,7 +35,7 @@ class Part:
 
     `tolerance` bounds the distance to torch on the same stored weights: `max_abs` from above; `cosine` and `tokens`,
     the share of equal greedy tokens, from below. `error` holds what the export measured, against them and fp32.
-    `tensor_types` says which tensors are not as the scheme has them: PATTERN=KIND, the first that matches.
+    `options` holds what the export was told of this part beyond its scheme, by the options' names.
     `bytes`, where files hold other parts too: how many of them are this one's.
     """
 
@@ -47,7 +47,8 @@ class Part:
     outputs: tuple[TensorSpec, ...]
     tolerance: Mapping[str, float] = field(default_factory=dict)
     error: Mapping[str, float] = field(default_factory=dict)
-    tensor_types: tuple[str, ...] = ()
+    weights: int | None = None  # of its modules; None: schema 1. An embedding table that is the head too counts twice
+    options: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)  # what only its format has, for apps that open it
     bytes: int | None = None
 
@@ -70,7 +71,7 @@ class Manifest:
     golden: File
     versions: Mapping[str, str]
     companions: tuple[File, ...] = ()  # for other people's tools: no part, and nothing here opens them
-    schema: int = SCHEMA
+    schema: int = SCHEMA  # of the file that it was read from
 
     def part(self, role: str) -> Part:
         for part in self.parts:
@@ -92,15 +93,17 @@ class Manifest:
         return (*self.own(), *self.companions)
 
     def to_json(self) -> dict[str, Any]:
+        """In this version's schema. One that was read from an older one lacks what that does not tell."""
         spec = self.spec.to_json()
         return {
-            "schema": self.schema,
+            "schema": SCHEMA,
             "name": self.name,
             "source": dict(self.source),
             "license": self.license,
             "recipe": self.recipe,
             "image": spec["image"],
             "prompt": {**spec["prompt"], "golden": dict(self.golden_prompt)},
+            **({"vision": spec["vision"]} if spec["vision"] else {}),
             "decoder": spec["decoder"],
             "parts": [_part_json(part) for part in self.parts],
             "tokenizer": asdict(self.tokenizer),
@@ -112,11 +115,11 @@ class Manifest:
     @classmethod
     def from_json(cls, data: Any) -> Manifest:
         """Raises BundleError on whatever is not a manifest that this reader knows."""
-        if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
+        if not isinstance(data, dict) or type(data.get("schema")) is not int:
             raise BundleError("manifest.json carries no schema number", hint="is this a bundle?")
         if not OLDEST_SCHEMA <= data["schema"] <= SCHEMA:
             raise BundleError(
-                f"manifest.json has schema {data['schema']}; this edge-vlm reads up to {SCHEMA}",
+                f"manifest.json has schema {data['schema']}; this edge-vlm reads {OLDEST_SCHEMA} and {SCHEMA}",
                 hint="pip install -U edge-vlm" if data["schema"] > SCHEMA else "export the bundle again",
             )
         try:
@@ -128,7 +131,7 @@ class Manifest:
                 recipe=str(data["recipe"]),
                 spec=VLMSpec.from_json(data),
                 golden_prompt=_golden_prompt(data["prompt"]["golden"]),
-                parts=tuple(_part(p) for p in data["parts"]),
+                parts=tuple(_part(p, data["schema"]) for p in data["parts"]),
                 tokenizer=_file(data["tokenizer"]),
                 golden=_file(data["golden"]),
                 versions=_texts(data["versions"]),
@@ -176,17 +179,26 @@ def _tensor(data: Mapping[str, Any]) -> TensorSpec:
 
 
 def _part_json(part: Part) -> dict[str, Any]:
-    optional = {"details": part.details, "bytes": part.bytes}
+    optional = {"weights": part.weights, "options": part.options, "details": part.details, "bytes": part.bytes}
     return {key: value for key, value in asdict(part).items() if key not in optional or optional[key]}
 
 
-def _part(data: Mapping[str, Any]) -> Part:
+def _count(data: Mapping[str, Any], name: str, most: int) -> int:
+    if type(count := data[name]) is not int or not 1 <= count <= most:
+        raise BundleError(f"manifest.json has a part with {name} {count!r}", hint="export the bundle again")
+    return count
+
+
+def _part(data: Mapping[str, Any], schema: int) -> Part:
     covers = tuple(data["covers"])
     if not covers or any(role not in ROLES for role in covers):
         raise BundleError(f"manifest.json has a part that covers {list(covers)}", hint="roles: " + ", ".join(ROLES))
     files = tuple(_file(f) for f in data["files"])
     if not files:
         raise BundleError(f"manifest.json has a part without files: {'+'.join(covers)}", hint="export the bundle again")
+    options = dict(data.get("options", {}))
+    if schema == 1 and data.get("tensor_types"):
+        options["tensor_type"] = [str(word) for word in data["tensor_types"]]
     return Part(
         covers=covers,
         format=str(data["format"]),
@@ -196,9 +208,10 @@ def _part(data: Mapping[str, Any]) -> Part:
         outputs=tuple(_tensor(t) for t in data["outputs"]),
         tolerance=_tolerance(data["tolerance"], covers),
         error=_numbers(data["error"]),
-        tensor_types=tuple(str(word) for word in data.get("tensor_types", ())),
+        weights=None if schema == 1 else _count(data, "weights", 2**63 - 1),
+        options=options,
         details=dict(data.get("details", {})),
-        bytes=max(1, int(data["bytes"])) if "bytes" in data else None,
+        bytes=_count(data, "bytes", sum(file.bytes for file in files)) if "bytes" in data else None,
     )
 
 
@@ -209,7 +222,10 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Read and validate the manifest, and see that every file is there with its size. `check` reads them whole."""
+        """Read and validate the manifest, and see that every file is there with its size. `check` reads them whole.
+
+        A file that lies outside, as links of the hub's cache lead to, is hashed here, before anything else reads it.
+        """
         root = Path(path)
         file = root / MANIFEST
         if not file.is_file():
@@ -229,6 +245,7 @@ class Bundle:
         for entry in bundle.manifest.files():
             try:
                 bundle._sized(entry)
+                bundle._check_link(entry)
             except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
                 raise BundleError(f"cannot look at {entry.path!r}: {error}", hint="do not use this bundle") from error
         return bundle
@@ -257,14 +274,27 @@ class Bundle:
 
     def _sized(self, entry: File) -> None:
         path = self.file(entry)
-        if not path.resolve().is_relative_to(self.path.resolve()):
-            raise BundleError(f"{entry.path} links to a place outside the bundle", hint="do not use this bundle")
         if not path.is_file():
             raise BundleError(f"the bundle lacks {entry.path}", hint="copy or export the bundle again")
         if (size := path.stat().st_size) != entry.bytes:
             raise BundleError(
                 f"{entry.path} has {size} bytes, expected {entry.bytes}", hint="copy or export the bundle again"
             )
+
+    def _check_link(self, entry: File) -> None:
+        """A link may lead outside to what the manifest describes, and to nothing else: a bundle from elsewhere must not
+        have a user's own files opened by an engine, shown, or copied to another machine."""
+        from edge.bundle import checksums
+
+        if self.file(entry).resolve().is_relative_to(self.path.resolve()):
+            return
+        try:
+            checksums.check(self, (entry,))
+        except BundleError as error:
+            raise BundleError(
+                f"{entry.path} links to a place outside the bundle, and not to the file that was exported",
+                hint="do not use this bundle; one of the hub's cache can be downloaded again",
+            ) from error
 
 
 def require(entry: File, digest: str) -> None:

@@ -1,5 +1,4 @@
-"""A bundle, or another folder of files, is written beside its final place and renamed at the end: a half-made one
-never exists there."""
+"""Staging: a folder is written aside and renamed at the end, so that a half-made bundle never exists."""
 
 from __future__ import annotations
 

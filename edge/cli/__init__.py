@@ -1,4 +1,4 @@
-"""The command line, a file for each command: exit 0 fine, 1 failed, 2 the call was off."""
+"""The command line, one file per command. Exit codes: 0 fine, 1 failed, 2 the call was wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`edge bench`: here, or on other machines."""
+"""`edge bench`: measures bundles here, or on other machines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.exits import leaving_tidily
+from edge.cli.exits import cleanup_on_signal
 from edge.cli.options import Debug, Isa
 from edge.cli.output import complain, say
 from edge.errors import EdgeError, ImageError, UsageError
@@ -30,7 +30,7 @@ def bench(
     image: Annotated[str | None, typer.Option(metavar="IMAGE", help="Instead of the bundle's own picture.")] = None,
     threads: Annotated[str, typer.Option("--threads", "-t", metavar="N,N", help="Processor threads to try.")] = "",
     engine: Annotated[str, typer.Option(metavar="NAME,NAME", help="Engines to try before the device's own.")] = "",
-    cache: Annotated[str, typer.Option(metavar="f16,q8_0", help="How llama.cpp keeps keys and values; f16.")] = "",
+    cache: Annotated[str, typer.Option(metavar="f16,q8_0", help="How llama.cpp stores the KV cache; f16.")] = "",
     questions: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Ask those of its prompts.jsonl, and count the right answers.")
     ] = None,
@@ -50,7 +50,6 @@ def bench(
 
     With --on: on another machine, by the package that is installed there. What a bundle lacks there is copied.
     """
-    from edge.bench import compare as changes
     from edge.bench import results, runner
     from edge.bench.request import Request, numbers, sweep
 
@@ -69,15 +68,21 @@ def bench(
     here = {"on", "image", "questions", "output", "save", "compare", "max_slower"}
     rows = _rows_on(on, bundles, image, questions, _given(context, but=here)) if on else runner.bench(requests)
     before = results.read(compare) if compare else None  # what cannot be read is told before the work
-    with leaving_tidily():
+    with cleanup_on_signal():
         found, code = _measured(rows, output, save, hosts=bool(on))
-    if before is not None and found:
-        compared = changes.compare(found, before, max_slower / 100)
-        say("\n".join(map(changes.describe, compared)))
-        if worse := [change.what for change in compared if change.failed]:
-            raise EdgeError(f"worse than {compare}: {'; '.join(worse)}", hint="measure again, or look at warnings")
+    if before is not None and found and (worse := _worse(found, before, max_slower / 100)):
+        raise EdgeError(f"worse than {compare}: {'; '.join(worse)}", hint="measure again, or look at warnings")
     if code:
         raise typer.Exit(code)
+
+
+def _worse(found: Sequence[Row], before: Sequence[Row], allowed: float) -> list[str]:
+    """Report each change, and name those that are worse by more than a share of `allowed`."""
+    from edge.bench.compare import compare, describe
+
+    changes = compare(found, before, allowed)
+    say("\n".join(map(describe, changes)))
+    return [change.what for change in changes if change.failed]
 
 
 def _measured(rows: Iterable[Row | EdgeError], output: str, save: Path | None, hosts: bool) -> tuple[list[Row], int]:

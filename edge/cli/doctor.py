@@ -1,4 +1,4 @@
-"""`edge doctor`: of this machine, or of GGUF files."""
+"""`edge doctor`: diagnoses this machine, or GGUF files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from edge import plugins
-from edge.cli.exits import export_side, leaving_tidily
+from edge.cli.exits import cleanup_on_signal, export_side
 from edge.cli.options import Debug, Json, PositionWorkaround
 from edge.cli.output import print_json, print_rich, say
 from edge.errors import BundleError, UsageError
@@ -46,7 +46,7 @@ def _examine(files: list[Path], repair: Path | None, position_workaround: bool, 
 
     if position_workaround and not repair:
         raise UsageError("--mtmd-position-workaround is written into a copy", hint="add --repair OUT")
-    with export_side(), leaving_tidily():
+    with export_side(), cleanup_on_signal():
         side = plugins.load("exporters.gguf", "doctor")
         found = side.repair(files, repair, position_workaround) if repair else side.diagnose(files)
     if as_json:

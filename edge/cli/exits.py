@@ -1,4 +1,4 @@
-"""How a command ends that lacks a library, or is killed."""
+"""Exits of a command: a missing extra, and a kill that must clean up."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from edge.errors import EngineError
 
 
 def export_side() -> contextlib.AbstractContextManager[None]:
-    return needing("exporting", "export")
+    return requires_extra("exporting", "export")
 
 
 @contextlib.contextmanager
-def needing(what: str, extra: str) -> Iterator[None]:
+def requires_extra(what: str, extra: str) -> Iterator[None]:
     """What runs inside needs the libraries of that extra."""
     try:
         yield
     except ImportError as error:
-        if (error.name or "").split(".")[0] in ("edge", "exporters"):
+        own = (error.name or "").split(".")[0] in ("edge", "exporters")
+        if own and error.name != "exporters":  # a fault of ours; only the whole side may be left out
             raise
         raise EngineError(
             f"{what} needs more than is installed: {error}", hint=f"pip install 'edge-vlm[{extra}]'"
@@ -27,7 +28,7 @@ def needing(what: str, extra: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def leaving_tidily() -> Iterator[None]:
+def cleanup_on_signal() -> Iterator[None]:
     """A kill ends what runs inside as an exit does: what is half written is removed."""
 
     def leave(number: int, frame: object) -> None:

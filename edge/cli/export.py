@@ -1,4 +1,4 @@
-"""`edge export`: the exporting side's work, shown."""
+"""`edge export`: turns a checkpoint into a bundle, with progress and proof on the screen."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from edge import plugins
-from edge.cli.exits import export_side, leaving_tidily
+from edge.cli.exits import cleanup_on_signal, export_side
 from edge.cli.options import Debug, Json, Mmproj, PositionWorkaround, Threads
-from edge.cli.output import print_json, print_rich
+from edge.cli.output import print_json, print_rich, say
+from edge.units import format_size
 
 
 def export(
@@ -25,6 +26,9 @@ def export(
     context: Annotated[int | None, typer.Option(min=1, help="Positions to export for; the checkpoint's own.")] = None,
     vision_tower: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the vision tower lies.")] = None,
     mmproj: Mmproj = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="The prompt it learned: a published one, or JSON.")
+    ] = None,
     gguf_only: Annotated[
         bool, typer.Option("--gguf-only", help="Without the vision part that `edge run` uses.")
     ] = False,
@@ -48,7 +52,7 @@ def export(
 
     from edge.cli import render
 
-    with export_side(), leaving_tidily():
+    with export_side(), cleanup_on_signal():
         side = plugins.load("exporters", "export")
         request = side.ExportRequest(
             checkpoint=checkpoint,
@@ -73,16 +77,20 @@ def export(
                 "executorch": {"split": split, "backend": tuple(backend or ())},
             },
             max_loss=max_loss,
+            prompt=prompt,
         )
         with render.Stages(console=Console(stderr=True)) as stages:
             done = side.export(request, stages.report)
+    for note in done.notes:
+        say(f"note: {note}")
     if as_json:
         facts = {"path": str(done.path), "bytes": done.bytes, "seconds": round(done.seconds, 3)}
         facts["fit"] = done.fit.to_json() if done.fit else None
+        facts["notes"] = list(done.notes)
         print_json({**facts, "report": done.report.to_json(), "next_command": done.next_command})
         return
     print_rich(render.parity(done.report))
-    print(f"\n{done.path}: {render.size(done.bytes)} in {done.seconds:.1f} s")
+    print(f"\n{done.path}: {format_size(done.bytes)} in {done.seconds:.1f} s")
     print(f"worst: {render.worst(done.report)}")
     if done.fit:
         print(f"predicted, not measured: {render.fit_line(done.fit)}")

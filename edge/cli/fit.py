@@ -1,4 +1,4 @@
-"""`edge fit`: memory and speed, predicted."""
+"""`edge fit`: predicts memory and speed."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ def fit(
     from edge.bundle.manifest import MANIFEST, Bundle
     from edge.cli import render
     from edge.devices import THIS, measured, profile
-    from edge.planning.fit import fit as predict
+    from edge.engines import matmul_lender
+    from edge.planning import fit as planning
 
-    target = measured(profile(device or THIS))
+    target = measured(profile(device or THIS), matmul_lender)
     if Path(model, MANIFEST).is_file():
         manifest = Bundle.open(model).manifest
     else:
         with export_side():
-            manifest = plugins.load("exporters", "foresee").foresee(
+            manifest = plugins.load("exporters", "preview").foresee(
                 model, recipe or target.recipe, format, tuple(scheme or ()), vision_tower=vision_tower, mmproj=mmproj
             )
-    found = predict(manifest, target, context=context, cache=cast("Any", cache))
+    found = planning.fit(manifest, target, context=context, cache=cast("Any", cache))
     print_json(found.to_json()) if as_json else print_rich(render.fit(found))

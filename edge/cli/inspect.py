@@ -1,7 +1,8 @@
-"""`edge inspect`: what is in a bundle."""
+"""`edge inspect`: prints a manifest."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -19,17 +20,17 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Print the manifest readably."""
-    from edge.bundle.manifest import Bundle
+    from edge.bundle.manifest import MANIFEST, Bundle
     from edge.cli import render
 
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     if placement:
-        from edge import placement as places
+        from edge.placement import placements, to_json
 
-        found = places.placements(opened)
-        print_json(places.to_json(found)) if as_json else print_rich(render.placements(found))
+        found = placements(opened)
+        print_json(to_json(found)) if as_json else print_rich(render.placements(found))
     elif as_json:
-        print_json(manifest.to_json())
+        print_json(json.loads((opened.path / MANIFEST).read_bytes()))  # as it is, whatever its schema
     else:
         print_rich(render.manifest(manifest))

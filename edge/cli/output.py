@@ -1,4 +1,4 @@
-"""Data goes to stdout, everything else to stderr."""
+"""Output: data to stdout, everything else to stderr."""
 
 from __future__ import annotations
 

@@ -1,16 +1,19 @@
-"""What the command line shows, as rich renderables that read well at 80 columns. Nothing here prints."""
+"""Tables and lines of the command line, as rich renderables for 80 columns. Nothing here prints."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from edge.units import format_size
 
 if TYPE_CHECKING:
     from edge.bundle.manifest import File, Manifest, Part
@@ -54,20 +57,11 @@ class Stages(Progress):
         self.console.print(Text(text), soft_wrap=True)
 
 
-def size(count: float) -> str:
-    """Decimal, as disks and downloads are counted."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
-
-
 def parity(report: Report) -> RenderableType:
     """One line per stage and reference: what was measured, and what is allowed."""
     table = _table("Stage", "Against", *MEASURES.values(), "")
     for row in report.rows:
-        verdict = "cost" if not row.tolerance else "ok" if row.ok else "FAILED"
+        verdict = "FAILED" if not row.ok else "ok" if row.tolerance else "cost"
         style = {"ok": "green", "FAILED": "bold red"}.get(verdict, "")
         table.add_row(row.stage, row.against, *(_measured(row, m) for m in MEASURES), Text(verdict, style))
     return table
@@ -79,14 +73,19 @@ def worst(report: Report) -> str:
     row, measure = max(bounded, key=lambda pair: _strain(*pair))
     text = f"{MEASURES[measure].lower()} {_measured(row, measure)} in {row.stage}"
     costs = [row.error["max_abs"] for row in report.rows if row.against == "fp32" and "max_abs" in row.error]
-    return f"{text}; {_number(max(costs))} from fp32" if costs else text
+    return f"{text}; {_number(max(costs, key=_worse))} from fp32" if costs else text
 
 
 def _strain(row: Row, measure: str) -> float:
     """How much of what is allowed was used: above 1 the row failed."""
     found, bound = row.error[measure], row.tolerance[measure]
     used, allowed = (found, bound) if measure == "max_abs" else (1 - found, 1 - bound)
-    return used / allowed if allowed > 0 else used
+    return _worse(used / allowed if allowed > 0 else used)
+
+
+def _worse(value: float) -> float:
+    """NaN loses every comparison: here it is worse than all."""
+    return math.inf if math.isnan(value) else value
 
 
 def _measured(row: Row, measure: str) -> str:
@@ -104,7 +103,7 @@ def _number(value: float) -> str:
 
 def _share(value: float) -> str:
     """Six digits, cut and not rounded: what is not 1 does not read as 1."""
-    return f"{int((value + 1e-9) * 1e6) / 1e6:.6f}".rstrip("0").rstrip(".") if value == value else "nan"
+    return f"{int((value + 1e-9) * 1e6) / 1e6:.6f}".rstrip("0").rstrip(".") if math.isfinite(value) else str(value)
 
 
 def answer(found: Answer) -> str:
@@ -127,7 +126,7 @@ def manifest(found: Manifest) -> RenderableType:
         "made from": f"{found.source.get('name')}, sha256 {found.source.get('sha256', '')[:12]}…",
         "licence": found.license,
         "recipe": found.recipe,
-        "size": size(sum(file.bytes for file in found.files())),
+        "size": format_size(sum(file.bytes for file in found.files())),
         **_model(found.spec),
         "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
     }
@@ -154,10 +153,16 @@ def _model(spec: VLMSpec) -> dict[str, str]:
 def _parts(parts: Iterable[Part]) -> Table:
     table = _table("Part", "Format", "Scheme", "Size", "Measured", right=("Size",))
     for part in parts:
-        total = size(part.size)
-        scheme = "\n".join((part.scheme, *part.tensor_types))
+        total = format_size(part.size)
+        scheme = "\n".join((part.scheme, *_options(part.options)))
         table.add_row("+".join(part.covers), part.format, scheme, total, "\n".join(_errors(part.error)))
     return table
+
+
+def _options(options: Mapping[str, Any]) -> list[str]:
+    """One line for each; a flag is its name."""
+    several = [(name, value if isinstance(value, list | tuple) else [value]) for name, value in options.items()]
+    return [name if value is True else f"{name} {value}" for name, values in several for value in values]
 
 
 def _errors(error: Mapping[str, float]) -> list[str]:
@@ -173,7 +178,7 @@ def _errors(error: Mapping[str, float]) -> list[str]:
 def _files(files: Iterable[File]) -> Table:
     table = _table("File", "Size", "sha256", right=("Size",))
     for file in files:
-        table.add_row(file.path, size(file.bytes), f"{file.sha256[:12]}…")
+        table.add_row(file.path, format_size(file.bytes), f"{file.sha256[:12]}…")
     return table
 
 
@@ -236,7 +241,7 @@ def fit_line(found: Fit) -> str:
 def _predicted(row: Prediction) -> str:
     if row.value is None:
         return "–"
-    return size(row.value) if row.unit == "B" else f"{row.value:.{1 if row.value >= 10 else 2}f} {row.unit}"
+    return format_size(row.value) if row.unit == "B" else f"{row.value:.{1 if row.value >= 10 else 2}f} {row.unit}"
 
 
 def _memory(profile: DeviceProfile) -> str:

@@ -1,4 +1,4 @@
-"""`edge report`: results as a page."""
+"""`edge report`: draws benchmark results as one page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edge import plugins
-from edge.cli.exits import needing
+from edge.cli.exits import requires_extra
 from edge.cli.options import Debug
 from edge.cli.output import say
 
@@ -22,10 +22,10 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Draw results of `edge bench` as one page that opens anywhere."""
-    from edge.bench import results as kept
+    from edge.bench.results import read
 
-    found = {str(path): kept.read(path) for path in results}
-    with needing("drawing", "report"):
+    found = {str(path): read(path) for path in results}
+    with requires_extra("drawing", "report"):
         side = plugins.load("exporters", "report")
     side.write(found, output, bandwidth and bandwidth * 1e9)
     say(f"written: {output}")

@@ -1,4 +1,4 @@
-"""`edge run`: one answer, or a chat."""
+"""`edge run`: answers one question, or chats."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(
         )
     from edge.inference.sampling import Sampling
     from edge.inference.session import load
-    from edge.planning.memory import parse_size
+    from edge.units import parse_size
 
     options: dict[str, Any] = {
         "max_tokens": max_tokens,

@@ -1,4 +1,4 @@
-"""`edge verify`: the recorded proof, or a new one."""
+"""`edge verify`: replays the recorded proof, or makes a new one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge import plugins
-from edge.cli.exits import export_side, leaving_tidily
+from edge.cli.exits import cleanup_on_signal, export_side
 from edge.cli.options import BundleArgument, Debug, Isa, Json, Mmproj, Threads
 from edge.cli.output import print_json, print_rich, say
 from edge.errors import ParityError
@@ -51,6 +51,8 @@ def _verified(bundle: Path, against: str | None, mmproj: Path | None, threads: i
         from edge.verify import verify
 
         return verify(opened, threads=threads, isa=isa)
-    with export_side(), leaving_tidily():
-        report: Report = plugins.load("exporters", "against").verify_against(opened, against, mmproj, threads, isa)
+    with export_side(), cleanup_on_signal():
+        report: Report = plugins.load("exporters", "verify_checkpoint").verify_against(
+            opened, against, mmproj, threads, isa
+        )
     return report

@@ -1,1 +1,1 @@
-"""Decoders that an engine's graph becomes: who keeps the KV cache, and how a prompt is cut into calls."""
+"""Decoders over an engine's graph: who keeps the KV cache, and how a prompt is cut into calls."""

@@ -1,4 +1,4 @@
-"""The embedding table that lies beside a lifted decoder: mapped from disk, rows gathered as they are asked for."""
+"""Embedding table (`embed_tokens.npy`), mapped from disk; rows are gathered as they are asked for."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import BundleError, EngineError
-from edge.types import Array, Segment, Tokens
+from edge.errors import BundleError
+from edge.types import Array
 
 TABLE = "embed_tokens.npy"  # f32 or f16 [vocab, hidden], or int8 with scales
 SCALES = "embed_scales.npy"  # f32 [vocab, 1] or [vocab, hidden / block]
@@ -41,11 +41,7 @@ class EmbeddingTable:
         return cls(table, scales)
 
     def gather(self, ids: Sequence[int], out: NDArray[np.float32]) -> None:
-        """Write the rows of `ids` into `out`, f32 [len(ids), hidden]. Raises EngineError on an id outside the table."""
-        if min(ids) < 0 or max(ids) >= self.vocab:
-            raise EngineError(
-                f"a token id is outside the vocabulary of {self.vocab}: {min(ids)} to {max(ids)} were given"
-            )
+        """See `edge.decoders.base.Lookup`."""
         rows = self._table[list(ids)]
         if self._scales is None:
             out[:] = rows
@@ -53,20 +49,6 @@ class EmbeddingTable:
             scales = self._scales[list(ids)]
             blocks = (*scales.shape, -1)
             np.multiply(rows.reshape(blocks), scales[..., None], out=out.reshape(blocks))
-
-    def embed(self, segments: Sequence[Segment], out: NDArray[np.float32]) -> None:
-        """Write a prompt's rows into `out`, f32 [positions, hidden]: tokens looked up, embeddings as they are."""
-        start = 0
-        for segment in segments:
-            end = start + len(segment)
-            if isinstance(segment, Tokens):
-                if segment.ids:
-                    self.gather(segment.ids, out[start:end])
-            elif segment.rows.ndim != 2 or segment.rows.shape[1] != self.hidden:
-                raise EngineError(f"embeddings of {segment.rows.shape}, for a decoder of width {self.hidden}")
-            else:
-                out[start:end] = segment.rows
-            start = end
 
 
 def _map(path: Path) -> Array:

@@ -1,5 +1,4 @@
-"""The keys and values that a lifted decoder remembers: arrays `[1, kv_heads, positions, head_dim]`, read and written by
-the graph where they lie."""
+"""KV cache for ONNX graphs: arrays `[1, kv_heads, positions, head_dim]` that the graph reads and writes in place."""
 
 from __future__ import annotations
 

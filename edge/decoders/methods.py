@@ -1,6 +1,6 @@
-"""A graph or a decoder from a program of named methods: `vision_encoder`, or `token_embedding` and `text_decoder`.
+"""Graph and decoder for ExecuTorch programs (`vision_encoder`, `token_embedding`, `text_decoder`).
 
-A prompt is cut into pieces of the length that the decoder's method takes. Keys and values lie in the program's memory.
+A prompt is cut into pieces of the length that the decoder's method takes. The KV cache lies in the program's memory.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.decoders.kv_graph import position_after, require_held
+from edge.decoders.base import BaseDecoder
+from edge.decoders.function_graph import require_arrays
 from edge.errors import BundleError, EngineError
 from edge.formats import executorch
 from edge.formats.executorch import Program
 from edge.spec import DecoderSpec
-from edge.types import Array, OpenOptions, PartFiles, Segment, TensorSpec, Tokens
+from edge.types import Array, OpenOptions, PartFiles, TensorSpec
 
 VISION, EMBEDDING, DECODER = "vision_encoder", "token_embedding", "text_decoder"
 
@@ -90,63 +91,43 @@ class MethodGraph:
 
     def run(self, feeds: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """See Graph. Raises EngineError when an array does not fit the graph, or the library fails."""
-        if feeds.keys() != {spec.name for spec in self.inputs}:
-            names = ", ".join(spec.name for spec in self.inputs)
-            raise EngineError(f"the graph takes {names}, and was fed {', '.join(sorted(feeds)) or 'nothing'}")
-        for spec in self.inputs:
-            array = feeds[spec.name]
-            if array.shape != spec.shape or array.dtype != spec.dtype:
-                raise EngineError(f"{spec.name} is {array.dtype} {list(array.shape)}, and not so in the graph")
+        into = into or {}
+        require_arrays(self.inputs, self.outputs, feeds, into)
         made = self._methods.run(VISION, *(feeds[spec.name] for spec in self.inputs))
-        found = {self.outputs[0].name: made}
-        for name, array in (into or {}).items():
-            if name not in found or array.shape != made.shape or array.dtype != made.dtype:
-                raise EngineError(f"{name} is {array.dtype} {list(array.shape)}, and not so in the graph")
-            array[:] = found[name]
-        return {**found, **(into or {})}
+        for array in into.values():
+            array[:] = made
+        return {self.outputs[0].name: made, **into}
 
 
-class MethodDecoder:
+class MethodDecoder(BaseDecoder):
     """What stands behind the position is not read, and written over."""
 
     def __init__(self, methods: Methods, spec: DecoderSpec, longest: int, context: int) -> None:
+        super().__init__(_MethodLookup(methods, spec, longest), context)
         self._methods = methods
-        self._spec = spec
         self._longest = longest
-        self._context = min(context or spec.context, spec.context)
-        self._position = 0
 
-    @property
-    def position(self) -> int:
-        return self._position
-
-    def extend(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
-        total = position_after(segments, self._position, self._context)
-        rows = np.concatenate([self._rows(segment) for segment in segments if len(segment)], axis=1)
-        for start in range(self._position, total, self._longest):
-            piece = rows[:, start - self._position :][:, : self._longest]
-            logits = self._methods.run(DECODER, piece, np.array([start]))
-        self._position = total
+    def _run(self, embeddings: Array, position: int) -> NDArray[np.float32]:
+        count = embeddings.shape[1]
+        for start in range(0, count, self._longest):
+            piece = embeddings[:, start : start + self._longest]
+            logits = self._methods.run(DECODER, piece, np.array([position + start]))
         return np.asarray(logits[0, -1], np.float32)
 
-    def rewind(self, position: int) -> None:
-        require_held(position, self._position)
-        self._position = position
 
-    def _rows(self, segment: Segment) -> NDArray[np.float32]:
-        """f32 [1, S, hidden]."""
-        if not isinstance(segment, Tokens):
-            if segment.rows.ndim != 2 or segment.rows.shape[1] != self._spec.hidden:
-                raise EngineError(f"embeddings of {segment.rows.shape}, for a decoder of width {self._spec.hidden}")
-            return np.ascontiguousarray(segment.rows[None], np.float32)
-        if min(segment.ids) < 0 or max(segment.ids) >= self._spec.vocab:
-            raise EngineError(
-                f"a token id is outside the vocabulary of {self._spec.vocab}: "
-                f"{min(segment.ids)} to {max(segment.ids)} were given"
-            )
-        ids = np.array([segment.ids])
-        pieces = [ids[:, at : at + self._longest] for at in range(0, ids.shape[1], self._longest)]
-        return np.concatenate([self._methods.run(EMBEDDING, piece) for piece in pieces], axis=1)
+class _MethodLookup:
+    """Embeddings by the program's own method, in pieces of the length that it takes."""
+
+    def __init__(self, methods: Methods, spec: DecoderSpec, longest: int) -> None:
+        self._methods = methods
+        self._longest = longest
+        self.vocab, self.hidden = spec.vocab, spec.hidden
+
+    def gather(self, ids: Sequence[int], out: NDArray[np.float32]) -> None:
+        """See `edge.decoders.base.Lookup`."""
+        for start in range(0, len(ids), self._longest):
+            piece = np.array([ids[start : start + self._longest]])
+            out[start : start + self._longest] = self._methods.run(EMBEDDING, piece)[0]
 
 
 def _longest(program: Program) -> int:

@@ -1,4 +1,4 @@
-"""A decoder from a program of two kinds of call: `prefill` begins a prompt, `decode_T` goes on after a cache of T.
+"""Graph and decoder for TFLite models with `prefill` and `decode_T` signatures.
 
 Each takes as many positions as it is given, up to a number that the file tells; a longer prompt is cut. Only the new
 keys and values come back, and are put into the cache here; a mask hides what of the cache is not filled.
@@ -15,13 +15,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.decoders.base import BaseDecoder
 from edge.decoders.embedding_table import EmbeddingTable
-from edge.decoders.kv_graph import position_after, require_held
+from edge.decoders.function_graph import require_arrays
 from edge.errors import BundleError, EngineError
 from edge.formats import tflite
 from edge.formats.tflite import Signature, TFLite
 from edge.spec import DecoderSpec
-from edge.types import Array, OpenOptions, PartFiles, Segment, TensorSpec
+from edge.types import Array, OpenOptions, PartFiles, TensorSpec
 
 PREFILL, DECODE = "prefill", "decode_"  # names of signatures; a cache's length follows the second
 ROTATIONS = "rope.npy"  # f32 [2, context, head_dim]: cos, and sin with its first half negated
@@ -63,17 +64,19 @@ class Program(Protocol):
         ...
 
 
-def opened(part: PartFiles, options: OpenOptions, program: Callable[[TFLite], Program]) -> FixedGraph | StepDecoder:
+def opened(
+    part: PartFiles, options: OpenOptions, program: Callable[[TFLite], Program]
+) -> SignatureGraph | SignatureDecoder:
     """The part's first file, read and bounded before `program` gives it to native code."""
     file = tflite.read(part.files[0])
     if part.decoder is None:
         signature = _only(file, part)
-        return FixedGraph(program(file), signature)
+        return SignatureGraph(program(file), signature)
     calls = Calls.of(file.signatures, part.decoder, part)
-    return StepDecoder(program(file), calls, part, part.decoder, options.context)
+    return SignatureDecoder(program(file), calls, part, part.decoder, options.context)
 
 
-class FixedGraph:
+class SignatureGraph:
     """The one signature of a file as a Graph; arrays are copied to and from where the program has them."""
 
     def __init__(self, program: Program, signature: Signature) -> None:
@@ -91,12 +94,7 @@ class FixedGraph:
     def run(self, feeds: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """See Graph. Raises EngineError when an array does not fit the graph, or the library fails."""
         into, own = into or {}, self._program.bind(self._call)
-        if feeds.keys() != {spec.name for spec in self.inputs}:
-            names = ", ".join(spec.name for spec in self.inputs)
-            raise EngineError(f"the graph takes {names}, and was fed {', '.join(sorted(feeds)) or 'nothing'}")
-        for name, array in (*feeds.items(), *into.items()):
-            if name not in own or array.shape != own[name].shape or array.dtype != own[name].dtype:
-                raise EngineError(f"{name} is {array.dtype} {list(array.shape)}, and not so in the graph")
+        require_arrays(self.inputs, self.outputs, feeds, into)
         for name, array in feeds.items():
             own[name][:] = array
         self._program.run(self._call)
@@ -106,44 +104,28 @@ class FixedGraph:
         return found
 
 
-class StepDecoder:
+class SignatureDecoder(BaseDecoder):
     """Keys `[1, KV, T, D]` and values `[1, KV, D, T]` lie where the program reads them; new ones are written there."""
 
     def __init__(self, program: Program, calls: Calls, part: PartFiles, spec: DecoderSpec, context: int) -> None:
+        super().__init__(EmbeddingTable.open(part.files, spec.vocab, spec.hidden), context)
         self._program = program
         self._calls = calls
-        self._table = EmbeddingTable.open(part.files, spec.vocab, spec.hidden)
         self._rotations = _rotations(part.files, spec)
-        self._context = min(context or spec.context, calls.caches[-1])
         self._layers = spec.layers
         self._group = spec.heads // spec.kv_heads
-        self._position = 0
         self._length = 0  # of the cache
         self._cache: Arrays = {}
 
-    @property
-    def position(self) -> int:
-        return self._position
-
-    def extend(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
-        total = position_after(segments, self._position, self._context)
-        count = total - self._position
-        self._reserve(total)
-        rows = np.empty((count, self._table.hidden), np.float32)
-        self._table.embed(segments, rows)
-        position, logits = self._position, np.empty(0, np.float32)
-        while position < total:
-            taken = rows[position - self._position :][: self._calls.longest]
-            logits = self._run(taken, position)
-            position += len(taken)
-        self._position = total
+    def _run(self, embeddings: Array, position: int) -> NDArray[np.float32]:
+        count, logits = embeddings.shape[1], np.empty(0, np.float32)
+        self._reserve(position + count)
+        for start in range(0, count, self._calls.longest):
+            logits = self._compute(embeddings[0, start:][: self._calls.longest], position + start)
         return logits
 
-    def rewind(self, position: int) -> None:
-        require_held(position, self._position)
-        self._position = position  # what lies behind it is hidden, and written over
-
-    def _run(self, rows: NDArray[np.float32], position: int) -> NDArray[np.float32]:
+    def _compute(self, rows: NDArray[np.float32], position: int) -> NDArray[np.float32]:
+        """One call: rows f32 [S, hidden], and S no longer than a call takes."""
         count, past = len(rows), self._length if position else 0
         places = slice(position, position + count)
         call = self._calls.make(count, past)
@@ -176,7 +158,7 @@ class StepDecoder:
             fitting = self._program.cache(self._calls.make(1, length))
         except MemoryError as error:
             raise EngineError(
-                f"no memory for the keys and values of {length} positions", hint="load with a smaller context"
+                f"no memory for a KV cache of {length} positions", hint="load with a smaller context"
             ) from error
         for layer in range(self._layers if self._position else 0):
             key, value = f"{PAST}{layer}.key", f"{PAST}{layer}.value"
@@ -211,6 +193,12 @@ class Calls:
             raise BundleError(
                 f"{part.files[0].name} is not the decoder that the manifest describes: {', '.join(wrong)} is another's",
                 hint="export the bundle again",
+            )
+        if calls.caches[-1] < spec.context:
+            raise BundleError(
+                f"{part.files[0].name} was built for a context of {calls.caches[-1]}, "
+                f"and the manifest says {spec.context}",
+                hint=f"edge export … --format tflite --context {spec.context}",
             )
         return calls
 

@@ -1,4 +1,4 @@
-"""Devices as data, one file each (`edge/device.schema.json`), and this machine as one of them."""
+"""Device profiles, one JSON file each (`device.schema.json`), and this machine as one of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
@@ -14,9 +14,10 @@ from importlib.resources import files
 from typing import Any
 
 from edge.devices import host, probe
+from edge.devices.probe import CHAINED, MATMUL, Lender
 from edge.errors import UsageError
-from edge.planning.roofline import CHAINED, PRODUCT
 
+SCHEMA = "device.schema.json"  # what each of the other files here must hold
 THIS = "this"  # the id of the machine that it runs on
 _ESTIMATED = {"usable_memory": "memory_bytes", "cores": "threads", "isa": "isa"}  # a figure -> the field made of it
 
@@ -76,7 +77,8 @@ class DeviceProfile:
 @cache
 def profiles() -> tuple[DeviceProfile, ...]:
     """By id, in the alphabet's order; the machines that are none of these come last."""
-    found = [_read(json.loads(file.read_bytes())) for file in files(__name__).iterdir() if file.name.endswith(".json")]
+    listed = [file for file in files(__name__).iterdir() if file.name.endswith(".json") and file.name != SCHEMA]
+    found = [_read(json.loads(file.read_bytes())) for file in listed]
     return tuple(sorted(found, key=lambda p: (not p.match, p.id)))
 
 
@@ -131,19 +133,20 @@ def recognise(name: str) -> DeviceProfile:
     return profile("linux-arm64" if platform.machine().lower() in ("aarch64", "arm64") else "linux-x86")
 
 
-def measured(device: DeviceProfile) -> DeviceProfile:
-    """This machine with what its profile does not tell: bandwidth and throughput, measured in one or two seconds."""
+def measured(device: DeviceProfile, lender: Callable[[], Lender | None]) -> DeviceProfile:
+    """This machine with what its profile does not tell: bandwidth and throughput, measured in one or two seconds with
+    the matmuls of the engine that `lender` finds, if it is needed."""
     if device.id != THIS or (_bandwidth(device) and device.known("int8")):
         return device
-    found = probe.measure(device.threads, device.memory_bytes)
-    product = f"measured now: a product of {found.of}, {PRODUCT:.0%} of the peak"
+    found = probe.measure(device.threads, device.memory_bytes, lender())
+    product = f"measured now: a matmul of {found.of}, {MATMUL:.0%} of the peak"
     factor, why = probe.int8_factor(device.isa)
     int8 = found.int8 or factor * found.fp32
     here = {
         "bandwidth_measured": Figure(_giga(found.bandwidth), "GB/s", "measured now: reading, all cores", False),
-        "fp32": Figure(_giga(found.fp32 / PRODUCT), "GFLOPS", product, True),
+        "fp32": Figure(_giga(found.fp32 / MATMUL), "GFLOPS", product, True),
         "int8": Figure(
-            _giga(int8 / PRODUCT), "GOPS", product if found.int8 else f"{factor} times the fp32 figure: {why}", True
+            _giga(int8 / MATMUL), "GOPS", product if found.int8 else f"{factor} times the fp32 figure: {why}", True
         ),
     }
     if found.decoding:

@@ -1,4 +1,4 @@
-"""What this machine is: name, free memory, physical cores, instruction set. Asked of the system, no subprocesses."""
+"""This machine: name, free memory, physical cores, instruction sets, cache folder. Starts no subprocess."""
 
 from __future__ import annotations
 
@@ -127,6 +127,16 @@ def up_to(name: str, isa: Sequence[str]) -> tuple[str, ...]:
             hint="one of: " + ", ".join(known) if known else "this system does not tell what its processor has",
         )
     return known[: known.index(name) + 1]
+
+
+def cache_dir() -> Path:
+    """The folder for files that this package may lose: below the system's own place for a user's caches. It may not
+    exist yet. Raises RuntimeError for a user without a home."""
+    if sys.platform == "win32":
+        root = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    else:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "edge-vlm"
 
 
 def trim() -> None:

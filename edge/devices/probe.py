@@ -1,5 +1,7 @@
-"""How fast this machine reads memory and multiplies, measured briefly: with an engine's own products where one is
-installed that lends them, else with numpy's."""
+"""Probe of memory bandwidth and matmul speed, some two seconds long.
+
+The matmuls are those of an engine that lends them, else numpy's.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ from time import perf_counter
 
 import numpy as np
 
-from edge import plugins
-
 ARRAY = 64 << 20  # bytes that a thread reads: more than caches hold
 SIDE = 768  # of the square matrices that are multiplied
 LEAST, ENOUGH = 3, 0.2  # how often, and for how many seconds
+MATMUL = 0.8  # of a peak that one large matmul reaches
+CHAINED = 1.15  # of the speed of one row's matmul alone: threads stay awake in a token's many
 # int8 products to fp32 ones in a cycle, by the widest instruction that there is (Intel's and Arm's manuals).
 _FACTORS = {
     "amx": (16, "tiles"),
@@ -28,8 +30,8 @@ _FACTORS = {
 
 
 @dataclass(frozen=True)
-class Products:
-    """What an engine's kernels reach (edge.types.Runtime, `PRODUCTS`)."""
+class Matmuls:
+    """What an engine's kernels reach (`edge.types.Runtime`, `matmuls`)."""
 
     decoding: float  # bytes/s of 4-bit weights, with their scales, times one row
     int8: float  # operations/s, a product and a sum being two, of a prompt's many rows
@@ -37,24 +39,32 @@ class Products:
 
 
 @dataclass(frozen=True)
+class Lender:
+    """An engine that measures its own matmuls (`edge.engines.matmul_lender`)."""
+
+    name: str
+    matmuls: Callable[[int, int], Matmuls]  # of so many threads, in so many bytes of free memory
+
+
+@dataclass(frozen=True)
 class Speed:
     bandwidth: float  # bytes/s, reading on all threads
     fp32: float  # operations/s
     int8: float | None = None
-    decoding: float | None = None  # as of Products
+    decoding: float | None = None  # as of Matmuls
     of: str = "numpy"  # whose products those are
 
 
-def measure(threads: int, memory: int) -> Speed:
+def measure(threads: int, memory: int, lender: Lender | None = None) -> Speed:
     """Takes one or two seconds, and not more than a quarter of the free memory."""
     length = max(1 << 16, min(ARRAY, memory // 8 // threads)) // 4
     arrays = [np.ones(length, np.int32) for _ in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         seconds = usual(lambda: list(pool.map(np.max, arrays)), memory)  # a reduction lets the other threads run
     bandwidth = 4 * length * threads / seconds
-    if lender := _lender():
-        found: Products = plugins.load("runtimes", lender).products(threads, memory)
-        return Speed(bandwidth, found.fp32, found.int8, found.decoding, lender)
+    if lender:
+        found = lender.matmuls(threads, memory)
+        return Speed(bandwidth, found.fp32, found.int8, found.decoding, lender.name)
     square = np.ones((SIDE, SIDE), np.float32)
     return Speed(bandwidth, 2 * SIDE**3 / best(lambda: square @ square))
 
@@ -84,15 +94,3 @@ def _times(work: Callable[[], object], before: Callable[[], object]) -> list[flo
         work()
         times.append(max(perf_counter() - started, 1e-6))  # a clock may stand still
     return times
-
-
-def _lender() -> str | None:
-    """An engine that measures its products, and whose library is here."""
-    for name in plugins.names("runtimes"):
-        if "PRODUCTS" in plugins.facts("runtimes", name):
-            try:
-                plugins.load("runtimes", name)
-            except ImportError:
-                continue
-            return name
-    return None

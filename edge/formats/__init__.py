@@ -1,1 +1,1 @@
-"""Readers of the files that engines open, and what several engines need around them. Bounds are checked here."""
+"""Readers of the files that engines open: bounds are checked here before native code sees a file."""

@@ -1,4 +1,4 @@
-"""What an ExecuTorch program says of itself: its methods, and what they ask of a runtime. No weight is read.
+"""Reader of ExecuTorch programs (`.pte`): methods, and what they need of a runtime. Reads no weights.
 
 Native code trusts such a file, and ends the process on some that it does not like: so its head is read and bounded here
 first. Numbers of fields and types are those of ExecuTorch's program.fbs, version 0, and of its extended header.

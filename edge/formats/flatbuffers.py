@@ -1,4 +1,4 @@
-"""Flatbuffers read with every bound checked, many tables at a time: what native code is given must be sound first.
+"""Reader of flatbuffers, many tables at a time, with every bound checked before native code sees the file.
 
 The layout is that of flatbuffers.dev/internals: a table begins with the way back to its vtable, which says where each
 field lies in it; strings, vectors and tables are found by unsigned 32-bit offsets ahead of where they stand.

@@ -1,4 +1,4 @@
-"""The head of a GGUF file: what it says of itself, and where its tensors lie.
+"""Reader of GGUF headers: settings, and where the tensors lie.
 
 Such a file is handed to native code, which trusts much of it and ends the process on what it did not expect. So it is
 read here first, and what is out of bounds is refused. No tensor's content is read, and of the lists only those that

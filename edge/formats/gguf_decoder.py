@@ -1,4 +1,4 @@
-"""Whether a GGUF file holds the decoder that a manifest describes.
+"""Check that a GGUF file holds the decoder that the manifest describes.
 
 The library ends the process on a setting that it did not expect (`GGML_ASSERT`): what is not known to be sound is
 refused.

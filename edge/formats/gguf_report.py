@@ -1,4 +1,4 @@
-"""What is right and wrong with files that somebody else made, and what it costs."""
+"""Findings about GGUF files: what is right, what is wrong, and what it costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a native library writes to the process's stderr, kept from a user who asked for none of it."""
+"""Capture of a native library's stderr, kept from a user who asked for none of it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import threading
 from typing import Any
 
 
-class Listening:
-    """A context, in which stderr is caught: the reason of a failure may be in it. `theirs` tells how the library's own
-    lines begin; what others wrote meanwhile is passed on afterwards. `debug`: nothing is caught."""
+class CapturedStderr:
+    """A context in which stderr is captured: the reason of a failure may stand there. `library_lines` matches how the
+    library's own lines begin; what others wrote meanwhile is passed on afterwards. `debug`: nothing is captured."""
 
-    def __init__(self, theirs: re.Pattern[bytes], debug: bool) -> None:
-        self._theirs = theirs
+    def __init__(self, library_lines: re.Pattern[bytes], debug: bool) -> None:
+        self._library_lines = library_lines
         self._debug = debug
         self._text: Any = None
 
-    def __enter__(self) -> Listening:
+    def __enter__(self) -> CapturedStderr:
         if not self._debug:
             _STDERR.acquire()
             self._text = tempfile.TemporaryFile()
@@ -33,14 +33,14 @@ class Listening:
         os.close(self._kept)
         self._text.seek(0)
         for line in self._text:
-            if not self._theirs.match(line):
+            if not self._library_lines.match(line):
                 os.write(2, line)
         self._text.close()
         self._text = None
         _STDERR.release()
 
-    def heard(self) -> list[str]:
-        """The lines until now."""
+    def lines(self) -> list[str]:
+        """The lines captured until now."""
         if self._text is None:
             return []
         return os.pread(self._text.fileno(), 1 << 16, 0).decode(errors="replace").splitlines()

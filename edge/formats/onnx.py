@@ -1,5 +1,4 @@
-"""Small ONNX models, written field by field as `onnx.proto` numbers them: what a library's own speed and kernels are
-probed with."""
+"""Writer of small ONNX models, field by field as in `onnx.proto`, to probe a library with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a TFLite file says of itself: its signatures, and whether it is sound. No weight is read.
+"""Reader of TFLite files: signatures, and whether the file is sound. Reads no weights.
 
 Such a file is handed to native code, which trusts much of it. So its structure is walked here first, and what is out of
 bounds, refers to what is not there, or is nothing that this project writes, is refused. Numbers of fields and types are

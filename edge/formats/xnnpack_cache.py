@@ -1,4 +1,4 @@
-"""Where XNNPACK keeps weights in the order in which its kernels read them: files of the user's cache.
+"""Cache of XNNPACK's packed weights: files in the user's cache folder.
 
 Such a file is mapped, so that the weights lie in memory once for all signatures, and a second start packs nothing. Each
 belongs to one file of weights as it is, to one version of the library, and to one processor.
@@ -18,11 +18,11 @@ from edge.devices import host
 
 MOST = 8 << 30  # bytes that are kept; those that were not used for longest go first
 _ABANDONED = 24 * 3600  # seconds
-FOLDER = "edge-vlm/packed"
+FOLDER = "packed"  # in the cache folder
 
 
 def folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / FOLDER
+    return host.cache_dir() / FOLDER
 
 
 @contextlib.contextmanager
@@ -52,10 +52,10 @@ def _key(path: Path, library: str) -> str:
 
 def _places(key: str) -> tuple[Path | None, Path | None]:
     """The finished file, or where one can be made."""
-    place = folder()
-    if set(str(place)) & set('"\\\n'):  # the library is told the place in quotes
-        return None, None
     try:
+        place = folder()
+        if set(str(place)) & set('"\\\n'):  # the library is told the place in quotes
+            return None, None
         place.mkdir(parents=True, exist_ok=True)
         for finished in place.glob(f"{key}-*.bin"):
             if finished.name == _name(key, finished.stat().st_size):  # else it was cut, and is made again
@@ -64,7 +64,7 @@ def _places(key: str) -> tuple[Path | None, Path | None]:
         handle, name = tempfile.mkstemp(dir=place, suffix=".part")
         os.close(handle)
         os.unlink(name)  # the library makes it; an empty one is no cache to it
-    except OSError:
+    except (OSError, RuntimeError):  # not writable, or a user without a home
         return None, None
     return None, Path(name)
 

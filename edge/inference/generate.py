@@ -1,4 +1,4 @@
-"""The token loop: a prompt goes in, text comes out as the decoder goes. What the decoder remembers is used again."""
+"""Token generation: prefill, then one token at a time; what the KV cache holds already is reused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.decoders.kv_graph import too_long
+from edge.decoders.base import too_long
 from edge.errors import ContextError, UsageError
 from edge.inference.sampling import Sampler, Sampling
 from edge.inference.stop import StopFilter
@@ -26,8 +26,8 @@ Held = int | tuple[str, int]  # a token id, or a row of the embeddings of that k
 @dataclass(frozen=True)
 class Timings:
     load_ms: float  # opening the bundle, once
-    image_ms: float  # reading the pictures into pixels
-    vision_ms: float  # pixels into embeddings; 0 for pictures seen before
+    image_ms: float  # reading the images into pixels
+    vision_ms: float  # pixels into embeddings; 0 for images seen before
     prefill_ms: float  # the part of the prompt that was not in the cache
     ttft_ms: float  # from the call to the first token
     decode_ms: float  # the tokens after the first, without the time that the caller took between them
@@ -39,7 +39,7 @@ class Answer:
     text: str
     token_ids: tuple[int, ...]  # without the id that ended it
     stop_reason: StopReason
-    prompt_tokens: int  # all positions of the prompt, those of pictures too
+    prompt_tokens: int  # all positions of the prompt, those of images too
     image_tokens: int
     cached_tokens: int  # of the prompt, that were in the cache already
     generated_tokens: int
@@ -70,7 +70,7 @@ class TextGenerator:
     def stream(
         self, segments: Sequence[Segment], *, max_tokens: int, sampling: Sampling, started: float
     ) -> Generator[str, None, Answer]:
-        """Yields text and returns the Answer, whose timings know nothing of loading and pictures. `started`: when the
+        """Yields text and returns the Answer, whose timings know nothing of loading and images. `started`: when the
         call came, by perf_counter. Raises ContextError, before anything is computed, when the prompt does not fit."""
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}", hint="1 or more")

@@ -1,4 +1,4 @@
-"""The two halves of a model, what sees and what speaks, opened as a plan says: both at once, or one at a time."""
+"""Loads the vision encoder and the decoder as the plan says: both at once, or one at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import TypeVar
 
 from edge.bundle.manifest import Bundle
-from edge.decoders.kv_graph import lift
+from edge.decoders.kv_graph import kv_decoder
 from edge.devices import host
 from edge.engines import open_part
 from edge.errors import EngineError
@@ -20,76 +20,75 @@ from edge.types import Decoder, Graph, OpenOptions
 T = TypeVar("T")
 
 
-class Halves:
-    """Both open beside each other from the start, each in a thread of its own. One at a time, a half opens when it is
-    asked for, after the other is closed: whoever holds that one must have let it go."""
+class ModelLoader:
+    """Opens both from the start, each in a thread of its own. One at a time, either opens when it is asked for, after
+    the other is closed: whoever holds that one must have let it go."""
 
     def __init__(self, bundle: Bundle, chosen: Plan, options: OpenOptions, started: float) -> None:
         self.one_at_a_time = chosen.one_at_a_time
         self._bundle = bundle
         self._options = options
         self._started = started  # when loading began, by perf_counter
-        self._seeing = [choice for choice in chosen.choices if "decoder" not in choice.part.covers]
-        (self._speaking,) = (choice for choice in chosen.choices if "decoder" in choice.part.covers)
-        self._graphs: list[Future[Graph]] = []
+        self._vision_choices = [choice for choice in chosen.choices if "decoder" not in choice.part.covers]
+        (self._decoder_choice,) = (choice for choice in chosen.choices if "decoder" in choice.part.covers)
+        self._vision: list[Future[Graph]] = []
         self._decoder: Future[tuple[Decoder, float]] | None = None
         if not self.one_at_a_time:
-            self._open_graphs()
-            self._open_decoder()
+            self._begin_vision()
+            self._begin_decoder()
 
-    def graphs(self) -> tuple[Graph, ...]:
-        """What turns a picture into rows, in order; none where no part sees. Raises EngineError."""
-        if self.one_at_a_time and self._seeing and not self._graphs:
+    def vision(self) -> tuple[Graph, ...]:
+        """The parts that turn pixels into embeddings, in order; none of a bundle without. Raises EngineError."""
+        if self.one_at_a_time and self._vision_choices and not self._vision:
             self._decoder = None
             _give_back()
-            self._open_graphs()
-        return tuple(future.result() for future in self._graphs)
+            self._begin_vision()
+        return tuple(future.result() for future in self._vision)
 
     def decoder(self) -> tuple[Decoder, float]:
-        """And how long it took to be there, in milliseconds: from the start of loading, or from when it was asked for.
+        """And how long it took to open, in milliseconds: from the start of loading, or from when it was asked for.
         Raises EngineError."""
         if self._decoder is None:
-            self._graphs = []
+            self._vision = []
             _give_back()
             self._started = perf_counter()
-            self._open_decoder()
+            self._begin_decoder()
         assert self._decoder is not None
         return self._decoder.result()
 
-    def known_to_fail(self) -> None:
-        """Raises what opening the decoder did, if it has ended; does not wait for it."""
+    def raise_known_failure(self) -> None:
+        """Raises what opening the decoder raised, if it has ended; does not wait for it."""
         if self._decoder is not None and self._decoder.done():
             self._decoder.result()
 
-    def _open_graphs(self) -> None:
-        self._graphs = [beside(partial(self._graph, choice)) for choice in self._seeing]
+    def _begin_vision(self) -> None:
+        self._vision = [in_background(partial(self._open_graph, choice)) for choice in self._vision_choices]
 
-    def _open_decoder(self) -> None:
-        self._decoder = beside(self._speak)
+    def _begin_decoder(self) -> None:
+        self._decoder = in_background(self._open_decoder)
 
-    def _graph(self, choice: Choice) -> Graph:
+    def _open_graph(self, choice: Choice) -> Graph:
         part = open_part(self._bundle.files(choice.part), choice.engine, self._options)
         if isinstance(part, Decoder):
             raise EngineError(f"{choice.engine} opened the {'+'.join(choice.part.covers)} as a decoder")
         return part
 
-    def _speak(self) -> tuple[Decoder, float]:
-        choice, options = self._speaking, self._options
+    def _open_decoder(self) -> tuple[Decoder, float]:
+        choice, options = self._decoder_choice, self._options
         files = self._bundle.files(choice.part)
         part = open_part(files, choice.engine, options)
         if not isinstance(part, Decoder):
             if options.cache:
                 raise EngineError(
-                    f"keys and values cannot be kept as {options.cache}: "
-                    f"the graph that {choice.engine} runs fixes that",
+                    f"the KV cache cannot be stored as {options.cache}: the graph that {choice.engine} runs fixes that",
                     hint="leave --cache away, or export a decoder that keeps them itself: --recipe onnx-w8a8-gguf-q4_0",
                 )
-            part = lift(part, files, self._bundle.manifest.spec.decoder, options.context)
+            part = kv_decoder(part, files, self._bundle.manifest.spec.decoder, options.context)
         return part, 1e3 * (perf_counter() - self._started)
 
 
-def beside(work: Callable[[], T]) -> Future[T]:
-    """Done in a thread of its own."""
+def in_background(work: Callable[[], T]) -> Future[T]:
+    """Run in a thread of its own."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="edge-load")
     future = pool.submit(work)
     pool.shutdown(wait=False)
@@ -97,6 +96,6 @@ def beside(work: Callable[[], T]) -> Future[T]:
 
 
 def _give_back() -> None:
-    """What was let go, to the system: the C library keeps it for itself otherwise."""
+    """Return freed memory to the system: the C library keeps it otherwise."""
     gc.collect()
     host.trim()

@@ -1,4 +1,4 @@
-"""Logits become a token id."""
+"""Sampling: picks a token id from logits."""
 
 from __future__ import annotations
 

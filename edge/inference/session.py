@@ -1,12 +1,11 @@
-"""A bundle that answers questions about pictures."""
+"""Session: an opened bundle that answers questions about images."""
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
 from types import TracebackType
 from typing import cast, get_args
@@ -18,18 +17,18 @@ from edge.bundle import checksums
 from edge.bundle.manifest import Bundle
 from edge.devices import detect
 from edge.engines import installed_engines
-from edge.errors import EdgeError, EngineError, UsageError
-from edge.image import Source, digest, pixels
+from edge.errors import EdgeError, UsageError
+from edge.image import Source
 from edge.inference.generate import Answer, TextGenerator
-from edge.inference.loader import Halves, beside
+from edge.inference.loader import ModelLoader, in_background
 from edge.inference.sampling import Sampling
+from edge.inference.vision import ImageTimes, VisionEncoder
 from edge.planning.plan import Plan, plan
 from edge.prompt import Turn, segments
 from edge.tokenizer import Tokenizer
-from edge.types import Array, CacheKind, ComputeUnits, Decoder, Embeddings, OpenOptions
+from edge.types import CacheKind, ComputeUnits, Decoder, Embeddings, Graph, OpenOptions
 
-Images = Source | Sequence[Source] | None  # no picture, one, or several
-REMEMBERED = 32  # pictures whose embeddings a session keeps
+Images = Source | Sequence[Source] | None  # no image, one, or several
 _GREEDY = Sampling()
 
 
@@ -46,18 +45,24 @@ def load(
     debug: bool = False,
     evaluators: bool = False,
 ) -> Session:
-    """Open a bundle on this machine. `threads` 0: its physical cores; `context` 0: the model's, or what memory allows;
-    `cache`: how an engine that keeps keys and values itself stores them; None: as it likes; `units`: what Core ML may
-    use beside the processor; `isa`: the widest instruction set to use, by engines that can be held to it;
-    `evaluators`: what no engine opens may be computed by the export side, to prove it.
-    `max_memory`: bytes that the process may take at its peak, as `edge.planning.memory` predicts it; None: what is
-    free. Where that is little, the plan keeps keys and values in 8 bits, or one half of the model open at a time:
-    another picture than the one before then costs opening both again.
+    """Open a bundle on this machine.
 
-    It is done when pictures can be encoded; the decoder may still be opening beside that. The files are hashed while
-    the engines open them and after, unless they were before and have not changed since (`edge.bundle.checksums`): a
-    damaged one raises BundleError here, or before anything is answered. Raises EngineError when no engine opens a part,
-    here or at the first question, and UsageError on a call that asks for what does not exist.
+    - `threads`: 0 takes the physical cores.
+    - `context`: positions that the decoder may hold; 0 takes the model's, or what memory allows.
+    - `engine`: goes before the device's own for the parts that it opens.
+    - `cache`: how an engine that keeps its own KV cache stores it; None: as it likes.
+    - `units`: what Core ML may use beside the CPU.
+    - `isa`: the widest instruction set to use, by engines that can be held to it.
+    - `max_memory`: bytes that the process may take at its peak, as `edge.planning.memory` predicts it; None: what is
+      free. Where that is little, the plan stores the KV cache in 8 bits, or opens the vision encoder and the decoder
+      one at a time: a new image then costs opening both again.
+    - `debug`: let the engines' libraries write their messages.
+    - `evaluators`: what no engine opens may be computed by the export side, to prove it.
+
+    Returns when images can be encoded; the decoder may still be opening. The files are hashed meanwhile, unless they
+    were before and have not changed since (`edge.bundle.checksums`): a damaged one raises BundleError here, or before
+    anything is answered. Raises EngineError when no engine opens a part, here or at the first question, and UsageError
+    on a call that asks for what does not exist.
     """
     started = perf_counter()
     if cache not in (None, *get_args(CacheKind)):
@@ -71,24 +76,16 @@ def load(
     engines = installed_engines(evaluators=evaluators)
     chosen = plan(bundle.manifest, here, engines, engine=engine, threads=threads, context=context, cache=cache, isa=isa)
     options = OpenOptions(chosen.threads, chosen.context, debug, chosen.cache, units, chosen.isa)
-    check = beside(lambda: checksums.check(bundle))
-    halves = Halves(bundle, chosen, options, started)
+    check = in_background(lambda: checksums.check(bundle))
+    loader = ModelLoader(bundle, chosen, options, started)
     try:
         tokenizer = Tokenizer.open(bundle.file(bundle.manifest.tokenizer))
-        halves.graphs()
-        halves.known_to_fail()  # told before a picture is looked at
+        loader.vision()
+        loader.raise_known_failure()  # before an image is encoded
     except EdgeError:
         check.result()  # a damaged file explains more than what an engine says of it
         raise
-    return Session(bundle, chosen, halves, tokenizer, check, 1e3 * (perf_counter() - started))
-
-
-@dataclass
-class _Seeing:
-    """What the pictures of one question took, in seconds."""
-
-    image: float = 0.0
-    vision: float = 0.0
+    return Session(bundle, chosen, loader, tokenizer, check, 1e3 * (perf_counter() - started))
 
 
 class Session:
@@ -98,7 +95,7 @@ class Session:
         self,
         bundle: Bundle,
         chosen: Plan,
-        halves: Halves,
+        loader: ModelLoader,
         tokenizer: Tokenizer,
         check: Future[None],
         load_ms: float,
@@ -106,12 +103,12 @@ class Session:
         self.bundle = bundle
         self.plan = chosen
         self._spec = bundle.manifest.spec
-        self._halves: Halves | None = halves  # None: closed
+        self._loader: ModelLoader | None = loader  # None: closed
         self.tokenizer = tokenizer
         self._check = check
-        self.load_ms = load_ms  # until all was open, once the decoder was waited for; until pictures could be encoded
+        self.load_ms = load_ms  # until all was open, once the decoder was waited for; until images could be encoded
         self._text: TextGenerator | None = None  # made when the decoder is there
-        self._seen: OrderedDict[str, Embeddings] = OrderedDict()
+        self._vision = VisionEncoder(bundle, self._vision_parts)
         self._last: Answer | None = None
 
     @property
@@ -127,13 +124,17 @@ class Session:
         return self._open().release()
 
     def encode_image(self, source: Source) -> Embeddings:
-        """What the decoder sees of a picture: f32 [N, hidden]. A picture that was seen before is not computed again.
+        """What the decoder sees of an image: f32 [N, hidden]. An image that was encoded before is not computed again.
         Raises ImageError."""
-        return self.encode_pixels(pixels(source, self._spec.image))
+        self._opened()
+        embeddings = self._vision.encode(source, ImageTimes())
+        self._check.result()
+        return embeddings
 
     def encode_pixels(self, values: NDArray[np.float32]) -> Embeddings:
         """As `encode_image`, from pixels f32 [1, 3, size, size]."""
-        embeddings = self._see(values, _Seeing())
+        self._opened()
+        embeddings = self._vision.encode_views([values], ImageTimes())
         self._check.result()
         return embeddings
 
@@ -158,27 +159,27 @@ class Session:
         system: str | None = None,
         sampling: Sampling = _GREEDY,
     ) -> Iterator[str]:
-        """The answer in pieces, as it is made. `image` is None, a picture (path, bytes, Pillow image, uint8 array), or
-        a list of pictures; `system` None takes the model's own. Raises ImageError, ContextError, UsageError."""
-        started, seeing = perf_counter(), _Seeing()
-        turn = Turn(question, self._look(image, seeing))
-        yield from self._answer([turn], system, max_tokens, sampling, started, seeing)
+        """The answer in pieces, as it is made. `image` is None, an image (path, bytes, Pillow image, uint8 array), or
+        a list of images; `system` None takes the model's own. Raises ImageError, ContextError, UsageError."""
+        started, times = perf_counter(), ImageTimes()
+        turn = Turn(question, self._encode_all(image, times))
+        yield from self._answer([turn], system, max_tokens, sampling, started, times)
 
     def chat(self, image: Images = None, *, system: str | None = None) -> Chat:
-        """A conversation about the same picture or pictures."""
-        pictures = self._look(image, _Seeing())
+        """A conversation about the same image or images."""
+        images = self._encode_all(image, ImageTimes())
         self._check.result()
-        return Chat(self, pictures, system)
+        return Chat(self, images, system)
 
     def forget(self) -> None:
-        """Nothing of the pictures and questions before is used again: the next answer is computed whole."""
-        self._seen.clear()
+        """Nothing of the images and questions before is used again: the next answer is computed whole."""
+        self._vision.forget()
         self._open().release()
 
     def close(self) -> None:
         """Let the engines and their memory go."""
-        self._halves, self._text = None, None
-        self._seen.clear()
+        self._loader, self._text = None, None
+        self._vision.forget()
 
     def __enter__(self) -> Session:
         return self
@@ -195,27 +196,27 @@ class Session:
         max_tokens: int,
         sampling: Sampling,
         started: float,
-        seeing: _Seeing,
+        times: ImageTimes,
     ) -> Generator[str, None, Answer]:
         prompt = segments(self._spec.prompt, self.tokenizer, turns, system)
         answer = yield from self._open().stream(prompt, max_tokens=max_tokens, sampling=sampling, started=started)
-        times = replace(
-            answer.timings, load_ms=self.load_ms, image_ms=1e3 * seeing.image, vision_ms=1e3 * seeing.vision
+        timings = replace(
+            answer.timings, load_ms=self.load_ms, image_ms=1e3 * times.image, vision_ms=1e3 * times.vision
         )
-        self._last = replace(answer, timings=times)
+        self._last = replace(answer, timings=timings)
         return self._last
 
-    def _opened(self) -> Halves:
-        if self._halves is None:
+    def _opened(self) -> ModelLoader:
+        if self._loader is None:
             raise UsageError("the session is closed", hint="edge.load(path) opens another")
-        return self._halves
+        return self._loader
 
     def _open(self) -> TextGenerator:
         """Waits for the decoder."""
-        halves = self._opened()
+        loader = self._opened()
         if self._text is None:
             try:
-                decoder, opened_ms = halves.decoder()
+                decoder, opened_ms = loader.decoder()
             except EdgeError:
                 self._check.result()  # a damaged file explains more than what an engine says of it
                 raise
@@ -225,70 +226,28 @@ class Session:
             )
         return self._text
 
-    def _look(self, images: Images, seeing: _Seeing) -> tuple[Embeddings, ...]:
-        sources: Sequence[Source]
+    def _encode_all(self, images: Images, times: ImageTimes) -> tuple[Embeddings, ...]:
         if images is None:
-            sources = ()
-        elif isinstance(images, list | tuple):
-            sources = images
-        else:
-            sources = (cast("Source", images),)
-        seen = []
-        for source in sources:
-            started = perf_counter()
-            values = pixels(source, self._spec.image)
-            seeing.image += perf_counter() - started
-            seen.append(self._see(values, seeing))
-        return tuple(seen)
+            return ()
+        self._opened()
+        sources = images if isinstance(images, list | tuple) else [cast("Source", images)]
+        return tuple(self._vision.encode(source, times) for source in sources)
 
-    def _see(self, values: NDArray[np.float32], seeing: _Seeing) -> Embeddings:
-        halves = self._opened()
-        if not self.bundle.manifest.sees:
-            raise _blind(self.bundle)
-        started = perf_counter()
-        key = digest(values)
-        if key not in self._seen:
-            if halves.one_at_a_time and self._text is not None:
-                self._text.release()  # ends an answer that is still being read: its decoder is closed
-                self._text = None
-            for graph in halves.graphs():
-                values = graph.run({graph.inputs[0].name: values})[graph.outputs[0].name]
-            self._seen[key] = Embeddings(self._rows(values), key)
-            if len(self._seen) > REMEMBERED:
-                self._seen.popitem(last=False)
-            seeing.vision += perf_counter() - started
-        self._seen.move_to_end(key)
-        return self._seen[key]
-
-    def _rows(self, values: Array) -> NDArray[np.float32]:
-        expected = (1, self._spec.prompt.image_tokens, self._spec.decoder.hidden)
-        if values.shape != expected:
-            raise EngineError(
-                f"the vision part gave {list(values.shape)}, expected {list(expected)}",
-                hint=f"edge verify {self.bundle.path}",
-            )
-        return np.ascontiguousarray(values[0], np.float32)
-
-
-def _blind(bundle: Bundle) -> EngineError:
-    decoder = bundle.file(bundle.manifest.part("decoder").files[0])
-    beside = (str(bundle.file(file)) for file in bundle.manifest.companions if file.path.startswith("mmproj"))
-    mmproj = next(beside, "FILE")
-    return EngineError(
-        f"{bundle.path} has no vision part: it was exported for llama.cpp's own programs. Builds of those without "
-        "llama.cpp #25844 put the class token last, and from files without feature_layer run one layer too few; with "
-        "both, a picture's rows have a cosine of about 0.91 to the right ones",
-        hint=f"export again without --gguf-only, or: edge export {decoder} --mmproj {mmproj} -o OUT",
-    )
+    def _vision_parts(self) -> tuple[Graph, ...]:
+        loader = self._opened()
+        if loader.one_at_a_time and self._text is not None:
+            self._text.release()  # ends an answer that is still being read: its decoder is closed
+            self._text = None
+        return loader.vision()
 
 
 class Chat:
-    """Questions about the same pictures; what was said before is still in the decoder's cache."""
+    """Questions about the same images; what was said before is still in the decoder's cache."""
 
-    def __init__(self, session: Session, pictures: tuple[Embeddings, ...], system: str | None) -> None:
+    def __init__(self, session: Session, images: tuple[Embeddings, ...], system: str | None) -> None:
         self.turns: list[Turn] = []  # those that were answered to the end
         self._session = session
-        self._pictures = pictures
+        self._images = images
         self._system = system
 
     def ask(self, question: str, *, max_tokens: int = 256, sampling: Sampling = _GREEDY) -> str:
@@ -298,9 +257,9 @@ class Chat:
     def stream(self, question: str, *, max_tokens: int = 256, sampling: Sampling = _GREEDY) -> Iterator[str]:
         """The answer in pieces. A question whose answer is not read to its end, or fails, is not kept."""
         started = perf_counter()
-        turn = Turn(question, () if self.turns else self._pictures)
+        turn = Turn(question, () if self.turns else self._images)
         answer = yield from self._session._answer(
-            [*self.turns, turn], self._system, max_tokens, sampling, started, _Seeing()
+            [*self.turns, turn], self._system, max_tokens, sampling, started, ImageTimes()
         )
         # As the model wrote it, so that the cache holds it; but not with the stop string that ended it.
         whole = self._session.tokenizer.decode(answer.token_ids) == answer.text

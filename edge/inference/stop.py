@@ -1,4 +1,4 @@
-"""Text that ends at a stop string, however the pieces fall."""
+"""Stop strings: ends the text at the first one, however the pieces fall."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a model needs of a device, and how it is opened there: pure functions of manifest and profile."""
+"""Planning: which engines, how much memory, how fast; functions of manifest and device profile."""

@@ -1,17 +1,15 @@
-"""What of a model that does not fit would: another context, another scheme, another recipe."""
+"""Suggests what would fit when a model does not: a shorter context, a narrower scheme, another recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
-from edge import plugins
 from edge.bundle.manifest import Manifest
+from edge.engines import installed_engines, made_for
 from edge.errors import EngineError
 from edge.planning.memory import Need, least, memory, shrunk
-from edge.planning.sizes import FORMATS
-from edge.recipes import RECIPES
+from edge.recipes import BYTES_PER_WEIGHT, NO_DECODER, RECIPES
 from edge.types import CacheKind
 
 MARGIN = 0.97  # of the memory: bytes of a weight are known to a few percent
@@ -20,11 +18,13 @@ MARGIN = 0.97  # of the memory: bytes of a weight are known to a few percent
 def too_little(manifest: Manifest, need: Need, limit: int, context: int, cache: CacheKind | None) -> EngineError:
     """What it would take of the `limit` bytes, and what would fit. `context` 0: none was asked for."""
     asked = memory(need, context, cache) if context else least(need, cache)
-    where = f"at a context of {context}" if context else "at the least, with one half open at a time"
+    where = (
+        f"at a context of {context}" if context else "at the least, with vision encoder and decoder open one at a time"
+    )
     message = (
         f"too little memory: {manifest.name} takes {_mb(asked.peak)} {where}, and {_mb(limit)} are there\n"
-        f"  vision {_mb(need.vision)}, decoder {_mb(need.decoder)}, keys and values {_mb(asked.cache)}, "
-        f"while computing {_mb(sum(asked.activations))}, libraries {_mb(asked.runtime)}"
+        f"  vision {_mb(need.vision)}, decoder {_mb(need.decoder)}, KV cache {_mb(asked.cache)}, "
+        f"activations {_mb(sum(asked.activations))}, libraries {_mb(asked.runtime)}"
     )
     if context and (shorter := shrunk(need, limit, cache)):
         return EngineError(message, hint=f"a context of {shorter.context} fits")
@@ -34,16 +34,19 @@ def too_little(manifest: Manifest, need: Need, limit: int, context: int, cache: 
 def schemes(need: Need, limit: int) -> Iterator[str]:
     """The decoder's schemes that would fit, as `format scheme`, the widest first."""
     weights = need.sizes.decoder + 2 * need.sizes.head
+    engines = installed_engines()
+    able = {format: made_for(format, engines) for format in BYTES_PER_WEIGHT}
     options = {
-        (plugins.facts(FORMATS, name)["BYTES_PER_WEIGHT"][scheme], name, scheme)
-        for name in plugins.names(FORMATS)
-        if _anywhere(name)
-        for scheme in _decoder_schemes(name)
+        (count, format, scheme)
+        for format, table in BYTES_PER_WEIGHT.items()
+        if any(not engine.systems for engine in able[format])  # not one maker's systems only
+        for scheme, count in table.items()
+        if (format, scheme) not in NO_DECODER
     }
-    for bytes_per_weight, name, scheme in sorted(options, reverse=True):
-        decoder = round(weights * bytes_per_weight * _copies(name))
+    for count, format, scheme in sorted(options, reverse=True):
+        decoder = round(weights * count * able[format][0].held(scheme))
         if least(replace(need, decoder=decoder)).peak <= MARGIN * limit:
-            yield f"{name} {scheme}"
+            yield f"{format} {scheme}"
 
 
 def _hint(need: Need, limit: int) -> str:
@@ -56,26 +59,6 @@ def _hint(need: Need, limit: int) -> str:
     able = [recipe for recipe in RECIPES.values() if recipe.targets["decoder"].format == format]
     recipe = min(able, key=lambda recipe: len(recipe.targets)).name  # nothing beside the parts
     return f"edge export CHECKPOINT -o OUT --recipe {recipe} --scheme decoder={scheme} would fit"
-
-
-def _decoder_schemes(format: str) -> Iterator[str]:
-    facts: dict[str, Any] = plugins.facts(FORMATS, format)
-    yield from (scheme for scheme in facts["SCHEMES"].get("decoder", ()) if scheme in facts["BYTES_PER_WEIGHT"])
-
-
-def _anywhere(format: str) -> bool:
-    """Whether an engine opens the format that is not tied to one maker's systems."""
-    engines = (plugins.facts("runtimes", name) for name in plugins.names("runtimes"))
-    return any(format in facts["FORMATS"] and "SYSTEMS" not in facts for facts in engines)
-
-
-def _copies(format: str) -> float:
-    """Bytes in memory for one in the file, of the engine that opens the format."""
-    for name in plugins.names("runtimes"):
-        facts = plugins.facts("runtimes", name)
-        if format in facts["FORMATS"]:
-            return float(facts.get("RESIDENT", {}).get("", 1.0))
-    return 1.0
 
 
 def _mb(count: int) -> str:

@@ -1,4 +1,4 @@
-"""Whether a bundle fits a device, and how fast it should be there: predicted, each figure with what it assumes."""
+"""Prediction of memory and speed on a device, each figure with what it assumes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from edge.bundle.manifest import Manifest
 from edge.devices import DeviceProfile
-from edge.engines import installed_engines
+from edge.engines import EngineInfo, installed_engines
 from edge.planning import roofline
 from edge.planning.memory import BATCH, ITEMS, memory
-from edge.planning.plan import Choice, EngineInfo, Plan, needed, plan
+from edge.planning.plan import Choice, Plan, needed, plan
 from edge.planning.roofline import GRAPHICS, PROCESSOR, READING, Speed, Utilisation, Work
 from edge.planning.sizes import Sizes, bytes_per_token, cache_item
 from edge.types import CacheKind
@@ -79,7 +79,7 @@ def usable(device: DeviceProfile) -> tuple[EngineInfo, ...]:
 
 
 def prompt_tokens(manifest: Manifest) -> int:
-    """Of the golden question about the golden picture."""
+    """Of the golden question about the golden image."""
     rows = manifest.spec.prompt.image_tokens if manifest.sees else 0
     segments = manifest.golden_prompt.get("segments")
     return sum(rows if ids is None else len(ids) for ids in segments) if segments else rows + QUESTION
@@ -104,7 +104,7 @@ def times(
     rows = []
     seen: float | None = 0.0
     if seeing:
-        work = roofline.see(sizes, seeing.part.scheme not in WIDE)
+        work = roofline.encode(sizes, seeing.part.scheme not in WIDE)
         there = reach(device, infos[seeing.engine])
         seen = roofline.seconds(work, there.speed, there.use.vision, there.use)
         rows.append(Prediction("vision", seen, "s", _computed(work, there, there.use.vision)))
@@ -117,7 +117,7 @@ def times(
     rows.append(Prediction("first token", first, "s", "vision and prompt, all loaded"))
     work = roofline.step(sizes, prompt + ANSWER // 2, weights, item)
     token = roofline.token_seconds(work, there.speed, there.use)
-    moved = f"{_gb(work.bytes)} a token, {_gb(work.bytes - weights)} of it keys and values"
+    moved = f"{_gb(work.bytes)} a token, {_gb(work.bytes - weights)} of it KV cache"
     how = f"{moved}; at {there.use.decode:.0%} of {_rate(there.speed.bandwidth)} ({there.bandwidth}){there.where}"
     rows.append(Prediction("decode", None if token is None else 1 / token, "tokens/s", how))
     return tuple(rows)
@@ -180,7 +180,7 @@ def _rate(bandwidth: float | None) -> str:
 
 
 def _kept(count: int, positions: int) -> str:
-    return f"keys and values of {positions} positions {_gb(count)}"
+    return f"KV cache of {positions} positions {_gb(count)}"
 
 
 def _source(device: DeviceProfile) -> str:

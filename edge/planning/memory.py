@@ -1,12 +1,10 @@
-"""How much memory a plan takes at its peak, and what to give up where it is too little. Pure arithmetic."""
+"""Peak memory of a plan, and what to give up where there is too little. Pure arithmetic."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from edge.errors import UsageError
 from edge.planning.roofline import decoder_activations, vision_activations
 from edge.planning.sizes import Sizes
 from edge.spec import DecoderSpec
@@ -15,37 +13,25 @@ from edge.types import CacheKind
 STEP = 256  # a context that was not asked for shrinks by this until it fits
 RUNTIME = 90_000_000  # Python, numpy and two engines' libraries, measured (`BENCHMARKS.md`)
 BATCH = 512  # positions that an engine computes at a time, and first makes room for
-ITEMS: dict[CacheKind, float] = {"f16": 2.0, "q8_0": 34 / 32}  # bytes of a key's or value's number; a scale for 32
-
-
-_UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of `1.5GB` (decimal), `1.5GiB`, `800M` or `1500000000`. Raises UsageError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?I?)B?", text.strip(), re.ASCII | re.IGNORECASE)
-    if not found or found[2].upper() not in _UNITS or float(found[1]) <= 0:
-        raise UsageError(f"no size: {text!r}", hint="a number with its unit: 1.5GB, 800MB, 1.5GiB")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+ITEMS: dict[CacheKind, float] = {"f16": 2.0, "q8_0": 34 / 32}  # bytes of a number in the KV cache; a scale for 32
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a model takes apart from its context, in bytes. `kinds`: how an engine can keep keys and values that keeps
-    them itself; none: a graph fixes that, at `item` bytes a number. `copies`: how often keys and values lie in memory
-    once they outgrew the first room for them."""
+    """What a model takes apart from its context, in bytes."""
 
     sizes: Sizes
     vision: int  # weights as they lie in memory
     decoder: int
-    item: int
-    kinds: tuple[CacheKind, ...]
-    copies: int = 1
+    item: int  # bytes of a number in the KV cache, where a graph fixes it
+    kinds: tuple[CacheKind, ...]  # how an engine that keeps its own KV cache can store it; none: a graph fixes that
+    copies: int = 1  # how often the KV cache lies in memory, once it outgrew its first allocation
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. The parts of the peak; where only one half is open at a time, the larger half counts."""
+    """Bytes. The parts of the peak; where vision encoder and decoder are open one at a time, the larger
+    side counts."""
 
     runtime: int
     vision: int
@@ -87,7 +73,7 @@ def memory(need: Need, context: int, cache: CacheKind | None = None, one_at_a_ti
 
 
 def settle(need: Need, limit: int, asked: int = 0, cache: CacheKind | None = None) -> Settled | None:
-    """The first way that fits `limit` bytes: everything open; keys and values in 8 bits; one half open at a time; both.
+    """The first way that fits `limit` bytes: everything open; the KV cache in 8 bits; one side open at a time; both.
     Then, where no context was asked for, the longest shorter one. None where nothing fits."""
     for way, kind in _ways(need, cache):
         if (found := memory(need, asked or need.sizes.spec.context, kind, way)).peak <= limit:
@@ -96,7 +82,7 @@ def settle(need: Need, limit: int, asked: int = 0, cache: CacheKind | None = Non
 
 
 def shrunk(need: Need, limit: int, cache: CacheKind | None = None) -> Settled | None:
-    """With the most thrifty way: the longest context that fits, of at least a picture and a question."""
+    """With the most thrifty way: the longest context that fits, of at least an image and a question."""
     (way, kind), whole = list(_ways(need, cache))[-1], need.sizes.spec.context
     shorter = range(whole // STEP * STEP, _shortest(need) - 1, -STEP)
     for context in (whole, *shorter):
@@ -112,14 +98,13 @@ def least(need: Need, cache: CacheKind | None = None) -> Memory:
 
 
 def _shortest(need: Need) -> int:
-    """A context that holds a picture and a question."""
+    """A context that holds an image and a question."""
     return min(need.sizes.spec.context, -(-(need.sizes.image_tokens + STEP // 2) // STEP) * STEP)
 
 
 def _ways(need: Need, cache: CacheKind | None) -> Iterator[tuple[bool, CacheKind | None]]:
-    """(one half at a time, how keys and values are kept): what costs least first."""
+    """(one side open at a time, how the KV cache is stored): what costs least first."""
     kinds: Sequence[CacheKind | None] = [None, "q8_0"] if "q8_0" in need.kinds and not cache else [cache]
-    halves = [False, True] if need.vision else [False]
-    for half in halves:
+    for one_at_a_time in [False, True] if need.vision else [False]:
         for kind in kinds:
-            yield half, kind
+            yield one_at_a_time, kind

@@ -1,54 +1,19 @@
-"""(manifest, device, engines) -> which engine opens which part, with how many threads and how much context. Pure."""
+"""Plan: which engine opens which part, with how many threads and how much context."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from edge.bundle.manifest import ROLES, Manifest, Part
 from edge.devices import DeviceProfile, host
+from edge.engines import EngineInfo, opening, refusals
 from edge.errors import EngineError, UsageError
 from edge.planning.alternatives import too_little
 from edge.planning.memory import Need, settle
 from edge.planning.sizes import cache_item, sizes
 from edge.types import CacheKind
-
-
-@dataclass(frozen=True)
-class EngineInfo:
-    name: str
-    formats: tuple[str, ...]  # none: it opens any part, and only when it is asked for by name
-    package: str
-    installed: bool
-    version: str | None
-    reason: str | None  # why it cannot be used
-    unfit: str | None = None  # why no installation helps on this machine
-    extra: str | None = None  # what brings its library, if it is not called like the engine
-    wheel: str | None = None  # how to get its library, where no index has it
-    # scheme ("": all others) -> bytes in memory for one in the file
-    resident: Mapping[str, float] = field(default_factory=dict, hash=False)
-    caches: tuple[CacheKind, ...] = ()  # how it can store keys and values that it keeps itself
-    item: int = 4  # bytes of a key's or value's number, where neither a graph's inputs nor `caches` tell
-    copies: int = 1  # how often keys and values lie in memory, once they outgrew the first room for them
-    gpus: tuple[str, ...] = ()  # classes of devices whose graphics processor its usual build computes on
-    # fields of edge.planning.roofline.Utilisation -> what its kernels reach of a processor, where most do not
-    reaches: Mapping[str, float] = field(default_factory=dict, hash=False)
-    narrows: bool = False  # it can be held to fewer instruction sets than the processor has
-
-    @property
-    def install(self) -> str:
-        return self.wheel or f"pip install 'edge-vlm[{self.extra or self.name}]'"
-
-    def refusal(self, formats: Sequence[str]) -> str | None:
-        """Why this engine opens no part of these formats; None when it does."""
-        if self.formats and not set(formats) & set(self.formats):
-            return f"opens {', '.join(self.formats)}"
-        if self.unfit:
-            return self.unfit
-        if not self.installed:
-            return f"{self.reason or f'{self.package} is not installed'}: {self.install}"
-        return None
 
 
 @dataclass(frozen=True)
@@ -62,7 +27,7 @@ class Plan:
     choices: tuple[Choice, ...]  # in the order of the roles
     threads: int
     context: int
-    cache: CacheKind | None = None  # how an engine that keeps keys and values itself stores them; None: as it likes
+    cache: CacheKind | None = None  # how an engine that keeps its own KV cache stores it; None: as it likes
     one_at_a_time: bool = False  # the vision part is closed before the decoder opens, and the other way round
     peak_bytes: int = 0  # of memory, at a full context, as predicted
     given_up: tuple[str, ...] = ()  # what was not asked for and is done to fit, in words
@@ -106,12 +71,17 @@ def plan(
     cache: CacheKind | None = None,
     isa: str | None = None,
 ) -> Plan:
-    """The device's preferred engine for every part; `engine` goes before it for the parts that it opens.
+    """The device's preferred engine for every part, with settled threads and context.
 
-    `threads` 0: the device's. `context` 0: the model's, or as much of it as the memory holds. Where memory is short,
-    keys and values are kept in 8 bits, and one half of the model is open at a time (`edge.planning.memory`).
-    `isa`: the widest instruction set to use, by the engines that can be held to it. Raises EngineError when no engine
-    opens a part, none can be held, or the memory is too small; UsageError when the call asks for what does not exist.
+    - `engine`: goes before the preferred one for the parts that it opens.
+    - `threads`: 0 takes the device's.
+    - `context`: 0 takes the model's, or as much of it as the memory holds.
+    - `cache`: how an engine that keeps its own KV cache stores it; None: as it likes.
+    - `isa`: the widest instruction set to use, by the engines that can be held to it.
+
+    Where memory is short, the KV cache is stored in 8 bits, and vision encoder and decoder are open one at a time
+    (`edge.planning.memory`). Raises EngineError when no engine opens a part, none can be held, or the memory is too
+    small; UsageError when the call asks for what does not exist.
     """
     if engine is not None and engine not in {e.name for e in engines}:
         raise UsageError(f"no engine {engine!r}", hint="one of: " + ", ".join(e.name for e in engines))
@@ -137,8 +107,8 @@ def plan(
     if found is None:
         raise too_little(manifest, need, device.memory_bytes, context, cache)
     whole = context or manifest.spec.decoder.context
-    given_up = [f"keys and values in {found.cache}"] if found.cache != cache else []
-    given_up += ["one half of the model open at a time"] if found.one_at_a_time else []
+    given_up = [f"KV cache in {found.cache}"] if found.cache != cache else []
+    given_up += ["vision encoder and decoder open one at a time"] if found.one_at_a_time else []
     given_up += [f"a context of {found.context}, not {whole}"] if found.context != whole else []
     return Plan(
         choices=tuple(choices),
@@ -158,7 +128,7 @@ def needed(manifest: Manifest, choices: Sequence[Choice], engines: Sequence[Engi
     infos = {engine.name: engine for engine in engines}
     vision = decoder = 0
     for part, engine in ((choice.part, infos[choice.engine]) for choice in choices):
-        held = round(part.size * engine.resident.get(part.scheme, engine.resident.get("", 1.0)))
+        held = round(part.size * engine.held(part.scheme))
         if "decoder" not in part.covers:
             vision += held
             continue
@@ -181,18 +151,15 @@ def _choose(
     ranked = sorted(engines, key=rank)
     for info in ranked:
         for part in parts:
-            if (info.formats or info.name == wanted) and info.refusal((part.format,)) is None:
+            if opening(part.format, (info,), wanted):
                 return Choice(part, info.name)
     raise _refused(f"no engine opens the {role} of {manifest.name}", parts, ranked)
 
 
 def _refused(what: str, parts: Sequence[Part], engines: Sequence[EngineInfo]) -> EngineError:
     formats = tuple(dict.fromkeys(part.format for part in parts))
-    candidates = [info for info in engines if info.formats]
-    lines = [f"  {info.name}: {refusal}" for info in candidates if (refusal := info.refusal(formats))]
-    missing = [
-        info for info in candidates if set(formats) & set(info.formats) and not info.installed and not info.unfit
-    ]
+    lines = [f"  {name}: {why}" for name, why in refusals(formats, engines).items()]
+    missing = [info for info in engines if set(formats) & set(info.formats) and not info.installed and not info.unfit]
     return EngineError(
         "\n".join([f"{what} ({', '.join(formats)})", *lines]),
         hint=missing[0].install if missing else "export the bundle again in another --format",

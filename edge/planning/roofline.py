@@ -1,11 +1,13 @@
-"""How long a model should take on a device: bytes over bandwidth, and operations over throughput (Williams, Waterman
-and Patterson, "Roofline", 2009). Pure arithmetic."""
+"""Roofline: time as bytes over bandwidth and operations over throughput. Pure arithmetic.
+
+Williams, Waterman and Patterson, "Roofline: an insightful visual performance model", 2009.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge.planning.sizes import HEAD, Sizes
+from edge.planning.sizes import Sizes
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,6 @@ PROCESSOR = Utilisation(decode=0.75, prefill=0.21, vision=0.6, attention=0.6)
 # llama.cpp on CUDA, as published for a Jetson AGX Orin; of fp16 throughput, and of the theoretical bandwidth.
 GRAPHICS = Utilisation(decode=0.33, prefill=0.04, vision=0.03, attention=0.04)
 READING = 0.75  # of a theoretical bandwidth that reading reaches
-PRODUCT = 0.8  # of a peak that one large product reaches
-CHAINED = 1.15  # of the speed of one row's product alone: threads stay awake in a token's many
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,10 @@ class Work:
         return self.int8 + self.fp32 + self.attention
 
 
-def see(sizes: Sizes, quantised: bool) -> Work:
-    """One picture through the vision tower and the projector. A class token is among the positions."""
-    positions = sizes.patches + 1
-    linear = 2.0 * sizes.vision * positions
-    attention = 4.0 * positions**2 * sizes.width * sizes.layers
+def encode(sizes: Sizes, quantised: bool) -> Work:
+    """One image through the vision encoder and the projector."""
+    linear = 2.0 * sizes.vision * sizes.positions
+    attention = 4.0 * sizes.positions**2 * sizes.width * sizes.layers
     return Work(int8=linear, attention=attention) if quantised else Work(fp32=linear, attention=attention)
 
 
@@ -70,7 +69,7 @@ def prefill(sizes: Sizes, tokens: int, quantised: bool, weight_bytes: float) -> 
 
 
 def step(sizes: Sizes, position: int, weight_bytes: float, cache_item: float) -> Work:
-    """One token after so many: all weights but the embedding table, and all keys and values."""
+    """One token after so many: all weights but the embedding table, and the whole KV cache."""
     spec = sizes.spec
     cached = 2.0 * spec.layers * spec.kv_heads * spec.head_dim * cache_item * position
     return Work(int8=2.0 * (sizes.decoder + sizes.head), bytes=weight_bytes + cached)
@@ -80,19 +79,11 @@ def activations_moved(sizes: Sizes, tokens: int, item: float = 2.0) -> float:
     """Bytes that the operators of one prompt read and write, each on its own, without weights: what nothing fused
     would move. Scores are read and written by the softmax, and by the products before and after it."""
     spec = sizes.spec
-    hidden, kept = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    ffn = feed_forward(sizes)
-    linear = 2 * (spec.hidden + hidden) + 2 * (spec.hidden + kept) + 3 * (spec.hidden + ffn)
-    pointwise = 4 * spec.hidden + 6 * spec.hidden + 4 * ffn  # two norms, two sums, the gate
+    hidden, kept, ffn = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, sizes.ffn
+    linear = 2 * (spec.hidden + hidden) + 2 * (spec.hidden + kept) + (2 + sizes.gated) * (spec.hidden + ffn)
+    pointwise = 4 * spec.hidden + 6 * spec.hidden + (2 + 2 * sizes.gated) * ffn  # two norms, two sums, the activation
     attention = 4 * hidden + 4 * spec.heads * tokens
     return item * tokens * spec.layers * (linear + pointwise + attention)
-
-
-def feed_forward(sizes: Sizes) -> int:
-    """The width of the decoder's gated feed-forward layers, from its weights."""
-    spec = sizes.spec
-    attention = 2 * spec.hidden * spec.head_dim * (spec.heads + spec.kv_heads)
-    return max(0, round((sizes.decoder / spec.layers - attention) / (3 * spec.hidden)))
 
 
 def seconds(work: Work, speed: Speed, share: float, use: Utilisation) -> float | None:
@@ -117,9 +108,9 @@ def token_seconds(work: Work, speed: Speed, use: Utilisation) -> float | None:
 
 
 def vision_activations(sizes: Sizes) -> int:
-    """Bytes alive at once while a picture is seen: fp32, a dozen rows of the width at each position, and all scores."""
-    positions = sizes.patches + 1
-    return 4 * (12 * positions * sizes.width + sizes.width // HEAD * positions**2) if sizes.vision else 0
+    """Bytes alive at once while an image is encoded: fp32, a dozen rows of the width at each position, all scores."""
+    positions = sizes.positions
+    return 4 * (12 * positions * sizes.width + sizes.heads * positions**2) if sizes.vision else 0
 
 
 def decoder_activations(spec_hidden: int, positions: int) -> int:

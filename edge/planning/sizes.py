@@ -1,84 +1,109 @@
-"""How large a model is, read off its manifest: what the arithmetic of time and memory starts from."""
+"""Sizes of a model, read off its manifest: the input of memory and roofline arithmetic."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from math import isqrt
-from typing import Any
 
-from edge import plugins
 from edge.bundle.manifest import Manifest, Part
 from edge.decoders.embedding_table import SCALES, TABLE
+from edge.recipes import bytes_per_weight
 from edge.spec import DecoderSpec
 
-FORMATS = "exporters.formats"
-PATCH = 20  # pixels: a vision transformer's patches are smaller; where they look larger, a projector merged four
-HEAD = 64  # the width of a vision transformer's attention heads
-_DTYPES = {"float16": 2, "bfloat16": 2, "int8": 1}  # of keys and values that a graph declares; else 4
+_DTYPES = {"float16": 2, "bfloat16": 2, "int8": 1}  # of the KV cache that a graph declares; else 4
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Counts of weights, not bytes. `vision` counts the projector too; `decoder` its linear layers without `head`,
-    which is as large as the embedding table."""
+    """Counts, not bytes."""
 
-    vision: int
-    patches: int
+    vision: int  # weights of the vision encoder and the projector
+    positions: int  # that the vision encoder's attention sees
+    width: int  # of the vision encoder
+    layers: int
+    heads: int
     image_tokens: int
-    decoder: int
-    head: int
+    decoder: int  # weights of its linear layers without the head
+    ffn: int  # width of the decoder's feed-forward layers
+    gated: bool  # whether they have a gate beside the up projection
+    head: int  # weights; the embedding table has as many
     spec: DecoderSpec
-
-    @property
-    def width(self) -> int:
-        """Of the vision transformer, from its weights: 12 width² a layer, and 24 layers at a width of 1024."""
-        return round((self.vision * 1024 / 24 / 12) ** (1 / 3)) if self.vision else 0
-
-    @property
-    def layers(self) -> int:
-        """Of the vision transformer."""
-        return round(self.vision / (12 * self.width**2)) if self.vision else 0
 
 
 def sizes(manifest: Manifest, parts: Iterable[Part]) -> Sizes:
-    """From the files' bytes and their schemes: good to a few percent."""
-    spec, tokens = manifest.spec.decoder, manifest.spec.prompt.image_tokens
+    """What the manifest says; of schema 1, what its files' bytes suggest."""
+    spec, vision, parts = manifest.spec.decoder, manifest.spec.vision, tuple(parts)
+    counts = [("decoder" in part.covers, part.weights) for part in parts]
+    if vision is None or spec.ffn is None or any(weights is None for _, weights in counts):
+        return _from_bytes(manifest, parts)
     head = spec.vocab * spec.hidden
+    return Sizes(
+        vision=sum(weights or 0 for speaks, weights in counts if not speaks),
+        positions=vision.positions,
+        width=vision.width,
+        layers=vision.layers,
+        heads=vision.heads,
+        image_tokens=manifest.spec.prompt.image_tokens,
+        decoder=max(0, sum(weights or 0 for speaks, weights in counts if speaks) - 2 * head),
+        ffn=spec.ffn,
+        gated=spec.gated is not False,
+        head=head,
+        spec=spec,
+    )
+
+
+def _from_bytes(manifest: Manifest, parts: Iterable[Part]) -> Sizes:
+    """Of a manifest of schema 1, from the files' bytes and their schemes: good to a few percent for one kind of vision
+    encoder, and a guess for others."""
+    spec, tokens = manifest.spec.decoder, manifest.spec.prompt.image_tokens
     vision = decoder = 0.0
     for part in parts:
         weights = part.size / bytes_per_weight(part.format, part.scheme)
         if "decoder" in part.covers:
-            decoder = max(0.0, weights - 2 * head)
+            decoder = max(0.0, weights - 2 * spec.vocab * spec.hidden)
         else:
             vision += weights
-    grid = isqrt(tokens)
-    merged = grid > 0 and manifest.spec.image.size / grid > PATCH
-    return Sizes(round(vision), (4 if merged else 1) * tokens, tokens, round(decoder), head, spec)
+    return guessed(spec, tokens, _patches(manifest.spec.image.size, tokens), round(vision), round(decoder))
+
+
+def guessed(spec: DecoderSpec, image_tokens: int, patches: int, vision: int, decoder: int) -> Sizes:
+    """Sizes that a manifest of schema 1 does not tell, from counts of weights: the vision encoder is taken for a
+    transformer with 12 width² weights a layer, 24 layers at a width of 1024, heads of 64 and a class token."""
+    width = round((vision * 1024 / 24 / 12) ** (1 / 3)) if vision else 0
+    attention = 2 * spec.hidden * spec.head_dim * (spec.heads + spec.kv_heads)
+    return Sizes(
+        vision=vision,
+        positions=patches + 1,
+        width=width,
+        layers=round(vision / (12 * width**2)) if vision else 0,
+        heads=width // 64,
+        image_tokens=image_tokens,
+        decoder=decoder,
+        ffn=max(0, round((decoder / spec.layers - attention) / (3 * spec.hidden))),
+        gated=True,
+        head=spec.vocab * spec.hidden,
+        spec=spec,
+    )
+
+
+def _patches(size: int, image_tokens: int) -> int:
+    """Of an image so many pixels wide, for a manifest of schema 1: a vision transformer's patches are smaller than 20
+    pixels, and where they look larger, the projector merged four."""
+    grid = isqrt(image_tokens)
+    return (4 if grid > 0 and size / grid > 20 else 1) * image_tokens
 
 
 def bytes_per_token(part: Part, sizes: Sizes) -> float:
     """What decoding one token reads of the decoder's weights: all of them but the embedding table, of which one row is
-    looked up; keys and values not counted. A table that lies within another file is taken to be stored as the rest is,
+    looked up; the KV cache not counted. A table that lies within another file is taken to be stored as the rest is,
     and not to be the head as well."""
     beside = sum(file.bytes for file in part.files if file.path.endswith((TABLE, SCALES)))
-    return part.size - (beside or bytes_per_weight(part.format, part.scheme) * sizes.head)
-
-
-def bytes_per_weight(format: str, scheme: str) -> float:
-    """As the format says that writes it; 1 for a scheme that it does not list."""
-    return table(format).get(scheme, 1.0) if format in plugins.names(FORMATS) else 1.0
-
-
-@cache
-def table(format: str) -> Mapping[str, float]:
-    """scheme -> bytes of a weight. Read without importing the format's converter."""
-    found: Mapping[str, Any] = plugins.facts(FORMATS, format)
-    return dict(found["BYTES_PER_WEIGHT"])
+    each = part.size / part.weights if part.weights else bytes_per_weight(part.format, part.scheme)
+    return part.size - (beside or each * sizes.head)
 
 
 def cache_item(decoder: Part) -> int | None:
-    """Bytes of a key's or value's number, where a graph fixes it; None where its engine keeps them itself."""
+    """Bytes of a number in the KV cache, where a graph fixes it; None where its engine keeps the cache itself."""
     kinds = {tensor.dtype for tensor in decoder.inputs if tensor.name.startswith("past_key_values.")}
     return max(_DTYPES.get(kind, 4) for kind in kinds) if kinds else None

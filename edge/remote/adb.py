@@ -1,4 +1,4 @@
-"""One command on an Android device that adb reaches: in adb's own shell, or inside Termux where that may be entered."""
+"""Link over adb: one command on an Android device, in adb's shell or inside Termux."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A benchmark on another machine, by the package that is installed there."""
+"""Benchmark on another machine, by the package that is installed there."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""A bundle's files on another machine, each kept under its hash: what lies there is not sent again, and what was cut
-off goes on where it stopped.
+"""Copy of a bundle to another machine: files are kept under their hash, and a cut transfer resumes.
 
-    ROOT/files/SHA256            whole, and hashed there
-    ROOT/files/SHA256.partial    as far as it came
-    ROOT/bundles/SHA256/NAME/    a bundle of that manifest: hard links, or copies where there are none
+ROOT/files/SHA256            whole, and hashed there
+ROOT/files/SHA256.partial    as far as it came
+ROOT/bundles/SHA256/NAME/    a bundle of that manifest: hard links, or copies where there are none
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edge.bundle.manifest import MANIFEST, Bundle, File, describe
-from edge.cli import render
 from edge.errors import BundleError, RemoteError
 from edge.remote.host import Host
 from edge.remote.shell import STALL, Done, Dropped, clean
+from edge.units import format_size
 
 BLOCK = 1 << 16  # bytes: a cut file goes on at a whole block
 CHUNK = 1 << 18
@@ -100,7 +99,7 @@ def plan(files: Sequence[tuple[Path, File]], held: Mapping[str, int]) -> tuple[T
 def require_room(host: Host, count: int) -> None:
     if count and count + MARGIN > host.free:
         raise RemoteError(
-            f"{host.name}: no room: {render.size(count)} are to be copied, {render.size(host.free)} are free",
+            f"{host.name}: no room: {format_size(count)} are to be copied, {format_size(host.free)} are free",
             hint=f"earlier bundles lie there too: {_clearing(host)}",
         )
 

@@ -1,4 +1,4 @@
-"""One benchmark on several machines at the same time."""
+"""Benchmark on several machines at the same time."""
 
 from __future__ import annotations
 

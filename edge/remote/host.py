@@ -1,4 +1,4 @@
-"""What another machine has: room, the package and its engines."""
+"""Inventory of another machine: free space, the installed package and its engines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import edge
 from edge.bundle.manifest import Manifest
-from edge.engines import installed_engines
+from edge.engines import installed_engines, made_for
 from edge.errors import RemoteError
 from edge.remote.shell import Done, Link, Shell, clean
 
@@ -65,9 +65,9 @@ def visit(shell: Shell, manifest: Manifest) -> Host:
 
 def requirement(manifest: Manifest) -> str:
     """What pip installs for a bundle: the first engine of the listing for each format."""
-    formats = {part.format for part in manifest.parts}
-    names = {next((info.name for info in installed_engines() if form in info.formats), None) for form in formats}
-    extras = ",".join(sorted(filter(None, names)))
+    formats, engines = {part.format for part in manifest.parts}, installed_engines()
+    names = {info.extra or info.name for format in formats for info in made_for(format, engines)[:1]}
+    extras = ",".join(sorted(names))
     return f"edge-vlm[{extras}]" if extras else "edge-vlm"
 
 

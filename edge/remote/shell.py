@@ -1,4 +1,4 @@
-"""Commands on another machine, run by a program of this one (ssh, adb) that carries bytes in, bytes out and the end."""
+"""Shell on another machine: runs commands through ssh or adb, which carry bytes in, bytes out and the end."""
 
 from __future__ import annotations
 

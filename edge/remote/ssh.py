@@ -1,4 +1,4 @@
-"""One command on a machine that OpenSSH reaches. The user's ssh_config, keys, agent and known hosts hold."""
+"""Link over OpenSSH. The user's ssh_config, keys, agent and known hosts apply."""
 
 from __future__ import annotations
 

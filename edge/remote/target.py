@@ -1,4 +1,4 @@
-"""`--on ssh://user@host[:port]` and `--on adb:SERIAL`."""
+"""Targets of `--on`: `ssh://user@host[:port]` and `adb:SERIAL`."""
 
 from __future__ import annotations
 

@@ -7,11 +7,13 @@ dialect of files has `SUFFIXES`. `read(source, *, vision_tower, mmproj, context)
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import Literal
 
 from edge.errors import CheckpointError, UsageError
-from edge.spec import DecoderSpec, ImageSpec
+from edge.spec import DecoderSpec, ImageSpec, VisionSpec
 from exporters.models.decoders import DecoderConfig
+from exporters.models.vision.clip import TowerConfig
 
 
 def buildable(config: DecoderConfig) -> bool:
@@ -31,7 +33,7 @@ def shortened(asked: int | None, trained: int, image_tokens: int) -> int:
     return context
 
 
-def decoder_spec(config: DecoderConfig) -> DecoderSpec:
+def decoder_spec(family: ModuleType, config: DecoderConfig) -> DecoderSpec:
     return DecoderSpec(
         layers=config.layers,
         heads=config.heads,
@@ -41,6 +43,21 @@ def decoder_spec(config: DecoderConfig) -> DecoderSpec:
         vocab=config.vocab,
         context=config.context,
         rope_theta=config.rope_theta,
+        rope_scaling=dict(config.rope_scaling) if config.rope_scaling else None,
+        rope_dim=config.head_dim,
+        family=family.KIND,
+        ffn=config.ffn,
+        gated=family.GATED,
+    )
+
+
+def vision_spec(config: TowerConfig) -> VisionSpec:
+    return VisionSpec(
+        width=config.hidden,
+        layers=config.run_layers,
+        heads=config.heads,
+        positions=config.positions,
+        patches=config.grid**2,
     )
 
 
@@ -56,5 +73,10 @@ def image_spec(
         raise CheckpointError(
             f"the pictures' mean is {list(mean)}, their image_std {list(std)}", hint="download the checkpoint again"
         )
-    red, green, blue = (int(part * 255) for part in mean)
-    return ImageSpec(size=size, fit=fit, background=(red, green, blue), resample=resample, mean=mean, std=std)
+    return ImageSpec(size=size, fit=fit, background=background(mean), resample=resample, mean=mean, std=std)
+
+
+def background(mean: tuple[float, float, float]) -> tuple[int, int, int]:
+    """What LLaVA's code pads an image with: the mean as a colour, white where it is beyond."""
+    red, green, blue = (min(255, int(part * 255)) for part in mean)
+    return red, green, blue

@@ -1,7 +1,7 @@
 """The dialect of llama.cpp's file pairs: a decoder and its "mmproj", of MobileVLM and LLaVA-1.5.
 
 What the files do not tell is taken as the published models have it: pictures are padded to a square and resized
-bicubically, the prompt is Vicuna's, and of a whole tower the last layer is not run.
+bicubically, the prompt is Vicuna's where no template says another, and of a whole tower the last layer is not run.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 from edge.errors import CheckpointError, UsageError
 from edge.spec import ImageSpec, PromptSpec, VLMSpec
+from exporters import chat_template
 from exporters.checkpoint import Checkpoint, check, check_numbers
-from exporters.checkpoints import buildable, decoder_spec, image_spec, shortened
+from exporters.checkpoints import buildable, decoder_spec, image_spec, shortened, vision_spec
 from exporters.gguf import decoder as decoders
 from exporters.gguf import mmproj as mmprojs
 from exporters.gguf import vocabulary
@@ -61,12 +62,18 @@ def read(path: Path, *, vision_tower: Path | None, mmproj: Path | None, context:
         spec=VLMSpec(
             image=_image(seen, tower.image_size),
             prompt=_prompt(text, image_tokens, decoder.vocab),
-            decoder=decoder_spec(decoder),
+            decoder=decoder_spec(llama, decoder),
+            vision=vision_spec(tower),
         ),
         components=components,
         weights=weights,
         folder=path.parent,
         sentencepiece=vocabulary.read(text, decoder.vocab),
+        templates=chat_template.of_gguf(text),
+        origins={key: told for key in ("general.name", "general.base_model.0.name") if (told := text.get(key))}
+        | {"its file": path.stem},
+        published=str(seen.get("clip.projector_type")).startswith("ldp"),
+        notes=vocabulary.notes(text),
     )
 
 
@@ -141,7 +148,10 @@ def _scaling(file: Source, own: Any) -> Mapping[str, Any] | None:
     if shape := file.shape(decoders.FACTORS):
         if len(shape) != 1 or shape[0] > _MOST:
             raise ValueError(f"{decoders.FACTORS} is {list(shape)}")
-        return {"rope_type": "factors", "factors": file.stored(decoders.FACTORS).read().tolist()}
+        factors = file.stored(decoders.FACTORS).read()
+        if not bool(factors.isfinite().all()):
+            raise ValueError(f"{decoders.FACTORS} holds NaN or infinity")
+        return {"rope_type": "factors", "factors": factors.tolist()}
     return {"rope_type": "linear", "factor": own("rope.scaling.factor")} if kind == "linear" else None
 
 
@@ -265,13 +275,7 @@ def _three(file: Source, name: str, default: tuple[float, float, float]) -> tupl
 
 
 def _prompt(file: Source, image_tokens: int, vocab: int) -> PromptSpec:
-    ids = vocabulary.special_ids(file)
-    ends = (ids.eos, file.get("tokenizer.ggml.eot_token_id"))
-    stops = tuple(dict.fromkeys(end for end in ends if end is not None))
-    bos = ids.bos if file.get("tokenizer.ggml.add_bos_token", True) else None
-    if not stops or not all(type(token) is int and 0 <= token < vocab for token in (*stops, bos or 0)):
-        raise CheckpointError(f"{file.path.name}: bos is {bos} and eos {list(stops)}, of {vocab} tokens", hint=AGAIN)
-    return prompt(image_tokens, bos, stops)
+    return prompt(image_tokens, vocabulary.bos_id(file, vocab), vocabulary.stop_ids(file, vocab))
 
 
 def _name(file: Source) -> str:

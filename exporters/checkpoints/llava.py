@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from edge.errors import CheckpointError, UsageError
-from edge.spec import ImageSpec, PromptSpec, VLMSpec
-from exporters import tokenizer, tower
-from exporters.checkpoint import Checkpoint, check, check_numbers, license_of, read_json, read_optional_json
-from exporters.checkpoints import buildable, decoder_spec, image_spec, shortened
+from edge.spec import PromptSpec, VLMSpec
+from exporters import adapters, chat_template, mm_keys, preprocessor, stop_ids, tokenizer, tower
+from exporters.checkpoint import Checkpoint, check, check_numbers, license_of, read_json
+from exporters.checkpoints import buildable, decoder_spec, shortened, vision_spec
 from exporters.models import projectors
 from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, llama
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision.clip import TowerConfig
-from exporters.published import MEAN, STD, prompt
+from exporters.prompts import CONVERSATIONS
+from exporters.published import prompt
+from exporters.sentencepiece import SentencePiece
 from exporters.weights import Weights
 
 MODEL_TYPES = ("mobilevlm", "mobilellama", "llava_llama", "llava")
@@ -28,14 +31,13 @@ PROJECTOR = "model.mm_projector."
 SMALL = (
     "config.json",
     "generation_config.json",
-    "preprocessor_config.json",
+    *preprocessor.FILES,
     "tokenizer.model",
     "tokenizer.json",
     "tokenizer_config.json",
     "added_tokens.json",
+    "special_tokens_map.json",
 )
-FITS: dict[str | None, Literal["pad", "crop"]] = {"pad": "pad", None: "crop", "square": "crop"}
-RESAMPLE: dict[int, Literal["bicubic", "bilinear"]] = {3: "bicubic", 2: "bilinear"}  # Pillow's numbers
 
 
 def recognise(config: Mapping[str, Any]) -> bool:
@@ -48,23 +50,29 @@ def read(folder: Path, *, vision_tower: Path | None, mmproj: Path | None, contex
     if mmproj:
         raise UsageError("--mmproj goes with a decoder's GGUF file", hint=f"edge export MODEL.gguf --mmproj {mmproj}")
     config = read_json(folder / "config.json")
-    _refuse(config)
+    mm_keys.refuse(config)
     decoder = _decoder(config)
-    seen = tower.find(folder, config, Weights.open(folder), vision_tower)
-    module, projector = _projector(config, seen.config, decoder.hidden)
-    image_tokens: int = module.tokens(projector)
-    decoder = replace(decoder, context=shortened(context, decoder.context, image_tokens))
-    components = {
-        "vision": seen.component,
-        "projector": _projector_component(module, projector),
-        "decoder": Component("decoder", partial(llama.Decoder, decoder), llama.keys(decoder)),
-    }
-    tied = r"|lm_head\.weight" if decoder.tied else ""  # some savers store it all the same
-    check(components.values(), seen.weights, re.compile(rf".*\.rotary_emb\.inv_freq|{seen.ignored}{tied}"))
+    weights = Weights.open(folder)
+    adapters.refuse_delta(weights)
+    adapters.check_projector(folder, weights, PROJECTOR)
+    seen = tower.find(folder, config, weights, vision_tower)
+    with _defaults_named({"config.json": llama.left_out(config), "the vision encoder's config": seen.left_out}):
+        module, projector = _projector(config, seen.config, decoder.hidden)
+        image_tokens: int = module.tokens(projector)
+        decoder = replace(decoder, context=shortened(context, decoder.context, image_tokens))
+        components = {
+            "vision": seen.component,
+            "projector": _projector_component(module, projector),
+            "decoder": Component("decoder", partial(llama.Decoder, decoder), llama.keys(decoder)),
+        }
+        tied = r"|lm_head\.weight" if decoder.tied else ""  # some savers store it all the same
+        check(components.values(), seen.weights, re.compile(rf".*\.rotary_emb\.inv_freq|{seen.ignored}{tied}"))
+    fit = mm_keys.FITS[config.get("image_aspect_ratio")]
     spec = VLMSpec(
-        image=_image(config, seen.config.image_size, seen.folder, folder),
+        image=preprocessor.find(filter(None, (seen.folder, folder)), seen.config.image_size, fit),
         prompt=_prompt(config, folder, image_tokens, decoder.vocab),
-        decoder=decoder_spec(decoder),
+        decoder=decoder_spec(llama, decoder),
+        vision=vision_spec(seen.config),
     )
     return Checkpoint(
         name=folder.resolve().name,
@@ -73,22 +81,25 @@ def read(folder: Path, *, vision_tower: Path | None, mmproj: Path | None, contex
         components=components,
         weights=seen.weights,
         folder=folder,
-        sentencepiece=tokenizer.SentencePiece.open(folder),
-        small=tuple(filter(Path.is_file, (folder / name for name in SMALL))),
+        sentencepiece=SentencePiece.open(folder),
+        small=(*filter(Path.is_file, (folder / name for name in SMALL)), *chat_template.files(folder), *seen.described),
+        templates=chat_template.find(folder),
+        origins={key: config[key] for key in (*CONVERSATIONS, "_name_or_path") if config.get(key)},
+        published=config["model_type"].startswith("mobile"),
+        notes=tokenizer.notes(folder, decoder.vocab),
     )
 
 
-def _refuse(config: Mapping[str, Any]) -> None:
-    """What would make another model if it were passed over."""
-    if config.get("quantization_config"):
-        raise CheckpointError("the checkpoint is quantised already", hint="give the one in float16 or bfloat16")
-    if config.get("mm_use_im_start_end"):
-        raise CheckpointError(
-            "mm_use_im_start_end is true: pictures between special tokens are not supported",
-            hint="the published models have false",
-        )
-    if (fit := config.get("image_aspect_ratio")) not in tuple(FITS):
-        raise CheckpointError(f"image_aspect_ratio {fit!r} is not supported", hint="one of: pad, square, or none")
+@contextmanager
+def _defaults_named(left_out: Mapping[str, Mapping[str, int]]) -> Iterator[None]:
+    """An error about sizes names those that no config tells: the defaults that stand for them may be what is wrong."""
+    try:
+        yield
+    except CheckpointError as error:
+        told = [
+            f"\n  {place} has no {k}: {v}, the default" for place, sizes in left_out.items() for k, v in sizes.items()
+        ]
+        raise CheckpointError(error.message + "".join(told), hint=error.hint) from error
 
 
 def _decoder(config: Mapping[str, Any]) -> DecoderConfig:
@@ -120,42 +131,6 @@ def _projector_component(module: ModuleType, config: ProjectorConfig) -> Compone
     return replace(component, keys={name: (PROJECTOR + name,) for name in component.skeleton().state_dict()})
 
 
-def _image(config: Mapping[str, Any], size: int, tower_folder: Path | None, folder: Path) -> ImageSpec:
-    places = [place / "preprocessor_config.json" for place in (tower_folder, folder) if place]
-    told = next((read_json(place) for place in places if place.is_file()), {})
-    if (resample := told.get("resample", 3)) not in tuple(RESAMPLE):
-        raise CheckpointError(f"preprocessor_config.json has resample {resample!r}", hint="2 (bilinear) or 3 (bicubic)")
-    mean, std = _three(told, "image_mean", MEAN), _three(told, "image_std", STD)
-    return image_spec(size, FITS[config.get("image_aspect_ratio")], RESAMPLE[resample], mean, std)
-
-
-def _three(told: Mapping[str, Any], name: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
-    try:
-        red, green, blue = (float(part) for part in told.get(name, default))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"preprocessor_config.json has {name} {told[name]!r}", hint="three numbers") from error
-    return red, green, blue
-
-
 def _prompt(config: Mapping[str, Any], folder: Path, image_tokens: int, vocab: int) -> PromptSpec:
-    special = tokenizer.special_ids(folder)
-    starts, stops = (_ids(folder, config, kind, getattr(special, kind)) for kind in ("bos", "eos"))
-    if not stops or any(not 0 <= token < vocab for token in stops + starts):
-        raise CheckpointError(
-            f"bos is {list(starts)} and eos {list(stops)}, of {vocab} tokens", hint="config.json needs an eos_token_id"
-        )
-    if not read_optional_json(folder / "tokenizer_config.json").get("add_bos_token", True):
-        starts = ()
-    return prompt(image_tokens, starts[0] if starts else None, stops)
-
-
-def _ids(folder: Path, config: Mapping[str, Any], kind: str, tokenizers: int | None) -> tuple[int, ...]:
-    """One id or several, from config.json, else generation_config.json, else the tokenizer."""
-    places = (config, read_optional_json(folder / "generation_config.json"))
-    found = next(
-        (place[f"{kind}_token_id"] for place in places if place.get(f"{kind}_token_id") is not None), tokenizers
-    )
-    ids = found if isinstance(found, list) else [] if found is None else [found]
-    if not all(type(token) is int for token in ids):
-        raise CheckpointError(f"{kind}_token_id is {found!r}", hint="it must be a number, or a list of numbers")
-    return tuple(ids)
+    stops = stop_ids.read(folder, config, tokenizer.special_ids(folder).eos, vocab)
+    return prompt(image_tokens, tokenizer.bos_id(folder, vocab), stops)

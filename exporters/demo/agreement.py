@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 
 import edge
 from edge import image
+from edge.errors import ParityError
 from edge.inference.session import Session
 from edge.types import Embeddings, Segment, Tokens
 from edge.verify import distance
@@ -74,10 +76,12 @@ def truths(checkpoint: Checkpoint, count: int = QUESTIONS) -> Iterator[Truth]:
 
 
 def agreement(session: Session, expected: Sequence[Truth]) -> Agreement:
-    """Of what a bundle computes with what torch does."""
+    """Of what a bundle computes with what torch does. Raises ParityError where a bundle computes NaN or infinity."""
     cosines = tuple(
         distance(session.encode_image(truth.item.picture).rows, truth.embeddings.rows)["cosine"] for truth in expected
     )
+    if not all(map(math.isfinite, cosines)):
+        raise ParityError(f"{session.bundle.path} computes NaN or infinity of a picture", hint="export it again")
     equal = tuple(_equal(session, truth) for truth in expected)
     answers = tuple(count >= truth.ended for count, truth in zip(equal, expected, strict=True))
     return Agreement(cosines, equal, answers)

@@ -9,22 +9,24 @@ import numpy as np
 import torch
 
 from edge.decoders.embedding_table import EmbeddingTable
-from edge.decoders.function_graph import PartGraph
+from edge.decoders.function_graph import FunctionGraph
 from edge.decoders.stateful import DECODE, PREFILL, StatefulDecoder
 from edge.errors import BundleError, EngineError
 from edge.placement import Placed
 from edge.spec import DecoderSpec
-from edge.types import Array, Decoder, Graph, OpenOptions, PartFiles
+from edge.types import Array, Decoder, EngineFacts, Graph, OpenOptions, PartFiles
 from exporters.mil import package
 from exporters.mil import placement as predicted
 from exporters.mil.coremltools import coremltools
 from exporters.mil.program import Precision, Program
 
-FORMATS = ("coreml",)
-PACKAGE = "coremltools"
-# The stored numbers stay mapped beside the float16 ones that are made of them.
-RESIDENT = {"fp16": 1.0, "w8": 3.0, "w4": 4.5, "pal4": 4.9}
-ITEM = 2  # bytes of a key's or value's number in its states
+ENGINE: EngineFacts = {
+    "formats": ("coreml",),
+    "package": "coremltools",
+    # The stored numbers stay mapped beside the float16 ones that are made of them.
+    "resident": {"fp16": 1.0, "w8": 3.0, "w4": 4.5, "pal4": 4.9},
+    "cache_item": 2,  # its states are fp16
+}
 
 
 def version() -> str:
@@ -39,15 +41,13 @@ def open(part: PartFiles, options: OpenOptions) -> Graph | Decoder:
 def evaluate(part: PartFiles, options: OpenOptions, precision: Precision) -> Graph | Decoder:
     """As `open`; in fp32 what is left of an error is the program's own. Raises BundleError on a package that is not
     sound, EngineError on one that is not the part that is described."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
     program = Program(package.read(root(part)), precision)
     if part.decoder is None:
         return _graph(program, part)
     spec = part.decoder
     table = EmbeddingTable.open(part.files, spec.vocab, spec.hidden)
-    context = min(options.context or spec.context, spec.context)
-    return StatefulDecoder(EvaluatedDecoder(program, spec), table, context)
+    return StatefulDecoder(EvaluatedDecoder(program, spec), table, options.context)
 
 
 def placement(part: PartFiles) -> Iterator[Placed]:
@@ -64,7 +64,7 @@ def root(part: PartFiles) -> Path:
     return part.files[0].parent
 
 
-def _graph(program: Program, part: PartFiles) -> PartGraph:
+def _graph(program: Program, part: PartFiles) -> FunctionGraph:
     """The default function of a package."""
     name: str = program.package.description.defaultFunctionName
     function = program.function(name)
@@ -75,7 +75,7 @@ def _graph(program: Program, part: PartFiles) -> PartGraph:
             f"{', '.join(function.inputs)} and gives {', '.join(function.outputs)}",
             hint="export the bundle again",
         )
-    return PartGraph(part, lambda feeds: _arrays(program.run(name, _tensors(feeds))))
+    return FunctionGraph(part, lambda feeds: _arrays(program.run(name, _tensors(feeds))))
 
 
 class EvaluatedDecoder:

@@ -2,9 +2,8 @@
 
 Literals, read without importing a format:
 
-- `SCHEMES`: role -> scheme -> tolerance of the proof. A role that is no component's own (`mmproj`) is written beside
-  the parts, for other people's tools.
-- `BYTES_PER_WEIGHT`: scheme -> bytes.
+- `SCHEMES`: role -> scheme -> tolerance of the proof; `edge.recipes` has the bytes of a weight. A role that is no
+  component's own (`mmproj`) is written beside the parts, for other people's tools.
 - `OPTIONS`: option -> {"default", "help", "for"}: False makes it a flag, () may be given several times; "for" says of
   what, in a refusal. Where it has them: "role", the one that it is for; "adds", a role for each of its values; "keeps",
   the only roles that are written then, all in this format; "custom" True, what no recipe has. On the command line it
@@ -12,9 +11,11 @@ Literals, read without importing a format:
 - `SAMPLES`, if it wants to measure: so many inputs of the module come with a job.
 
 Functions: `encoder(job, module)` and `decoder(job, module)` write one component, after which the module holds the
-weights as they were stored, and so computes the reference of what was written. Where a format has them: `check(job)`,
-which refuses by the skeleton what cannot be written, before any work; `size(job)`, its bytes where options change them;
-and `finish(parts, folder, options)`, when all parts are written.
+weights as they were stored, and so computes the reference of what was written. `bounds(job)` names the parameters that
+a scheme stores in, or with scales of, a type narrower than float32: each with the magnitude from which on it would
+become another number. Where a format has them: `check(job)`, which refuses by the skeleton what cannot be written,
+before any work; `size(job)`, its bytes where options change them; and `finish(parts, folder, options)`, when all parts
+are written.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ from exporters.checkpoint import Checkpoint
 from exporters.models.component import Component
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
+
+# What rounds to infinity in half precision, bfloat16 and float32.
+HALF, BRAIN, SINGLE = 65520.0, (2 - 2**-8) * 2.0**127, (2 - 2**-24) * 2.0**127
+FITTED = 1.5  # how much larger a 4-bit scale may be for being fitted (`exporters.quantization.integers`)
 
 Progress = Callable[[float], None]  # the share that is done
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -72,7 +77,7 @@ class Written(NamedTuple):
     outputs: tuple[TensorSpec, ...] = ()
     details: Mapping[str, Any] = NOTHING  # what only this format has, for the manifest
     companions: tuple[Path, ...] = ()  # beside the part, for other people's tools
-    tensor_types: tuple[str, ...] = ()  # PATTERN=KIND: tensors that are not as the scheme has them
+    options: Mapping[str, Any] = NOTHING  # those that changed the part, for the manifest
 
 
 class Finished(NamedTuple):
@@ -87,7 +92,14 @@ class Format(Protocol):
 
     def decoder(self, job: Job, module: LanguageModel) -> Written: ...
 
+    def bounds(self, job: Job) -> Mapping[str, float]: ...
+
 
 def float_specs(shapes: Mapping[str, tuple[int | str, ...]]) -> tuple[TensorSpec, ...]:
     """Of float32 tensors: name -> shape, a str for a named axis."""
     return tuple(TensorSpec(name, "float32", shape) for name, shape in shapes.items())
+
+
+def products(module: nn.Module, bound: float) -> dict[str, float]:
+    """The same bound for the weight of every linear layer."""
+    return {f"{name}.weight": bound for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}

@@ -7,9 +7,12 @@ What llama.cpp makes of it was read in its `src/llama-vocab.cpp` and `tools/mtmd
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from edge.errors import BundleError
 from edge.formats.gguf import GGUF, GGUFArray
+from edge.prompt import MARK
+from edge.spec import PromptSpec
 from exporters.gguf import rendering, template
 from exporters.gguf.fault import Change, Rows, shape, values, whole
 from exporters.gguf.names import DECODER, TEMPLATE
@@ -37,13 +40,13 @@ def width(file: GGUF) -> int:
     return (shape(file, "token_embd.weight") or (0,))[0]
 
 
-def examine(file: GGUF, paired: bool) -> Rows:
-    """`paired`: whether it is known to be of a model whose prompt is Vicuna's."""
+def examine(file: GGUF, model: str | None) -> Rows:
+    """`model`: what its mmproj is of, "MobileVLM V2" and the like; None where that is not known."""
     rows = Rows("decoder")
     _counts(rows, file)
     _vocabulary(rows, file)
     _special(rows, file)
-    _template(rows, file, paired)
+    _template(rows, file, model)
     return rows
 
 
@@ -109,8 +112,9 @@ def _special(rows: Rows, file: GGUF) -> None:
         rows.ok("special tokens", ", ".join(f"{name} {token}" for name, token in ids.items()))
 
 
-def _template(rows: Rows, file: GGUF, paired: bool) -> None:
-    """Compared by what it renders, where jinja2 is installed; else with our own text."""
+def _template(rows: Rows, file: GGUF, model: str | None) -> None:
+    """Compared by what it renders, where jinja2 is installed; else with our own text. A template of its own is what the
+    model's author says of it, and no fault: one that is missing, fails or loses the question is."""
     stored = file.settings.get(TEMPLATE)
     begin, end = (_text(file, name) for name in _IDS)
     spec = prompt(0, None, (_id(file, "eos"),))
@@ -119,28 +123,47 @@ def _template(rows: Rows, file: GGUF, paired: bool) -> None:
     if not isinstance(stored, str) or not stored.strip():
         cost = "llama.cpp's chat programs do not start, and the templates they name instead are not this model's"
         rows.wrong("template", "missing", cost, change)
-        return
-    say = rows.wrong if paired else rows.warning
-    cost = "the model reads another prompt than it learned: worse answers" + (
-        "" if paired else ", if it is a MobileVLM or LLaVA"
-    )
-    if stored == ours:
+    elif stored == ours:
         rows.ok("template", "Vicuna v1, as the model learned")
-        return
-    try:
-        difference = rendering.difference(stored, spec, begin, end)
-    except ModuleNotFoundError:
-        said = "not the text that edge export writes; pip install jinja2 to compare what it says"
-        rows.warning("template", said, f"perhaps none; if it says something else, {cost}", change)
-        return
-    if difference:
-        say("template", difference, cost, change)
-    elif "USER: " in stored and "ASSISTANT: " in stored:
-        # llama-chat.cpp looks for these two words.
-        cost = "without --jinja llama.cpp writes another model's prompt, with line breaks"
-        rows.warning("template", "Vicuna v1, taken for another without --jinja", cost, change)
+    elif len(stored) > rendering.LONGEST:
+        rows.warning("template", f"{len(stored)} characters long, and not rendered", "perhaps none")
     else:
-        rows.ok("template", "renders Vicuna v1, as the model learned")
+        try:
+            _rendered(rows, stored, spec, (begin, end), change, model)
+        except ModuleNotFoundError:
+            said = "not the text that edge export writes; pip install jinja2 to compare what it says"
+            rows.warning("template", said, "perhaps none: it may be the model's own")
+
+
+def _rendered(
+    rows: Rows,
+    stored: str,
+    spec: PromptSpec,
+    ends: tuple[str, str],
+    change: Change,
+    model: str | None,
+) -> None:
+    """`ends` are the texts of bos and eos."""
+    say = rows.wrong if model else rows.warning
+    if (difference := rendering.difference(stored, spec, *ends)) is None:
+        if "USER: " in stored and "ASSISTANT: " in stored:
+            # llama-chat.cpp looks for these two words.
+            cost = "without --jinja llama.cpp writes another model's prompt, with line breaks"
+            rows.warning("template", "Vicuna v1, taken for another without --jinja", cost, change)
+        else:
+            rows.ok("template", "renders Vicuna v1, as the model learned")
+    elif rendering.difference(stored, replace(spec, image=MARK), *ends) is None:
+        cost = "llama.cpp puts no line break between a picture and its question, as the model learned: worse answers"
+        say("template", difference, cost, change)
+    elif damaged := rendering.damage(stored, *ends):
+        say("template", damaged, "llama.cpp's chat programs fail, or do not ask what you ask", change)
+    else:
+        own = f"its own, not Vicuna v1: {rendering.excerpt(stored, *ends)}"
+        if model and model.startswith("MobileVLM"):
+            cost = f"worse answers, unless the model was tuned with it: {model} as published learned Vicuna v1"
+            rows.warning("template", own, cost)
+        else:
+            rows.ok("template", own)
 
 
 def _id(file: GGUF, name: str) -> int:

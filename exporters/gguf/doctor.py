@@ -82,7 +82,8 @@ def _examine(found: Mapping[str, GGUF]) -> list[Row]:
     if "mmproj" in found:
         rows += mmproj_faults.examine(found["mmproj"])
     if "decoder" in found:
-        rows = [*decoder_faults.examine(found["decoder"], paired="mmproj" in found), *rows]
+        model = mmproj_faults.model(found["mmproj"]) if "mmproj" in found else None
+        rows = [*decoder_faults.examine(found["decoder"], model), *rows]
     if len(found) == 2:
         rows += _pair(found["decoder"], found["mmproj"])
     return rows

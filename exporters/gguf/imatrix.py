@@ -43,16 +43,22 @@ def read(path: Path, config: DecoderConfig) -> dict[str, Tensor]:
             f"{path} is no importance matrix: {error}",
             hint="llama-imatrix --in-file OLD -o NEW.gguf turns an old one into the layout that is read",
         ) from error
+    if spoilt := [name for name, numbers in stored.items() if not np.isfinite(numbers).all()]:
+        raise UsageError(
+            f"{path} holds NaN or infinity, which would spoil the rounding it guides: {', '.join(spoilt[:8])}"
+            + (f" and {len(spoilt) - 8} more" if len(spoilt) > 8 else ""),
+            hint="measure it anew: --calib DIR",
+        )
     for ours, theirs, columns in _names(config):
         if (sums := stored.get(theirs[0] + SUMS)) is None:
             continue
-        count = float(stored.get(theirs[0] + COUNTS, np.ones(1))[0])
-        if sums.size != columns or not count > 0 or not np.isfinite(sums).all():
+        counts = stored.get(theirs[0] + COUNTS, np.ones(1, np.float32))
+        if sums.size != columns or not counts.size or counts[0] < 1 or (sums < 0).any():
             raise UsageError(
                 f"{path} is the importance matrix of another model: {theirs[0]} has {sums.size} columns, not {columns}",
                 hint="measure it anew: --calib DIR",
             )
-        found[ours] = torch.from_numpy(sums / count)
+        found[ours] = torch.from_numpy(sums / counts[0])
     if not found:
         raise UsageError(f"{path} names no weight of this model", hint="measure it anew: --calib DIR")
     return found

@@ -41,14 +41,9 @@ NAMES = (
 def describe(
     writer: gguf.GGUFWriter, encoder: Encoder, image: ImageSpec, hidden: int, position_workaround: bool
 ) -> None:
-    """`hidden` is the decoder's width. Raises EdgeError for what llama.cpp does not compute."""
-    c = _tower(encoder).config
-    projector = _projector(encoder)[0]
-    if c.select_feature != "patch" or (projector != "mlp" and c.grid != GRID):
-        raise EdgeError(
-            f"llama.cpp does not compute this encoder: {projector} on a grid of {c.grid}, {c.select_feature!r}",
-            hint="--recipe onnx-w8a8-gguf-q4_0 writes no mmproj",
-        )
+    """`hidden` is the decoder's width. Raises EdgeError as `require`."""
+    require(encoder)
+    c, (projector, _) = _tower(encoder).config, _projector(encoder)
     writer.add_type(gguf.GGUFType.MMPROJ)
     writer.add_clip_has_vision_encoder(True)
     writer.add_bool("clip.has_llava_projector", True)
@@ -68,6 +63,18 @@ def describe(
     writer.add_bool("clip.use_gelu", c.activation == "gelu")
     if position_workaround:
         writer.add_bool(WORKAROUND, True)
+
+
+def require(encoder: Encoder) -> None:
+    """Raises EdgeError for what llama.cpp does not compute; no number is read."""
+    c, (projector, _) = _tower(encoder).config, _projector(encoder)
+    if c.select_feature != "patch":
+        raise _refused(f"a class token's row before the patches (mm_vision_select_feature is {c.select_feature!r})")
+    if projector != "mlp" and c.grid != GRID:
+        raise _refused(
+            f"the projector {projector} on a grid of {c.grid}x{c.grid} patches, as images of {c.image_size} in patches "
+            f"of {c.patch_size} have it: it takes {GRID}x{GRID} only"
+        )
 
 
 def entries(encoder: Encoder, position_workaround: bool) -> list[Entry]:
@@ -112,8 +119,12 @@ def _projector(encoder: Encoder) -> tuple[str, tuple[str, str]]:
             module is not mlp or len(cast("mlp.Projector", found)) == 2 * DEPTH - 1
         ):
             return name, names
-    raise EdgeError(
-        f"llama.cpp does not compute this projector: {type(found).__module__.rpartition('.')[2]}, "
-        f"{sum('weight' in key for key in found.state_dict())} weights",
-        hint="--recipe onnx-w8a8-gguf-q4_0 writes no mmproj",
+    kind, depth = type(found).__module__.rpartition(".")[2], sum("weight" in key for key in found.state_dict())
+    raise _refused(f"the projector {kind} of depth {depth}: it takes an MLP of depth {DEPTH}")
+
+
+def _refused(what: str) -> EdgeError:
+    return EdgeError(
+        f"an mmproj is for llama.cpp, which does not compute {what}",
+        hint="--recipe onnx-w8a8-gguf-q4_0 writes the vision encoder as ONNX, and no mmproj",
     )

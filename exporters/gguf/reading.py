@@ -98,7 +98,8 @@ def _read(path: Path, name: str, tensor: GGUFTensor, shape: tuple[int, ...], hea
             found = torch.from_numpy(data).view(_PLAIN[tensor.kind])
         else:
             rows = data.reshape(math.prod(tensor.shape[1:]), -1)
-            found = torch.from_numpy(gguf.dequantize(rows, Kind[tensor.kind]))
+            with np.errstate(all="ignore"):  # of a scale that is not finite: exporters.finite names the tensor
+                found = torch.from_numpy(gguf.dequantize(rows, Kind[tensor.kind]))
         return halved(found.reshape(shape), heads).roll(int(rolled), 0)
     except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"{path.name}: {name} ({tensor.kind}) cannot be read: {error}", hint=AGAIN) from error

@@ -10,9 +10,18 @@ from edge.errors import CheckpointError
 from exporters.checkpoint import Checkpoint
 from exporters.gguf import template
 from exporters.gguf.reading import AGAIN, Source
-from exporters.tokenizer import PIECES, Piece, SentencePiece, SpecialIds
+from exporters.sentencepiece import PIECES, Piece, SentencePiece, SpecialIds
 
 MODEL = "llama"  # what SentencePiece's models are called there
+_KEY = "tokenizer.ggml."
+_DEFAULTS = {"bos": 1, "eos": 2, "unknown": 0}  # what llama.cpp takes where none is set
+# An answer ends at any of these for llama.cpp: by what a file sets, and by what a token is called.
+_ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+_END_TEXTS = (
+    *("</s>", "<eos>", "[EOS]", "<EOT>", "_<EOT>", "[EOT]", "<turn|>", "<｜end▁of▁sentence｜>"),
+    *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>"),
+    *("<end_of_turn>", "<end_of_utterance>", "<|endoftext|>", "<|end_of_text|>", "<|fim_pad|>"),
+)
 
 
 def add(writer: gguf.GGUFWriter, checkpoint: Checkpoint, size: int) -> None:
@@ -35,6 +44,9 @@ def add(writer: gguf.GGUFWriter, checkpoint: Checkpoint, size: int) -> None:
     if bos is not None:
         writer.add_bos_token_id(bos)
     writer.add_eos_token_id(prompt.end_id)
+    others = [i for i in prompt.stop_ids if i != prompt.end_id]
+    for add_end, i in zip((writer.add_eot_token_id, writer.add_eom_token_id), others, strict=False):
+        add_end(i)  # llama.cpp has no more names, and stops at every end that has one
     if ids.unk is not None:
         writer.add_unk_token_id(ids.unk)
     writer.add_add_bos_token(prompt.bos_id is not None)
@@ -47,12 +59,12 @@ def add(writer: gguf.GGUFWriter, checkpoint: Checkpoint, size: int) -> None:
 def read(file: Source, size: int) -> SentencePiece:
     """The vocabulary of a decoder's file. Raises CheckpointError when it has none of `size` pieces, or one of a kind
     that is not read."""
-    if (kind := file.get("tokenizer.ggml.model")) != MODEL:
+    if (kind := file.get(f"{_KEY}model")) != MODEL:
         raise CheckpointError(
             f"{file.path.name} has a tokenizer of the kind {kind!r}, expected {MODEL!r} (SentencePiece)",
             hint="another file of the same model, or its checkpoint",
         )
-    texts, scores, types = (file.get(f"tokenizer.ggml.{key}") for key in ("tokens", "scores", "token_type"))
+    texts, scores, types = (file.get(f"{_KEY}{key}") for key in ("tokens", "scores", "token_type"))
     columns = (texts, scores, types)
     sound = all(isinstance(column, list) and len(column) == size for column in columns)
     if not sound or not all(map(isfinite, scores)) or not set(types) <= set(range(1, 7)):
@@ -65,12 +77,47 @@ def read(file: Source, size: int) -> SentencePiece:
         [Piece(*row) for row in zip(*columns, strict=True)],
         special_ids(file),
         file.path,
-        prefix=file.get("tokenizer.ggml.add_space_prefix", True),
-        one_space=file.get("tokenizer.ggml.remove_extra_whitespaces", False),
+        prefix=_flag(file, "add_space_prefix", True),
+        one_space=_flag(file, "remove_extra_whitespaces", False),
     )
 
 
 def special_ids(file: Source) -> SpecialIds:
     """As the file says, else as llama.cpp takes them to be."""
-    ids = {"bos": 1, "eos": 2, "unknown": 0}
-    return SpecialIds(*(file.get(f"tokenizer.ggml.{name}_token_id", default) for name, default in ids.items()))
+    return SpecialIds(*(file.get(f"{_KEY}{name}_token_id", default) for name, default in _DEFAULTS.items()))
+
+
+def bos_id(file: Source, size: int) -> int | None:
+    """What llama.cpp puts before a text, None for nothing: where a file of this kind does not say, it puts a token.
+    Raises CheckpointError on an id beyond `size`."""
+    return _id(file, "bos", special_ids(file).bos, size) if _flag(file, "add_bos_token", True) else None
+
+
+def stop_ids(file: Source, size: int) -> tuple[int, ...]:
+    """Every id at which llama.cpp ends an answer, the end of a text first. Raises CheckpointError on one beyond
+    `size`."""
+    told = {name: file.get(f"{_KEY}{name}_token_id", _DEFAULTS.get(name)) for name in _ENDS}
+    ids = [_id(file, name, value, size) for name, value in told.items() if value is not None]
+    texts = file.get(f"{_KEY}tokens")
+    ids += [i for i, text in enumerate(texts if isinstance(texts, list) else ()) if text in _END_TEXTS]
+    return tuple(dict.fromkeys(ids))
+
+
+def notes(file: Source) -> tuple[str, ...]:
+    """What a bundle does otherwise than the file says, one sentence each."""
+    if not _flag(file, "add_eos_token", False):
+        return ()
+    return (f"llama.cpp ends a text with the token {special_ids(file).eos}: a prompt leaves it out",)
+
+
+def _id(file: Source, name: str, value: object, size: int) -> int:
+    if type(value) is not int or not 0 <= value < size:
+        raise CheckpointError(f"{file.path.name}: the {name} token is {value!r}, of {size} tokens", hint=AGAIN)
+    return value
+
+
+def _flag(file: Source, key: str, default: bool) -> bool:
+    value = file.get(_KEY + key, default)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{file.path.name}: {_KEY}{key} is {value!r}", hint="true or false; " + AGAIN)
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -46,6 +47,11 @@ class Component:
     def of(self, role: str) -> Component:
         """The same in another role."""
         return self if role == self.role else replace(self, role=role)
+
+    @property
+    def weights(self) -> int:
+        """How many numbers the module has; an embedding table that is the head too counts twice."""
+        return sum(math.prod(tensor.shape) for tensor in self.skeleton().state_dict().values())
 
     def check(self, weights: Weights) -> None:
         """Compare names and shapes without reading a tensor. Raises CheckpointError that lists what is off."""

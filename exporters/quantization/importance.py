@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from edge.errors import CheckpointError
 from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel
 from exporters.models.layers import Linear
@@ -19,11 +20,18 @@ from exporters.models.layers import Linear
 
 @torch.inference_mode()
 def measure(decoder: LanguageModel, sequences: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Sequences of rows `[1, S, hidden]` -> weight name -> `[columns]` float32."""
+    """Sequences of rows `[1, S, hidden]` -> weight name -> `[columns]` float32. Raises CheckpointError on what is not
+    finite, which would hide in the rounding that it guides."""
     config = decoder.config
     with _watching(decoder) as sums:
         for rows in sequences:
             decoder(rows, GrowingCache(config.heads, config.kv_heads, config.rope))
+    for name, (total, _) in sums.items():
+        if not bool(total.isfinite().all()):
+            raise CheckpointError(
+                f"what the decoder multiplies with {name} is NaN or infinite on the calibration conversations",
+                hint="its values outgrow float32: was the training stable? Without --calib nothing is measured",
+            )
     return {name: total / max(count, 1) for name, (total, count) in sums.items()}
 
 

@@ -11,12 +11,14 @@ import sys
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_origin, get_type_hints
 
 import pytest
 from conftest import REPOSITORY
 from gguf_fakes import gguf_bytes, pair_decoder, pair_mmproj
 
 from edge import plugins
+from edge.types import EngineFacts
 
 HEAVY = {"torch", "torchvision", "transformers", "timm", "safetensors", "sentencepiece", "huggingface_hub"}
 CONVERTERS = {
@@ -177,6 +179,83 @@ def test_7_importing_edge_loads_nothing_heavy() -> None:
     assert [m for m in loaded if m.split(".")[0] not in sys.stdlib_module_names | {"edge"}] == []
 
 
+def loads(path: Path) -> Iterator[tuple[str, str]]:
+    """What `plugins.load` is given as literals: no import that a move would find."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "plugins.load":
+            words = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            if len(words) == 2:
+                yield str(words[0]), str(words[1])
+
+
+@each("edge", "exporters")
+def test_what_is_loaded_by_its_name_is_there(path: Path) -> None:
+    assert [f"{package}.{name}" for package, name in loads(path) if name not in plugins.names(package)] == []
+
+
+def test_the_command_line_loads_the_export_side_by_name() -> None:
+    assert set(loads(REPOSITORY / "edge" / "cli" / "export.py")) == {("exporters", "export")}
+
+
+# The rooms of edge/ from the top down. A room imports rooms of lower floors, and none beside it.
+FLOORS = (
+    {"cli", "server"},
+    {"bench", "remote"},
+    {"verify", "doctor", "placement"},
+    {"inference"},
+    {"planning"},
+    {"decoders"},
+    {"formats", "bundle", "inputs"},
+    {"engines"},
+    {"devices", "types"},
+    {"spec", "plugins", "recipes", "units"},
+    {"errors"},
+)
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+INPUTS = {"image", "prompt", "tokenizer", "calibration"}  # one room, in several files
+
+
+def rooms() -> set[str]:
+    entries = {p.stem for p in (REPOSITORY / "edge").iterdir()} - {"__init__", "__pycache__"}
+    return {"inputs" if entry in INPUTS else entry for entry in entries}
+
+
+def arrows(path: Path) -> set[tuple[str, str]]:
+    """Imports from room to room, wherever they stand; `edge` itself is the door, through which nobody looks down."""
+
+    def room(module: str) -> str:
+        entry = module.split(".")[1]
+        return "inputs" if entry in INPUTS else entry
+
+    own = room(".".join(path.relative_to(REPOSITORY).with_suffix("").parts))
+    found = {room(module) for _, module in imports(path) if module.startswith("edge.")}
+    return {(own, other) for other in found & LEVEL.keys() if own in LEVEL and other != own}
+
+
+def test_every_room_has_its_floor() -> None:
+    assert rooms() <= LEVEL.keys()
+    assert len(rooms()) <= 22
+    assert len(FLOORS) <= 11
+
+
+@each("edge")
+def test_8_arrows_go_down(path: Path) -> None:
+    assert [f"{own} -> {other}" for own, other in arrows(path) if LEVEL[own] >= LEVEL[other]] == []
+
+
+def test_an_arrow_between_rooms_is_seen_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "REPOSITORY", tmp_path)
+    (tmp_path / "edge" / "bundle").mkdir(parents=True)
+    for file, text, found in (
+        ("units.py", "from edge.errors import EdgeError\nimport edge", {("units", "errors")}),
+        ("prompt.py", "from edge import tokenizer, image\nfrom edge.inference import stop", {("inputs", "inference")}),
+        ("bundle/a.py", "def f():\n    import edge.cli.render\nfrom .b import g", {("bundle", "cli")}),
+        ("__init__.py", "from edge.inference import session", set()),
+    ):
+        (tmp_path / "edge" / file).write_text(text)
+        assert arrows(tmp_path / "edge" / file) == found
+
+
 @each("edge", "runtimes", "native")
 def test_no_model_is_named_on_the_run_side(path: Path) -> None:
     found = []
@@ -188,15 +267,37 @@ def test_no_model_is_named_on_the_run_side(path: Path) -> None:
     assert found == []
 
 
+OFFERED = {"kernels": "kernels", "matmuls": "matmuls", "build": "features"}  # a fact -> the function that goes with it
+
+
+def assert_declares(facts: dict[str, object]) -> None:
+    """Keys and values are those of the TypedDict, as far as Python can tell; a system that is left out is told why."""
+    kinds = {key: get_origin(kind) or kind for key, kind in get_type_hints(EngineFacts).items()}
+    assert EngineFacts.__required_keys__ <= facts.keys() <= kinds.keys()
+    for key, value in facts.items():
+        assert isinstance(value, kinds[key]), f"{key} is {value!r}"  # type: ignore[arg-type]
+    assert ("systems" in facts) == ("elsewhere" in facts)
+
+
 @pytest.mark.parametrize("engine", plugins.names("runtimes"))
 def test_an_engine_is_what_the_contract_says(engine: str) -> None:
-    facts = plugins.facts("runtimes", engine)
-    assert isinstance(facts["FORMATS"], tuple)
-    assert isinstance(facts["PACKAGE"], str)
+    assert_declares(plugins.facts("runtimes", engine)["ENGINE"])
     body = tree(REPOSITORY / "runtimes" / f"{engine}.py").body
     functions = {node.name: [a.arg for a in node.args.args] for node in body if isinstance(node, ast.FunctionDef)}
     assert functions["version"] == []
     assert functions["open"] == ["part", "options"]
+    offered = {fact: name for fact, name in OFFERED.items() if name in functions}
+    assert offered.keys() == OFFERED.keys() & plugins.facts("runtimes", engine)["ENGINE"].keys()
+
+
+@pytest.mark.parametrize("evaluator", plugins.names("exporters.evaluators"))
+def test_an_evaluator_declares_what_an_engine_does(evaluator: str) -> None:
+    assert_declares(plugins.facts("exporters.evaluators", evaluator)["ENGINE"])
+
+
+def test_only_the_catalogue_reads_what_engines_declare() -> None:
+    readers = {name(path) for path in sources("edge", "exporters") if '"ENGINE"' in path.read_text(encoding="utf-8")}
+    assert readers == {"edge/engines.py"}
 
 
 BLOCKER = """

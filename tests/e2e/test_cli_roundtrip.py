@@ -112,7 +112,7 @@ def test_inspect(bundle: Path, exports: Exports) -> None:
     assert call("inspect", bundle, "--json").json == manifest_of(bundle)
     said = call("inspect", bundle)
     assert said.code == 0
-    for word in (exports.checkpoint().name, "cc0-1.0", "decoder.onnx", "vision.onnx", "golden.npz"):
+    for word in (exports.checkpoint().name, "cc0-1.0", "decoder.onnx", "vision.onnx", "golden.safetensors"):
         assert word in said.out
 
 
@@ -158,7 +158,7 @@ FILES = [
     "decoder.onnx.data",
     "embed_tokens.npy",
     "tokenizer.json",
-    "golden.npz",
+    "golden.safetensors",
 ]
 
 
@@ -185,7 +185,7 @@ def test_a_golden_of_other_logits_fails(bundle: Path, tmp_path: Path) -> None:
     other = shutil.copytree(bundle, tmp_path / "other")
     golden = golden_of(other)
     replace(golden, stored=replace(golden.stored, logits=golden.stored.logits + np.float32(0.01))).save(
-        other / "golden.npz"
+        other / "golden.safetensors"
     )
     vouch(other)
     said = call("verify", other)

@@ -85,12 +85,13 @@ def test_split_it_is_a_file_for_each_half(exports: Exports, exact: Path) -> None
 
 RUNNER = """
 import json, sys
-import numpy, torch
+import torch
+from safetensors.numpy import load_file
 from executorch.extension.llm.runner import GenerationConfig, MultimodalRunner, make_image_input, make_token_input
 from runtimes import executorch as engine
 engine._load_kernels()
 bundle, segments, count = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
-pixels = torch.from_numpy(numpy.load(f"{bundle}/golden.npz")["pixel_values"])
+pixels = torch.from_numpy(load_file(f"{bundle}/golden.safetensors")["pixel_values"])
 runner = MultimodalRunner(f"{bundle}/model.pte", f"{bundle}/tokenizer.json")
 for _ in range(2):
     inputs = [make_image_input(pixels) if ids is None else make_token_input(ids) for ids in segments]

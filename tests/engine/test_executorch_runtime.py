@@ -34,7 +34,6 @@ from exporters.formats.executorch.linears import Product, store
 from exporters.formats.executorch.lower import Method
 from exporters.formats.executorch.methods import TokenEmbedding
 
-OPTIONS = OpenOptions(threads=1)
 TELLS = {  # of each engine: how many threads there are, and where it learns what is registered
     "executorch": (
         bindings._threadpool_get_thread_count,
@@ -43,6 +42,7 @@ TELLS = {  # of each engine: how many threads there are, and where it learns wha
     "executorch_native": (edge_executorch.threads, (edge_executorch, "operators", "backends")),
 }
 HIDDEN, VOCAB, CONTEXT = 4, 10, 8
+OPTIONS = OpenOptions(threads=1, context=CONTEXT)
 SPEC = DecoderSpec(1, 1, 1, 4, HIDDEN, VOCAB, CONTEXT, 10000.0)
 TABLE = torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(2))
 
@@ -124,8 +124,8 @@ def test_a_graph_runs_and_keeps_nothing(engine: str, graph: PartFiles) -> None:
     ("feeds", "said"),
     [
         ({"x": x()}, "takes pixel_values, and was fed x"),
-        ({"pixel_values": x()[0]}, r"pixel_values is float32 \[3, 2, 2\]"),
-        ({"pixel_values": x().astype(np.float64)}, "pixel_values is float64"),
+        ({"pixel_values": x()[0]}, r"the array is float32 \[3, 2, 2\]"),
+        ({"pixel_values": x().astype(np.float64)}, r"pixel_values is float32 .*, and the array is float64"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(engine: str, graph: PartFiles, feeds: dict[str, Array], said: str) -> None:
@@ -158,7 +158,7 @@ def test_a_token_outside_the_table_is_refused(engine: str, decoder: PartFiles, i
 
 def test_threads_are_as_asked_for(engine: str, graph: PartFiles) -> None:
     for threads in (2, 1):
-        open_part(graph, engine, OpenOptions(threads=threads))
+        open_part(graph, engine, OpenOptions(threads=threads, context=CONTEXT))
         assert TELLS[engine][0]() == threads
 
 
@@ -166,10 +166,10 @@ def test_another_number_of_threads_waits_for_the_bindings(graph: PartFiles) -> N
     """Else what is open computes with a pool that is gone, and the process ends."""
     opened = open_part(graph, "executorch", OPTIONS)
     with pytest.raises(EngineError, match="has a program open with 1 threads, and cannot open another with 2"):
-        open_part(graph, "executorch", OpenOptions(threads=2))
+        open_part(graph, "executorch", OpenOptions(threads=2, context=CONTEXT))
     np.testing.assert_array_equal(opened.run({"pixel_values": x()})["image_embeds"], 2 * x())  # type: ignore[union-attr]
     del opened
-    open_part(graph, "executorch", OpenOptions(threads=2))
+    open_part(graph, "executorch", OpenOptions(threads=2, context=CONTEXT))
 
 
 def test_methods_share_what_the_file_says_that_they_share(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_methods_share_what_the_file_says_that_they_share(tmp_path: Path) -> Non
 
 def test_programs_of_different_threads_live_side_by_side(graph: PartFiles, decoder: PartFiles) -> None:
     one = open_part(graph, "executorch_native", OPTIONS)
-    two = open_part(decoder, "executorch_native", OpenOptions(threads=2))
+    two = open_part(decoder, "executorch_native", OpenOptions(threads=2, context=CONTEXT))
     for _ in range(3):
         np.testing.assert_array_equal(one.run({"pixel_values": x()})["image_embeds"], 2 * x())  # type: ignore[union-attr]
         two.rewind(0)  # type: ignore[union-attr]
@@ -201,7 +201,7 @@ def test_nothing_is_said_on_stderr(engine: str, graph: PartFiles) -> None:
         f"from runtimes import {engine} as engine\n"
         "ports = [(T(n, 'float32', (1, 3, 2, 2)),) for n in ('pixel_values', 'image_embeds')]\n"
         f"part = PartFiles('executorch', 'fp32', ('vision',), (Path({str(graph.files[0])!r}),), *ports)\n"
-        "graph = engine.open(part, OpenOptions(threads=1))\n"
+        "graph = engine.open(part, OpenOptions(threads=1, context=8))\n"
         "graph.run({'pixel_values': numpy.zeros((1, 3, 2, 2), numpy.float32)})"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
@@ -257,7 +257,7 @@ def opened(changes):
     damaged.unlink(missing_ok=True)  # the one before is mapped
     damaged.write_bytes(changed)
     with contextlib.suppress(EdgeError):
-        found = open_part(part, engine, OpenOptions(threads=1))
+        found = open_part(part, engine, OpenOptions(threads=1, context=part.decoder.context if part.decoder else 1))
         if part.decoder:
             found.extend([Tokens((1, 2, 3))])
         else:

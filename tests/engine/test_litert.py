@@ -21,13 +21,13 @@ from edge.decoders.signatures import Call
 from edge.engines import open_part
 from edge.errors import BundleError, EngineError
 from edge.formats import tflite, xnnpack_cache
-from edge.formats.native_stderr import Listening
+from edge.formats.native_stderr import CapturedStderr
 from edge.types import Array, Graph, OpenOptions, PartFiles, TensorSpec
 from exporters.formats.tflite.model import Graph as Subgraph
 from exporters.formats.tflite.model import Model
 from runtimes import litert
 
-OPTIONS = OpenOptions(threads=1)
+OPTIONS = OpenOptions(threads=1, context=64)
 WEIGHT = np.random.default_rng(7).normal(size=(48, 64)).astype(np.float32)
 
 
@@ -36,7 +36,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     """The user's cache of packed weights is not touched."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder / xnnpack_cache.FOLDER
+    return xnnpack_cache.folder()
 
 
 def product(path: Path, weight: Array = WEIGHT, names: tuple[str, ...] = ("run",), most: int = 2) -> PartFiles:
@@ -77,7 +77,7 @@ def test_a_graph_runs_and_keeps_nothing(tmp_path: Path) -> None:
 
 
 def test_what_others_say_while_a_file_is_opened_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
-    with Listening(litert._THEIRS, debug=False) as heard:
+    with CapturedStderr(litert._LIBRARY_LINES, debug=False) as heard:
         os.write(2, b"INFO: Created a delegate.\nERROR: no such kernel\nerror: no such picture\n")
         assert litert._complaint(heard) == ": no such kernel"
     assert capfd.readouterr().err == "error: no such picture\n"
@@ -87,9 +87,9 @@ def test_nothing_is_said_on_stderr(tmp_path: Path) -> None:
     part = product(tmp_path / "a.tflite")
     code = (
         "from pathlib import Path; from edge.types import OpenOptions, PartFiles; from runtimes import litert\n"
-        f"from edge import tflite; s = tflite.read(Path({str(part.files[0])!r})).signatures['run']\n"
+        f"from edge.formats import tflite; s = tflite.read(Path({str(part.files[0])!r})).signatures['run']\n"
         f"part = PartFiles('tflite', 'fp32', ('vision',), (Path({str(part.files[0])!r}),), s.inputs, s.outputs)\n"
-        "litert.open(part, OpenOptions(threads=1))"
+        "litert.open(part, OpenOptions(threads=1, context=64))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edge
 from edge.bundle import manifest as bundles
-from edge.decoders.kv_graph import lift
+from edge.decoders.kv_graph import kv_decoder
 from edge.devices import host
 from edge.engines import open_part
 from edge.errors import EngineError
@@ -144,7 +144,7 @@ def pair(tmp_path: Path) -> Graph:
 
 
 def opened(part: PartFiles, **options: Any) -> Graph:
-    found = open_part(part, "onnxruntime", OpenOptions(threads=1, **options))
+    found = open_part(part, "onnxruntime", OpenOptions(threads=1, context=64, **options))
     assert not isinstance(found, Decoder)
     return found
 
@@ -296,6 +296,26 @@ def test_external_data(tmp_path: Path) -> None:
         opened(part)
 
 
+def test_links_to_one_folder_are_opened_and_to_several_are_explained(tmp_path: Path) -> None:
+    weight = np.arange(4096, dtype=np.float32).reshape(4, 1024)
+    inputs, outputs = (TensorSpec("x", "float32", (1, "n", 4)),), (TensorSpec("z", "float32", (1, "n", 1024)),)
+    blobs, bundle = tmp_path / "blobs", tmp_path / "bundle"
+    blobs.mkdir()
+    bundle.mkdir()
+    path, data = bundle / "m.onnx", bundle / "m.onnx.data"
+    part = write(path, inputs, outputs, [helper.make_node("MatMul", ["x", "w"], ["z"])], {"w": weight})
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location=data.name, size_threshold=0)
+    part, x = replace(part, files=(path, data)), feed(2)["x"]
+    data.rename(blobs / "1")
+    data.symlink_to(blobs / "1")
+    with pytest.raises(EngineError, match=r"cannot open m.onnx") as caught:
+        opened(part)
+    assert f"cp -rL {bundle} DIR" in str(caught.value.hint)
+    path.rename(blobs / "0")
+    path.symlink_to(blobs / "0")
+    np.testing.assert_allclose(opened(part).run({"x": x})["z"], x @ weight, rtol=1e-5)
+
+
 def test_axes_without_a_name_get_one(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     specs = (TensorSpec("x", "float32", (1, "n", 4)),), (TensorSpec("z", "float32", (1, "n", 4)),)
@@ -323,7 +343,7 @@ def part(request: pytest.FixtureRequest, tmp_path: Path) -> PartFiles:
 
 
 def decoder_of(part: PartFiles, context: int = 600) -> Decoder:
-    return lift(opened(part), part, replace(WIDE, context=context), context)
+    return kv_decoder(opened(part), part, replace(WIDE, context=context), context)
 
 
 def test_cached_is_uncached_and_whole_is_split(part: PartFiles) -> None:
@@ -434,7 +454,7 @@ def test_a_step_binds_only_what_moved(tmp_path: Path, length: tuple[str, str], b
     part = replace(part, files=decoder_part(tmp_path, spec).files)
     graph = opened(part)
     assert isinstance(graph, onnxruntime.OnnxGraph)
-    decoder = lift(graph, part, spec, 600)
+    decoder = kv_decoder(graph, part, spec, 600)
     for _ in range(3):
         decoder.extend([Tokens((7,))])
     graph._binding = counting = CountingBinding(graph._binding)
@@ -479,7 +499,7 @@ def test_a_model_of_our_own_multiplies_as_numpy_does() -> None:
     nodes = [filling, Node("Add", ("w", "z"), "sum"), Node("MatMul", ("x", "sum"), "y")]
     ports = [TensorSpec("x", "float32", ("rows", 3))], [TensorSpec("y", "float32", ("rows", 4))]
     written = model(nodes, {"w": weight, **needed}, *ports)
-    session = onnxruntime._session(written, OpenOptions(threads=1))
+    session = onnxruntime._session(written, threads=1)
     x = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
     np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ (weight + 2))
 
@@ -496,7 +516,7 @@ def test_products_count_what_they_read_and_do(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(onnxruntime, "best", second)
     monkeypatch.setattr(onnxruntime, "usual", second)
     monkeypatch.setattr(onnxruntime, "_WIDTH", 64)
-    found = onnxruntime.products(1, 16 * 64 * 128)
+    found = onnxruntime.matmuls(1, 16 * 64 * 128)
     assert found.decoding == 128 * 64 / 2 + 128 * 64 / 32 * 4, "half a byte for each weight, and a scale for each block"
     assert found.int8 == found.fp32 == 2 * 96 * 64 * 64
     square = [((96, 64), "int32", 64.0), ((96, 64), "float32", 64.0)]

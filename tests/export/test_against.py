@@ -62,6 +62,24 @@ def test_a_checkpoint_with_one_other_bit(exports: Exports, tmp_path):
         against(exports.bundle(schemes=("fp32",)), source)
 
 
+def test_a_bundle_of_schema_1_is_held_to_what_it_tells(exports: Exports, tmp_path):
+    bundle = shutil.copytree(exports.bundle(schemes=("fp32",)), tmp_path / "bundle")
+    manifest = manifest_of(bundle)
+    del manifest["vision"]
+    decoder = manifest["decoder"]
+    for name in ("family", "ffn", "gated"):
+        del decoder[name]
+    decoder["rope_theta"] = decoder.pop("rope")["theta"]
+    for part in manifest["parts"]:
+        del part["weights"]
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "schema": 1}))
+    assert against(bundle, exports.checkpoint()).ok
+    decoder["rope_theta"] *= 2
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "schema": 1}))
+    with pytest.raises(UsageError, match="reads the checkpoint in another way"):
+        against(bundle, exports.checkpoint())
+
+
 def test_a_checkpoint_that_was_moved_is_the_same(exports: Exports, tmp_path):
     moved = shutil.copytree(exports.checkpoint(), tmp_path / "elsewhere")
     assert against(exports.bundle(schemes=("fp32",)), moved).ok
@@ -76,7 +94,7 @@ def test_golden_that_was_made_to_fit_does_not_help(exports: Exports, tmp_path):
     golden = golden_of(bundle)
     for outputs in (golden.fp32, golden.stored):
         outputs.logits[:] *= 1.5  # a gain before the head is a gain behind it
-    golden.save(bundle / "golden.npz")
+    golden.save(bundle / "golden.safetensors")
     vouch(bundle)
     assert verify(Bundle.open(bundle), threads=1).ok
     assert failed(against(bundle, exports.checkpoint())) == {("prefill", "checkpoint")}

@@ -218,7 +218,7 @@ def test_tower_sizes_come_from_a_config_where_there_is_one(copy, tmp_path):
     tower = copy.open().components["vision"].build().config
     assert (tower.heads, tower.activation, tower.ffn, tower.patch_size) == (1, "quick_gelu", 96, 14)
     copy.move_tower(tmp_path / "mine")
-    (tmp_path / "mine" / "config.json").write_text(json.dumps({"vision_config": {"num_attention_heads": 2}}))
+    (tmp_path / "mine" / "config.json").write_text(json.dumps({"vision_config": CLIP | {"num_attention_heads": 2}}))
     tower = copy.open(vision_tower=tmp_path / "mine").components["vision"].build().config
     assert (tower.heads, tower.hidden, tower.image_size) == (2, 64, 336)
 
@@ -243,22 +243,83 @@ def test_a_tower_of_which_nothing_is_known_is_not_guessed(copy):
         ({"mm_projector_type": "ldpnetv3"}, "'ldpnetv3'", "ldpnet, ldpnetv2, linear, mlp{depth}x_gelu"),
         ({"mm_vision_select_feature": "cls_patch"}, "ldpnetv2 cannot place the class token", None),
         ({"model_type": "qwen2_vl"}, "'qwen2_vl'", ", ".join(llava.MODEL_TYPES)),
-        ({"model_type": "llava", "mm_vision_tower": ...}, "'llava'", "mobilevlm"),
+        (
+            {"model_type": "llava", "mm_vision_tower": ...},
+            "transformers' own layout of a 'llava'",
+            "original repository",
+        ),
         ({"image_aspect_ratio": "anyres"}, "'anyres'", "pad, square"),
         ({"mm_use_im_start_end": True}, "mm_use_im_start_end", None),
+        ({"mm_use_im_start_end": "yes"}, "mm_use_im_start_end 'yes'", None),
+        ({"mm_resampler_type": "spatial_pool"}, "mm_resampler_type 'spatial_pool'", "null"),
+        ({"mm_resampler_type": "perceiver", "mm_perceiver_depth": 3}, "mm_resampler_type 'perceiver'", None),
+        ({"mm_patch_merge_type": "spatial_unpad"}, "mm_patch_merge_type 'spatial_unpad'", "flat"),
+        ({"mm_spatial_pool_stride": 2}, "mm_spatial_pool_stride 2", None),
+        ({"s2": True, "s2_scales": "336,672"}, "s2 True", None),
+        ({"image_aspect_ratio": ["pad"]}, r"image_aspect_ratio \['pad'\]", "pad, square"),
+        (
+            {"mm_vision_select_layer": [-2, -5, -8, 6]},
+            r"mm_vision_select_layer is \[-2, -5, -8, 6\]: .*not joined",
+            "one",
+        ),
+        ({"mm_vision_select_layer": [-2]}, r"mm_vision_select_layer is \[-2\]", "one layer"),
+        ({"mm_vision_select_layer": "-2"}, "mm_vision_select_layer is '-2'", None),
+        ({"mm_vision_select_layer": True}, "mm_vision_select_layer is True", None),
+        ({"mm_vision_select_layer": None}, "mm_vision_select_layer is None", None),
+        ({"mm_vision_select_feature": ["patch"]}, r"mm_vision_select_feature is \['patch'\]", "patch, cls_patch"),
+        ({"mm_projector_type": "identity"}, "'identity'", "linear"),
         ({"quantization_config": {"bits": 4}}, "quantised already", None),
         ({"hidden_act": "relu"}, "'relu'", "silu"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "'yarn'", "linear, llama3"),
         ({"num_key_value_heads": 3}, "cannot be built", None),
-        ({"hidden_size": ...}, "hidden_size", None),
-        ({"eos_token_id": 512}, r"eos \[512\], of 512", None),
-        ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'", None),
+        ({"hidden_size": ...}, "config.json has no hidden_size: 4096, the default", None),
+        ({"eos_token_id": 512}, r"eos_token_id is 512 in config\.json: 512 is no id", None),
+        ({"eos_token_id": "</s>"}, "eos_token_id is '</s>' in config", None),
     ],
 )
 def test_configs_that_are_refused(copy, changes, match, hint):
     kept = {name: value for name, value in changes.items() if value is not ...}
     error = copy.config(drop=changes.keys() - kept.keys(), **kept).refused(match)
     assert hint is None or hint in error.hint
+
+
+# What the code of LLaVA and MobileVLM writes into config.json besides, in the published folders and in those of users
+PUBLISHED_KEYS = {
+    "freeze_mm_mlp_adapter": False,
+    "freeze_mm_vision_resampler": False,
+    "image_crop_resolution": 224,
+    "image_grid_pinpoints": None,
+    "image_split_resolution": 224,
+    "initializer_range": 0.02,
+    "max_length": 4096,
+    "max_sequence_length": 2048,
+    "mm_patch_merge_type": "flat",
+    "mm_projector_lr": 2e-5,
+    "mm_resampler_type": None,
+    "mm_use_im_patch_token": True,
+    "mm_vision_tower_lr": None,
+    "pad_token_id": 0,
+    "pretraining_tp": 1,
+    "s2": False,
+    "tokenizer_model_max_length": 2048,
+    "tokenizer_padding_side": "right",
+    "tune_mm_mlp_adapter": False,
+    "tune_mm_vision_resampler": False,
+    "unfreeze_mm_vision_tower": True,
+    "use_cache": True,
+    "use_mm_proj": True,
+}
+
+
+def test_keys_of_the_published_folders_change_nothing(copy):
+    plain = copy.open()
+    told = copy.config(**PUBLISHED_KEYS).open()
+    assert told.spec == plain.spec
+    assert {role: c.keys for role, c in told.components.items()} == {
+        role: c.keys for role, c in plain.components.items()
+    }
+    for role in ("vision", "decoder"):
+        assert told.components[role].build().config == plain.components[role].build().config
 
 
 # Weights that do not fit

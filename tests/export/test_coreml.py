@@ -32,13 +32,13 @@ from exporters.models.layers import Linear
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
 
-OPTIONS = OpenOptions(threads=1)
+OPTIONS = OpenOptions(threads=1, context=48)
 TINY = dataclasses.replace(llama.tiny().config, context=48)
 STEPS = 12
 
 
 def source(image=SPEC.image, tokens=4, decoder=None):
-    spec = VLMSpec(image, dataclasses.replace(SPEC.prompt, image_tokens=tokens), decoder or SPEC.decoder)
+    spec = VLMSpec(image, dataclasses.replace(SPEC.prompt, image_tokens=tokens), decoder or SPEC.decoder, None)
     return SimpleNamespace(name="Tiny Model", license="cc0-1.0", sha256="0" * 64, spec=spec)
 
 
@@ -216,6 +216,17 @@ def test_a_grid_that_the_pool_does_not_divide(tmp_path):
     with torch.inference_mode():
         expected = module(torch.from_numpy(pixels(224))).numpy()
     assert distance(graph.run({"pixel_values": pixels(224)})["image_embeds"], expected)["cosine"] > 0.99999
+
+
+def test_a_product_of_few_rows_stays_in_half_precision(tmp_path):
+    """Its scales would be fewer than the weight file takes."""
+    config = dataclasses.replace(TINY, hidden=8, heads=1, kv_heads=1, head_dim=8, ffn=4, vocab=9)
+    for scheme in coreml.SCHEMES["decoder"]:
+        module, part, written = write_decoder(tmp_path / scheme, scheme, config)
+        assert written.details["weights"]["fp16"] >= 7, scheme
+        rows = module.embed_tokens.weight[[1, 5, 8]]
+        found = mil.evaluate(part, OPTIONS, "fp32").extend([Tokens((1, 5, 8))])
+        assert distance(found, logits_after(module, [rows[None]])[0])["cosine"] > 0.999999, scheme
 
 
 # half precision

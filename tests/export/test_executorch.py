@@ -35,7 +35,7 @@ from exporters.models.encoder import Encoder
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
 
-OPTIONS = OpenOptions(threads=1)
+OPTIONS = OpenOptions(threads=1, context=48)
 ENGINES = ("executorch", "executorch_native")
 each_engine = pytest.mark.parametrize("engine", ENGINES)
 CONFIG = dataclasses.replace(llama.tiny().config, context=48)
@@ -60,7 +60,7 @@ def spec_of(c):
 
 
 def source(decoder, image=SPEC.image, tokens=4, tokenizer=TOKENIZER):
-    spec = VLMSpec(image, dataclasses.replace(SPEC.prompt, image_tokens=tokens, stop_ids=(2, 7)), decoder)
+    spec = VLMSpec(image, dataclasses.replace(SPEC.prompt, image_tokens=tokens, stop_ids=(2, 7)), decoder, None)
     return SimpleNamespace(spec=spec, tokenizer_json=lambda: tokenizer)
 
 

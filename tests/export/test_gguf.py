@@ -182,7 +182,7 @@ def test_rows_beyond_the_vocabulary_and_added_tokens_have_a_text(tmp_path):
     (folder / "added_tokens.json").write_text('{"<pad>": 500}')
     fields = fields_of(written(open_checkpoint(str(folder)), tmp_path, "f16")[1])
     assert fields["tokenizer.ggml.tokens"][500:503] == ["<pad>", "[PAD501]", "[PAD502]"]
-    assert fields["tokenizer.ggml.token_type"][499:503] == [1, 3, 5, 5]
+    assert fields["tokenizer.ggml.token_type"][499:503] == [1, 4, 5, 5]  # no role makes it special
 
 
 def test_a_checkpoint_without_scores_is_refused(checkpoint, tmp_path):
@@ -329,6 +329,28 @@ def test_another_models_importance_matrix_is_refused(tmp_path):
             imatrix.read(path, DECODER)
     with pytest.raises(UsageError, match="no importance matrix"):
         imatrix.read(tmp_path / "missing", DECODER)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "name", ["output.weight.in_sum2", "blk.0.attn_k.weight.in_sum2", "blk.1.ffn_down.weight.counts"]
+)
+def test_an_importance_matrix_that_is_not_finite_is_refused(tmp_path, name, value):
+    """It would choose the rounding of weights by comparisons that a NaN loses."""
+    imatrix.write(tmp_path / "imatrix.gguf", matrix_of(DECODER), DECODER, 7)
+    path = spoilt(tmp_path / "imatrix.gguf", name, np.float32(value))
+    with pytest.raises(UsageError, match=f"holds NaN or infinity.*: {name}") as caught:
+        imatrix.read(path, DECODER)
+    assert caught.value.hint == "measure it anew: --calib DIR"
+
+
+def spoilt(path, name, value):
+    """The file with another first number of a tensor."""
+    found = next(tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == name)
+    with path.open("r+b") as file:
+        file.seek(found.data_offset)
+        file.write(value.tobytes())
+    return path
 
 
 def test_sums_are_shared_among_what_was_counted(tmp_path):
@@ -572,13 +594,40 @@ REFUSED = {
     "a deeper MLP": ("mlp", TOWER, 3),
     "an MLP of one": ("mlp", TOWER, 1),
     "another grid": ("ldpnetv2", dataclasses.replace(TOWER, image_size=224), 2),
+    "another grid of the first LDP": ("ldpnet", dataclasses.replace(TOWER, image_size=224), 2),
+    "a class token": ("mlp", dataclasses.replace(TOWER, select_feature="cls_patch"), 2),
+}
+NAMED = {
+    "one linear layer": "the projector linear of depth 1",
+    "a deeper MLP": "the projector mlp of depth 3",
+    "an MLP of one": "the projector mlp of depth 1",
+    "another grid": "the projector ldpv2 on a grid of 16x16 patches, as images of 224 in patches of 14",
+    "another grid of the first LDP": "the projector ldp on a grid of 16x16 patches",
+    "a class token": "a class token's row .*'cls_patch'",
 }
 
 
-@pytest.mark.parametrize(("name", "tower", "depth"), REFUSED.values(), ids=REFUSED.keys())
-def test_an_encoder_that_the_loader_would_compute_wrongly_is_refused(checkpoint, name, tower, depth, tmp_path):
-    with pytest.raises(EdgeError, match="does not compute"):
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_encoder_that_the_loader_would_compute_wrongly_is_refused(checkpoint, case, tmp_path):
+    name, tower, depth = REFUSED[case]
+    with pytest.raises(EdgeError, match=f"llama.cpp, which does not compute {NAMED[case]}") as caught:
         written_mmproj(checkpoint, encoder_of(name, tower, depth), "f16", tmp_path)
+    assert "--recipe onnx-w8a8-gguf-q4_0" in caught.value.hint
+
+
+def test_such_an_encoder_is_refused_before_the_work(checkpoint, tmp_path):
+    def build_encoder(role):
+        tower = dataclasses.replace(TOWER, image_size=224)
+        return encoder_of("ldpnetv2", tower).tower if role == "vision" else encoder_of("ldpnetv2", tower).projector
+
+    others = {role: Component(role, lambda role=role: build_encoder(role), {}) for role in ("vision", "projector")}
+    small = dataclasses.replace(checkpoint, components={**checkpoint.components, **others})
+    stages = []
+    picture = np.zeros((40, 60, 3), np.uint8)
+    order = pipeline.Order(small, resolve("gguf", [], None, None).targets, {}, picture, "Who?")
+    with pytest.raises(EdgeError, match="on a grid of 16x16"):
+        pipeline.build(order, tmp_path, lambda stage, done: stages.append(stage))
+    assert stages == []
 
 
 def test_a_missing_quantiser_is_told_before_the_work(checkpoint, tmp_path, monkeypatch):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import gguf
+import llama_cpp.llama_cpp as llama_cpp
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from exported import Exports, golden_of, manifest_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import write
+from tokenizers import Tokenizer as Library
 
 from edge.errors import CheckpointError, EdgeError, UsageError
 from edge.tokenizer import Tokenizer
@@ -22,11 +25,12 @@ from exporters import pipeline, standin
 from exporters.checkpoint import open_checkpoint
 from exporters.export import ExportRequest, export
 from exporters.formats import gguf as format
+from exporters.gguf import vocabulary
 from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, llama
 from exporters.models.vision.clip import TowerConfig
 from exporters.random_weights import Shape
-from exporters.tokenizer import SentencePiece
+from exporters.sentencepiece import SentencePiece
 
 TOWER = TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=1, ffn=96)
 DECODER = DecoderConfig(layers=2, hidden=256, ffn=512, heads=4, kv_heads=2, head_dim=64, vocab=512, context=1024)
@@ -77,7 +81,7 @@ def rewritten(path, *, drop=(), change=None, rename=lambda name: name, tensor=la
             )
     for key, value in (change or {}).items():
         if key != "general.architecture":
-            kind = gguf.GGUFValueType.get_type(value)
+            kind = gguf.GGUFValueType.UINT32 if key.endswith("_token_id") else gguf.GGUFValueType.get_type(value)
             writer.add_key_value(
                 key, value, kind, gguf.GGUFValueType.get_type(value[0]) if kind == gguf.GGUFValueType.ARRAY else None
             )
@@ -105,6 +109,34 @@ def legacy(files):
     own = [f"llama.{key}" for key in ("attention.key_length", "attention.value_length", "rope.freq_base", "vocab_size")]
     kept = [key for key in UNSAID if "head_count_kv" not in key]  # these heads are shared
     return rewritten(files[0], drop=[*own, *kept]), rewritten(files[1], drop=[*TOLD, "general.type"], rename=swapped)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("scheme", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        (0, "blk.1.attn_v.weight"),  # of blocks: their scale
+        (0, "token_embd.weight"),
+        (0, "output_norm.weight"),
+        (1, "v.blk.0.ln1.weight"),
+        (1, "v.position_embd.weight"),
+        (1, "mm.model.mlp.0.weight"),
+    ],
+)
+def test_what_is_not_finite_in_a_file_is_named(tmp_path, where, name, scheme, value):
+    files, _ = write_pair(made(tmp_path / "checkpoint"), tmp_path, scheme, "q8_0" if scheme != "f16" else "f16")
+    found = next(tensor for tensor in gguf.GGUFReader(files[where]).tensors if tensor.name == name)
+    wide = found.tensor_type == gguf.GGMLQuantizationType.F32
+    scale = 208 if found.tensor_type == gguf.GGMLQuantizationType.Q6_K else 0  # where in the first block
+    with files[where].open("r+b") as file:
+        file.seek(found.data_offset + scale)
+        file.write((np.float32 if wide else np.float16)(value).tobytes())
+    request = ExportRequest(str(files[0]), tmp_path / "out", mmproj=files[1])
+    with pytest.raises(CheckpointError, match=rf"\n  {re.escape(name)}: .* of \d+, the first at \[0") as caught:
+        export(request, lambda stage, done: None)
+    assert ("infinite" if np.isinf(value) else "NaN") in caught.value.message
+    assert not (tmp_path / "out").exists()
 
 
 def states(checkpoint):
@@ -323,7 +355,7 @@ DECODERS = {
     "no such kind of piece": ({"change": {"tokenizer.ggml.token_type": [9] * 512}}, "damaged vocabulary"),
     "pieces that are no list": ({"change": {"tokenizer.ggml.tokens": "a"}}, "damaged vocabulary"),
     "twice the same piece": ({"change": {"tokenizer.ggml.tokens": ["a"] * 512}}, "twice"),
-    "an end beyond": ({"change": {"tokenizer.ggml.eos_token_id": 512}}, r"eos \[512\], of 512 tokens"),
+    "an end beyond": ({"change": {"tokenizer.ggml.eos_token_id": 512}}, r"the eos token is 512, of 512 tokens"),
     "one of several": ({"change": {"split.count": 3}}, "one of several files"),
 }
 ENCODERS = {
@@ -425,3 +457,85 @@ def test_the_hash_is_of_both_files(pair):
 
 def test_what_a_folder_holds_is_none_of_it(original):
     assert SentencePiece.open(original.folder.parent) is None
+
+
+# Where a conversation begins and ends
+
+
+def llama_cpp_ends(path):
+    """At which ids llama.cpp ends an answer; asked of the file's vocabulary."""
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.vocab_only = True
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
+    assert model
+    pieces = llama_cpp.llama_model_get_vocab(model)
+    found = {i for i in range(DECODER.vocab) if llama_cpp.llama_vocab_is_eog(pieces, i)}
+    begins = llama_cpp.llama_vocab_bos(pieces) if llama_cpp.llama_vocab_get_add_bos(pieces) else None
+    llama_cpp.llama_model_free(model)
+    return found, begins
+
+
+ENDS = {
+    "usual": ({}, {}, {2}),
+    "another end": ({"eos": 300}, {}, {300, 2}),  # "</s>" is an end by its name
+    "an end of turn": ({"eot": 301}, {}, {2, 301}),
+    "an end of message": ({"eot": 301, "eom": 302}, {}, {2, 301, 302}),
+    "ends of infilling": ({"fim_pad": 300, "fim_rep": 301, "fim_sep": 302, "fim_pre": 303}, {}, {2, 300, 301, 302}),
+    **{text: ({}, {300: text}, {2, 300}) for text in vocabulary._END_TEXTS[1:]},
+}
+
+
+@pytest.mark.parametrize(("told", "names", "wanted"), ENDS.values(), ids=ENDS.keys())
+def test_an_answer_ends_where_llama_cpp_ends_it(pair, told, names, wanted):
+    texts = gguf.GGUFReader(pair[0]).fields["tokenizer.ggml.tokens"].contents()
+    texts = [names.get(i, text) for i, text in enumerate(texts)]
+    change = {"tokenizer.ggml.tokens": texts, **{f"tokenizer.ggml.{name}_token_id": i for name, i in told.items()}}
+    file = rewritten(pair[0], change=change)
+    found, _ = llama_cpp_ends(file)
+    stops = reopen([file, pair[1]]).spec.prompt.stop_ids
+    assert set(stops) == found == wanted
+    assert stops[0] == told.get("eos", 2)
+
+
+@pytest.mark.parametrize("told", [True, False, None])
+@pytest.mark.parametrize("bos", [1, 300, None])
+def test_a_text_begins_as_llama_cpp_begins_it(pair, told, bos):
+    keys = {"tokenizer.ggml.add_bos_token": told, "tokenizer.ggml.bos_token_id": bos}
+    change = {key: value for key, value in keys.items() if value is not None}
+    file = rewritten(pair[0], change=change, drop=[key for key in keys if key not in change])
+    assert reopen([file, pair[1]]).spec.prompt.bos_id == llama_cpp_ends(file)[1]
+
+
+@pytest.mark.parametrize("key", ["add_bos_token", "add_eos_token", "add_space_prefix", "remove_extra_whitespaces"])
+def test_a_setting_that_is_no_truth_value_is_refused(pair, key):
+    with pytest.raises(CheckpointError, match=rf"tokenizer\.ggml\.{key} is 1"):
+        reopen([rewritten(pair[0], change={f"tokenizer.ggml.{key}": 1}), pair[1]])
+
+
+def test_an_end_that_the_tokenizer_would_add_is_told(pair):
+    found = reopen([rewritten(pair[0], change={"tokenizer.ggml.add_eos_token": True}), pair[1]])
+    assert found.notes == ("llama.cpp ends a text with the token 2: a prompt leaves it out",)
+    assert reopen(pair).notes == ()
+
+
+def test_every_end_and_replaced_piece_reaches_the_file(original, tmp_path):
+    folder = shutil.copytree(original.folder, tmp_path / "checkpoint")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 300, 301]}')
+    listed = {
+        "300": {"content": "<|turn_end|>", "special": True},
+        "301": {"content": "<stop>", "special": False},
+        "302": {"content": "<seg>", "special": False},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": listed}))
+    checkpoint = open_checkpoint(str(folder))
+    files, _ = write_pair(checkpoint, tmp_path / "pair")
+    assert checkpoint.spec.prompt.stop_ids == (2, 300, 301)
+    assert llama_cpp_ends(files[0])[0] == {2, 300, 301}
+    again = reopen(files)
+    assert again.spec.prompt.stop_ids == (2, 300, 301)
+    ours, theirs = (Library.from_str(found.tokenizer_json()) for found in (checkpoint, again))
+    for text in ("a chat<seg> b <stop>USER", "<seg>", "x <|turn_end|> y"):
+        for spelled in (True, False):
+            ours.encode_special_tokens = theirs.encode_special_tokens = spelled
+            assert ours.encode(text).ids == theirs.encode(text).ids, text
+    assert [theirs.id_to_token(i) for i in (300, 301, 302)] == ["<|turn_end|>", "<stop>", "<seg>"]

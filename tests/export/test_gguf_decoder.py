@@ -49,7 +49,7 @@ def written(checkpoint, folder, scheme):
     module = component.load(checkpoint.weights)
     files, *_ = write(format, component, module, scheme, folder, lambda _: None, checkpoint=checkpoint)
     part = PartFiles("gguf", scheme, ("decoder",), tuple(files), (), (), checkpoint.spec.decoder)
-    return module, open_part(part, "llamacpp", OpenOptions(threads=1))
+    return module, open_part(part, "llamacpp", OpenOptions(threads=1, context=part.decoder.context))
 
 
 def prompt(rows):
@@ -109,14 +109,14 @@ def test_the_pair_alone(checkpoint, tmp_path):
     done = export(request, lambda *_: None)
     assert done.next_command == f"edge run {tmp_path / 'out'} 'What is in this picture?'"
     assert sorted(path.name for path in done.path.iterdir()) == [
-        *("golden.npz", "manifest.json", "mmproj-tiny-Q8_0.gguf", "tiny-Q4_K_M.gguf", "tokenizer.json")
+        *("golden.safetensors", "manifest.json", "mmproj-tiny-Q8_0.gguf", "tiny-Q4_K_M.gguf", "tokenizer.json")
     ]
     assert {row.stage for row in done.report.rows} == {"picture", "prompt", "prefill", "tokens"}
     bundle = Bundle.open(done.path)
     assert [part.covers for part in bundle.manifest.parts] == [("decoder",)]
     schema = json.loads((REPOSITORY / "edge" / "bundle" / "manifest.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(json.loads((done.path / "manifest.json").read_text()))
-    golden = Golden.load(done.path / "golden.npz")
+    golden = Golden.load(done.path / "golden.safetensors")
     assert 0.99 < distance(golden.stored.image_embeds, golden.fp32.image_embeds)["cosine"] < 1  # the mmproj's
     pair = [str(done.path / name) for name in ("tiny-Q4_K_M.gguf", "mmproj-tiny-Q8_0.gguf")]
     with load(done.path, threads=1) as session:
@@ -137,5 +137,5 @@ def test_the_pair_alone(checkpoint, tmp_path):
 def test_keys_and_values_of_another_kind(checkpoint, tmp_path):
     done = export(ExportRequest(str(checkpoint.folder), tmp_path / "out", threads=1), lambda *_: None)
     assert call("run", done.path, "Who?", "--cache", "q8_0").err.startswith(
-        "error: keys and values cannot be kept as q8_0"
+        "error: the KV cache cannot be stored as q8_0"
     )

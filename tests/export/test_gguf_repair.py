@@ -30,7 +30,7 @@ def warnings(found):
 
 def greedy(path, spec, count=16):
     part = PartFiles("gguf", "f16", ("decoder",), (path,), (), (), spec)
-    decoder = open_part(part, "llamacpp", OpenOptions(threads=1))
+    decoder = open_part(part, "llamacpp", OpenOptions(threads=1, context=part.decoder.context))
     logits, ids = decoder.extend([Tokens(PROMPT)]), []
     for _ in range(count):
         ids.append(int(logits.argmax()))

@@ -268,14 +268,16 @@ def test_a_part_that_is_not_what_the_manifest_says(sound, tmp_path):
     files = (sound / "Manifest.json",)
     wrong = PartFiles("coreml", "w8", ("vision",), files, (TensorSpec("pixels", "float32", (1, 4)),), ())
     with pytest.raises(EngineError, match="main takes x and gives y"):
-        mil.open(wrong, OpenOptions(threads=1))
+        mil.open(wrong, OpenOptions(threads=1, context=8))
     np.save(tmp_path / "embed_tokens.npy", np.zeros((5, 4), np.float32))
     spec = DecoderSpec(1, 1, 1, 4, 4, 5, 8, 10000.0)
     decoder = PartFiles("coreml", "w8", ("decoder",), (*files, tmp_path / "embed_tokens.npy"), (), (), spec)
     with pytest.raises(EngineError, match="has no function 'prefill'"):
-        mil.open(decoder, OpenOptions(threads=1))
+        mil.open(decoder, OpenOptions(threads=1, context=8))
     with pytest.raises(BundleError, match="is no list of a Core ML package"):
-        mil.open(PartFiles("coreml", "w8", ("vision",), (tmp_path / "x.onnx",), (), ()), OpenOptions())
+        mil.open(
+            PartFiles("coreml", "w8", ("vision",), (tmp_path / "x.onnx",), (), ()), OpenOptions(threads=1, context=8)
+        )
 
 
 def test_states_that_the_model_does_not_have(tmp_path):
@@ -290,4 +292,4 @@ def test_states_that_the_model_does_not_have(tmp_path):
     with pytest.raises(
         EngineError, match=r"the states of prefill hold \[\[4\]\], expected keys and values of \[1, 1, 1"
     ):
-        mil.open(PartFiles("coreml", "w8", ("decoder",), files, (), (), spec), OpenOptions(threads=1))
+        mil.open(PartFiles("coreml", "w8", ("decoder",), files, (), (), spec), OpenOptions(threads=1, context=8))

@@ -10,7 +10,7 @@ import torch
 from small_models import logits_after, randomized, spec_of, write
 
 from edge import plugins
-from edge.decoders.kv_graph import lift
+from edge.decoders.kv_graph import kv_decoder
 from edge.engines import open_part
 from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
 from edge.verify import distance
@@ -21,7 +21,7 @@ from exporters.models.encoder import Encoder
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
 
-OPTIONS = OpenOptions(threads=1)
+OPTIONS = OpenOptions(threads=1, context=64)
 
 
 def part_of(written, scheme, *covers):
@@ -32,7 +32,7 @@ def written_decoder(config, scheme, folder):
     module = randomized(llama.Decoder(config))
     component = Component("decoder", lambda: llama.Decoder(config), {})
     part = part_of(write(onnx, component, module, scheme, folder, lambda done: None), scheme, "decoder")
-    return module, lift(open_part(part, "onnxruntime", OPTIONS), part, spec_of(config), config.context)
+    return module, kv_decoder(open_part(part, "onnxruntime", OPTIONS), part, spec_of(config), config.context)
 
 
 def reference(module, rows):

@@ -18,10 +18,9 @@ from conftest import SPEC
 from small_models import logits_after, randomized, spec_of, write
 from torch import nn
 
-from edge.decoders.kv_graph import lift
+from edge.decoders.kv_graph import kv_decoder
 from edge.engines import open_part
 from edge.errors import EdgeError
-from edge.spec import VLMSpec
 from edge.types import OpenOptions, PartFiles, Tokens
 from edge.verify import distance
 from exporters.evaluators import mil
@@ -34,7 +33,7 @@ from exporters.models.encoder import Encoder
 from exporters.models.layers import Activation, Conv2d, LayerNorm, Linear, RMSNorm
 
 SIDE = 16  # of the images that the modules are given: as rows, 48 of them of 16
-OPTIONS = OpenOptions(threads=1)
+OPTIONS = OpenOptions(threads=1, context=40)
 TOLERANCE = {"cosine": 0.99999, "max_abs": 2e-3}  # Core ML stores half precision, and its reference what was stored
 
 
@@ -231,7 +230,7 @@ REFUSED = {("onnx", "rope of 8 features"): "rope of 8", ("onnx", "rope of 4 feat
 
 def checkpoint(tokens=4, decoder=None):
     prompt = replace(SPEC.prompt, image_tokens=tokens)
-    spec = VLMSpec(replace(SPEC.image, size=SIDE), prompt, decoder or SPEC.decoder)
+    spec = replace(SPEC, image=replace(SPEC.image, size=SIDE), prompt=prompt, decoder=decoder or SPEC.decoder)
     tokenizer = json.dumps({"model": {"vocab": {"a": 0}}, "added_tokens": []})
     return SimpleNamespace(name="tiny", license="cc0-1.0", sha256="0" * 64, spec=spec, tokenizer_json=lambda: tokenizer)
 
@@ -281,7 +280,7 @@ def export_decoder(name, config, kind, folder):
     module, spec = randomized(OneLayer(config, kind)), spec_of(config)
     component = Component("decoder", lambda: OneLayer(config, kind), {})
     part, decoder = written(name, component, module, checkpoint(decoder=spec), folder, ("decoder",), spec)
-    return module, lift(decoder, part, spec, config.context) if name == "onnx" else decoder
+    return module, kv_decoder(decoder, part, spec, config.context) if name == "onnx" else decoder
 
 
 @each_format

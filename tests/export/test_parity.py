@@ -148,9 +148,11 @@ def test_a_graph_of_other_numbers_is_found(exports: Exports, tmp_path, schemes, 
     true = exports.bundle(schemes=schemes)
     bundle = lying(true, tmp_path / "lying", part, numbers(weights(true, part)))
     stages = {"vision"} if part == "vision" else {"prefill", "tokens"}
+    broken = any(np.isnan(values).any() for values in numbers(weights(true, part)).values())
+    against = {"stored", "fp32"} if broken else {"stored"}  # NaN is no cost: it fails whatever it is compared with
     found = failed(verify(Bundle.open(bundle), threads=1))
     assert found
-    assert found <= {(stage, "stored") for stage in stages}  # and nothing else is blamed
+    assert found <= {(stage, reference) for stage in stages for reference in against}  # and nothing else is blamed
 
 
 def test_a_table_of_other_rows_is_found(exports: Exports, tmp_path):

@@ -156,9 +156,9 @@ def test_added_tokens_get_their_ids(tmp_path):
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": 480, "<last>": 482}))
     theirs, ours = both(tmp_path)
     assert ours.size == 483
-    assert ours.encode("<pad></s><last>") == tuple(theirs.encode("<pad></s><last>"))  # special tokens typed are text
-    assert ours.encode("a<tool>") == (*theirs.encode("a"), 481)
-    assert ours.decode([480, 481, 482]) == "<tool>"
+    assert ours.encode("<pad></s>") == tuple(theirs.encode("<pad></s>"))  # special tokens typed are text
+    assert ours.encode("a<tool><last>") == (*theirs.encode("a"), 481, 482)
+    assert ours.decode([480, 481, 482]) == "<tool><last>"
 
 
 def test_added_tokens_with_a_gap_are_refused(tmp_path):

@@ -23,7 +23,7 @@ from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
 from exporters.quantization import integers
 
-OPTIONS = OpenOptions(threads=1)
+OPTIONS = OpenOptions(threads=1, context=600)
 CONFIG = dataclasses.replace(llama.tiny().config, context=600)  # caches of 256, 512 and 600
 
 
@@ -146,6 +146,46 @@ def test_weights_are_stored_once(exact):
     signatures = tflite.read(part.files[0]).signatures
     assert list(signatures) == ["prefill", "decode_256", "decode_512", "decode_600"]
     assert part.files[0].stat().st_size < 4 * numbers + 30_000 * len(signatures)
+
+
+# Sizes that are 509, or follow from 509 positions: of the cache, of the queries that share a key, of both together.
+SAME_SIZES = (
+    {"context": 509},
+    {"context": 1018},
+    {"ffn": 509},
+    {"ffn": 1018},
+    {"vocab": 509},
+    {"vocab": 765},
+    {"vocab": 1109},
+    {"hidden": 1018},
+    {"head_dim": 1018},
+)
+
+
+@pytest.mark.parametrize("change", SAME_SIZES, ids=str)
+def test_no_size_of_a_model_is_taken_for_one_that_varies(change, tmp_path):
+    config = dataclasses.replace(CONFIG, **{"layers": 1, **change})
+    module, part = written_decoder(config, "fp32", tmp_path)
+    decoder = open_part(part, "litert", OPTIONS)
+    ids, rows = prompt(module, 300)
+    decoder.extend([Tokens(ids[:1])])
+    assert distance(decoder.extend([Tokens(ids[1:])]), reference(module, rows))["cosine"] >= 0.999999
+
+
+def test_what_has_no_rule_is_refused_by_name(tmp_path):
+    class Odd(Encoder):
+        def forward(self, pixels):
+            return super().forward(pixels).cumsum(dim=1)
+
+    tower = clip.tiny().config
+    found, _ = projectors.find("linear")
+
+    def build():
+        return Odd(clip.Tower(tower), found.Projector(ProjectorConfig(tower.hidden, 64, tower.grid)))
+
+    with pytest.raises(EdgeError, match="TFLite: there is no rule for cumsum") as caught:
+        write(format, Component("vision", build, {}), randomized(build()), "fp32", tmp_path)
+    assert "another --format" in caught.value.hint
 
 
 def test_importance_guides_the_rounding(tmp_path):

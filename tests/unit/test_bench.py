@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -30,7 +31,7 @@ from edge.bench.request import Request, failure, numbers, raised, sweep
 from edge.bench.sensors import Sensors
 from edge.bundle import manifest as bundles
 from edge.bundle.golden import Golden, Outputs
-from edge.errors import BundleError, EngineError, ImageError, UsageError
+from edge.errors import BundleError, EngineError, ImageError, ParityError, UsageError
 from edge.inference.session import Session
 
 PROMPT = 1 + len("A chat. USER: ") + 4 + len("\n? ASSISTANT:")  # one id a byte
@@ -45,8 +46,8 @@ def make(tmp_path: Path) -> Callable[..., str]:
         rows, logits = np.zeros((1, 4, 32), np.float32), np.zeros(259, np.float32)
         outputs = Outputs(rows, logits, np.zeros(16, np.int32))
         golden = Golden(np.zeros((20, 30, 3), np.uint8), np.zeros((1, 3, 28, 28), np.float32), outputs, outputs)
-        golden.save(bundle.path / "golden.npz")
-        entry = bundles.describe(bundle.path, bundle.path / "golden.npz")
+        golden.save(bundle.path / "golden.safetensors")
+        entry = bundles.describe(bundle.path, bundle.path / "golden.safetensors")
         bundles.write_manifest(bundle.path, replace(bundle.manifest, golden=entry))
         return str(bundle.path)
 
@@ -101,9 +102,32 @@ def test_every_row_is_measured_so_many_times(make: Callable[..., str]) -> None:
     assert (ready["prompt_tokens"], ready["image_tokens"], ready["plan"]["threads"]) == (PROMPT, 4, 1)
     assert ready["kernels"] == {"null": "unknown"}
     assert peak["bytes"] > 10e6
-    assert agreement["agreement_cosine"] is None  # golden's logits are zeros: no direction
+    assert agreement["agreement_cosine"] == 0.0  # golden's logits are zeros: no direction
     assert agreement["agreement_tokens"] == 0.0
     json.dumps(events, allow_nan=False)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["golden.safetensors", "the engine"])
+def test_what_is_not_finite_is_no_quality(
+    make: Callable[..., str], monkeypatch: pytest.MonkeyPatch, where: str, value: float
+) -> None:
+    """It is a failure, and nothing is measured after it."""
+    path = make()
+    if where == "the engine":
+        monkeypatch.setattr("edge.verify._replay", lambda *_: (np.full(259, value, np.float32), np.zeros(16, np.int32)))
+    else:
+        bundle = bundles.Bundle.open(path)
+        golden = Golden.load(bundle.path / "golden.safetensors")
+        replace(golden, fp32=replace(golden.fp32, logits=np.full(259, value, np.float32))).save(
+            bundle.path / "golden.safetensors"
+        )
+        entry = bundles.describe(bundle.path, bundle.path / "golden.safetensors")
+        bundles.write_manifest(bundle.path, replace(bundle.manifest, golden=entry))
+    events: list[dict[str, Any]] = []
+    with pytest.raises(ParityError, match=r"computes NaN or infinity, or its golden sample holds it: prefill"):
+        events.extend(measuring(ask(path)))
+    assert samples(events) == []
 
 
 def test_what_is_not_counted_is_not_in_the_time(make: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +204,7 @@ def test_a_picture_of_ones_own(make: Callable[..., str], tmp_path: Path, monkeyp
     Image.fromarray(np.full((9, 9, 3), 200, np.uint8)).save(tmp_path / "own.png")
     list(measuring(ask(path, repetitions=1, picture=str(tmp_path / "own.png"))))
     assert not np.array_equal(seen[-1], golden)
-    with pytest.raises(ImageError, match="no picture at"):
+    with pytest.raises(ImageError, match="no image at"):
         list(measuring(ask(path, picture=str(tmp_path / "none.png"))))
 
 

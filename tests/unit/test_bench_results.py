@@ -226,6 +226,14 @@ def test_what_became_slower() -> None:
     assert not any(change.failed for change in compare(now, before, 0.25))
 
 
+def test_what_is_not_a_number_is_no_improvement() -> None:
+    before = [{**schema.timed(samples("tg64", 100, n_gen=64), facts()), "accuracy": 0.9}]
+    assert not any(change.failed for change in compare(before, before, 0.05))
+    assert compare(before, before, math.nan)[0].failed  # --max-slower nan allows nothing
+    for name in ("avg_ts", "accuracy"):
+        assert any(change.failed for change in compare([{**before[0], name: math.nan}], before, 0.05))
+
+
 def test_more_memory_is_slower_too() -> None:
     before, now = schema.memory(100, facts()), schema.memory(120, facts())
     (change,) = compare([now], [before], 0.05)

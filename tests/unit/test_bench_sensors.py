@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.bench.monitor import INTERVAL, Watch
+from edge.bench.monitor import INTERVAL, Monitor
 from edge.bench.sensors import Sensors
 
 PROCESS = 77
@@ -90,11 +90,11 @@ class Machine:
         fields = " ".join(["0"] * 11 + [str(round(own_seconds * TICKS)), "0"])
         put(self.root, {f"proc/{PROCESS}/stat": f"{PROCESS} (a b) S) {fields}"})
 
-    def watch(self) -> Watch:
+    def watch(self) -> Monitor:
         put(self.root, {"sys/class/powercap/intel-rapl:0/energy_uj": 0})
-        return Watch(Sensors(self.root), PROCESS, lambda: self.now)
+        return Monitor(Sensors(self.root), PROCESS, lambda: self.now)
 
-    def go(self, watch: Watch, seconds: float, watts: float = 0.0) -> None:
+    def go(self, watch: Monitor, seconds: float, watts: float = 0.0) -> None:
         for _ in range(round(seconds / INTERVAL)):
             self.now += round(1e9 * INTERVAL)
             self.joules += watts * INTERVAL
@@ -126,7 +126,7 @@ def test_energy_is_that_of_the_spans(machine: Machine) -> None:
 def test_energy_from_watts(tmp_path: Path) -> None:
     put(tmp_path, {"sys/class/hwmon/hwmon0/power1_average": 4_000_000})
     now = [0]
-    watch = Watch(Sensors(tmp_path), PROCESS, lambda: now[0])
+    watch = Monitor(Sensors(tmp_path), PROCESS, lambda: now[0])
     for _ in range(11):
         watch.look()
         now[0] += 100_000_000
@@ -176,7 +176,7 @@ def test_other_load(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_watch_looks_by_itself(tmp_path: Path) -> None:
-    with Watch(Sensors(tmp_path), PROCESS) as watch:
+    with Monitor(Sensors(tmp_path), PROCESS) as watch:
         while len(watch.looks) < 3:
             pass
     count = len(watch.looks)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -87,7 +88,9 @@ def test_the_manifest_is_what_the_schema_says(make_bundle: MakeBundle) -> None:
         assert not check.is_valid(data), path
 
 
-@pytest.mark.parametrize("key", ["schema", "name", "image", "prompt", "decoder", "parts", "tokenizer", "golden"])
+@pytest.mark.parametrize(
+    "key", ["schema", "name", "image", "vision", "prompt", "decoder", "parts", "tokenizer", "golden"]
+)
 def test_schema_and_reader_agree_on_what_must_be_there(make_bundle: MakeBundle, key: str) -> None:
     schema = json.loads((REPOSITORY / "edge" / "bundle" / "manifest.schema.json").read_text())
     data = manifest_of(make_bundle().path)
@@ -162,7 +165,7 @@ def test_a_newer_schema_names_both_numbers(make_bundle: MakeBundle) -> None:
     rewrite(bundle.path, schema=bundles.SCHEMA + 1)
     with pytest.raises(BundleError) as caught:
         Bundle.open(bundle.path)
-    assert caught.value.message == "manifest.json has schema 2; this edge-vlm reads up to 1"
+    assert caught.value.message == "manifest.json has schema 3; this edge-vlm reads 1 and 2"
     assert caught.value.hint == "pip install -U edge-vlm"
 
 
@@ -173,6 +176,45 @@ def test_an_ancient_schema_asks_for_a_new_export(make_bundle: MakeBundle, schema
     with pytest.raises(BundleError) as caught:
         Bundle.open(bundle.path)
     assert caught.value.hint == "export the bundle again"
+
+
+HUGE = 2**63
+
+
+@pytest.mark.parametrize(
+    ("place", "values"),
+    [
+        (("vision", "width"), (0, -1, 1.5, True, None, "4", 2**31, 10**400, ...)),
+        (("vision", "positions"), (0, 2**31, None, ...)),
+        (("decoder", "layers"), (0, True, 2**31, None, ...)),
+        (("decoder", "ffn"), (0, None, "48", 2**31, ...)),
+        (("decoder", "gated"), (None, 1, "yes", ...)),
+        (("decoder", "family"), (None, 4, ...)),
+        (("decoder", "rope"), (None, 10000.0, [], ...)),
+        (("decoder", "rope", "theta"), (-1.0, "1e4", None, ...)),
+        (("decoder", "rope", "scaling"), ("linear", [], 4.0, ...)),
+        (("decoder", "rope", "dim"), (0, None, ...)),
+        (("parts", 0, "weights"), (0, -1, 1.0, True, None, "9", HUGE, ...)),
+        (("parts", 0, "bytes"), (0, 13, True, None, 1.0)),
+        (("schema",), (True, 2.0, None, ...)),
+    ],
+    ids=str,
+)
+def test_facts_that_no_model_has_are_refused(make_bundle: MakeBundle, place: tuple[Any, ...], values: Any) -> None:
+    """Before any arithmetic divides by them or overflows."""
+    whole = make_bundle().manifest.to_json()
+    for value in values:
+        with pytest.raises(BundleError):
+            Manifest.from_json(damaged(whole, place, value))
+
+
+def test_scaled_positions_survive_being_written(make_bundle: MakeBundle) -> None:
+    scaling = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}
+    found = make_bundle().manifest
+    spec = dataclasses.replace(found.spec, decoder=dataclasses.replace(found.spec.decoder, rope_scaling=scaling))
+    written = dataclasses.replace(found, spec=spec)
+    assert written.to_json()["decoder"]["rope"] == {"theta": 10000.0, "scaling": scaling, "dim": 8}
+    assert Manifest.from_json(json.loads(json.dumps(written.to_json()))) == written
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", '{"schema": "1"}', "\xff", "[" * 100_000])
@@ -198,7 +240,18 @@ def test_a_manifest_that_may_not_be_read(make_bundle: MakeBundle, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "path", ["/etc/passwd", "../golden.npz", "a/../../golden.npz", "..", "C:\\x", "\\x", "..\\x", "//host/x", ""]
+    "path",
+    [
+        "/etc/passwd",
+        "../golden.safetensors",
+        "a/../../golden.safetensors",
+        "..",
+        "C:\\x",
+        "\\x",
+        "..\\x",
+        "//host/x",
+        "",
+    ],
 )
 def test_a_path_that_leaves_the_bundle_is_refused(make_bundle: MakeBundle, path: str) -> None:
     bundle = make_bundle()
@@ -209,7 +262,7 @@ def test_a_path_that_leaves_the_bundle_is_refused(make_bundle: MakeBundle, path:
     assert caught.value.hint == "do not use this bundle"
 
 
-@pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "golden.npz/x", "\udcff\ud800"])
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "golden.safetensors/x", "\udcff\ud800"])
 def test_a_path_that_the_system_refuses_is_a_bundle_error(make_bundle: MakeBundle, path: str) -> None:
     bundle = make_bundle()
     rewrite(bundle.path, golden={**manifest_of(bundle.path)["golden"], "path": path})
@@ -217,19 +270,69 @@ def test_a_path_that_the_system_refuses_is_a_bundle_error(make_bundle: MakeBundl
         Bundle.open(bundle.path)
 
 
-def test_a_link_out_of_the_bundle_is_refused(make_bundle: MakeBundle, tmp_path: Path) -> None:
+def linked(bundle: Bundle, path: str, target: Path, content: bytes | None = None) -> None:
+    """`path` becomes a link to `target`, which gets its content or another."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(FILES[path] if content is None else content)
+    (bundle.path / path).unlink()
+    (bundle.path / path).symlink_to(os.path.relpath(target, bundle.path))
+
+
+def test_a_bundle_of_the_hubs_cache_is_opened(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle = make_bundle("hub/snapshots/0123")
+    for number, path in enumerate(FILES):
+        linked(bundle, path, tmp_path / "hub" / "blobs" / str(number))
+    (bundle.path / "manifest.json").rename(tmp_path / "hub" / "blobs" / "manifest")
+    (bundle.path / "manifest.json").symlink_to("../../blobs/manifest")
+    Bundle.open(bundle.path).check()
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_link_to_another_file_is_refused_at_once(make_bundle: MakeBundle, tmp_path: Path, path: str) -> None:
+    """Of the same size even: before an engine could read a user's own file, or `bench --on` copy it."""
     bundle = make_bundle()
-    (tmp_path / "elsewhere").write_bytes(FILES["golden.npz"])
-    (bundle.path / "golden.npz").unlink()
-    (bundle.path / "golden.npz").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BundleError, match=r"golden\.npz links to a place outside the bundle"):
+    secret = bytes(len(FILES[path]))
+    linked(bundle, path, tmp_path / "secret", secret)
+    with pytest.raises(BundleError, match=f"^{path} links to a place outside the bundle") as caught:
         Bundle.open(bundle.path)
+    assert "do not use this bundle" in str(caught.value.hint)
+    assert hashlib.sha256(secret).hexdigest()[:8] not in str(caught.value)
+
+
+def test_a_folder_that_links_outside_is_held_to_the_same(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle = make_bundle()
+    (tmp_path / "elsewhere").mkdir()
+    (bundle.path / "inner").symlink_to(tmp_path / "elsewhere")
+    (bundle.path / "golden.safetensors").rename(tmp_path / "elsewhere" / "golden.safetensors")
+    rewrite(bundle.path, golden={**manifest_of(bundle.path)["golden"], "path": "inner/golden.safetensors"})
+    Bundle.open(bundle.path).check()
+    (tmp_path / "elsewhere" / "golden.safetensors").write_bytes(bytes(len(FILES["golden.safetensors"])))
+    with pytest.raises(BundleError, match=r"inner/golden\.safetensors links to a place outside"):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_link_to_what_is_no_file_is_not_read(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle = make_bundle()
+    os.mkfifo(tmp_path / "pipe")
+    for target in (tmp_path / "pipe", Path("/dev/zero"), tmp_path, tmp_path / "nowhere"):
+        (bundle.path / "golden.safetensors").unlink()
+        (bundle.path / "golden.safetensors").symlink_to(target)
+        with pytest.raises(BundleError, match=r"the bundle lacks golden\.safetensors"):
+            Bundle.open(bundle.path)
+
+
+def test_a_link_within_the_bundle_is_fine(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle()
+    (bundle.path / "golden.safetensors").rename(bundle.path / "other")
+    (bundle.path / "golden.safetensors").symlink_to("other")
+    Bundle.open(bundle.path).check()
 
 
 def test_a_link_loop_is_refused(make_bundle: MakeBundle) -> None:
     bundle = make_bundle()
-    (bundle.path / "golden.npz").unlink()
-    (bundle.path / "golden.npz").symlink_to(bundle.path / "golden.npz")
+    (bundle.path / "golden.safetensors").unlink()
+    (bundle.path / "golden.safetensors").symlink_to(bundle.path / "golden.safetensors")
     with pytest.raises(BundleError):
         Bundle.open(bundle.path)
 

@@ -36,7 +36,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "edge-vlm" / "checked.json"
 
 
-FILES = ["decoder.onnx", "decoder.onnx.data", "golden.npz", "tokenizer.json", "vision.onnx"]
+FILES = ["decoder.onnx", "decoder.onnx.data", "golden.safetensors", "tokenizer.json", "vision.onnx"]
 
 
 def test_an_unchanged_file_is_read_once(make_bundle: Callable[..., Bundle], hashed: list[str]) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +21,13 @@ import typer
 from bench_fakes import run as bench_rows
 from conftest import REPOSITORY, write_bundle
 from gguf_fakes import gguf_bytes, pair_decoder, pair_mmproj
+from rich.console import Console
 
 from edge import cli, plugins
 from edge.bench import results
 from edge.bench.request import Request
 from edge.bundle.manifest import Bundle, Manifest
+from edge.cli import render
 from edge.cli.run import split
 from edge.errors import ContextError, EngineError, ImageError, UsageError
 from edge.inference.generate import Answer, Timings
@@ -382,7 +385,7 @@ def test_the_commands_are_the_ones_of_the_design(capsys: Capture) -> None:
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """An export side that writes nothing; `requests` holds what it was asked for."""
-    fake = SimpleNamespace(requests=[], error=None, ExportRequest=lambda **asked: SimpleNamespace(**asked))
+    fake = SimpleNamespace(requests=[], error=None, notes=(), ExportRequest=lambda **asked: SimpleNamespace(**asked))
 
     def verify_against(bundle: Bundle, checkpoint: str, mmproj: Path | None, threads: int, isa: str | None) -> Report:
         fake.requests.append((bundle.path, checkpoint, mmproj, threads, isa))
@@ -402,6 +405,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             report=REPORT,
             next_command="edge run out PICTURE",
             fit=None,
+            notes=fake.notes,
         )
 
     def foresee(checkpoint: str, recipe: str, format: str | None, schemes: tuple[str, ...], **places: Any) -> Manifest:
@@ -419,7 +423,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
     given = "--format onnx --scheme w4 --scheme vision=fp16 --recipe r --device rpi5 --calib pics --imatrix m.gguf"
     more = "--context 512 --vision-tower tower --mmproj m --gguf-only --threads 3 --max-loss 0.1"
     more += " --mtmd-position-workaround --tensor-type attn_v=Q8_0 --tensor-type blk=q6_k --ane --compile -o out"
-    more += " --split --backend coreml --backend vulkan"
+    more += " --split --backend coreml --backend vulkan --prompt vicuna"
     assert call("export", "mtgv/some-model", *given.split(), *more.split()) == 0
     assert exporter.requests == [
         {
@@ -445,6 +449,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
                 "executorch": {"split": True, "backend": ("coreml", "vulkan")},
             },
             "max_loss": 0.1,
+            "prompt": "vicuna",
         }
     ]
 
@@ -486,6 +491,19 @@ def test_export_ends_with_the_proof_and_what_to_type_next(exporter: SimpleNamesp
     ]
     assert "read" in shown.err
     assert "write vision" in shown.err
+
+
+def test_export_notes_what_could_not_be_seen(exporter: SimpleNamespace, capsys: Capture) -> None:
+    exporter.notes = ("the table has no row for '[PAD]'", "whose prompt?")
+    assert call("export", "ckpt", "-o", "out") == 0
+    shown = capsys.readouterr()
+    assert [line for line in shown.err.splitlines() if line.startswith("note: ")] == [
+        "note: the table has no row for '[PAD]'",
+        "note: whose prompt?",
+    ]
+    assert "note" not in shown.out
+    assert call("export", "ckpt", "-o", "out", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == list(exporter.notes)
 
 
 def test_export_as_json(exporter: SimpleNamespace, capsys: Capture) -> None:
@@ -585,6 +603,22 @@ def test_verify_fails_when_a_stage_does(
         assert shown.out.splitlines()[-1].split() == ["prefill", "stored", "nan", "≤", "0.01", "nan", "FAILED"]
 
 
+def test_the_worst_is_what_is_not_a_number() -> None:
+    """Wherever it stands: NaN loses every comparison."""
+    nan, bound = float("nan"), {"max_abs": 0.01}
+    rows = (
+        Row("vision", "stored", {"max_abs": 0.005}, bound),
+        Row("prefill", "stored", {"max_abs": nan}, bound),
+        Row("vision", "fp32", {"max_abs": 0.5}, {}),
+        Row("prefill", "fp32", {"max_abs": nan}, {}),
+    )
+    for order in permutations(rows):
+        assert render.worst(Report(order)) == "largest error nan ≤ 0.01 in prefill; nan from fp32"
+        console = Console(width=80, file=io.StringIO())
+        console.print(render.parity(Report(order)))
+        assert console.file.getvalue().count("FAILED") == 2
+
+
 def test_verify_against_a_checkpoint_asks_the_export_side(
     tmp_path: Path, exporter: SimpleNamespace, capsys: Capture
 ) -> None:
@@ -679,10 +713,10 @@ def test_fit_of_a_checkpoint(
 
 
 def test_run_takes_no_more_than_it_may(session: FakeSession, picture: str, capsys: Capture) -> None:
-    session.plan.given_up = ("keys and values in q8_0", "one half of the model open at a time")
+    session.plan.given_up = ("KV cache in q8_0", "vision encoder and decoder open one at a time")
     assert call("run", "b", picture, "What?", "--max-memory", "1.5GB") == 0
     assert session.opened[0]["max_memory"] == 1_500_000_000
-    assert "little memory: keys and values in q8_0, one half of the model open at a time\n" in capsys.readouterr().err
+    assert "little memory: KV cache in q8_0, vision encoder and decoder open one at a time\n" in capsys.readouterr().err
     assert call("run", "b", picture, "What?", "--max-memory", "much") == 2
     assert "no size: 'much'" in capsys.readouterr().err
 
@@ -815,10 +849,11 @@ def test_a_report_without_its_libraries(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def documented(start: str) -> list[str]:
-    """The lines of the documents' code blocks that begin so, without their comments."""
-    text = "".join((REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md"))
-    lines = [line for block in text.split("```")[1::2] for line in block.splitlines()]
-    return [line.partition("  #")[0].strip() for line in lines if line.startswith(start)]
+    """The lines of the documents' code blocks that begin so, without their comments, each once."""
+    pages = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+    blocks = [block for page in pages for block in page.read_text(encoding="utf-8").split("```")[1::2]]
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith(start)]
+    return list(dict.fromkeys(line.partition("  #")[0].strip() for line in lines))
 
 
 def test_the_documents_show_every_command() -> None:

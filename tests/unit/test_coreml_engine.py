@@ -126,7 +126,7 @@ def decoder_part(folder):
 
 
 def test_a_graph_is_the_package_s_default_function(engine, tmp_path):
-    graph = engine.open(vision_part(tmp_path), OpenOptions(units="ane"))
+    graph = engine.open(vision_part(tmp_path), OpenOptions(1, 8, units="ane"))
     (model,) = MLModel.made
     assert (model.path, model.units, model.function) == (
         str(tmp_path / "Vision.mlpackage"),
@@ -144,7 +144,7 @@ def test_a_graph_is_the_package_s_default_function(engine, tmp_path):
 
 
 def test_a_decoder_s_functions_share_one_state(engine, tmp_path):
-    decoder = engine.open(decoder_part(tmp_path), OpenOptions(context=8))
+    decoder = engine.open(decoder_part(tmp_path), OpenOptions(1, 8))
     assert isinstance(decoder, StatefulDecoder)
     prefill, decode = MLModel.made
     assert (prefill.function, decode.function) == ("prefill", "decode")
@@ -170,7 +170,7 @@ def test_the_plan_of_the_system_is_told_op_by_op(engine, tmp_path):
 
 @pytest.mark.parametrize("units", ["all", "cpu", "gpu", "ane"])
 def test_compute_units(engine, units, tmp_path):
-    engine.open(vision_part(tmp_path), OpenOptions(units=units))
+    engine.open(vision_part(tmp_path), OpenOptions(1, 8, units=units))
     names = {"all": "ALL", "cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE"}
     assert MLModel.made[0].units.name == names[units]
 
@@ -178,7 +178,7 @@ def test_compute_units(engine, units, tmp_path):
 def test_a_package_that_core_ml_refuses(engine, monkeypatch, tmp_path):
     monkeypatch.setattr(MLModel, "broken", True)
     with pytest.raises(EngineError, match=r"cannot open Vision.mlpackage: compiler error:\n") as caught:
-        engine.open(vision_part(tmp_path), OpenOptions())
+        engine.open(vision_part(tmp_path), OpenOptions(1, 8))
     assert caught.value.hint == f"edge verify {tmp_path}"
 
 
@@ -187,13 +187,13 @@ def test_other_systems_are_refused_and_told_what_to_do(engine, monkeypatch, syst
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(platform, "mac_ver", lambda: (release, ("", "", ""), ""))
     with pytest.raises(EngineError, match="macOS 15 and iOS 18 only") as caught:
-        engine.open(vision_part(tmp_path), OpenOptions())
+        engine.open(vision_part(tmp_path), OpenOptions(1, 8))
     assert caught.value.hint == f"edge verify {tmp_path}"
 
 
 def test_it_is_what_its_facts_say(engine):
     assert engine.version() == "9.0"
-    assert plugins.facts("runtimes", "coreml")["ELSEWHERE"] == engine.ELSEWHERE
+    assert plugins.facts("runtimes", "coreml")["ENGINE"] == engine.ENGINE
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac is no other system")

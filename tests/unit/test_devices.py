@@ -12,14 +12,21 @@ from typing import Any
 import jsonschema
 import pytest
 
-from edge import devices
+from edge import devices, engines, plugins
 from edge.devices import detect, host, probe, profile, profiles
 from edge.devices.host import ISA
-from edge.errors import UsageError
+from edge.engines import EngineInfo
+from edge.errors import EngineError, UsageError
 from edge.recipes import RECIPES
 
-FILES = sorted((Path(devices.__file__).parent).glob("*.json"))
-SCHEMA = json.loads((Path(devices.__file__).parents[1] / "device.schema.json").read_text())
+
+def nobody() -> None:
+    """No engine lends its matmuls."""
+
+
+FOLDER = Path(devices.__file__).parent
+FILES = sorted(file for file in FOLDER.glob("*.json") if file.name != devices.SCHEMA)
+SCHEMA = json.loads((FOLDER / devices.SCHEMA).read_text())
 # The ids of the first list: they stay valid.
 BEFORE = ["rpi4", "rpi5", "jetson_orin_nano", "jetson_orin_nx", "jetson_agx_orin", "pixel_8", "sd_778g", "sd_888"]
 BEFORE += ["sd_8gen2", "sd_8gen3", "sd_8elite", "dimensity_9300", "apple_a15", "apple_a16", "apple_a17pro"]
@@ -32,6 +39,8 @@ def test_a_profile_is_what_the_schema_says(file: Path) -> None:
     data = json.loads(file.read_text())
     jsonschema.validate(data, SCHEMA)
     assert data["id"] == file.stem
+    for role, names in data["engines"].items():
+        assert set(names) <= {*plugins.names("runtimes")} - {"null"}, f"{role}: an engine that is not in runtimes/"
     figures = data["figures"]
     assert figures["usable_memory"]["value"] <= figures["memory"]["value"]
     assert set(figures["isa"]["value"]) <= set(ISA)
@@ -50,7 +59,7 @@ def test_a_profile_is_what_the_schema_says(file: Path) -> None:
         lambda data: data["figures"]["int8"].update(unit="GFLOPS"),
         lambda data: data["figures"]["memory"].update(value=None),
         lambda data: data["figures"]["bandwidth_theoretical"].update(value=-1),
-        lambda data: data["engines"].update(vision=["tensorrt"]),
+        lambda data: data["engines"].update(vision=[]),
         lambda data: data.update(extra=1),
     ],
 )
@@ -133,7 +142,7 @@ def test_a_board_is_recognised_by_its_device_tree(root: Path, monkeypatch: pytes
         profile("rpi5").engines,
         {**profile("rpi5").figures, **{n: here.figures[n] for n in read}},
     )
-    assert devices.measured(here) is here, "what is known is not measured"
+    assert devices.measured(here, nobody) is here, "what is known is not measured"
 
 
 def test_a_phone_is_recognised_by_its_chip(root: Path) -> None:
@@ -171,7 +180,7 @@ def test_an_unknown_machine_is_measured(
 ) -> None:
     asked: list[tuple[int, int]] = []
 
-    def measure(threads: int, memory: int) -> probe.Speed:
+    def measure(threads: int, memory: int, lender: None) -> probe.Speed:
         asked.append((threads, memory))
         return probe.Speed(42.5e9, 0.5e12, *products)
 
@@ -182,12 +191,12 @@ def test_an_unknown_machine_is_measured(
     here = profile("this")
     assert (here.recognised, asked) == ("linux-x86", []), "looking at it measures nothing"
     assert set(here.figures) == {"usable_memory", "cores", "isa"}, "nothing of it is a guess"
-    found = devices.measured(here)
+    found = devices.measured(here, nobody)
     assert asked == [(2, 8 << 30)]
     names = ("bandwidth_measured", "bandwidth_reached", "fp32", "int8")
     values = [(f.value, f.unit, f.estimate) if (f := found.known(name)) else None for name in names]
     assert values == [(42.5, "GB/s", False), reached, (625, "GFLOPS", True), (int8, "GOPS", True)]
-    assert devices.measured(profile("linux-x86")) is profile("linux-x86"), "another machine cannot be measured"
+    assert devices.measured(profile("linux-x86"), nobody) is profile("linux-x86"), "another machine cannot be measured"
 
 
 @pytest.mark.parametrize(
@@ -202,31 +211,35 @@ def test_measuring_takes_little_memory_and_counts_what_it_did(monkeypatch: pytes
     clock = iter(range(10_000))
     monkeypatch.setattr(probe, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(probe, "SIDE", 8)
-    monkeypatch.setattr(probe.plugins, "names", lambda package: ("null",))
     found = probe.measure(2, 1 << 22)  # each second one second: the bytes and the operations themselves
     assert found == probe.Speed(2 * (1 << 18), 2 * 8**3)
     assert probe.measure(1, 0).bandwidth == 1 << 16
 
 
-def test_an_engine_whose_library_is_absent_lends_no_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(package: str, name: str) -> SimpleNamespace:
-        if name == "gone":
-            raise ImportError(name)
-        return SimpleNamespace(products=lambda threads, memory: probe.Products(threads, memory, 3.0))
-
+def test_an_engine_lends_its_matmuls(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10_000))
     monkeypatch.setattr(probe, "perf_counter", lambda: float(next(clock)))
-    monkeypatch.setattr(probe, "SIDE", 8)
-    monkeypatch.setattr(probe.plugins, "names", lambda package: ("gone", "here", "silent"))
-    monkeypatch.setattr(
-        probe.plugins, "facts", lambda package, name: {} if name == "silent" else {"PRODUCTS": "its own"}
-    )
-    monkeypatch.setattr(probe.plugins, "load", load)
-    found = probe.measure(2, 1 << 20)
+    lender = probe.Lender("here", lambda threads, memory: probe.Matmuls(threads, memory, 3.0))
+    found = probe.measure(2, 1 << 20, lender)
     assert (found.decoding, found.int8, found.fp32, found.of) == (2, 1 << 20, 3.0, "here")
-    monkeypatch.setattr(probe.plugins, "names", lambda package: ("gone", "silent"))
-    found = probe.measure(2, 1 << 20)
-    assert (found.decoding, found.int8, found.of) == (None, None, "numpy")
+
+
+def test_the_engine_that_lends_is_the_first_whose_library_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def engine(name: str, matmuls: str | None = "its own", installed: bool = True) -> EngineInfo:
+        return EngineInfo(name, (), name, installed, "1", None, matmuls=matmuls)
+
+    def load(name: str) -> SimpleNamespace:
+        if name == "gone":
+            raise EngineError(name)
+        return SimpleNamespace(matmuls=name.upper)
+
+    none = (engine("absent", installed=False), engine("gone"), engine("silent", None))
+    monkeypatch.setattr(engines, "module", load)
+    monkeypatch.setattr(engines, "installed_engines", lambda: none)
+    assert engines.matmul_lender() is None
+    monkeypatch.setattr(engines, "installed_engines", lambda: (*none, engine("here"), engine("later")))
+    found = engines.matmul_lender()
+    assert found and (found.name, found.matmuls.__self__) == ("here", "here")  # type: ignore[attr-defined]
 
 
 def test_this_machine() -> None:
@@ -350,6 +363,27 @@ def test_every_instruction_set_has_its_place() -> None:
 def test_a_system_that_tells_nothing(tmp_path: Path) -> None:
     found = host.linux(tmp_path, [0, 1])
     assert found == host.Machine(platform.machine(), 4 << 30, 2, ())
+
+
+@pytest.mark.parametrize(
+    ("system", "variables", "expected"),
+    [
+        ("linux", {"XDG_CACHE_HOME": "/caches"}, "/caches/edge-vlm"),
+        ("linux", {"HOME": "/home/ada"}, "/home/ada/.cache/edge-vlm"),
+        ("darwin", {"HOME": "/Users/ada"}, "/Users/ada/.cache/edge-vlm"),
+        ("win32", {"LOCALAPPDATA": "/local", "XDG_CACHE_HOME": "/caches"}, "/local/edge-vlm"),
+        ("win32", {"HOME": "/home/ada"}, "/home/ada/AppData/Local/edge-vlm"),
+    ],
+)
+def test_the_cache_folder(
+    system: str, variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", system)
+    assert host.cache_dir() == Path(expected)
 
 
 # elsewhere

@@ -4,7 +4,6 @@ import json
 import platform
 from dataclasses import replace
 from importlib import metadata
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +15,9 @@ from edge.cli import render
 from edge.devices import detect
 from edge.devices.host import ISA
 from edge.doctor import ARM, X86, diagnose
-from edge.planning.plan import EngineInfo
+from edge.engines import EngineInfo
 
-PRESENT = EngineInfo("fast", ("onnx", "gguf"), "fastlib", True, "1.2", None)
+PRESENT = EngineInfo("fast", ("onnx", "gguf"), "fastlib", True, "1.2", None, kernels="a look")
 ABSENT = EngineInfo("slow", ("coreml",), "slowlib", False, None, "slowlib is not installed")
 NULL = EngineInfo("null", (), "numpy", True, "2", None)
 
@@ -26,7 +25,6 @@ NULL = EngineInfo("null", (), "numpy", True, "2", None)
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "installed_engines", lambda: (PRESENT, ABSENT, NULL))
-    monkeypatch.setattr(doctor.plugins, "facts", lambda package, name: {"KERNELS": "a look"} if name == "fast" else {})
     monkeypatch.setattr(doctor, "kernels", lambda name: ("neon", "dotprod") if name == "fast" else ())
 
 
@@ -73,18 +71,18 @@ def test_an_engine_that_was_built_for_less(monkeypatch: pytest.MonkeyPatch) -> N
     here = replace(detect(), isa=("avx2", "avx512_vnni", "amx"))
     monkeypatch.setattr(doctor, "detect", lambda: here)
     built = {"avx2": True, "avx512_vnni": False, "sve": False}
-    runtime = SimpleNamespace(BUILD="make it", features=lambda: built)
-    monkeypatch.setattr(doctor.plugins, "facts", lambda package, name: {"BUILD": "make it"})
-    monkeypatch.setattr(doctor.plugins, "load", lambda package, name: runtime)
+    engines = (replace(PRESENT, build="make it"),)
+    monkeypatch.setattr(doctor, "installed_engines", lambda: engines)
+    monkeypatch.setattr(doctor, "features", lambda name: built)
     assert diagnose().engines[0].todo == "make it (built without avx512_vnni)"
     assert "make it (built without" in " ".join(shown(diagnose()).split())
     built["avx512_vnni"] = True
     assert diagnose().engines[0].todo is None
 
-    def fails(package: str, name: str) -> Any:
+    def fails(name: str) -> Any:
         raise ImportError("no such symbol")
 
-    monkeypatch.setattr(doctor.plugins, "load", fails)
+    monkeypatch.setattr(doctor, "features", fails)
     assert diagnose().engines[0].todo == "no such symbol"
 
 

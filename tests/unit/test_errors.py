@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from edge import errors
-from edge.errors import EdgeError, UsageError
+from edge.errors import EdgeError, UsageError, first_line
 
 
 def tree() -> list[type[EdgeError]]:
@@ -38,3 +38,15 @@ def test_only_the_users_call_exits_with_2() -> None:
 def test_drawn_in_the_docstring_with_its_exit_code(error: type[EdgeError]) -> None:
     line = next(line for line in str(errors.__doc__).splitlines() if error.__name__ in line.split())
     assert str(error.exit_code) in line.split()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("\nno such kernel\nat x.cpp:3"), "no such kernel"),
+        (ValueError(), "ValueError"),
+        (OSError(" "), "OSError"),
+    ],
+)
+def test_the_first_line_of_a_foreign_error(error: Exception, line: str) -> None:
+    assert first_line(error) == line

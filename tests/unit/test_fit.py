@@ -10,23 +10,23 @@ from conftest import SPEC
 
 from edge.bundle.manifest import File, Manifest, Part
 from edge.devices import DeviceProfile, Figure, profile
-from edge.engines import installed_engines
+from edge.engines import EngineInfo, installed_engines
 from edge.errors import EngineError, UsageError
 from edge.planning import fit as fits
 from edge.planning import roofline
 from edge.planning.alternatives import schemes
 from edge.planning.fit import fit
-from edge.planning.memory import RUNTIME, Need, cache_bytes, memory, parse_size, settle
-from edge.planning.plan import EngineInfo
+from edge.planning.memory import RUNTIME, Need, cache_bytes, memory, settle
 from edge.planning.roofline import PROCESSOR, Speed, Utilisation
-from edge.planning.sizes import Sizes, bytes_per_token, sizes
+from edge.planning.sizes import bytes_per_token, guessed, sizes
 from edge.spec import DecoderSpec
 from edge.types import TensorSpec
+from edge.units import format_size, parse_size
 
 # 2 layers, 4 heads of 8 (2 of keys and values), hidden 32, vocabulary 100; a feed-forward of 48.
 DECODER = DecoderSpec(2, 4, 2, 8, 32, 100, 1024, 10000.0)
 LINEAR = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
-TINY = Sizes(vision=12_288_000, patches=4, image_tokens=4, decoder=LINEAR, head=3200, spec=DECODER)
+TINY = guessed(DECODER, image_tokens=4, patches=4, vision=12_288_000, decoder=LINEAR)
 WHOLE = Utilisation(1.0, 1.0, 1.0, 1.0)
 
 
@@ -34,25 +34,26 @@ def test_what_is_read_off_a_manifest() -> None:
     vision = Part(("vision", "projector"), "onnx", "w8a8", (File("v", 1000, ""), File("v.data", 500, "")), (), ())
     decoder = Part(("decoder",), "onnx", "fp32", (File("d", 4 * (LINEAR + 6400), ""),), (), ())
     found = sizes(manifest(vision, decoder), (vision, decoder))
-    assert found == Sizes(1500, 4, 4, LINEAR, 3200, DECODER)
+    assert found == guessed(DECODER, 4, 4, 1500, LINEAR)
+    assert (found.vision, found.positions, found.decoder, found.head) == (1500, 5, LINEAR, 3200)
     large = replace(manifest(vision, decoder), spec=replace(SPEC, image=replace(SPEC.image, size=56), decoder=DECODER))
-    assert sizes(large, (vision, decoder)).patches == 16, "28 pixels a row: four patches were merged"
+    assert sizes(large, (vision, decoder)).positions == 17, "28 pixels a row: four patches were merged"
 
 
 def test_a_tower_from_its_weights() -> None:
-    large = replace(TINY, vision=24 * 12 * 1024**2, patches=576)
-    assert (large.width, large.layers) == (1024, 24)
-    work = roofline.see(large, quantised=True)
+    large = guessed(DECODER, 144, 576, vision=24 * 12 * 1024**2, decoder=LINEAR)
+    assert (large.width, large.layers, large.heads) == (1024, 24, 16)
+    work = roofline.encode(large, quantised=True)
     assert (work.int8, work.attention) == (2 * large.vision * 577, 4 * 577**2 * 1024 * 24)
-    assert roofline.see(large, quantised=False).int8 == 0
-    assert roofline.see(large, quantised=False).flop == work.flop
+    assert roofline.encode(large, quantised=False).int8 == 0
+    assert roofline.encode(large, quantised=False).flop == work.flop
 
 
 def test_a_prompt() -> None:
     work = roofline.prefill(TINY, 10, True, 5000.0)
     assert work.int8 == 2 * (LINEAR * 10 + 3200)
     assert work.attention == 2 * 10**2 * 4 * 8 * 2, "two products, of which the causal half"
-    assert roofline.feed_forward(TINY) == 48
+    assert TINY.ffn == 48
     linear = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48)
     moved = 2 * 10 * 2 * (linear + 10 * 32 + 4 * 48 + 4 * 32 + 4 * 4 * 10)
     assert work.bytes == 5000 + moved
@@ -153,6 +154,13 @@ def test_no_size(text: str) -> None:
         parse_size(text)
 
 
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (20_500_000, "20.5 MB"), (3.4e12, "3400.00 GB")]
+)
+def test_a_size_as_it_is_shown(count: float, text: str) -> None:
+    assert format_size(count) == text
+
+
 # a whole prediction
 
 
@@ -160,7 +168,7 @@ def manifest(*parts: Part, context: int = 1024) -> Manifest:
     spec = replace(SPEC, decoder=replace(DECODER, context=context))
     tokens = {"question": "?", "segments": [[1, 2, 3], None, [4, 5]]}
     file = File("tokenizer.json", 7, "")
-    return Manifest("tiny", {}, "", "", spec, tokens, parts, file, File("golden.npz", 3, ""), {})
+    return Manifest("tiny", {}, "", "", spec, tokens, parts, file, File("golden.safetensors", 3, ""), {})
 
 
 def known(**figures: float) -> DeviceProfile:
@@ -186,7 +194,7 @@ def test_a_prediction() -> None:
     device = known(bandwidth_theoretical=0.01, int8=1, fp32=0.5)
     found = fit(manifest(VISION, SPEAKS), device)
     assert found.value("bundle") == 12_288_000 + 2 * (LINEAR + 6400) + 10
-    seen = roofline.see(TINY, True)
+    seen = roofline.encode(TINY, True)
     vision = seen.int8 / (1e9 * 0.6) + seen.attention / (0.5e9 * 0.6)
     assert found.value("vision") == pytest.approx(vision)
     weights = 2 * (LINEAR + 3200)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_templates import CHATML, IDEFICS, LLAMA_2, LLAMA_3
 from commands import Said, call
 from gguf_fakes import F16, Q8_0, SPEC, Tensors, gguf_bytes, pair_decoder, pair_mmproj
 from hypothesis import HealthCheck, given, settings
@@ -20,7 +21,7 @@ from edge.cli import render
 from edge.errors import BundleError, UsageError
 from edge.formats import gguf
 from edge.formats.gguf import GGUFArray
-from edge.formats.gguf_report import Findings
+from edge.formats.gguf_report import Finding, Findings
 from exporters.gguf import doctor, rendering, template
 from exporters.gguf.doctor import LISTS
 from exporters.gguf.names import FEATURE_LAYER, TEMPLATE, WORKAROUND
@@ -334,8 +335,38 @@ def test_a_hostile_template_costs_little(monkeypatch: pytest.MonkeyPatch, hostil
     assert f"cannot be rendered: {said}" in str(rendering.difference(hostile, SPECIFIED, "<s>", "</s>"))
 
 
-def test_a_template_of_a_book_is_not_rendered() -> None:
+def test_a_template_of_a_book_is_not_rendered(tmp_path: Path) -> None:
     assert rendering.difference(" " * 70000, SPECIFIED, "<s>", "</s>") == "70000 characters long"
+    row = template_row(doctor.diagnose(write(tmp_path, sets(TEMPLATE, "x" * 70000))))
+    assert (row.status, row.repairable, row.found) == ("warning", False, "70000 characters long, and not rendered")
+
+
+def template_row(found: Findings) -> Finding:
+    (row,) = (row for row in found.rows if row.check == "template")
+    return row
+
+
+# What another family's author would write is no fault; of a MobileVLM it is unexpected.
+OWN = {
+    "[INST] <__media__>What": LLAMA_2,
+    "<|start_header_id|>user": LLAMA_3,
+    "<|im_start|>user": CHATML,
+    "User:<__media__>What is this?": IDEFICS,
+    "USER: <__media__>\\nWhat is this?": THEIRS.replace(SYSTEM + " ", ""),
+}
+
+
+@pytest.mark.parametrize(("said", "text"), OWN.items(), ids=["llama 2", "llama 3", "chatml", "typed", "no system"])
+def test_a_template_of_the_models_own_is_not_wrong(tmp_path: Path, said: str, text: str) -> None:
+    paths = write(tmp_path, sets(TEMPLATE, text))
+    found = doctor.diagnose(paths)
+    row = template_row(found)
+    assert found.ok and row.status == "warning" and "MobileVLM V2 as published learned Vicuna v1" in row.cost
+    assert not row.repairable and said in row.found and "its own" in row.found
+    doctor.repair(paths, tmp_path / "out", False)
+    assert gguf.read(tmp_path / "out" / paths[0].name).settings[TEMPLATE] == text
+    row = template_row(doctor.diagnose(paths[:1]))
+    assert (row.status, row.cost) == ("ok", "") and said in row.found
 
 
 def test_without_jinja2_the_texts_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

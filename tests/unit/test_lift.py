@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from edge.decoders import kv_cache
 from edge.decoders.embedding_table import EmbeddingTable
 from edge.decoders.kv_cache import CacheSlot
-from edge.decoders.kv_graph import lift
+from edge.decoders.kv_graph import kv_decoder
 from edge.errors import BundleError, ContextError, EngineError
 from edge.types import Array, Decoder, Segment, Tokens
 
@@ -32,11 +32,11 @@ def graph(request: pytest.FixtureRequest) -> NumpyGraph:
 
 @pytest.fixture
 def decoder(graph: NumpyGraph, tmp_path: Path) -> Decoder:
-    return lift(graph, decoder_part(tmp_path, DECODER), DECODER, 64)
+    return kv_decoder(graph, decoder_part(tmp_path, DECODER), DECODER, 64)
 
 
 def fresh(graph: NumpyGraph, folder: Path, context: int = 64) -> Decoder:
-    return lift(graph, decoder_part(folder, DECODER), DECODER, context)
+    return kv_decoder(graph, decoder_part(folder, DECODER), DECODER, context)
 
 
 def greedy(decoder: Decoder, logits: Array, count: int) -> list[int]:
@@ -123,7 +123,7 @@ def test_a_fixed_cache_never_moves(tmp_path: Path) -> None:
         return run(feeds, into)
 
     graph.run = record  # type: ignore[method-assign]
-    decoder = lift(graph, decoder_part(tmp_path, DECODER), DECODER, 2048)
+    decoder = kv_decoder(graph, decoder_part(tmp_path, DECODER), DECODER, 2048)
     for text in ("a", "x" * 240, "y" * 600):
         decoder.extend([words(text)])
     assert len(set(seen)) == 1
@@ -154,7 +154,7 @@ def test_a_prompt_that_does_not_fit_leaves_the_state(decoder: Decoder, graph: Nu
 
 
 def test_a_graph_that_names_a_length_bounds_the_context(tmp_path: Path) -> None:
-    decoder = lift(NumpyGraph(DECODER, (16, 16)), decoder_part(tmp_path, DECODER), DECODER, 64)
+    decoder = kv_decoder(NumpyGraph(DECODER, (16, 16)), decoder_part(tmp_path, DECODER), DECODER, 64)
     with pytest.raises(ContextError, match="holds 16"):
         decoder.extend(PROMPT)
     assert decoder.extend([words("x" * 16)]).shape == (DECODER.vocab,)
@@ -167,7 +167,7 @@ def test_a_system_without_memory_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     decoder = fresh(NumpyGraph(DECODER), tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(mmap, "mmap", refuse)
-        with pytest.raises(EngineError, match="no memory for the keys and values of 9 positions"):
+        with pytest.raises(EngineError, match="no memory for a KV cache of 9 positions"):
             decoder.extend([words("see fives")])
     assert decoder.extend([words("see fives")]).shape == (DECODER.vocab,)
 
@@ -197,7 +197,7 @@ def test_no_memory_to_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         return zeros(slot, count)
 
     monkeypatch.setattr(CacheSlot, "zeros", scarce)
-    with pytest.raises(EngineError, match="no memory for the keys and values of 9 positions"):
+    with pytest.raises(EngineError, match="no memory for a KV cache of 9 positions"):
         decoder.extend([words("fives")])
     assert decoder.position == 4
     monkeypatch.setattr(CacheSlot, "zeros", zeros)
@@ -245,14 +245,14 @@ def test_what_cannot_be_extended(decoder: Decoder) -> None:
 )
 def test_a_graph_of_another_shape(spec: object, message: str, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=message):
-        lift(NumpyGraph(DECODER), decoder_part(tmp_path, DECODER), spec, 64)  # type: ignore[arg-type]
+        kv_decoder(NumpyGraph(DECODER), decoder_part(tmp_path, DECODER), spec, 64)  # type: ignore[arg-type]
 
 
 def test_caches_of_two_kinds(tmp_path: Path) -> None:
     graph = NumpyGraph(DECODER)
     graph.outputs = (*graph.outputs[:-1], replace(graph.outputs[-1], shape=(1, 2, "other", 8)))
     with pytest.raises(EngineError, match="differ in length"):
-        lift(graph, decoder_part(tmp_path, DECODER), DECODER, 64)
+        kv_decoder(graph, decoder_part(tmp_path, DECODER), DECODER, 64)
 
 
 # the embedding table

@@ -11,7 +11,7 @@ from runtimes import null
 
 
 def opened(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Graph:
-    graph = open_part(PartFiles("any", "fp32", ("decoder",), (), inputs, outputs), "null", OpenOptions())
+    graph = open_part(PartFiles("any", "fp32", ("decoder",), (), inputs, outputs), "null", OpenOptions(1, 64))
     assert not isinstance(graph, Decoder)
     assert (graph.inputs, graph.outputs) == (inputs, outputs)
     return graph
@@ -84,7 +84,7 @@ STATEFUL = (
 @pytest.mark.parametrize("inputs", [(), STATEFUL])
 def test_a_part_that_declares_no_cache_is_a_decoder_by_itself(inputs: tuple[TensorSpec, ...]) -> None:
     part = PartFiles("any", "q4", ("decoder",), (), inputs, (), decoder=DECODER)
-    decoder = open_part(part, "null", OpenOptions())
+    decoder = open_part(part, "null", OpenOptions(1, 64))
     assert isinstance(decoder, Decoder)
     first = decoder.extend([Tokens((1, 2)), Tokens((3,))]).copy()
     assert (first.shape, first.dtype, decoder.position) == ((DECODER.vocab,), np.dtype("float32"), 3)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,10 @@ from conftest import SPEC
 from edge import engines as rooms
 from edge.bundle.manifest import File, Manifest, Part
 from edge.devices import DeviceProfile, profile
-from edge.engines import installed_engines, open_part
+from edge.engines import EngineInfo, installed_engines, made_for, open_part, opening, refusals
 from edge.errors import BundleError, EngineError, UsageError
 from edge.planning.memory import memory
-from edge.planning.plan import Choice, EngineInfo, needed, plan
+from edge.planning.plan import Choice, needed, plan
 from edge.types import OpenOptions, PartFiles
 
 
@@ -31,7 +32,7 @@ def manifest(*parts: Part, context: int = 1024) -> Manifest:
         golden_prompt={},
         parts=parts or (part("vision", "projector"), part("decoder")),
         tokenizer=File("tokenizer.json", 1, ""),
-        golden=File("golden.npz", 1, ""),
+        golden=File("golden.safetensors", 1, ""),
         versions={},
     )
 
@@ -194,7 +195,7 @@ def test_the_context_that_fits(room: int, asked: int, context: int) -> None:
     made = plan(manifest(), device(takes(manifest(), room, apart=apart)), (ORT,), context=asked)
     assert (made.context, made.one_at_a_time) == (context, apart)
     assert made.given_up == (
-        ("one half of the model open at a time", f"a context of {context}, not 1024") if apart else ()
+        ("vision encoder and decoder open one at a time", f"a context of {context}, not 1024") if apart else ()
     )
     assert made.peak_bytes <= takes(manifest(), room, apart=apart)
 
@@ -225,7 +226,7 @@ def test_what_is_given_up_first_costs_least() -> None:
     assert ways(apart - 1) == ("q8_0", True, 1024)
     assert ways(both - 1) == ("q8_0", True, 768)
     assert ways(eight, cache="f16") == ("f16", True, 1024), "what was asked for is not given up"
-    assert plan(mixed, device(whole - 1), engines).given_up == ("keys and values in q8_0",)
+    assert plan(mixed, device(whole - 1), engines).given_up == ("KV cache in q8_0",)
 
 
 def test_too_little_memory_for_what_was_asked() -> None:
@@ -235,7 +236,7 @@ def test_too_little_memory_for_what_was_asked() -> None:
         plan(large, device(room), (ORT,), context=1 << 20)
     assert caught.value.message.startswith(
         f"too little memory: tiny takes {takes(large, 1 << 20) / 1e6:,.0f} MB at a context of 1048576, "
-        f"and {room / 1e6:,.0f} MB are there\n  vision 300 MB, decoder 900 MB, keys and values 268 MB, "
+        f"and {room / 1e6:,.0f} MB are there\n  vision 300 MB, decoder 900 MB, KV cache 268 MB, "
     )
     assert caught.value.hint == "a context of 768 fits"
 
@@ -243,7 +244,7 @@ def test_too_little_memory_for_what_was_asked() -> None:
 def test_too_little_memory_for_the_weights() -> None:
     large = manifest(part("vision", "projector", scheme="w8a8", size=10_000_000), part("decoder", size=900_000_000))
     with pytest.raises(
-        EngineError, match=r"at the least, with one half open at a time, and 860 MB are there"
+        EngineError, match=r"at the least, with vision encoder and decoder open one at a time, and 860 MB are there"
     ) as caught:
         plan(large, device(860_000_000), (ORT,))
     assert caught.value.hint == (
@@ -289,6 +290,42 @@ def test_the_engines_of_the_listing() -> None:
     assert found["onnxruntime"].install == "pip install 'edge-vlm[onnxruntime]'"
 
 
+@pytest.mark.parametrize("source", ["", "FORMATS = ('onnx',)", "ENGINE = dict(formats=('onnx',), package='x')"])
+def test_an_engine_that_declares_nothing_readable_is_named(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "__init__.py").write_text("")
+    (tmp_path / "zoo" / "owl.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(rooms, "PACKAGE", "zoo")
+    rooms.plugins.names.cache_clear()
+    rooms.plugins.facts.cache_clear()
+    with pytest.raises(EngineError, match=r"zoo.owl declares no ENGINE"):
+        installed_engines()
+
+
+def test_what_opens_a_format_and_why_the_others_do_not() -> None:
+    gone, elsewhere = replace(ORT, name="gone", installed=False), replace(ORT, name="mac", unfit="macOS only")
+    engines = (NULL, gone, LLAMA, elsewhere, OTHER, ORT)
+    assert made_for("onnx", engines) == (gone, elsewhere, OTHER, ORT)
+    assert opening("onnx", engines) == (OTHER, ORT)
+    assert opening("onnx", engines, asked="null") == (NULL, OTHER, ORT)
+    assert opening("tflite", engines) == made_for("tflite", engines) == ()
+    assert refusals(("onnx",), engines) == {
+        "gone": "pyonnxruntime is not installed: pip install 'edge-vlm[gone]'",
+        "llamacpp": "opens gguf",
+        "mac": "macOS only",
+    }
+    assert refusals(("onnx", "gguf"), (LLAMA, OTHER)) == {}
+
+
+def test_bytes_in_memory_for_one_in_the_file() -> None:
+    wide = replace(ORT, resident={"w8a8": 1.05, "": 1.35})
+    assert [wide.held(scheme) for scheme in ("w8a8", "w4")] == [1.05, 1.35]
+    assert ORT.held("w4") == 1.0
+
+
 def test_an_engine_whose_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rooms, "find_spec", lambda name: None)
     monkeypatch.setattr(metadata, "version", missing)
@@ -314,7 +351,7 @@ def test_an_engine_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(rooms.plugins, "load", broken)
     with pytest.raises(EngineError, match="the engine onnxruntime does not load: libgomp") as caught:
-        open_part(PartFiles("onnx", "fp32", ("decoder",), (), (), ()), "onnxruntime", OpenOptions())
+        open_part(PartFiles("onnx", "fp32", ("decoder",), (), (), ()), "onnxruntime", OpenOptions(threads=1, context=8))
     assert caught.value.hint == "pip install 'edge-vlm[onnxruntime]'"
 
 

@@ -75,3 +75,9 @@ def test_facts_are_read_without_importing(zoo: Path) -> None:
     )
     assert plugins.facts("zoo", "owl") == {"FORMATS": ("onnx",), "PACKAGE": "owl-runtime", "A": 2, "B": 2}
     assert "zoo.owl" not in sys.modules
+
+
+def test_a_package_in_one_that_is_not_installed_has_no_alternatives() -> None:
+    assert plugins.names("no_such_package_anywhere.formats") == ()
+    with pytest.raises(ModuleNotFoundError, match="no_such_package_anywhere"):
+        plugins.load("no_such_package_anywhere.formats", "owl")

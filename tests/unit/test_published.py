@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 from edge.devices import profile
 from edge.planning import roofline
 from edge.planning.roofline import PROCESSOR, READING, Speed, Utilisation
-from edge.planning.sizes import Sizes
+from edge.planning.sizes import Sizes, guessed
 from edge.spec import DecoderSpec
 
 DATA = json.loads((Path(__file__).parents[1] / "data" / "published.json").read_text())
@@ -27,7 +27,7 @@ TOWER = 302_808_039  # ViT-L/14-336 without its last layer, and the projector
 def sizes(layers: int, hidden: int, ffn: int, heads: int, rows: int = 144, vision: int = TOWER) -> Sizes:
     decoder = layers * (4 * hidden**2 + 3 * hidden * ffn)
     spec = DecoderSpec(layers, heads, heads, hidden // heads, hidden, 32000, 2048, 10000.0)
-    return Sizes(vision, 576, rows, decoder, 32000 * hidden, spec)
+    return guessed(spec, rows, 576, vision, decoder)
 
 
 SIZES = {
@@ -73,7 +73,7 @@ def predicted(figure: dict[str, Any]) -> float | None:
         return seconds
 
     def see() -> float:
-        seconds = roofline.seconds(roofline.see(model, quantised=False), speed, use.vision, use)
+        seconds = roofline.seconds(roofline.encode(model, quantised=False), speed, use.vision, use)
         assert seconds
         return seconds
 
@@ -162,7 +162,7 @@ HERE = Speed(42.5e9, 1850e9, 500e9)
 def test_this_machine_within_a_fifth(what: str, measured: tuple[float, float]) -> None:
     model = SIZES["1.4b"]
     weights = 886_963_375 - 0.64 * model.head
-    seen = roofline.seconds(roofline.see(model, True), HERE, PROCESSOR.vision, PROCESSOR)
+    seen = roofline.seconds(roofline.encode(model, True), HERE, PROCESSOR.vision, PROCESSOR)
     read = roofline.seconds(roofline.prefill(model, 188, True, weights), HERE, PROCESSOR.prefill, PROCESSOR)
     token = roofline.token_seconds(roofline.step(model, 220, weights, 4), HERE, PROCESSOR)
     assert seen and read and token
@@ -182,7 +182,7 @@ def test_this_machine_within_a_fifth(what: str, measured: tuple[float, float]) -
 def test_the_often_quoted_cost(model: Sizes, tera: float, giga: float) -> None:
     weights = 2.0 * (model.decoder + 2 * model.head + model.vision)
     work = roofline.prefill(model, 616, False, weights)
-    flop = work.flop + roofline.see(model, False).flop
+    flop = work.flop + roofline.encode(model, False).flop
     assert abs(flop / 1e12 / tera - 1) < 0.15, flop
     assert abs(work.bytes / 1e9 / giga - 1) < 0.15, "what one prompt moves, not what must be resident"
     resident = weights + 616 * 4.0 * model.spec.layers * model.spec.hidden

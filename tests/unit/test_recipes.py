@@ -6,7 +6,8 @@ import pytest
 
 from edge import devices, plugins
 from edge.bundle.manifest import MEASURES, ROLES
-from edge.recipes import DEFAULT, RECIPES, Recipe, Target
+from edge.engines import installed_engines
+from edge.recipes import BYTES_PER_WEIGHT, DEFAULT, NO_DECODER, RECIPES, Recipe, Target
 
 FORMATS = "exporters.formats"
 
@@ -34,7 +35,7 @@ def test_the_default() -> None:
 @pytest.mark.parametrize("device", devices.profiles(), ids=lambda device: device.id)
 def test_a_device_names_a_recipe_that_an_engine_of_its_own_opens(device: devices.DeviceProfile) -> None:
     recipe = RECIPES[device.recipe]
-    opens = {name: plugins.facts("runtimes", name)["FORMATS"] for name in plugins.names("runtimes")}
+    opens = {engine.name: engine.formats for engine in installed_engines()}
     for role, target in recipe.targets.items():
         assert any(target.format in opens.get(engine, ()) for engine in device.engines[role]), role
 
@@ -48,4 +49,7 @@ def test_a_format_has_a_recipe_and_states_its_tolerances(format: str) -> None:
             # What lies beside the parts is opened by nothing here.
             assert bool(tolerance) == (role in ROLES), f"{role} {scheme}: nothing would be proven"
             assert set(tolerance) <= set(MEASURES if role == "decoder" else MEASURES[:2])
-            assert 0 < facts["BYTES_PER_WEIGHT"][scheme] <= 4
+            assert 0 < BYTES_PER_WEIGHT[format][scheme] <= 4
+    written = {scheme for table in facts["SCHEMES"].values() for scheme in table}
+    decoder = {scheme for scheme in written if (format, scheme) not in NO_DECODER}
+    assert (BYTES_PER_WEIGHT[format].keys(), facts["SCHEMES"]["decoder"].keys()) == (written, decoder)

@@ -169,7 +169,7 @@ def test_an_older_package_there(bundle: Bundle, machine: Machine, version: str) 
     assert machine.stored() == {}
 
 
-@pytest.mark.parametrize("version", ["0.1.7", "0.2.0", "1.0", "10.0.dev1"])
+@pytest.mark.parametrize("version", ["0.2.7", "0.3.0", "1.0", "10.0.dev1"])
 def test_a_newer_package_there(bundle: Bundle, machine: Machine, version: str) -> None:
     machine.edge(doctor={**DOCTOR, "version": version})
     assert len(measured(bundle, machine).results) == 1

@@ -77,6 +77,18 @@ def test_a_bundle_gets_there_and_is_sent_once(
     assert sent == {}
 
 
+def test_a_bundle_of_links_gets_there_as_files(make_bundle: MakeBundle, machine: Machine, tmp_path: Path) -> None:
+    bundle = make_bundle("hub/snapshots/0123")
+    blobs = tmp_path / "hub" / "blobs"
+    blobs.mkdir()
+    for path in (*FILES, MANIFEST):
+        (bundle.path / path).rename(blobs / path)
+        (bundle.path / path).symlink_to(f"../../blobs/{path}")
+    there = Path(copy(visited(machine), Bundle.open(bundle.path), float))
+    assert not any(path.is_symlink() for path in there.iterdir())
+    assert {p.name: p.read_bytes() for p in there.iterdir()} == FILES | {MANIFEST: (blobs / MANIFEST).read_bytes()}
+
+
 def test_only_what_has_changed_is_sent(make_bundle: MakeBundle, machine: Machine, sent: dict[str, list[bytes]]) -> None:
     host = visited(machine)
     first = copy(host, make_bundle(), float)

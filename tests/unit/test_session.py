@@ -15,12 +15,13 @@ from PIL import Image
 import edge
 from edge.bundle import checksums
 from edge.bundle.manifest import Bundle, write_manifest
-from edge.decoders.kv_graph import lift
+from edge.decoders.kv_graph import kv_decoder
 from edge.errors import BundleError, ContextError, EdgeError, EngineError, ImageError, UsageError
 from edge.inference import loader
 from edge.inference import session as sessions
 from edge.inference.sampling import Sampling
-from edge.inference.session import REMEMBERED, Session
+from edge.inference.session import Session
+from edge.inference.vision import REMEMBERED, ImageTimes, VisionEncoder
 from edge.prompt import Turn
 from edge.types import Array, Graph, OpenOptions, PartFiles
 
@@ -306,7 +307,7 @@ def test_what_the_engines_are_told(engine: Engine, bundle: Bundle) -> None:
 
 
 def test_a_graph_keeps_keys_and_values_as_it_was_made_to(engine: Engine, bundle: Bundle) -> None:
-    with pytest.raises(EngineError, match="cannot be kept as q8_0: the graph that null runs fixes") as caught:
+    with pytest.raises(EngineError, match="cannot be stored as q8_0: the graph that null runs fixes") as caught:
         edge.load(bundle.path, engine="null", cache="q8_0").ask(None, "What?")
     assert engine.options[0].cache == "q8_0"
     assert "--cache" in str(caught.value.hint)
@@ -316,7 +317,7 @@ def test_a_bundle_that_sees_nothing(engine: Engine, bundle: Bundle) -> None:
     """It answers questions about no picture, and says of one what to do."""
     companions = (bundle.manifest.tokenizer, replace(bundle.manifest.golden, path="mmproj-x.gguf"))
     blind = replace(bundle.manifest, parts=bundle.manifest.parts[1:], companions=companions)
-    (bundle.path / "mmproj-x.gguf").write_bytes((bundle.path / "golden.npz").read_bytes())
+    (bundle.path / "mmproj-x.gguf").write_bytes((bundle.path / "golden.safetensors").read_bytes())
     write_manifest(bundle.path, blind)
     session = edge.load(bundle.path, engine="null")
     assert [choice.part.covers for choice in session.plan.choices] == [("decoder",)]
@@ -485,7 +486,7 @@ def test_engines_that_own_a_decoder(role: str, bundle: Bundle, monkeypatch: pyte
             return opened
         spec = bundle.manifest.spec.decoder
         files = bundle.files(bundle.manifest.part("decoder"))
-        return lift(NumpyGraph(spec), files, spec, options.context)
+        return kv_decoder(NumpyGraph(spec), files, spec, options.context)
 
     monkeypatch.setattr(loader, "open_part", open_part)
     if role == "decoder":
@@ -594,3 +595,33 @@ def test_what_is_free_bounds_what_may_be_taken(bundle: Bundle, monkeypatch: pyte
     monkeypatch.setattr(sessions, "detect", lambda: here)
     with pytest.raises(EngineError, match="too little memory"):
         edge.load(bundle.path, engine="null", max_memory=1 << 40)
+
+
+# views
+
+
+def test_views_are_encoded_and_remembered_one_by_one(bundle: Bundle) -> None:
+    """Tiles and frames: what comes again costs nothing, in whatever company."""
+    eye = Eye(bundle.files(bundle.manifest.part("vision")))
+    encoder, times = VisionEncoder(bundle, lambda: (eye,)), ImageTimes()
+    a, b, c = np.random.default_rng(0).normal(size=(3, 1, 3, 28, 28)).astype(np.float32)
+    one, two = (encoder.encode_views([view], times) for view in (a, b))
+    both = encoder.encode_views([a, b], times)
+    np.testing.assert_array_equal(both.rows, np.concatenate([one.rows, two.rows]))
+    assert (both.rows.shape, eye.looked) == ((8, 32), 2)
+    turned = encoder.encode_views([b, a], times)
+    assert len({both.key, turned.key, one.key, two.key}) == 4
+    encoder.encode_views([c, a, c], times)
+    assert eye.looked == 3
+    encoder.forget()
+    np.testing.assert_array_equal(encoder.encode_views([a, b], times).rows, both.rows)
+    assert eye.looked == 5
+
+
+def test_more_views_than_are_remembered_are_all_there(bundle: Bundle) -> None:
+    eye = Eye(bundle.files(bundle.manifest.part("vision")))
+    encoder, times = VisionEncoder(bundle, lambda: (eye,)), ImageTimes()
+    views = list(np.random.default_rng(1).normal(size=(REMEMBERED + 3, 1, 3, 28, 28)).astype(np.float32))
+    found = encoder.encode_views(views, times).rows.reshape(len(views), 4, 32)
+    for view, rows in zip(views, found, strict=True):
+        np.testing.assert_array_equal(encoder.encode_views([view], times).rows, rows)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.decoders.signatures import PAST, Call, Calls, FixedGraph, StepDecoder, opened
+from edge.decoders.signatures import PAST, Call, Calls, SignatureDecoder, SignatureGraph, opened
 from edge.errors import BundleError, ContextError, EngineError
 from edge.formats import tflite
 from edge.formats.tflite import Signature, TFLite
@@ -108,9 +108,9 @@ def part(tmp_path_factory: pytest.TempPathFactory) -> PartFiles:
     return PartFiles("tflite", "fp32", ("decoder",), tuple(files), (), (), SPEC)
 
 
-def decoder(part: PartFiles, context: int = 0) -> tuple[StepDecoder, Numpy]:
+def decoder(part: PartFiles, context: int = SPEC.context) -> tuple[SignatureDecoder, Numpy]:
     program = Numpy({name: signature(name) for name in NAMES})
-    return StepDecoder(program, Calls.of(program.signatures, SPEC, part), part, SPEC, context), program
+    return SignatureDecoder(program, Calls.of(program.signatures, SPEC, part), part, SPEC, context), program
 
 
 def rows_of(part: PartFiles, ids: list[int]) -> Array:
@@ -215,7 +215,7 @@ def test_no_memory_for_a_longer_cache_leaves_the_decoder_as_it_was(part: PartFil
         raise MemoryError
 
     program.cache = full  # type: ignore[method-assign]
-    with pytest.raises(EngineError, match="no memory for the keys and values of 16 positions"):
+    with pytest.raises(EngineError, match="no memory for a KV cache of 16 positions"):
         decoding.extend([Tokens((1,) * 8)])
     logits = decoding.extend([Tokens((4,))])
     np.testing.assert_allclose(logits, whole(rows_of(part, [1, 2, 3, 4]), np.load(part.files[2])), rtol=1e-4)
@@ -226,6 +226,13 @@ def test_missing_signatures_are_told(part: PartFiles, names: list[str]) -> None:
     signatures = {name: signature("decode_8" if name.startswith("decode_") else name) for name in names}
     with pytest.raises(BundleError, match=r"has the signatures .*, and a decoder has prefill and decode_T"):
         Calls.of(signatures, SPEC, part)
+
+
+def test_a_file_for_a_shorter_context_is_told(part: PartFiles) -> None:
+    signatures = {name: signature(name) for name in ("prefill", "decode_8", "decode_16")}
+    with pytest.raises(BundleError, match="built for a context of 16, and the manifest says 32") as caught:
+        Calls.of(signatures, SPEC, part)
+    assert "--context 32" in str(caught.value.hint)
 
 
 def test_signatures_of_another_model_are_told(part: PartFiles) -> None:
@@ -261,7 +268,7 @@ def test_a_wrong_table_of_rotations_is_told(
     program = Numpy({name: signature(name) for name in NAMES})
     changed = PartFiles("tflite", "fp32", ("decoder",), files, (), (), SPEC)
     with pytest.raises(BundleError, match=complaint):
-        StepDecoder(program, Calls.of(program.signatures, SPEC, part), changed, SPEC, 0)
+        SignatureDecoder(program, Calls.of(program.signatures, SPEC, part), changed, SPEC, 32)
 
 
 class Doubling:
@@ -285,7 +292,7 @@ ONE = Signature("encode", 0, *PORTS, (), (), {})
 
 
 def test_a_graph_copies_to_and_from_the_programs_memory() -> None:
-    graph = FixedGraph(Doubling(), ONE)
+    graph = SignatureGraph(Doubling(), ONE)
     assert (graph.inputs, graph.outputs) == PORTS
     x = np.array([[1, 2]], np.float32)
     first = graph.run({"x": x})["y"]
@@ -304,4 +311,4 @@ def test_a_graph_of_other_signatures_is_told(monkeypatch: pytest.MonkeyPatch) ->
         file = TFLite(part.files[0], signatures, True)
         monkeypatch.setattr(tflite, "read", lambda path, file=file: file)
         with pytest.raises(BundleError, match="not the part that the manifest describes"):
-            opened(part, OpenOptions(), lambda file: Doubling())
+            opened(part, OpenOptions(1, 8), lambda file: Doubling())

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,12 @@ TOLERANCE = {"max_abs": 1e-3, "cosine": 0.999, "tokens": 1.0}
         ({"max_abs": 0.0, "cosine": NAN}, {"cosine": 0.5}, False),
         ({"max_abs": math.inf}, {"max_abs": 1e30}, False),
         ({"max_abs": 0.0}, {"max_abs": NAN}, False),
-        ({"max_abs": 9.0, "cosine": NAN}, {}, True),  # a row without bounds tells, and cannot fail
-        ({"max_abs": 0.0, "cosine": NAN}, {"max_abs": 0.1}, True),  # what is not bounded is not judged
+        ({"max_abs": 9.0, "cosine": -1.0}, {}, True),  # a row without bounds tells
+        ({"max_abs": 9.0, "cosine": NAN}, {}, False),  # but what is not finite is no cost
+        ({"max_abs": math.inf, "cosine": 0.0}, {}, False),
+        ({"tokens": NAN}, {}, False),
+        ({"max_abs": 0.0, "cosine": NAN}, {"max_abs": 0.1}, False),  # bounded or not
+        ({"max_abs": 0.0, "cosine": -1.0}, {"max_abs": 0.1}, True),  # what is not bounded is not judged
     ],
 )
 def test_a_row_fails_beyond_its_bounds(error: dict[str, float], tolerance: dict[str, float], ok: bool) -> None:
@@ -79,10 +84,16 @@ def test_distance() -> None:
     assert distance(a, np.array([[4.0, -3.0]], np.float32)) == {"max_abs": 7.0, "cosine": 0.0}
     assert distance(-a, a) == {"max_abs": 8.0, "cosine": -1.0}
     assert distance(2 * a, a) == {"max_abs": 4.0, "cosine": 1.0}
-    assert math.isnan(distance(np.zeros_like(a), a)["cosine"])
-    broken = distance(np.array([[NAN, 4.0]], np.float32), a)
-    assert math.isnan(broken["max_abs"])
-    assert math.isnan(broken["cosine"])
+    zeros = np.zeros_like(a)  # of no direction
+    assert distance(zeros, a) == distance(a, zeros) == {"max_abs": 4.0, "cosine": 0.0}
+    assert distance(zeros, zeros) == {"max_abs": 0.0, "cosine": 1.0}
+
+
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
+def test_a_distance_to_what_is_not_finite_is_none(value: float) -> None:
+    a, broken = np.array([[3.0, 4.0]], np.float32), np.array([[value, 4.0]], np.float32)
+    for pair in ((a, broken), (broken, a), (broken, broken)):
+        assert all(map(math.isnan, distance(*pair).values()))
 
 
 def test_distance_is_of_arrays_of_one_shape() -> None:
@@ -99,8 +110,8 @@ def rewritten(bundle: Bundle, change: Callable[[Manifest], Manifest]) -> Bundle:
 
 
 def with_golden(bundle: Bundle, golden: Golden) -> Bundle:
-    golden.save(bundle.path / "golden.npz")
-    entry = bundles.describe(bundle.path, bundle.path / "golden.npz")
+    golden.save(bundle.path / "golden.safetensors")
+    entry = bundles.describe(bundle.path, bundle.path / "golden.safetensors")
     return rewritten(bundle, lambda manifest: replace(manifest, golden=entry))
 
 
@@ -185,10 +196,6 @@ OTHER_VALUES: dict[str, tuple[Callable[[Golden], Golden], list[tuple[str, str]]]
         lambda g: replace(g, stored=replace(g.stored, logits=np.roll(g.stored.logits, 1))),
         [("prefill", "stored")],
     ),
-    "NaN": (
-        lambda g: replace(g, stored=replace(g.stored, logits=np.full_like(g.stored.logits, NAN))),
-        [("prefill", "stored")],
-    ),
     "the last token": (
         lambda g: replace(g, stored=replace(g.stored, tokens=bumped(g.stored.tokens))),
         [("tokens", "stored")],
@@ -212,12 +219,66 @@ def bumped(values: Any) -> Any:
 def test_another_golden_fails_where_it_differs(
     bundle: Bundle, change: Callable[[Golden], Golden], fails: list[tuple[str, str]]
 ) -> None:
-    report = verify(with_golden(bundle, change(Golden.load(bundle.path / "golden.npz"))))
+    report = verify(with_golden(bundle, change(Golden.load(bundle.path / "golden.safetensors"))))
     assert [(row.stage, row.against) for row in report.rows if not row.ok] == fails
 
 
+def spoilt(golden: Golden, name: str, value: float) -> Golden:
+    """One number of `pixel_values`, or of `side.array`."""
+    side, _, array = name.rpartition(".")
+    owner = getattr(golden, side) if side else golden
+    other = getattr(owner, array).copy()
+    other.flat[-1] = value
+    changed = replace(owner, **{array: other})
+    return replace(golden, **{side: changed}) if side else changed
+
+
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("stored.image_embeds", ("vision", "stored")),
+        ("stored.logits", ("prefill", "stored")),
+        ("fp32.image_embeds", ("vision", "fp32")),  # where else the cost of quantising is told
+        ("fp32.logits", ("prefill", "fp32")),
+        ("pixel_values", ("picture", "golden")),
+    ],
+)
+def test_a_golden_that_is_not_finite_fails(bundle: Bundle, name: str, row: tuple[str, str], value: float) -> None:
+    report = verify(with_golden(bundle, spoilt(Golden.load(bundle.path / "golden.safetensors"), name, value)))
+    assert not report.ok
+    assert row in [(row.stage, row.against) for row in report.rows if not row.ok]
+    written = json.loads(json.dumps(report.to_json(), allow_nan=False))["rows"]
+    assert {"max_abs": None, "cosine": None} in [w["error"] for w in written if (w["stage"], w["against"]) == row]
+
+
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
+@pytest.mark.parametrize("after", [0, 1, TOKENS - 1])
+def test_logits_that_are_not_finite_fail(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, after: int, value: float
+) -> None:
+    """Of the prompt, or of any token: an argmax would take a NaN for the most likely one."""
+    calls = count()
+
+    def extend(self: Any, segments: Any) -> Any:
+        logits = extended(self, segments).copy()
+        if next(calls) >= after:
+            logits[3] = value
+        return logits
+
+    with load(bundle.path, engine="null") as session:
+        kind = type(session.decoder)
+    extended = kind.extend
+    monkeypatch.setattr(kind, "extend", extend)
+    report = verify(bundle)
+    found = [(row.stage, row.against) for row in report.rows if not row.ok]
+    prefill, tokens = ([(stage, side) for side in ("stored", "fp32")] for stage in ("prefill", "tokens"))
+    assert found == (prefill if after == 0 else []) + tokens
+    assert math.isnan(report.error("tokens", "fp32")["tokens"])
+
+
 def test_the_cost_against_fp32_is_told(bundle: Bundle) -> None:
-    golden = Golden.load(bundle.path / "golden.npz")
+    golden = Golden.load(bundle.path / "golden.safetensors")
     far = replace(golden.fp32, logits=-golden.fp32.logits, tokens=golden.fp32.tokens + 1)
     report = verify(with_golden(bundle, replace(golden, fp32=far)))
     assert report.ok
@@ -250,7 +311,7 @@ WRONG_SHAPES: dict[str, Callable[[Golden], Golden]] = {
 
 @pytest.mark.parametrize("change", WRONG_SHAPES.values(), ids=WRONG_SHAPES.keys())
 def test_a_golden_that_does_not_fit_is_an_error(bundle: Bundle, change: Callable[[Golden], Golden]) -> None:
-    other = with_golden(bundle, change(Golden.load(bundle.path / "golden.npz")))
+    other = with_golden(bundle, change(Golden.load(bundle.path / "golden.safetensors")))
     with pytest.raises(EdgeError):
         verify(other)
 
@@ -280,7 +341,7 @@ def test_one_part_for_all_roles_is_bounded_stage_by_stage(bundle: Bundle) -> Non
     both = replace(vision, covers=("vision", "projector", "decoder"), tolerance=TOLERANCE)
     with load(bundle.path, engine="null") as session:
         session.bundle = replace(bundle, manifest=replace(bundle.manifest, parts=(both, decoder)))
-        report = compare(session, Golden.load(bundle.path / "golden.npz"))
+        report = compare(session, Golden.load(bundle.path / "golden.safetensors"))
     assert report.ok
     assert {row.stage: set(row.tolerance) for row in report.rows if row.against == "stored"} == {
         "vision": {"max_abs", "cosine"},

@@ -14,7 +14,7 @@ import edge
 from edge.bundle.manifest import Part
 from edge.decoders.stateful import DECODE, MASKED, PREFILL
 from edge.errors import UsageError
-from exporters.formats import Finished, Job, Written, float_specs, silent
+from exporters.formats import HALF, Finished, Job, Written, float_specs, silent
 from exporters.formats.coreml import fp16_overflow, functions, package, trace
 from exporters.formats.coreml.functions import Recorded
 from exporters.formats.coreml.weights import STORAGE, Weights
@@ -43,7 +43,6 @@ SCHEMES = {
     },
 }
 SAMPLES = 8  # to see what overflows half precision: each costs a pass through torch
-BYTES_PER_WEIGHT = {"fp16": 2.0, "w8": 1.01, "w4": 0.58, "pal4": 0.52}
 
 OPTIONS = {
     "ane": {
@@ -75,6 +74,7 @@ def encoder(job: Job, module: Encoder) -> Written:
         float_specs({"pixel_values": (1, 3, size, size)}),
         float_specs({"image_embeds": (1, *rows)}),
         _details(path, written, recorded),
+        options=_obeyed(job),
     )
 
 
@@ -96,7 +96,14 @@ def decoder(job: Job, module: LanguageModel) -> Written:
         float_specs({"inputs_embeds": (1, new, config.hidden), "causal_mask": (1, 1, new, total)}),
         float_specs({"logits": (1, 1, config.vocab)}),
         _details(path, written, recorded),
+        options=_obeyed(job),
     )
+
+
+def bounds(job: Job) -> dict[str, float]:
+    """A package holds nothing wider than float16, and integers become that; the embedding table beside it may."""
+    names = [name for name in job.skeleton.state_dict() if name != "embed_tokens.weight" or job.scheme == "fp16"]
+    return dict.fromkeys(names, HALF)
 
 
 def check(job: Job) -> None:
@@ -125,6 +132,11 @@ def _recorded(
     ane = bool(job.options.get("ane"))
     weights = Weights(root.state_dict(), job.scheme, importance, folder, convolutions=ane)
     return Recorded(graph, root, weights, fp16_overflow.wide(graph, module, job.samples), ane)
+
+
+def _obeyed(job: Job) -> dict[str, Any]:
+    """`compile` changes no part."""
+    return {"ane": True} if job.options.get("ane") else {}
 
 
 def _metadata(job: Job, what: str) -> package.Metadata:

@@ -17,6 +17,7 @@ from edge.errors import EdgeError
 from exporters.formats.coreml import trace
 from exporters.formats.coreml.kv_states import Memory
 from exporters.formats.coreml.weights import Weights
+from exporters.models.pooling import windows
 
 HALF, FLOAT = types.fp16, types.fp32
 
@@ -201,10 +202,15 @@ class Lowering:
         if side % output_size == 0:
             step = side // output_size
             return mb.avg_pool(x=x, kernel_sizes=[step, step], strides=[step, step], pad_type="valid")
-        # Each cell is the mean of its rows' means: two small products.
-        share = F.adaptive_avg_pool1d(torch.eye(side)[None], output_size)[0].T.numpy()  # [output_size, side]
-        pool = self._weights.array(f"pool.{side}.{output_size}", share, self._wide)
-        return mb.matmul(x=mb.matmul(x=pool, y=x), y=pool, transpose_y=True)
+        # Windows of several sizes: a sum along each axis, divided by how many it adds. Half precision holds no third;
+        # it holds these numbers exactly, and the power of two keeps a sum from growing beyond its largest value.
+        inside = windows(side, output_size)
+        counts = inside.sum(axis=1)
+        calm = 2.0 ** -np.ceil(np.log2(counts.max()))
+        pool = self._weights.array(f"pool.{side}.{output_size}", inside * calm, self._wide)
+        total = mb.matmul(x=mb.matmul(x=pool, y=x), y=pool, transpose_y=True)
+        shares = np.outer(counts, counts)[None, None] * calm**2
+        return mb.real_div(x=total, y=self._weights.array(f"pool.{side}.{output_size}.shares", shares, self._wide))
 
     def flatten(self, x: Var, start: int = 0) -> Var:
         return mb.reshape(x=x, shape=[*x.shape[:start], -1])

@@ -91,10 +91,12 @@ class Weights:
         return self._const(self._store(f"{name}.{kind}", array, kind))
 
     def product(self, name: str, wide: bool) -> Var:
-        """A weight `[N, K]` of a product, in the scheme; `[N, K, 1, 1]` where products are convolutions."""
-        if self._compress is None or self._state[name].ndim != 2:
+        """A weight `[N, K]` of a product, in the scheme; `[N, K, 1, 1]` where products are convolutions. One of so few
+        rows that their scales would not lie in the weight file stays in half precision."""
+        shape = self._state[name].shape
+        if self._compress is None or len(shape) != 2 or shape[0] < _INLINE:
             self.kinds[name] = "fp16"
-            var = self.plain(name, wide=False, shape=(*self._state[name].shape, *self._behind))
+            var = self.plain(name, wide=False, shape=(*shape, *self._behind))
             return mb.cast(x=var, dtype="fp32") if wide else var
         if name not in self._compressed:
             self._compressed[name] = self._compress(self, name, wide)

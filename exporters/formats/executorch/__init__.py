@@ -15,7 +15,7 @@ from edge.bundle.manifest import Part, describe
 from edge.errors import CheckpointError
 from edge.types import TensorSpec
 from exporters.checkpoint import Checkpoint
-from exporters.formats import Finished, Job, Written, float_specs
+from exporters.formats import FITTED, HALF, Finished, Job, Written, float_specs, products
 from exporters.formats.executorch import lower
 from exporters.formats.executorch.join import join
 from exporters.formats.executorch.linears import STORAGE, Product, store
@@ -44,7 +44,6 @@ SCHEMES = {
     "vision-mps": {"fp16": {}},
     "vision-vulkan": {"fp32": {}},
 }
-BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "w8a8": 1.0, "w8": 1.0, "8da4w": 0.59}
 OPTIONS = {
     "split": {
         "default": False,
@@ -72,10 +71,10 @@ def encoder(job: Job, module: Encoder) -> Written:
         lower.write(path, {"vision_encoder": method}, {}, job.progress, job.role.removeprefix("vision-"))
         return Written((path,))
     found = survey(cast("Encoder", job.skeleton))
-    products = _fill(skeleton, module, job.scheme, {}, found.rows)
+    linears = _fill(skeleton, module, job.scheme, {}, found.rows)
     method = Method(VisionEncoder(skeleton, found.widths), example)
     lower.write(path, {"vision_encoder": method}, {}, job.progress)
-    _give_back(products, module)
+    _give_back(linears, module)
     rows = job.checkpoint.spec.prompt.image_tokens, job.checkpoint.spec.decoder.hidden
     return Written(
         (path,), float_specs({"pixel_values": (1, 3, size, size)}), float_specs({"image_embeds": (1, *rows)})
@@ -85,7 +84,7 @@ def encoder(job: Job, module: Encoder) -> Written:
 def decoder(job: Job, module: LanguageModel) -> Written:
     path, config = job.folder / "decoder.pte", module.config
     skeleton, found = cast("LanguageModel", job.component.blank()), survey(cast("LanguageModel", job.skeleton))
-    products = _fill(skeleton, module, job.scheme, job.importance, found.rows)
+    linears = _fill(skeleton, module, job.scheme, job.importance, found.rows)
     table, scales, stored = embedding_table.packed(module.embed_tokens.weight, STORAGE[job.scheme].table)
     module.embed_tokens.weight.copy_(stored)
     del stored  # as large as the table was
@@ -101,11 +100,19 @@ def decoder(job: Job, module: LanguageModel) -> Written:
         ),
     }
     lower.write(path, methods, _constants(job.checkpoint, config), job.progress)
-    _give_back(products, module)
+    _give_back(linears, module)
     inputs = float_specs({"inputs_embeds": (1, "sequence_length", config.hidden)})
     return Written(
         (path,), (*inputs, TensorSpec("input_pos", "int64", (1,))), float_specs({"logits": (1, 1, config.vocab)})
     )
+
+
+def bounds(job: Job) -> dict[str, float]:
+    """Scales of 4-bit blocks have float16's range, and 7 of them are the largest weight. Where a backend computes in
+    fp16, it halves whatever it is given."""
+    if job.scheme == "fp16":
+        return dict.fromkeys(job.skeleton.state_dict(), HALF)
+    return products(job.skeleton, 7 / FITTED * HALF) if job.scheme == "8da4w" else {}
 
 
 def check(job: Job) -> None:

@@ -21,7 +21,7 @@ _EIGHT, _FOUR = (-128, 127), (-8, 7)
 
 
 class Pieces:
-    """A product in pieces, for who takes it apart anyway: XNNPACK cuts no tensor of dynamic length."""
+    """A matmul whose output is split by rows, for callers that would slice it (XNNPACK cannot slice a dynamic axis)."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = tuple(tensors)

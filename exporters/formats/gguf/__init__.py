@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import gguf
 import torch
 from gguf import GGMLQuantizationType as Kind
 
 from edge.errors import EdgeError
+from edge.recipes import bytes_per_weight
 from exporters.checkpoint import Checkpoint
-from exporters.formats import Job, Written
+from exporters.formats import BRAIN, FITTED, HALF, SINGLE, Job, Written
 from exporters.gguf import decoder as decoders
-from exporters.gguf import entries, imatrix, mmproj, names, quantizer, tensor_types, vocabulary
+from exporters.gguf import entries, imatrix, mmproj, names, packing, quantizer, tensor_types, vocabulary
+from exporters.gguf.entries import Entry
 from exporters.models.decoders import LanguageModel
 from exporters.models.decoders.llama import Decoder
 from exporters.models.encoder import Encoder
@@ -34,20 +38,6 @@ SCHEMES = {
     },
     "mmproj": {"f16": {}, "q8_0": {}},
 }
-BYTES_PER_WEIGHT = {
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 1.0625,
-    "q6_k": 0.83,
-    "q5_k_m": 0.72,
-    "q5_k_s": 0.70,
-    "q4_k_m": 0.62,
-    "q4_k_s": 0.59,
-    "q4_0": 0.60,
-    "iq4_nl": 0.59,
-    "iq4_xs": 0.56,
-    "q3_k_m": 0.51,
-}
 # What is packed here. A rounded decoder keeps its tables wider: an error there is in every token.
 PACKED = {
     "f16": ("F16", "F16"),
@@ -59,8 +49,15 @@ PACKED = {
 # importance matrix only are not among them.
 PACKED_KINDS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q4_0")
 QUANTIZER_KINDS = ("q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "iq4_nl", "iq4_xs", "q3_k", "iq3_s", "q2_k")
-
-
+# The scales of all block layouts are float16. What llama.cpp's quantiser keeps in them is its own business: HALF.
+_BOUNDS = {
+    Kind.F32: SINGLE,
+    Kind.BF16: BRAIN,
+    Kind.F16: HALF,
+    Kind.Q8_0: 127 * HALF,
+    Kind.Q6_K: 32 * 127 * HALF,
+    Kind.Q4_0: 8 / FITTED * HALF,
+}
 OPTIONS = {
     "gguf_only": {
         "default": False,
@@ -94,9 +91,7 @@ def encoder(job: Job, module: Encoder) -> Written:
     writer = entries.new_file(path, names.MMPROJ, job.checkpoint, _file_type(job.scheme))
     mmproj.describe(writer, module, spec.image, spec.decoder.hidden, workaround)
     found = mmproj.entries(module, workaround)
-    kind = Kind[PACKED[job.scheme][0]]
-    # Positions are looked up and added: they are small, and no product averages their error.
-    entries.write(writer, found, lambda entry: Kind.F16 if entry.name == names.POSITIONS else kind, job.progress)
+    entries.write(writer, found, lambda entry: _encoder_kind(entry, job.scheme), job.progress)
     entries.read_back(path, found)
     return Written((path,))
 
@@ -127,22 +122,39 @@ def decoder(job: Job, module: LanguageModel) -> Written:
     entries.read_back(path, found)
     if model.config.tied:
         model.lm_head.weight.copy_(model.embed_tokens.weight)
+    obeyed = {"tensor_type": list(types)} if types else {}
     if not job.measured:
-        return Written((path,), tensor_types=types)
+        return Written((path,), options=obeyed)
     imatrix.write(job.folder / IMATRIX, job.importance, model.config, job.measured)
-    return Written((path,), companions=(job.folder / IMATRIX,), tensor_types=types)
+    return Written((path,), companions=(job.folder / IMATRIX,), options=obeyed)
+
+
+def bounds(job: Job) -> dict[str, float]:
+    """Of each parameter in the kind that it is stored as; vectors are float32."""
+    if isinstance(skeleton := job.skeleton, Encoder):
+        pairs = zip(skeleton.state_dict(), mmproj.entries(skeleton, position_workaround=False), strict=True)
+        return {name: _bound(entry, _encoder_kind(entry, job.scheme)) for name, entry in pairs}
+    model = _known(cast("LanguageModel", skeleton))
+    kind, tables = map(Kind.__getitem__, PACKED.get(job.scheme, ("F16", "F16")))  # a quantiser's: as float16
+    other, found = decoders.other_kinds(model, _types(job)), {}
+    for entry in decoders.entries(model, {}):
+        usual = tables if entry.name in decoders.TABLES else kind
+        found[entry.name] = _bound(entry, other.get(entry.name, usual))
+    return {name: min(found[piece.name] for piece in pieces) for name, pieces in decoders.names(model.config).items()}
 
 
 def check(job: Job) -> None:
-    """That llama.cpp has this decoder's graph, and that each PATTERN=KIND decides about a tensor of it."""
-    if isinstance(job.skeleton, LanguageModel):
-        decoders.other_kinds(_known(job.skeleton), _types(job))
+    """That llama.cpp has this component's graph, and that each PATTERN=KIND decides about a tensor of a decoder."""
+    if isinstance(skeleton := job.skeleton, Encoder):
+        mmproj.require(skeleton)
+    else:
+        decoders.other_kinds(_known(cast("LanguageModel", skeleton)), _types(job))
 
 
 def size(job: Job) -> int:
     """Bytes of its weights, those of kinds of their own among them."""
-    usual = BYTES_PER_WEIGHT[job.scheme]
-    total = usual * sum(tensor.numel() for tensor in job.skeleton.state_dict().values())
+    usual = bytes_per_weight("gguf", job.scheme)
+    total = usual * job.component.weights
     if isinstance(job.skeleton, LanguageModel):
         model = _known(job.skeleton)
         numbers = {entry.name: entry.tensor.numel() for entry in decoders.entries(model, {})}
@@ -150,6 +162,15 @@ def size(job: Job) -> int:
             block, length = gguf.GGML_QUANT_SIZES[kind]
             total += numbers[name] * (length / block - usual)
     return int(total)
+
+
+def _bound(entry: Entry, kind: Kind) -> float:
+    return _BOUNDS.get(packing.fitting(kind, tuple(entry.tensor.shape)), HALF)
+
+
+def _encoder_kind(entry: Entry, scheme: str) -> Kind:
+    """Positions are looked up and added: they are small, and no product averages their error."""
+    return Kind.F16 if entry.name == names.POSITIONS else Kind[PACKED[scheme][0]]
 
 
 def _known(module: LanguageModel) -> Decoder:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edge.errors import EdgeError
 from edge.types import TensorSpec
-from exporters.formats import Job, Written
+from exporters.formats import HALF, Job, Written, products
 from exporters.formats.onnx import trace
 from exporters.formats.onnx.lower import STORAGE, Lowering
 from exporters.models.decoders import LanguageModel
@@ -33,8 +33,6 @@ SCHEMES = {
         "w4": {"cosine": 0.999},
     },
 }
-# For the space that a bundle needs: the integers with their scales.
-BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "w8a8": 1.0, "w8": 1.125, "w4": 0.64}
 OPTIONS: dict[str, dict[str, Any]] = {}
 _INLINE = 1 << 14  # bytes; a smaller initialiser stays in the graph file
 
@@ -54,6 +52,12 @@ def decoder(job: Job, module: LanguageModel) -> Written:
     written = _written(job, model, {**state, "cos_cache": cos, "sin_cache": sin}, importance, "decoder")
     table = embedding_table.write(module.embed_tokens.weight, STORAGE[job.scheme].table, job.folder)
     return written._replace(files=(*written.files, *table))
+
+
+def bounds(job: Job) -> dict[str, float]:
+    """Only linear layers and the embedding table are halved; scales are float32."""
+    table = {"embed_tokens.weight": HALF} if isinstance(job.skeleton, LanguageModel) else {}
+    return products(job.skeleton, HALF) | table if job.scheme == "fp16" else {}
 
 
 def check(job: Job) -> None:

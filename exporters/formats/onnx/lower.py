@@ -10,10 +10,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from exporters.formats.onnx.trace import LINEAR
+from exporters.formats.onnx.trace import LINEAR, MICROSOFT
 from exporters.quantization import embedding_table, integers
-
-MICROSOFT = "com.microsoft"
 
 
 class Lowering:

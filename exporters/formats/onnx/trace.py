@@ -22,6 +22,7 @@ from exporters.models import ops
 from exporters.models.decoders import LanguageModel
 
 OPSET = 21
+MICROSOFT = "com.microsoft"
 LINEAR = ("edge", "Linear")  # stands for a product until `lower` writes it in the scheme that was asked for
 # What QuickGelu computes, x * sigmoid(alpha * x), with a vectorised kernel: SiLU is it with alpha 1.
 _ALPHAS = {"quick_gelu": 1.702, "silu": 1.0}
@@ -66,6 +67,8 @@ def _call(op: str, inputs: Sequence[Tensor | None], attrs: dict[str, Any], shape
 
 
 def _norm_of_sum(op: str, inputs: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor]:
+    """(norm of the sum, the sum). Between them stand its mean and deviation, for which a shape must be given here;
+    `_leave_out` takes both away."""
     shape = inputs[0].shape
     out = symbolic_multi_out(op, inputs, {"epsilon": eps}, dtypes=[torch.float32] * 4, shapes=[shape] * 4)
     return out[0], out[3]
@@ -157,6 +160,8 @@ def _export(
     except torch.onnx.OnnxExporterError as error:
         raise _refused(error) from error
     assert program is not None
+    _leave_out(program.model)
+    _cast_plainly(program.model)
     return program.model
 
 
@@ -180,6 +185,23 @@ def _refused(error: BaseException) -> EdgeError:
         f"ONNX: there is no rule for what the model uses: {first_line(error)}",
         hint="another --format, and report this",
     )
+
+
+def _leave_out(model: ir.Model) -> None:
+    """An optional output that nobody reads has an empty name, as ONNX has it: no engine makes room for it."""
+    for node in model.graph:
+        for value in node.outputs[1:] if node.domain == MICROSOFT else ():
+            if not value.uses() and not value.is_graph_output():
+                value.name = ""
+
+
+def _cast_plainly(model: ir.Model) -> None:
+    """The positions of a pool's windows are constants, and ONNX Runtime warns that it cannot fold their CastLike."""
+    for node in model.graph:
+        if node.op_type == "CastLike" and (like := node.inputs[1]) is not None and like.dtype == ir.DataType.INT64:
+            node.op_type = "Cast"
+            node.resize_inputs(1)
+            node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.INT64))
 
 
 @contextlib.contextmanager

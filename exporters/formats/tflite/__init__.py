@@ -9,9 +9,9 @@ import torch
 
 from edge.decoders import signatures as steps
 from edge.types import Array
-from exporters.formats import Job, Written, float_specs
+from exporters.formats import FITTED, HALF, Job, Written, float_specs, products
 from exporters.formats.tflite import lower
-from exporters.formats.tflite.components import Step, slots
+from exporters.formats.tflite.components import Step, longest, slots
 from exporters.formats.tflite.model import Graph, Model
 from exporters.formats.tflite.weights import STORAGE, Weights
 from exporters.models.decoders import DecoderConfig, LanguageModel
@@ -33,10 +33,9 @@ SCHEMES = {
         "legacy": {"cosine": 0.999},
     },
 }
-BYTES_PER_WEIGHT = {"fp32": 4.0, "w8a8": 1.0, "w8": 1.0, "w4": 0.60, "legacy": 1.0}
 OPTIONS: dict[str, dict[str, Any]] = {}
 # How many positions a call computes at most. XNNPACK lays out its memory for so many when a signature is compiled, and
-# shorter calls cost nothing then. A prime, so that no size of a model is taken for it.
+# shorter calls cost nothing then. A prime, so that hardly any model has it, or what follows from it, among its sizes.
 LONGEST = 509
 CACHES = (256, 512, 1024, 2048)  # and the model's context
 
@@ -57,8 +56,10 @@ def decoder(job: Job, module: LanguageModel) -> Written:
     weights, names = Weights(module.state_dict(), job.scheme, job.importance), _names(job)
     caches = [*(length for length in CACHES if length < config.context), config.context]
     signatures = {steps.PREFILL: 0, **{f"{steps.DECODE}{length}": length for length in caches}}
+    skeleton = cast("LanguageModel", job.skeleton)
+    sequence = longest(skeleton, caches, LONGEST)
     for done, (name, past) in enumerate(signatures.items(), 1):
-        step = Step(cast("LanguageModel", job.skeleton), LONGEST, past)
+        step = Step(skeleton, sequence, past)
         outputs = ["logits", *(f"present.{slot}" for slot in slots(config))]
         lower.run(Graph(model, name, step.varying), weights, names, step.inputs(), outputs, step)
         job.progress(0.9 * done / len(signatures))
@@ -72,6 +73,11 @@ def decoder(job: Job, module: LanguageModel) -> Written:
 def _names(job: Job) -> dict[int, str]:
     """Of the skeleton's parameters, by which `lower` knows them."""
     return {id(parameter): name for name, parameter in job.skeleton.named_parameters()}
+
+
+def bounds(job: Job) -> dict[str, float]:
+    """Scales of 4-bit blocks are float16, and 7 of them the largest weight; all others are float32."""
+    return products(job.skeleton, 7 / FITTED * HALF) if job.scheme == "w4" else {}
 
 
 def _rotations(config: DecoderConfig) -> Array:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from exporters.models import ops
 from exporters.models.decoders import DecoderConfig, LanguageModel
+from exporters.quantization import integers
 
 
 class PlainOps(ops.Ops):
@@ -98,6 +99,19 @@ class Step(nn.Module):
         before, here = weights[..., : self.past], weights[..., self.past :]
         y = (values @ before.transpose(-1, -2)).transpose(-1, -2)
         return y + here @ v.transpose(-1, -2)
+
+
+def longest(decoder: LanguageModel, caches: Sequence[int], most: int) -> int:
+    """The largest sequence up to `most` from which no size follows that the model has anyway: its own are known by that
+    from those that vary."""
+    c = decoder.config
+    whole = {size for tensor in decoder.state_dict().values() for size in tensor.shape}
+    whole |= {*caches, c.head_dim, c.heads, c.kv_heads, c.heads + c.kv_heads, c.heads + 2 * c.kv_heads}
+    sizes = whole | {size // 2 for size in whole} | {size // integers.BLOCK for size in whole}
+    free = (
+        s for s in range(most, 0, -1) if all(sizes.isdisjoint(Step(decoder, s, past).varying) for past in (0, *caches))
+    )
+    return next(free)
 
 
 def slots(config: DecoderConfig) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -12,8 +13,9 @@ from torch.overrides import TorchFunctionMode
 from edge.errors import EdgeError
 from exporters.formats.tflite.components import PlainOps
 from exporters.formats.tflite.model import Graph
-from exporters.formats.tflite.weights import Weights
+from exporters.formats.tflite.weights import Product, Weights
 from exporters.models import ops
+from exporters.models.pooling import windows
 
 _RELU6 = 3  # schema.fbs, ActivationFunctionType
 _VALID = 1  # schema.fbs, Padding
@@ -93,12 +95,14 @@ class Lowering(TorchFunctionMode):
     def _linear(self, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
         bias_index = -1 if bias is None else self[bias]
         stored = self.weights.product(self.graph, self._names[id(weight)])
-        options = {"keepNumDims": True, "asymmetricQuantizeInputs": stored.dynamic}
-        inputs = [self[x], stored.tensor, bias_index]
-        made = self._one(
-            "FULLY_CONNECTED", inputs, out, options=options, table="FullyConnectedOptions", version=stored.version
-        )
-        self._keep(out, made)
+        self._keep(out, self._product(self[x], stored, out.shape, bias_index))
+
+    def _product(self, x: int, right: Product, shape: Sequence[int], bias: int = -1) -> int:
+        options = {"keepNumDims": True, "asymmetricQuantizeInputs": right.dynamic}
+        inputs, version = [x, right.tensor, bias], right.version
+        return self.graph.op(
+            "FULLY_CONNECTED", inputs, [shape], options, table="FullyConnectedOptions", version=version
+        )[0]
 
     def _binary(self, operator: str, table: str, out: Tensor, a: Any, b: Any) -> None:
         self._keep(out, self._one(operator, [self._operand(a), self._operand(b)], out, table=table))
@@ -231,7 +235,9 @@ class Lowering(TorchFunctionMode):
 
     def _adaptive_avg_pool2d(self, out: Tensor, x: Tensor, size: Any) -> None:
         (high, wide), (h, w) = x.shape[2:], out.shape[2:]
-        assert high % h == 0 and wide % w == 0, "windows of one size"
+        if high % h or wide % w:
+            self._keep(out, self._means(self._means(self[x], x.shape, w), (*x.shape[:2], w, high), h))
+            return
         options = {
             "padding": _VALID,
             "strideH": high // h,
@@ -240,6 +246,15 @@ class Lowering(TorchFunctionMode):
             "filterWidth": wide // w,
         }
         self._channels_last("AVERAGE_POOL_2D", out, x, [], options=options, table="Pool2DOptions")
+
+    def _means(self, index: int, shape: Sequence[int], count: int) -> int:
+        """`[B, C, H, W]` -> `[B, C, count, H]`: W pooled to `count`, and turned. The operator for pooling has windows
+        of one size, so each mean is a column of a product."""
+        b, c, high, wide = shape
+        shares = windows(wide, count).astype(np.float32)
+        shares /= shares.sum(axis=1, keepdims=True)
+        right = self.weights.constant(self.graph, f"means:{wide}:{count}", shares)
+        return self._turn(self._product(index, right, (b, c, high, count)), (0, 1, 3, 2), (b, c, count, high))
 
     def _conv2d(
         self,
@@ -252,6 +267,8 @@ class Lowering(TorchFunctionMode):
         dilation: int = 1,
         groups: int = 1,
     ) -> None:
+        if dilation != 1:
+            raise _unknown(f"conv2d of dilation {dilation}")
         depthwise = groups > 1 and groups == x.shape[1]
         bias_index = self.weights.zeros(self.graph, out.shape[1]) if bias is None else self[bias]
         filters = self.weights.filters(self.graph, self._names[id(weight)], depthwise)

@@ -62,6 +62,10 @@ class Weights:
     def zeros(self, graph: Graph, count: int) -> int:
         return graph.stored(f"zeros:{count}", np.zeros(count, np.float32))
 
+    def constant(self, graph: Graph, name: str, array: Array) -> Product:
+        """A right side `[N, K]` that is no weight of the module: float32 in every scheme."""
+        return Product(graph.stored(name, array), False, _FLOAT)
+
     def filters(self, graph: Graph, name: str, depthwise: bool) -> int:
         """torch has `[out, in, H, W]`; TFLite `[out, H, W, in]`, and `[1, H, W, out]` where each channel is alone."""
         axes = (1, 2, 3, 0) if depthwise else (0, 2, 3, 1)

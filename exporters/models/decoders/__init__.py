@@ -1,6 +1,7 @@
 """Language models: one file for each family, and what they have in common.
 
-A family's `KIND` is its name; `from_config(config)` reads its sizes, `keys(config)` names the tensors of a checkpoint.
+A family's `KIND` is its name, and `GATED` tells whether its feed-forward layers have a gate beside the up projection;
+`from_config(config)` reads its sizes, `keys(config)` names the tensors of a checkpoint.
 """
 
 from __future__ import annotations

@@ -15,31 +15,83 @@ from exporters.models.decoders import DecoderConfig, LanguageModel
 from exporters.models.layers import Linear, RMSNorm
 
 KIND = "llama"
+GATED = True  # the feed-forward layers have a gate beside the up projection
+DEFAULTS: Mapping[str, Any] = {  # transformers' LlamaConfig
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,  # as many as heads
+    "head_dim": None,  # hidden_size / num_attention_heads
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rope_theta": None,  # 10000
+    "rope_scaling": None,
+    "rope_parameters": None,
+    "partial_rotary_factor": None,
+    "original_max_position_embeddings": None,
+}
 
 
 def from_config(config: Mapping[str, Any]) -> DecoderConfig:
-    """From transformers' Llama names in config.json."""
-    if (act := config.get("hidden_act", "silu")) != "silu":
+    """From transformers' Llama names in config.json; what it leaves out is as in transformers' LlamaConfig."""
+    told = {**DEFAULTS, **config}
+    if (act := told["hidden_act"]) != "silu":
         raise CheckpointError(f"hidden_act {act!r} is not supported by the llama decoder", hint="expected: silu")
-    rope = config.get("rope_parameters") or {}
-    heads = config["num_attention_heads"]
-    scaling = config.get("rope_scaling") or ({} if rope.get("rope_type", "default") == "default" else rope)
+    theta, scaling = _rope(told)
+    heads = told["num_attention_heads"]
     return DecoderConfig(
-        layers=config["num_hidden_layers"],
-        hidden=config["hidden_size"],
-        ffn=config["intermediate_size"],
+        layers=told["num_hidden_layers"],
+        hidden=told["hidden_size"],
+        ffn=told["intermediate_size"],
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        vocab=config["vocab_size"],
-        context=config.get("max_position_embeddings", 2048),
-        eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=float(config.get("rope_theta") or rope.get("rope_theta", 10000.0)),
-        rope_scaling=scaling or None,
-        attention_bias=config.get("attention_bias", False),
-        mlp_bias=config.get("mlp_bias", False),
-        tied=config.get("tie_word_embeddings", False),
+        kv_heads=heads if (kv_heads := told["num_key_value_heads"]) is None else kv_heads,
+        head_dim=told["hidden_size"] // heads if (head_dim := told["head_dim"]) is None else head_dim,
+        vocab=told["vocab_size"],
+        context=told["max_position_embeddings"],
+        eps=told["rms_norm_eps"],
+        rope_theta=theta,
+        rope_scaling=scaling,
+        attention_bias=told["attention_bias"],
+        mlp_bias=told["mlp_bias"],
+        tied=told["tie_word_embeddings"],
     )
+
+
+def left_out(config: Mapping[str, Any]) -> dict[str, int]:
+    """The sizes that a config.json does not tell, as `from_config` has them."""
+    return {name: size for name, size in DEFAULTS.items() if type(size) is int and name not in config}
+
+
+def _rope(told: Mapping[str, Any]) -> tuple[float, Mapping[str, Any] | None]:
+    """theta and scaling, which transformers 5 writes as `rope_parameters`, and those before it in two fields."""
+    rope = dict(told["rope_scaling"] or told["rope_parameters"] or {})
+    if told["rope_scaling"] and told["rope_parameters"]:
+        raise CheckpointError("config.json has both rope_scaling and rope_parameters", hint="keep the right one")
+    _agree(told, rope, "rope_theta")
+    theta = rope.pop("rope_theta", None) or told["rope_theta"] or 10000.0
+    for partial in (told["partial_rotary_factor"], rope.pop("partial_rotary_factor", None)):
+        if partial not in (None, 1):
+            raise CheckpointError(f"partial_rotary_factor {partial!r} is not supported", hint="1: whole heads rotate")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "llama3":
+        _agree(told, rope, "original_max_position_embeddings")
+        original = told["original_max_position_embeddings"] or told["max_position_embeddings"]
+        rope = {"original_max_position_embeddings": original, **rope}
+    return float(theta), None if kind == "default" else rope
+
+
+def _agree(told: Mapping[str, Any], rope: Mapping[str, Any], name: str) -> None:
+    """Which of the two places counts depends on the version of transformers."""
+    if None not in (told[name], rope.get(name)) and told[name] != rope[name]:
+        raise CheckpointError(
+            f"config.json has {name} {told[name]!r}, its rope parameters have {rope[name]!r}", hint="keep the right one"
+        )
 
 
 class Layer(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,11 +10,24 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from edge.errors import CheckpointError
 from exporters.models import ops
 from exporters.models.layers import Activation, Conv2d, LayerNorm, Linear
 
 KIND = "clip"
 ACTIVATIONS = ("quick_gelu", "gelu")
+DEFAULTS: dict[str, Any] = {  # transformers' CLIPVisionConfig; save_pretrained leaves out what is as here
+    "model_type": "clip_vision_model",
+    "image_size": 224,
+    "patch_size": 32,
+    "num_channels": 3,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-5,
+    "hidden_act": "quick_gelu",
+}
 
 
 @dataclass(frozen=True)
@@ -38,24 +52,51 @@ class TowerConfig:
         return self.select_layer if self.select_layer >= 0 else self.layers + 1 + self.select_layer
 
     @property
+    def positions(self) -> int:
+        """That attention sees: the patches and the class token."""
+        return self.grid**2 + 1
+
+    @property
     def tokens(self) -> int:
         return self.grid**2 + (self.select_feature == "cls_patch")
 
 
 def from_config(config: Mapping[str, Any], *, select_layer: int = -2, select_feature: str = "patch") -> TowerConfig:
-    """From the `vision_config` of a CLIP checkpoint (transformers' names)."""
-    return TowerConfig(
-        image_size=config["image_size"],
-        patch_size=config["patch_size"],
-        hidden=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        ffn=config["intermediate_size"],
-        eps=config.get("layer_norm_eps", 1e-5),
-        activation=config.get("hidden_act", "quick_gelu"),
+    """From the `vision_config` of a CLIP checkpoint; what it leaves out is as in transformers' CLIPVisionConfig.
+
+    Raises CheckpointError that names the field.
+    """
+    told = {**DEFAULTS, **config}
+    if told["model_type"] not in ("clip_vision_model", "clip"):
+        raise CheckpointError(f"the vision encoder is a {told['model_type']!r}", hint="one of: clip_vision_model, clip")
+    if told["hidden_act"] not in ACTIVATIONS:
+        raise CheckpointError(
+            f"the vision encoder's hidden_act is {told['hidden_act']!r}", hint="one of: " + ", ".join(ACTIVATIONS)
+        )
+    for name, default in DEFAULTS.items():
+        kinds = (int,) if isinstance(default, int) else (int, float)
+        if not isinstance(default, str) and not (type(told[name]) in kinds and 0 < told[name] < math.inf):
+            raise CheckpointError(f"the vision encoder's {name} is {told[name]!r}", hint="it must be a positive number")
+    if told["num_channels"] != 3:
+        raise CheckpointError(f"the vision encoder's num_channels is {told['num_channels']}", hint="3, for RGB images")
+    found = TowerConfig(
+        image_size=told["image_size"],
+        patch_size=told["patch_size"],
+        hidden=told["hidden_size"],
+        layers=told["num_hidden_layers"],
+        heads=told["num_attention_heads"],
+        ffn=told["intermediate_size"],
+        eps=told["layer_norm_eps"],
+        activation=told["hidden_act"],
         select_layer=select_layer,
         select_feature=select_feature,
     )
+    if found.hidden % found.heads or not found.grid:
+        raise CheckpointError(
+            f"the vision encoder cannot be built: {found}",
+            hint="hidden_size must be a multiple of num_attention_heads, image_size at least patch_size",
+        )
+    return found
 
 
 class Embeddings(nn.Module):
@@ -63,7 +104,7 @@ class Embeddings(nn.Module):
         super().__init__()
         self.class_embedding = nn.Parameter(torch.zeros(config.hidden))
         self.patch_embedding = Conv2d(3, config.hidden, config.patch_size, stride=config.patch_size, bias=False)
-        self.position_embedding = nn.Embedding(config.grid**2 + 1, config.hidden)
+        self.position_embedding = nn.Embedding(config.positions, config.hidden)
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [B, G*G, D]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "data" / "attention"
+FOLDER = Path(__file__).parents[1] / "data" / "attention"
 
 
 @dataclass(frozen=True)

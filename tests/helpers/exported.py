@@ -102,7 +102,7 @@ def manifest_of(bundle: Path) -> Any:
 
 
 def golden_of(bundle: Path) -> Golden:
-    return Golden.load(bundle / "golden.npz")
+    return Golden.load(bundle / "golden.safetensors")
 
 
 def failed(report: Report) -> set[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What the README tells people to type on the device, typed."""
+"""What the README and the pages of docs/ tell people to type on the device, typed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from PIL import Image
 from edge.bench import results
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-LINES = [line.partition("  #")[0].strip() for line in README.splitlines() if line.startswith("edge ")]
+PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((REPOSITORY / "docs").rglob("*.md")))]
+SHOWN = [line for page in PAGES for line in page.splitlines() if line.startswith("edge ")]
+LINES = list(dict.fromkeys(line.partition("  #")[0].strip() for line in SHOWN))
 HERE = [line for line in LINES if line.split()[1] != "export" and " mobilevlm " not in line]
 
 

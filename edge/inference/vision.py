@@ -1,0 +1,93 @@
+"""Vision encoder: turns an image into the embeddings that the decoder sees, one view at a time."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.bundle.manifest import Bundle
+from edge.errors import EngineError
+from edge.image import Source, digest, pixels
+from edge.types import Array, Embeddings, Graph
+
+REMEMBERED = 32  # views whose embeddings are kept
+
+
+@dataclass
+class ImageTimes:
+    """What the images of one question took, in seconds."""
+
+    image: float = 0.0  # reading and preprocessing
+    vision: float = 0.0  # the vision encoder; nothing for views that it remembers
+
+
+class VisionEncoder:
+    """Every view of an image goes through the vision parts once; the latest views are remembered by their pixels, so
+    that a tile or a frame which comes again costs nothing. Today an image has one view."""
+
+    def __init__(self, bundle: Bundle, parts: Callable[[], Sequence[Graph]]) -> None:
+        """`parts` opens the vision parts, in order, when a view must be computed. They are not kept: the memory may
+        hold them only for a while."""
+        self._bundle = bundle
+        self._spec = bundle.manifest.spec
+        self._parts = parts
+        self._views: OrderedDict[str, Embeddings] = OrderedDict()
+
+    def encode(self, image: Source, times: ImageTimes) -> Embeddings:
+        """Embeddings f32 [N, hidden]. Raises ImageError, and EngineError where the bundle has no vision part."""
+        self._require_vision()
+        started = perf_counter()
+        views = [pixels(image, self._spec.image)]
+        times.image += perf_counter() - started
+        return self.encode_views(views, times)
+
+    def encode_views(self, views: Sequence[NDArray[np.float32]], times: ImageTimes) -> Embeddings:
+        """The embeddings of several views f32 [1, 3, size, size], joined in their order: f32 [views * N, hidden]."""
+        self._require_vision()
+        encoded = [self._encode_view(view, times) for view in views]
+        if len(encoded) == 1:
+            return encoded[0]
+        return Embeddings(np.concatenate([one.rows for one in encoded]), "+".join(one.key for one in encoded))
+
+    def forget(self) -> None:
+        """Compute every view anew."""
+        self._views.clear()
+
+    def _encode_view(self, view: NDArray[np.float32], times: ImageTimes) -> Embeddings:
+        started = perf_counter()
+        key = digest(view)
+        if key not in self._views:
+            values: Array = view
+            for graph in self._parts():
+                values = graph.run({graph.inputs[0].name: values})[graph.outputs[0].name]
+            self._views[key] = Embeddings(self._checked(values), key)
+            if len(self._views) > REMEMBERED:
+                self._views.popitem(last=False)
+            times.vision += perf_counter() - started
+        self._views.move_to_end(key)
+        return self._views[key]
+
+    def _checked(self, values: Array) -> NDArray[np.float32]:
+        expected = (1, self._spec.prompt.image_tokens, self._spec.decoder.hidden)
+        if values.shape != expected:
+            raise EngineError(
+                f"the vision part gave {list(values.shape)}, expected {list(expected)}",
+                hint=f"edge verify {self._bundle.path}",
+            )
+        return np.ascontiguousarray(values[0], np.float32)
+
+    def _require_vision(self) -> None:
+        manifest = self._bundle.manifest
+        if manifest.sees:
+            return
+        decoder = self._bundle.file(manifest.part("decoder").files[0])
+        beside = (str(self._bundle.file(file)) for file in manifest.companions if file.path.startswith("mmproj"))
+        raise EngineError(
+            f"{self._bundle.path} has no vision part: its decoder answers questions about text only",
+            hint=f"export again without --gguf-only, or: edge export {decoder} --mmproj {next(beside, 'FILE')} -o OUT",
+        )

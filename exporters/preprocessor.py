@@ -1,0 +1,178 @@
+"""preprocessor_config.json: what the image processor of a checkpoint does to an image, as an ImageSpec.
+
+Every field that changes pixels is honoured or refused by name. Defaults are those of transformers' CLIPImageProcessor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from edge.errors import CheckpointError
+from edge.spec import ImageSpec
+from exporters.checkpoint import read_json, read_optional_json
+from exporters.checkpoints import background
+from exporters.published import MEAN, STD
+
+FILES = ("preprocessor_config.json", "processor_config.json")  # in the second, under "image_processor"
+PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
+RESAMPLE: dict[int, Literal["bicubic", "bilinear"]] = {3: "bicubic", 2: "bilinear"}  # Pillow's numbers
+DEFAULTS: Mapping[str, Any] = {
+    "image_processor_type": PROCESSORS[0],
+    "feature_extractor_type": PROCESSORS[0],  # the name of image_processor_type before transformers 4.26
+    "do_resize": True,
+    "size": {"shortest_edge": 224},
+    "default_to_square": False,
+    "use_square_size": False,
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": MEAN,
+    "image_std": STD,
+    "do_pad": False,
+    "pad_size": None,
+    "data_format": "channels_first",
+}
+# Every image is RGB and channels-last before it comes here, so the first two change nothing; nor does the rest, which
+# says how and where a processor runs or what it is called.
+IRRELEVANT = (
+    "do_convert_rgb",
+    "input_data_format",
+    "processor_class",
+    "transformers_version",
+    "model_input_names",
+    "return_tensors",
+    "device",
+    "disable_grouping",
+    "image_seq_length",
+    "use_fast",
+    "name_or_path",
+)
+
+
+def find(folders: Iterable[Path], size: int, fit: Literal["pad", "crop"]) -> ImageSpec:
+    """What the processors in the folders do to an image that a vision encoder of `size` sees; without one, the default.
+
+    `fit` says what happens before: "pad" makes the image square. Raises CheckpointError on what an ImageSpec cannot
+    say, and on files that disagree.
+    """
+    specs = {path: _Processor(path, told).spec(size, fit) for path, told in _told(folders)}
+    if not specs:
+        return _Processor(Path(FILES[0]), {}).spec(size, fit)
+    first, *others = specs
+    for other in others:
+        if specs[other] != specs[first]:
+            raise CheckpointError(
+                f"{first} and {other} disagree: {specs[first]} and {specs[other]}",
+                hint="keep the one that the checkpoint was trained with",
+            )
+    return specs[first]
+
+
+def _told(folders: Iterable[Path]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    for folder in dict.fromkeys(folders):
+        if (path := folder / FILES[0]).is_file():
+            yield path, read_json(path)
+        if (inner := read_optional_json(path := folder / FILES[1]).get("image_processor")) is not None:
+            if not isinstance(inner, dict):
+                raise CheckpointError(f"{path}: image_processor is {inner!r}", hint="it must be a JSON object")
+            yield path, inner
+
+
+@dataclass(frozen=True)
+class _Processor:
+    path: Path
+    told: Mapping[str, Any]  # the file's own fields
+
+    def __getitem__(self, name: str) -> Any:
+        value, default = self.told.get(name, DEFAULTS[name]), DEFAULTS[name]
+        # As transformers has it, null switches a step off and is no number; elsewhere it stands for the default.
+        return default if value is None and not isinstance(default, bool | int | float) else value
+
+    def refuse(self, name: str, why: str, hint: str) -> NoReturn:
+        raise CheckpointError(f"{self.path.name} has {name} {self[name]!r}: {why}", hint=hint)
+
+    def spec(self, size: int, fit: Literal["pad", "crop"]) -> ImageSpec:
+        self._require_known()
+        self._require_size(size, fit)
+        if type(self["resample"]) is not int or self["resample"] not in RESAMPLE:
+            self.refuse("resample", "no such filter is computed", "2 (bilinear) or 3 (bicubic)")
+        told_mean = self._three("image_mean", zero=True)
+        mean, std = self._normalised(told_mean, self._three("image_std", zero=False))
+        return ImageSpec(size, fit, background(told_mean), RESAMPLE[self["resample"]], mean, std)
+
+    def _require_known(self) -> None:
+        for name in ("image_processor_type", "feature_extractor_type"):
+            if self[name] not in PROCESSORS:
+                self.refuse(name, "another processor, which is not computed", f"one of: {', '.join(PROCESSORS)}")
+        for name, value in self.told.items():
+            known = name in DEFAULTS or name in IRRELEVANT or name.startswith("_")
+            # What a later processor can do besides is harmless where it is switched off.
+            if not known and value is not None and not (name.startswith("do_") and value is False):
+                raise CheckpointError(
+                    f"{self.path.name} has {name} {value!r}: CLIP's processor has no such setting",
+                    hint="take the field out if the checkpoint was trained without it",
+                )
+        for name, default in DEFAULTS.items():
+            if isinstance(default, bool) and not isinstance(self[name], bool | None):
+                self.refuse(name, "neither true nor false", "true or false")
+        if self["data_format"] != "channels_first":
+            self.refuse("data_format", "the vision encoder takes channels first", "channels_first")
+
+    def _require_size(self, size: int, fit: Literal["pad", "crop"]) -> None:
+        """Resizing and cropping end at the vision encoder's size, and nothing is cut off but by `fit`."""
+        hint = f"the vision encoder takes {size}x{size}: size and crop_size {size}"
+        if not self["do_resize"]:
+            self.refuse("do_resize", "images that are not resized do not fit the vision encoder", "true")
+        if self["use_square_size"]:
+            self.refuse("use_square_size", "its size is not told", hint)
+        # Neither is told: no other size than the vision encoder's own would work.
+        if self.told.get("size") is not None or self.told.get("crop_size") is not None:
+            short = _edges(self["size"], square=self["default_to_square"])
+            # A square that was padded may be resized by its shorter edge or by both.
+            whole = [{"shortest_edge": size}] + [{"height": size, "width": size}] * (fit == "pad")
+            if short not in whole:
+                squashed = short == {"height": size, "width": size}
+                self.refuse("size", f"{'the image would be squashed' if squashed else f'not {size}'}", hint)
+            if self["do_center_crop"] and _edges(self["crop_size"], square=True) != {"height": size, "width": size}:
+                self.refuse("crop_size", f"not {size}", hint)
+        if not self["do_center_crop"] and fit == "crop":
+            self.refuse("do_center_crop", "images that are not square would not fit the vision encoder", "true")
+        padded = self["pad_size"]
+        if self["do_pad"] and padded is not None and _edges(padded, square=True) != {"height": size, "width": size}:
+            self.refuse("pad_size", "images are not padded after they are cropped", hint)
+
+    def _three(self, name: str, *, zero: bool) -> tuple[float, float, float]:
+        """One number for each channel; a single one stands for all."""
+        value = self[name]
+        numbers = list(value) if isinstance(value, list | tuple) else [value] * 3
+        lowest = 0.0 if zero else math.ulp(0.0)
+        if len(numbers) != 3 or not all(type(n) in (int, float) and lowest <= n < 1e30 for n in numbers):
+            self.refuse(name, "not what an image has", f"three numbers {'from' if zero else 'above'} 0")
+        red, green, blue = map(float, numbers)
+        return red, green, blue
+
+    def _normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Any, Any]:
+        """Mean and std of (value / 255 - mean) / std that equal (value * rescale_factor - image_mean) / image_std."""
+        factor = self["rescale_factor"] if self["do_rescale"] else 1.0
+        if type(factor) not in (int, float) or not 1e-30 < factor < 1e30:
+            self.refuse("rescale_factor", "not a factor that an image can have", "0.00392156862745098 (1 / 255)")
+        if not self["do_normalize"]:
+            mean, std = (0.0,) * 3, (1.0,) * 3
+        scale = 1.0 if factor == 1 / 255 else 255 * factor
+        return tuple(m / scale for m in mean), tuple(s / scale for s in std)
+
+
+def _edges(value: Any, *, square: bool) -> Any:
+    """A size as a mapping, as transformers reads one number or two."""
+    if type(value) is int:
+        return {"height": value, "width": value} if square else {"shortest_edge": value}
+    if isinstance(value, list) and len(value) == 2:
+        return {"height": value[0], "width": value[1]}
+    return {name: edge for name, edge in value.items() if edge is not None} if isinstance(value, dict) else value
