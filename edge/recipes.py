@@ -10,7 +10,6 @@ from dataclasses import dataclass
 class Target:
     format: str
     scheme: str
-    tensor_types: tuple[str, ...] = ()  # PATTERN=KIND: tensors that are stored otherwise; the first that matches
 
     def __str__(self) -> str:
         return f"{self.format} {self.scheme}"

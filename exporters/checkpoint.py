@@ -17,6 +17,7 @@ from edge.errors import CheckpointError
 from edge.spec import VLMSpec
 from exporters import hub, tokenizer
 from exporters.models.component import Component
+from exporters.models.encoder import fused
 from exporters.sentencepiece import SentencePiece, SpecialIds
 from exporters.weights import Weights, content_hash
 
@@ -52,8 +53,18 @@ class Checkpoint:
         """As stored."""
         return sum(math.prod(self.weights.shape(name)) * self.weights.dtype(name).itemsize for name in self.weights)
 
+    @cached_property
+    def encoder(self) -> Component:
+        """Vision encoder and projector as one, which becomes a part."""
+        return fused(self.components["vision"], self.components["projector"])
+
     def tokenizer_json(self) -> str:
         """Of the tokens that the embedding table has a row for."""
+        return self._tokenizer_json
+
+    @cached_property
+    def _tokenizer_json(self) -> str:
+        """Converting a SentencePiece model takes seconds."""
         rows = self.spec.decoder.vocab
         return self.sentencepiece.to_json(rows) if self.sentencepiece else tokenizer.convert(self.folder, rows)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 import shlex
 import shutil
-import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -18,21 +17,19 @@ from edge import devices, plugins
 from edge.bundle import manifest as bundles
 from edge.bundle import staging
 from edge.bundle.golden import GOLDEN
-from edge.bundle.manifest import Bundle, File, Manifest, Part
+from edge.bundle.manifest import Bundle, Manifest, Part
 from edge.calibration import read
 from edge.engines import installed_engines, made_for, opening, refusals
-from edge.errors import EdgeError, EngineError, ParityError, UsageError
+from edge.errors import EdgeError, EngineError, ParityError
 from edge.planning.fit import Fit, fit
 from edge.recipes import Recipe
 from edge.verify import Report, Row, verify
 from exporters import finite, golden_sample, malloc, preview, prompts, targets
 from exporters.checkpoint import Checkpoint, open_checkpoint
-from exporters.pipeline import Built, Progress, build
+from exporters.pipeline import Built, Order, Stages, build
 
 FLOATS = ("fp16", "f16", "fp32")  # schemes whose activations are not rounded, the smallest first
 CALIBRATION = 32  # conversations: each costs a prompt through torch, and more hardly change the statistics
-TOOLS = ("torch", "onnx-ir", "onnxruntime", "gguf", "ai-edge-litert")
-TOOLS_OF = {"coreml": "coremltools", "executorch": "executorch"}  # too large to name them where they had no part
 
 
 @dataclass(frozen=True)
@@ -50,14 +47,8 @@ class ExportRequest:
     context: int | None = None
     vision_tower: Path | None = None
     mmproj: Path | None = None
-    gguf_only: bool = False
-    mtmd_position_workaround: bool = False
-    ane: bool = False
-    compile: bool = False
-    split: bool = False
-    backend: tuple[str, ...] = ()  # that ExecuTorch's picture encoder is written for, too
     threads: int = 0
-    tensor_type: tuple[str, ...] = ()  # PATTERN=KIND, of the decoder's GGUF file
+    options: targets.Options = field(default_factory=dict)  # each format's own
     max_loss: float | None = None  # of 1 - cosine between a quantised part and fp32
     prompt: str | None = None  # the name of a published prompt, or a file
 
@@ -74,27 +65,11 @@ class Exported:
     notes: tuple[str, ...] = ()  # what the user should know of it, and could not see
 
 
-def export(request: ExportRequest, progress: Progress) -> Exported:
+def export(request: ExportRequest, progress: Stages) -> Exported:
     """Raises EdgeError; then nothing new is at `request.output`, and what was there is untouched."""
     start = time.perf_counter()
     malloc.economise()
-    recipe = targets.resolve(
-        request.format,
-        request.schemes,
-        request.recipe,
-        request.device,
-        gguf_only=request.gguf_only,
-        types=request.tensor_type,
-        backends=request.backend,
-    )
-    if request.mtmd_position_workaround and "mmproj" not in recipe.targets:
-        raise UsageError("--mtmd-position-workaround is for an mmproj, and none is written", hint="add --format gguf")
-    if request.ane or request.compile:
-        _require_core_ml(recipe, "--compile" if request.compile else "--ane")
-    if request.compile:
-        _require_compiler()
-    if request.split and all(target.format != "executorch" for target in recipe.targets.values()):
-        raise UsageError("--split is for ExecuTorch programs, and none is written", hint="add --format executorch")
+    recipe = targets.resolve(request.format, request.schemes, request.recipe, request.device, request.options)
     _require_engines(recipe)
     calibration = read(request.calib)[:CALIBRATION] if request.calib else []
     picture, question = golden_sample.choose(calibration)
@@ -107,26 +82,13 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     checkpoint, note = prompts.settle(checkpoint, request.prompt)
     origin = prompts.origin(checkpoint, request.prompt)
     notes = (*checkpoint.notes, *([note] if note else ()))
-    finite.check(checkpoint, recipe.targets, lambda done: progress("read", done))
-    foreseen = preview.manifest(checkpoint, recipe)
+    finite.check(checkpoint, recipe.targets, request.options, lambda done: progress("read", done))
+    foreseen = preview.manifest(checkpoint, recipe, request.options)
     predicted = fit(foreseen, devices.profile(request.device)) if request.device else None
     with staging.create(request.output) as folder:
         _require_space(sum(file.bytes for file in foreseen.files()), folder)
-        built = build(
-            checkpoint,
-            recipe.targets,
-            picture,
-            question,
-            folder,
-            progress,
-            calibration,
-            request.imatrix,
-            request.mtmd_position_workaround,
-            request.split,
-            request.ane,
-        )
-        if request.compile:
-            built = replace(built, companions=(*built.companions, *_compiled(folder)))
+        order = Order(checkpoint, recipe.targets, request.options, picture, question, calibration, request.imatrix)
+        built = build(order, folder, progress)
         built.golden.save(folder / GOLDEN)
         manifest = _manifest(checkpoint, recipe, question, built, folder)
         bundles.write_manifest(folder, manifest)
@@ -210,31 +172,8 @@ def _with_errors(manifest: Manifest, report: Report) -> Manifest:
 
 
 def _tools(recipe: Recipe) -> tuple[str, ...]:
-    formats = {target.format for target in recipe.targets.values()}
-    return (*TOOLS, *(tool for format, tool in TOOLS_OF.items() if format in formats))
-
-
-def _require_core_ml(recipe: Recipe, option: str) -> None:
-    if all(target.format != "coreml" for target in recipe.targets.values()):
-        raise UsageError(f"{option} is for Core ML packages, and none is written", hint="add --format coreml")
-
-
-def _require_compiler() -> None:
-    if sys.platform != "darwin":
-        raise UsageError(
-            "--compile needs Apple's compiler, which is on a Mac only",
-            hint="leave it out: Xcode compiles a package, and so does an app that loads it",
-        )
-
-
-def _compiled(folder: Path) -> list[File]:
-    """Core ML's packages as Apple's compiler makes them, beside them: what an app loads without a wait."""
-    compiler = plugins.load("exporters.mil", "coremltools").coremltools.models.utils.compile_model
-    files: list[File] = []
-    for package in sorted(folder.glob("*.mlpackage")):
-        made = Path(compiler(str(package), str(package.with_suffix(".mlmodelc"))))
-        files += [bundles.describe(folder, path) for path in sorted(made.rglob("*")) if path.is_file()]
-    return files
+    formats = dict.fromkeys(target.format for target in recipe.targets.values())
+    return ("torch", *(tool for format in formats for tool in plugins.facts(targets.FORMATS, format)["TOOLS"]))
 
 
 def _runs_here(recipe: Recipe) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,14 +15,13 @@ from edge.errors import CheckpointError, UsageError
 from edge.recipes import Target
 from exporters import targets
 from exporters.checkpoint import Checkpoint
-from exporters.formats import HALF, SINGLE
-from exporters.models.component import Component
+from exporters.formats import HALF, SINGLE, Job, Progress
 from exporters.pipeline import components, encoders
 
 _NAMED = 8  # tensors in a message: a broken merge may have spoilt all of them
 
 
-def check(checkpoint: Checkpoint, to: Mapping[str, Target], progress: Callable[[float], None]) -> None:
+def check(checkpoint: Checkpoint, to: Mapping[str, Target], options: targets.Options, progress: Progress) -> None:
     """Read every weight that is exported, once. Raises CheckpointError that names those with NaN or infinity,
     UsageError on finite ones that a target's scheme would store as infinity.
 
@@ -42,7 +43,9 @@ def check(checkpoint: Checkpoint, to: Mapping[str, Target], progress: Callable[[
         )
     if any(value >= HALF for value in largest.values()):  # no scheme's type is narrower
         for part in parts:
-            _require_room(part, to[part.role], largest)
+            target = to[part.role]
+            job = Job(part, target.scheme, Path(), checkpoint, options=options.get(target.format, {}))
+            _require_room(job, target.format, largest)
 
 
 def _largest(tensor: Tensor) -> float:
@@ -65,27 +68,31 @@ def _described(tensor: Tensor) -> str:
     return f"{told} of {tensor.numel()}, the first at {first}"
 
 
-def _require_room(part: Component, target: Target, largest: Mapping[str, float]) -> None:
-    found = dict(_beyond(part, target, target.scheme, largest))
+def _require_room(job: Job, format: str, largest: Mapping[str, float]) -> None:
+    found = dict(_beyond(job, format, largest))
     if not found:
         return
-    wider = [
-        scheme
-        for scheme in targets.schemes(target.format)[part.role]
-        if not any(_beyond(part, target, scheme, largest))
-    ]
-    other = "another --format" + (" or --tensor-type" if target.tensor_types else "")
+    others = targets.schemes(format)[job.role]
+    wider = [scheme for scheme in others if _has_room(replace(job, scheme=scheme), format, largest)]
+    other = "another --format" + (" or --tensor-type" if job.role == "decoder" and "tensor_type" in job.options else "")
     raise UsageError(
-        f"{target} cannot store weights of the {part.role}, which would become infinite:\n  "
+        f"{format} {job.scheme} cannot store weights of the {job.role}, which would become infinite:\n  "
         + _listed(list(found), lambda name: f"up to {largest[name]:.6g}, must be below {found[name]:.6g}"),
-        hint=f"--scheme {part.role}={wider[0]}" + "".join(f", or {scheme}" for scheme in wider[1:]) if wider else other,
+        hint=f"--scheme {job.role}={wider[0]}" + "".join(f", or {scheme}" for scheme in wider[1:]) if wider else other,
     )
 
 
-def _beyond(part: Component, target: Target, scheme: str, largest: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+def _has_room(job: Job, format: str, largest: Mapping[str, float]) -> bool:
+    try:
+        return not any(_beyond(job, format, largest))
+    except UsageError:  # an option that was given is none of this scheme's
+        return False
+
+
+def _beyond(job: Job, format: str, largest: Mapping[str, float]) -> Iterator[tuple[str, float]]:
     """The checkpoint's tensors that are too large for the scheme, each with its bound."""
-    bounds = plugins.load(targets.FORMATS, target.format).bounds(part, scheme, target.tensor_types)
-    for name, source in part.keys.items():
+    bounds = plugins.load(targets.FORMATS, format).bounds(job)
+    for name, source in job.component.keys.items():
         bound = bounds.get(name, SINGLE)
         yield from ((key, bound) for key in source.names if source.largest(largest[key]) >= bound)
 

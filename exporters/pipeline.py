@@ -5,21 +5,19 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from edge import image, plugins
-from edge.bundle import manifest
 from edge.bundle.golden import TOKENS, Golden, Outputs
-from edge.bundle.manifest import ROLES, File, Part
+from edge.bundle.manifest import ROLES, File, Part, describe
 from edge.calibration import Record
 from edge.errors import UsageError
 from edge.prompt import Turn, segments
@@ -28,19 +26,31 @@ from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Segment, Tokens
 from exporters import reference, targets
 from exporters.checkpoint import Checkpoint
-from exporters.formats import Written
-from exporters.gguf import decoder as gguf_decoder
-from exporters.gguf import imatrix, mmproj
+from exporters.formats import Format, Job, Written
+from exporters.gguf import imatrix
 from exporters.models.component import Component
 from exporters.models.decoders import LanguageModel
-from exporters.models.encoder import Encoder, fused
+from exporters.models.encoder import Encoder
 from exporters.quantization import importance
+from exporters.targets import Options
 
-Progress = Callable[[str, float], None]
+Stages = Callable[[str, float], None]  # a stage's name, and the share of it that is done
 Ids = list[list[int] | None]
 Rows = NDArray[np.float32]
 M = TypeVar("M", Encoder, LanguageModel)
-IMATRIX = "imatrix.gguf"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be written, and what it is measured and proven with."""
+
+    checkpoint: Checkpoint
+    targets: Mapping[str, Target]  # by role
+    options: Options  # of the formats
+    picture: NDArray[np.uint8]  # RGB `[H, W, 3]`, for golden
+    question: str
+    calibration: Sequence[Record] = ()
+    importance: Path | None = None  # a file of it, instead of measuring it on the calibration
 
 
 @dataclass(frozen=True)
@@ -51,112 +61,60 @@ class Built:
     companions: tuple[File, ...] = ()
 
 
-def build(
-    checkpoint: Checkpoint,
-    to: Mapping[str, Target],
-    picture: NDArray[np.uint8],
-    question: str,
-    folder: Path,
-    progress: Progress,
-    calibration: Sequence[Record] = (),
-    matrix: Path | None = None,
-    position_workaround: bool = False,
-    split: bool = False,
-    ane: bool = False,
-) -> Built:
-    """Write the parts and `tokenizer.json` into `folder`; picture is RGB `[H, W, 3]`, for golden. The importance of the
-    decoder's columns is read from `matrix`, or else measured on the calibration and kept beside the parts. Parts of one
-    format become one file where that can be, unless `split`."""
+def build(order: Order, folder: Path, progress: Stages) -> Built:
+    """Write the parts and `tokenizer.json` into `folder`. What cannot be written is refused before the work."""
+    checkpoint, spec = order.checkpoint, order.checkpoint.spec
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer_json(), encoding="utf-8")
     tokenizer = Tokenizer.open(folder / "tokenizer.json")
-    spec = checkpoint.spec
-    pixel_values = image.pixels(picture, spec.image)
-    prompt = cut(checkpoint, tokenizer, question)
+    pixel_values = image.pixels(order.picture, spec.image)
+    prompt = cut(checkpoint, tokenizer, order.question)
     decoder = components(checkpoint)[1]
-    vision, *others = encoders(checkpoint, to)
-    matters = _read(matrix, decoder) if matrix else {}  # a wrong file is told before the work
-    other_kinds(decoder, to["decoder"])  # as is a pattern for no tensor
-    _require_mmproj((vision, *others), to)
-    write = _Writer(checkpoint, to, folder, progress)
-    apple = {role: {"ane": True} if ane and target.format == "coreml" else {} for role, target in to.items()}
+    vision, *others = encoders(checkpoint, order.targets)
+    matters = _read(order.importance, decoder) if order.importance else {}
+    write = _Writer(order, folder, progress)
+    write.check(vision, decoder, *others)
 
     encoder = write.load(vision, Encoder)
     rows = reference.encode(encoder, pixel_values)
-    pictures = [pixel_values, *(image.pixels(record.picture, spec.image) for record in calibration)]
+    pictures = [pixel_values, *(image.pixels(record.picture, spec.image) for record in order.calibration)]
     seen = [reference.encode(encoder, pixels) for pixels in pictures[1:]]
-    parts: tuple[Part, ...] = ()
-    companions: tuple[File, ...] = ()
-    if vision.role in ROLES:
-        parts += (
-            write.part(
-                vision, encoder, ("vision", "projector"), None, map(torch.from_numpy, pictures), **apple["vision"]
-            ),
-        )
-    else:
-        companions += write.files(vision, encoder, **write.beside(vision, position_workaround))[0]
+    write.encoder(vision, encoder, map(torch.from_numpy, pictures))
     stored_rows = reference.encode(encoder, pixel_values)
     del encoder
 
     model = write.load(decoder, LanguageModel)
     answer = reference.answer(model, prompt, rows)
-    cuts = [_segments(prompt, rows)]
-    for record, picture_rows in zip(calibration, seen, strict=True):
-        turn = Turn.about(record.question, (Embeddings(picture_rows[0], "calibration"),), record.answer)
-        cuts.append(segments(spec.prompt, tokenizer, [turn]))
-    sequences = [merged(model, conversation) for conversation in cuts]
-    if calibration and not matters:
-        matters = importance.measure(model, sequences[1:])
-        if to["decoder"].format == "gguf":  # llama.cpp's own tools take it too
-            imatrix.write(folder / IMATRIX, matters, model.config, len(calibration))
-            companions += (manifest.describe(folder, folder / IMATRIX),)
-    parts += (write.part(decoder, model, ("decoder",), matters, sequences, **apple["decoder"]),)
+    asked = [reference.conversation(prompt, rows), *_calibration(order, tokenizer, seen)]
+    sequences = [reference.merged(model, conversation) for conversation in asked]
+    measured = 0 if matters else len(order.calibration)
+    matters = importance.measure(model, sequences[1:]) if measured else matters
+    write.decoder(decoder, model, sequences, matters, measured)
     stored_answer = reference.answer(model, prompt, rows)
     del model
 
     for component in others:
-        module = write.load(component, Encoder)
-        companions += write.files(component, module, **write.beside(component, position_workaround))[0]
-    parts = parts if split else _joined(parts, folder)
-    golden = Golden(picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer))
-    return Built(parts, golden, prompt, companions)
+        write.encoder(component, write.load(component, Encoder))
+    write.finish()
+    golden = Golden(order.picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer))
+    return Built(tuple(write.parts), golden, prompt, tuple(write.companions))
 
 
-def _require_mmproj(encoders: Iterable[Component], to: Mapping[str, Target]) -> None:
-    """An encoder that llama.cpp does not compute is refused before the work."""
-    for component in encoders:
-        if to[component.role].format == "gguf":
-            mmproj.require(cast("Encoder", component.skeleton()))
-
-
-def _joined(parts: tuple[Part, ...], folder: Path) -> tuple[Part, ...]:
-    """The same parts, all in the one file that their format knows to make of theirs; as they are, if it does not."""
-    formats = {part.format for part in parts}
-    name = plugins.facts(targets.FORMATS, parts[0].format).get("JOINED") if len(formats) == 1 else None
-    if name is None or len(parts) == 1:
-        return parts
-    paths = [folder / part.files[0].path for part in parts]
-    plugins.load(targets.FORMATS, parts[0].format).join(paths, folder / name)
-    for path in paths:
-        path.unlink()
-    whole = manifest.describe(folder, folder / name)
-    return tuple(replace(part, files=(whole,), bytes=part.files[0].bytes) for part in parts)
+def _calibration(order: Order, tokenizer: Tokenizer, seen: Sequence[Rows]) -> list[list[Segment]]:
+    """Each record as a conversation about its picture's rows."""
+    return [
+        segments(
+            order.checkpoint.spec.prompt,
+            tokenizer,
+            [Turn.about(record.question, (Embeddings(rows[0], "calibration"),), record.answer)],
+        )
+        for record, rows in zip(order.calibration, seen, strict=True)
+    ]
 
 
 def _read(matrix: Path, decoder: Component) -> dict[str, Tensor]:
     skeleton = decoder.skeleton()
     assert isinstance(skeleton, LanguageModel)
     return imatrix.read(matrix, skeleton.config)
-
-
-def other_kinds(decoder: Component, target: Target) -> dict[str, tuple[Kind, int]]:
-    """What the target's `tensor_types` say, and how many numbers each of those tensors has."""
-    if not target.tensor_types:
-        return {}
-    skeleton = decoder.skeleton()
-    assert isinstance(skeleton, LanguageModel)
-    numbers = {entry.name: entry.tensor.numel() for entry in gguf_decoder.entries(skeleton, {})}
-    kinds = gguf_decoder.other_kinds(skeleton, target.tensor_types)
-    return {name: (kind, numbers[name]) for name, kind in kinds.items()}
 
 
 def own_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -183,88 +141,102 @@ def cut(checkpoint: Checkpoint, tokenizer: Tokenizer, question: str) -> Ids:
 
 def components(checkpoint: Checkpoint) -> tuple[Component, Component]:
     """What becomes a part each: tower with projector, and the decoder."""
-    found = checkpoint.components
-    return fused(found["vision"], found["projector"]), found["decoder"]
+    return checkpoint.encoder, checkpoint.components["decoder"]
 
 
 def encoders(checkpoint: Checkpoint, to: Mapping[str, Target]) -> list[Component]:
     """Tower with projector under each role that the targets give them: the part if there is one, and what other
     people's tools want."""
-    return [replace(components(checkpoint)[0], role=role) for role in to if role != "decoder"]
+    return [checkpoint.encoder.of(role) for role in to if role != "decoder"]
 
 
-@dataclass(frozen=True)
 class _Writer:
-    checkpoint: Checkpoint
-    to: Mapping[str, Target]
-    folder: Path
-    progress: Progress
+    """Lets formats write components into a folder, and keeps what came of it."""
+
+    def __init__(self, order: Order, folder: Path, progress: Stages) -> None:
+        self.order, self.folder, self.progress = order, folder, progress
+        self.parts: list[Part] = []
+        self.companions: list[File] = []
+
+    def check(self, *components: Component) -> None:
+        for component in components:
+            if check := getattr(self._format(component), "check", None):
+                check(self._job(component))
 
     def load(self, component: Component, kind: type[M]) -> M:
         self.progress(self._stage(component), 0.0)
-        module = component.load(self.checkpoint.weights)
+        module = component.load(self.order.checkpoint.weights)
         assert isinstance(module, kind)
         return module
 
-    def beside(self, component: Component, position_workaround: bool) -> dict[str, Any]:
-        """What a role that is no part of the bundle may be told."""
-        return {"position_workaround": position_workaround} if self.to[component.role].format == "gguf" else {}
+    def encoder(self, component: Component, module: Encoder, samples: Iterable[Tensor] = ()) -> None:
+        job = self._job(component, samples=self._samples(component, samples))
+        self._keep(component, self._format(component).encoder(job, module))
 
-    def files(
-        self, component: Component, module: nn.Module, matters: Mapping[str, Tensor] | None = None, **options: Any
-    ) -> tuple[tuple[File, ...], Written]:
-        target = self.to[component.role]
-        written: Written = plugins.load(targets.FORMATS, target.format).write(
-            component,
-            module,
-            target.scheme,
-            self.folder,
-            lambda done: self.progress(self._stage(component), done),
-            matters,
-            checkpoint=self.checkpoint,
-            **options,
-        )
-        return tuple(manifest.describe(self.folder, file) for file in written.files), written
-
-    def part(
+    def decoder(
         self,
         component: Component,
-        module: nn.Module,
-        covers: tuple[str, ...],
-        matters: Mapping[str, Tensor] | None = None,
-        samples: Iterable[Tensor] = (),
-        **options: Any,
-    ) -> Part:
-        target = self.to[component.role]
-        told = {**options, **({"tensor_type": list(target.tensor_types)} if target.tensor_types else {})}
-        if target.tensor_types:
-            options["tensor_types"] = target.tensor_types
-        if wanted := plugins.facts(targets.FORMATS, target.format).get("SAMPLES", 0):
-            options["samples"] = tuple(islice(samples, wanted))
-        files, written = self.files(component, module, matters, **options)
-        return Part(
-            covers=covers,
-            format=target.format,
-            scheme=target.scheme,
-            files=files,
-            inputs=written.inputs,
-            outputs=written.outputs,
-            tolerance=targets.schemes(target.format)[component.role][target.scheme],
-            weights=component.weights,
-            options=told,
-            details=dict(written.details),
+        module: LanguageModel,
+        samples: Iterable[Tensor],
+        matters: Mapping[str, Tensor],
+        measured: int,
+    ) -> None:
+        samples = self._samples(component, samples)
+        job = self._job(component, samples=samples, importance=matters, measured=measured)
+        self._keep(component, self._format(component).decoder(job, module))
+
+    def finish(self) -> None:
+        """Each format once more, with all parts that it wrote."""
+        for format in dict.fromkeys(part.format for part in self.parts):
+            if finish := getattr(plugins.load(targets.FORMATS, format), "finish", None):
+                mine = [part for part in self.parts if part.format == format]
+                done = finish(mine, self.folder, self.order.options.get(format, {}))
+                changed = dict(zip([part.covers for part in mine], done.parts, strict=True))
+                self.parts = [changed.get(part.covers, part) for part in self.parts]
+                self.companions += self._described(done.companions)
+
+    def _keep(self, component: Component, written: Written) -> None:
+        files, target = self._described(written.files), self.order.targets[component.role]
+        if component.role not in ROLES:
+            self.companions += files
+        else:
+            part = Part(
+                covers=component.covers,
+                format=target.format,
+                scheme=target.scheme,
+                files=tuple(files),
+                inputs=written.inputs,
+                outputs=written.outputs,
+                tolerance=targets.schemes(target.format)[component.role][target.scheme],
+                weights=component.weights,
+                options=dict(written.options),
+                details=dict(written.details),
+            )
+            self.parts.append(part)
+        self.companions += self._described(written.companions)
+
+    def _job(self, component: Component, **more: Any) -> Job:
+        target = self.order.targets[component.role]
+        return Job(
+            component,
+            target.scheme,
+            self.folder,
+            self.order.checkpoint,
+            lambda done: self.progress(self._stage(component), done),
+            options=self.order.options.get(target.format, {}),
+            **more,
         )
 
+    def _format(self, component: Component) -> Format:
+        format: Any = plugins.load(targets.FORMATS, self.order.targets[component.role].format)
+        return format
+
+    def _samples(self, component: Component, samples: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        facts = plugins.facts(targets.FORMATS, self.order.targets[component.role].format)
+        return tuple(islice(samples, facts.get("SAMPLES", 0)))
+
+    def _described(self, paths: Iterable[Path]) -> list[File]:
+        return [describe(self.folder, path) for path in paths]
+
     def _stage(self, component: Component) -> str:
-        return f"{component.role}: {self.to[component.role]}"
-
-
-def _segments(prompt: Ids, rows: Rows) -> list[Segment]:
-    return [Embeddings(rows[0], "golden") if ids is None else Tokens(tuple(ids)) for ids in prompt]
-
-
-def merged(decoder: LanguageModel, conversation: Sequence[Segment]) -> Tensor:
-    """The rows that the decoder sees, `[1, S, hidden]`."""
-    table = decoder.embed_tokens.weight
-    rows = [table[list(s.ids)] if isinstance(s, Tokens) else torch.from_numpy(s.rows) for s in conversation]
-    return torch.cat(rows)[None]
+        return f"{component.role}: {self.order.targets[component.role]}"

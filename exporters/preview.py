@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import gguf
-
+from edge import plugins
 from edge.bundle.golden import GOLDEN
-from edge.bundle.manifest import File, Manifest, Part
+from edge.bundle.manifest import ROLES, File, Manifest, Part
 from edge.recipes import Recipe, Target, bytes_per_weight
 from exporters import targets
 from exporters.checkpoint import Checkpoint, open_checkpoint
+from exporters.formats import Job
 from exporters.models.component import Component
-from exporters.pipeline import components, encoders, other_kinds
+from exporters.pipeline import components, encoders
 
 
 def foresee(
@@ -30,19 +32,18 @@ def foresee(
     return manifest(checkpoint, resolved)
 
 
-def manifest(checkpoint: Checkpoint, recipe: Recipe) -> Manifest:
+def manifest(checkpoint: Checkpoint, recipe: Recipe, options: targets.Options = targets.NO_OPTIONS) -> Manifest:
     """Its files' bytes are right to a few percent; they have no hashes, and the golden question is not known."""
     parts, companions = [], []
     for component in (*encoders(checkpoint, recipe.targets), components(checkpoint)[1]):  # as they are written
         target = recipe.targets[component.role]
-        file = File(f"{component.role}.{target.format}", _bytes(component, target), "")
-        if component.role not in ("vision", "decoder"):
+        size = _bytes(checkpoint, component, target, options.get(target.format, {}))
+        file = File(f"{component.role}.{target.format}", size, "")
+        if component.role in ROLES:
+            counted = component.weights
+            parts.append(Part(component.covers, target.format, target.scheme, (file,), (), (), weights=counted))
+        else:
             companions.append(file)
-            continue
-        covers = ("vision", "projector") if component.role == "vision" else ("decoder",)
-        options = {"tensor_type": list(target.tensor_types)} if target.tensor_types else {}
-        counted = component.weights
-        parts.append(Part(covers, target.format, target.scheme, (file,), (), (), weights=counted, options=options))
     return Manifest(
         name=checkpoint.name,
         source={"name": checkpoint.name},
@@ -58,10 +59,9 @@ def manifest(checkpoint: Checkpoint, recipe: Recipe) -> Manifest:
     )
 
 
-def _bytes(component: Component, target: Target) -> int:
-    usual = bytes_per_weight(target.format, target.scheme)
-    total = usual * component.weights
-    for kind, numbers in other_kinds(component, target).values():
-        block, size = gguf.GGML_QUANT_SIZES[kind]
-        total += numbers * (size / block - usual)
-    return int(total)
+def _bytes(checkpoint: Checkpoint, component: Component, target: Target, options: Mapping[str, Any]) -> int:
+    """As the format itself says where options may change it."""
+    if any(options.values()) and (size := getattr(plugins.load(targets.FORMATS, target.format), "size", None)):
+        found: int = size(Job(component, target.scheme, Path(), checkpoint, options=options))
+        return found
+    return int(bytes_per_weight(target.format, target.scheme) * component.weights)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edge.bundle.golden import TOKENS
 from edge.errors import CheckpointError
+from edge.types import Embeddings, Segment, Tokens
 from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
@@ -23,24 +24,34 @@ def encode(encoder: Encoder, pixel_values: NDArray[np.float32]) -> NDArray[np.fl
     return rows
 
 
+def conversation(prompt: Sequence[Sequence[int] | None], image_embeds: NDArray[np.float32]) -> list[Segment]:
+    """Token ids, and the rows `[1, N, hidden]` of the picture that None stands for."""
+    return [Embeddings(image_embeds[0], "golden") if ids is None else Tokens(tuple(ids)) for ids in prompt]
+
+
+def merged(decoder: LanguageModel, segments: Sequence[Segment]) -> Tensor:
+    """The rows that the decoder sees, `[1, S, hidden]`."""
+    table = decoder.embed_tokens.weight
+    rows = [table[list(s.ids)] if isinstance(s, Tokens) else torch.from_numpy(s.rows) for s in segments]
+    return torch.cat(rows)[None]
+
+
 @torch.inference_mode()
 def answer(
     decoder: LanguageModel,
-    segments: Sequence[Sequence[int] | None],
+    prompt: Sequence[Sequence[int] | None],
     image_embeds: NDArray[np.float32],
     count: int = TOKENS,
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Logits `[vocab]` of the prompt's last position and the first `count` greedy tokens, not stopped by an end token;
-    None in `segments` is the picture. Raises CheckpointError where logits are not finite."""
-    table = decoder.embed_tokens
-    rows = [torch.from_numpy(image_embeds[0]) if s is None else table(torch.tensor(s)) for s in segments]
+    None in `prompt` is the picture. Raises CheckpointError where logits are not finite."""
     config = decoder.config
     cache = GrowingCache(config.heads, config.kv_heads, config.rope)
-    logits = first = decoder(torch.cat(rows)[None], cache)[0, -1]
+    logits = first = decoder(merged(decoder, conversation(prompt, image_embeds)), cache)[0, -1]
     tokens = []
     for _ in range(count):
         tokens.append(int(_finite("decoder", logits).argmax()))
-        logits = decoder(table(torch.tensor([[tokens[-1]]])), cache)[0, -1]
+        logits = decoder(decoder.embed_tokens(torch.tensor([[tokens[-1]]])), cache)[0, -1]
     return first.numpy().copy(), np.array(tokens, dtype=np.int32)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from edge import devices, plugins
 from edge.errors import UsageError
 from edge.recipes import DEFAULT, RECIPES, Recipe, Target
-from exporters.gguf import tensor_types
 
 FORMATS = "exporters.formats"
+Options = Mapping[str, Mapping[str, Any]]  # format -> option -> value, as `exporters.formats` describes them
+NO_OPTIONS: Options = MappingProxyType({})
 
 
 def schemes(format: str) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
@@ -27,62 +28,88 @@ def resolve(
     wanted: Sequence[str],
     recipe: str | None,
     device: str | None,
-    *,
-    gguf_only: bool = False,
-    types: Sequence[str] = (),
-    backends: Sequence[str] = (),
+    options: Options = NO_OPTIONS,
 ) -> Recipe:
     """The recipe that a call means. A format takes each role that it can write, and leaves the others; so does a bare
-    scheme; `role=scheme` sets one. In any letter case. A recipe goes before the device's own. `gguf_only` leaves
-    out all but the decoder and its mmproj. `types` are PATTERN=KIND, for tensors of a GGUF decoder; `backends` are what
-    ExecuTorch's picture encoder is written for once more.
+    scheme; `role=scheme` sets one. In any letter case. A recipe goes before the device's own. Options of a format
+    may add roles or leave some out.
 
-    Raises UsageError with the legal list.
+    Raises UsageError with the legal list, and for an option of which nothing that is written makes use.
     """
     wanted = [word.lower() for word in wanted]
     profile = devices.profile(device) if device else None
-    start = _recipe(recipe or (profile.recipe if profile else _format_recipe(format, wanted)))
+    named = recipe or (profile.recipe if profile else None)
+    start = _recipe(named) if named else _format_recipe(format, wanted)
     targets = dict(start.targets)
     if format:
         targets |= {role: Target(format, target.scheme) for role, target in targets.items() if role in schemes(format)}
-    if gguf_only:
-        targets = _pair(targets)
+    given = list(_given(options))
+    for option in given:
+        targets = _kept(targets, option)
     for word in wanted:
         role, named, scheme = word.rpartition("=")
         targets |= _set_one(targets, role, scheme) if named else _set_able(targets, scheme)
     for role, target in targets.items():
         _check(role, target)
-    targets |= _backends(targets, backends)
-    if types:
-        targets["decoder"] = _typed(targets["decoder"], types)
-    name = start.name if targets == start.targets else "custom"
+    for option in given:
+        _require_use(targets, option)
+        targets |= _added(option)
+    own = targets == start.targets and not any(option.facts.get("custom") for option in given)
+    name = start.name if own else "custom"
     return Recipe(name, targets)
 
 
-def _pair(targets: Mapping[str, Target]) -> dict[str, Target]:
-    if (decoder := targets["decoder"]).format != "gguf":
-        raise UsageError(f"--gguf-only, and the decoder is written as {decoder}", hint="--format gguf --gguf-only")
-    usual = RECIPES[_format_recipe("gguf", ())].targets["mmproj"]
-    return {"decoder": decoder, "mmproj": targets.get("mmproj", usual)}
+class Option(NamedTuple):
+    """One that was given."""
+
+    format: str
+    name: str
+    value: Any
+    facts: Mapping[str, Any]  # of the format's OPTIONS
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
 
 
-def _typed(decoder: Target, types: Sequence[str]) -> Target:
-    if decoder.format != "gguf":
-        raise UsageError(f"--tensor-type, and the decoder is written as {decoder}", hint="add --format gguf")
-    facts = plugins.facts(FORMATS, decoder.format)
-    legal = facts["PACKED_KINDS"] + (() if decoder.scheme in facts["PACKED"] else facts["QUANTIZER_KINDS"])
-    return replace(decoder, tensor_types=tuple(tensor_types.checked(word, legal) for word in types))
+def _given(options: Options) -> Iterator[Option]:
+    for format, values in options.items():
+        schemes(format)
+        known = plugins.facts(FORMATS, format)["OPTIONS"]
+        for name, value in values.items():
+            if name not in known:
+                raise UsageError(f"{format} has no option {name!r}", hint="one of: " + ", ".join(known))
+            if value != known[name]["default"]:
+                yield Option(format, name, value, known[name])
 
 
-def _backends(targets: Mapping[str, Target], wanted: Sequence[str]) -> dict[str, Target]:
-    if not wanted:
+def _require_use(targets: Mapping[str, Target], option: Option) -> None:
+    roles = [option.facts["role"]] if "role" in option.facts else list(targets)
+    able = [targets[role] for role in roles if role in targets]
+    if all(target.format != option.format for target in able):
+        raise UsageError(
+            f"{option.flag} is for {option.facts['for']}, and none is written", hint=f"add --format {option.format}"
+        )
+
+
+def _kept(targets: Mapping[str, Target], option: Option) -> dict[str, Target]:
+    """What an option leaves that says which roles are written; one that is missing is as the format's recipe has it."""
+    if "keeps" not in option.facts:
+        return dict(targets)
+    _require_use(targets, option)
+    usual = _format_recipe(option.format, ()).targets
+    return {role: targets.get(role) or usual[role] for role in option.facts["keeps"]}
+
+
+def _added(option: Option) -> dict[str, Target]:
+    """The roles that an option's values name, each in the first scheme that the format has for it."""
+    if "adds" not in option.facts:
         return {}
-    if all(target.format != "executorch" for target in targets.values()):
-        raise UsageError("--backend is for ExecuTorch programs, and none is written", hint="add --format executorch")
-    legal = {role.removeprefix("vision-"): role for role in schemes("executorch") if role.startswith("vision-")}
-    if unknown := [backend for backend in wanted if backend not in legal]:
-        raise UsageError(f"no backend {unknown[0]!r}", hint="one of: " + ", ".join(legal))
-    return {legal[b]: Target("executorch", next(iter(schemes("executorch")[legal[b]]))) for b in wanted}
+    prefix, table = option.facts["adds"].removesuffix("{}"), schemes(option.format)
+    legal = {role.removeprefix(prefix): role for role in table if role.startswith(prefix)}
+    if unknown := [value for value in option.value if value not in legal]:
+        raise UsageError(f"no {option.name} {unknown[0]!r}", hint="one of: " + ", ".join(legal))
+    return {legal[value]: Target(option.format, next(iter(table[legal[value]]))) for value in option.value}
 
 
 def _set_one(targets: Mapping[str, Target], role: str, scheme: str) -> dict[str, Target]:
@@ -114,12 +141,16 @@ def _recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def _format_recipe(format: str | None, wanted: Sequence[str]) -> str:
+def _format_recipe(format: str | None, wanted: Sequence[str]) -> Recipe:
     """The first recipe whose decoder is written in a format, and in a wanted scheme if there is such a recipe; they
-    stand in order of preference."""
+    stand in order of preference. One of a format that is in none takes the first scheme of each role."""
+    usual = RECIPES[DEFAULT]
     if format is None:
-        return DEFAULT
-    schemes(format)
+        return usual
+    table = schemes(format)
     able = [recipe for recipe in RECIPES.values() if recipe.targets["decoder"].format == format]
     so = [recipe for recipe in able if recipe.targets["decoder"].scheme in wanted]
-    return (so or able)[0].name
+    if able:
+        return (so or able)[0]
+    firsts = {role: Target(format, next(iter(table[role]))) for role in usual.targets if role in table}
+    return Recipe("custom", {**usual.targets, **firsts})

@@ -17,7 +17,7 @@ from edge.errors import EdgeError
 def app() -> typer.Typer:
     """The commands in the order of their help."""
     commands = (
-        export.export,
+        export.command(),
         run.run,
         verify.verify,
         bench.bench,

@@ -10,7 +10,7 @@ import typer
 
 from edge import plugins
 from edge.cli.exits import cleanup_on_signal, export_side
-from edge.cli.options import Debug, Json, PositionWorkaround
+from edge.cli.options import Debug, Json
 from edge.cli.output import print_json, print_rich, say
 from edge.errors import BundleError, UsageError
 
@@ -18,7 +18,10 @@ from edge.errors import BundleError, UsageError
 def doctor(
     files: Annotated[list[Path] | None, typer.Argument(metavar="FILE.gguf", show_default=False)] = None,
     repair: Annotated[Path | None, typer.Option(metavar="OUT", help="Write corrected copies of the files.")] = None,
-    mtmd_position_workaround: PositionWorkaround = False,
+    mtmd_position_workaround: Annotated[
+        bool,
+        typer.Option("--mtmd-position-workaround", help="With --repair: for llama.cpp builds without #25844 only."),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -2,22 +2,65 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edge import plugins
 from edge.cli.exits import cleanup_on_signal, export_side
-from edge.cli.options import Debug, Json, Mmproj, PositionWorkaround, Threads
+from edge.cli.options import Debug, Json, Mmproj, Threads
 from edge.cli.output import print_json, print_rich, say
 from edge.units import format_size
+
+FORMATS = "exporters.formats"
+
+
+def command() -> Callable[..., None]:
+    """`export` with an option for each that a format declares; none where the export side is not installed."""
+
+    @functools.wraps(export)
+    def found(**given: Any) -> None:
+        export(**given)
+
+    own = [p for p in inspect.signature(export, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    found.__signature__ = inspect.Signature([*own, *_parameters()])  # type: ignore[attr-defined]
+    return found
+
+
+def _format_options() -> dict[str, Mapping[str, Any]]:
+    """format -> option -> what `exporters.formats` says of it."""
+    declared = {name: plugins.facts(FORMATS, name).get("OPTIONS") for name in plugins.names(FORMATS)}
+    return {name: options for name, options in declared.items() if options}
+
+
+def _parameters() -> Iterator[inspect.Parameter]:
+    """As typer reads them off a function: a default of False is a flag's, () of what may be given several times."""
+    for format, options in _format_options().items():
+        for name, facts in options.items():
+            shown = typer.Option(
+                "--" + name.replace("_", "-"),
+                metavar=facts.get("metavar"),
+                help=facts["help"],
+                rich_help_panel=f"Options of {format}",
+            )
+            flag = facts["default"] is False
+            kind: Any = bool if flag else list[str]
+            yield inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False if flag else [],
+                annotation=Annotated[kind, shown],
+            )
 
 
 def export(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder, a hub id, or a GGUF file.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Where the bundle is written.")],
-    format: Annotated[str | None, typer.Option(help="onnx, gguf, tflite, coreml, executorch.")] = None,
+    format: Annotated[str | None, typer.Option(help="onnx, gguf, tflite, …: a wrong name lists all.")] = None,
     scheme: Annotated[list[str] | None, typer.Option(metavar="S|ROLE=S", help="How numbers are stored.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A named choice of format and scheme for each role.")] = None,
     device: Annotated[str | None, typer.Option(help="A device of `edge devices`: its recipe.")] = None,
@@ -29,23 +72,11 @@ def export(
     prompt: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="The prompt it learned: a published one, a .jinja, or JSON.")
     ] = None,
-    gguf_only: Annotated[
-        bool, typer.Option("--gguf-only", help="Without the vision part that `edge run` uses.")
-    ] = False,
-    mtmd_position_workaround: PositionWorkaround = False,
-    tensor_type: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN=KIND", help="A kind for tensors of the decoder's GGUF file.")
-    ] = None,
-    ane: Annotated[bool, typer.Option("--ane", help="Core ML in the form that the neural engine likes.")] = False,
-    compile: Annotated[bool, typer.Option("--compile", help="Core ML packages compiled too; on a Mac.")] = False,
-    split: Annotated[bool, typer.Option("--split", help="An ExecuTorch program for each half, not one.")] = False,
-    backend: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="coreml, mps, vulkan: ExecuTorch's encoder for it, too.")
-    ] = None,
     threads: Threads = 0,
     max_loss: Annotated[float | None, typer.Option(help="Fail when quantising costs more (1 - cosine).")] = None,
     as_json: Json = False,
     debug: Debug = False,
+    **options: Any,
 ) -> None:
     """Turn a checkpoint into a bundle, and prove that it computes the same model."""
     from rich.console import Console
@@ -66,14 +97,11 @@ def export(
             context=context,
             vision_tower=vision_tower,
             mmproj=mmproj,
-            gguf_only=gguf_only,
-            mtmd_position_workaround=mtmd_position_workaround,
-            tensor_type=tuple(tensor_type or ()),
-            ane=ane,
-            compile=compile,
-            split=split,
-            backend=tuple(backend or ()),
             threads=threads,
+            options={
+                format: {name: type(facts["default"])(options[name]) for name, facts in declared.items()}
+                for format, declared in _format_options().items()
+            },
             max_loss=max_loss,
             prompt=prompt,
         )

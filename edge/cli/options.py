@@ -12,10 +12,6 @@ Cache = Annotated[str | None, typer.Option(metavar="f16|q8_0", help="How llama.c
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")]
 Mmproj = Annotated[Path | None, typer.Option(metavar="FILE", help="The vision part of a GGUF checkpoint.")]
-PositionWorkaround = Annotated[
-    bool,
-    typer.Option("--mtmd-position-workaround", help="An mmproj for llama.cpp builds without #25844, and only those."),
-]
 Isa = Annotated[
     str | None, typer.Option("--isa", metavar="NAME", help="The widest instruction set to use: neon, avx2, …")
 ]

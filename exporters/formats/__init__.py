@@ -1,38 +1,104 @@
-"""One file for each format, named after what it writes.
+"""One folder for each format, named after what it writes, behind one interface.
 
-A format has the literal `SCHEMES` (role -> scheme -> tolerance; `edge.recipes` has the bytes of a weight), and
-`write(component, module, scheme, folder, progress, importance, checkpoint=…)`, after which the module holds the weights
-as they were stored, and so computes the reference of what was written. A role that is no component's own is written
-beside the parts, for other people's tools, and may take options of its own. A format that has the literal `SAMPLES`, a
-number, is given so many inputs of the module as `samples=…`: pixel values, or rows.
+Literals, read without importing a format:
 
-`bounds(component, scheme, tensor_types)` names the parameters that a scheme stores in, or with scales of, a type
-narrower than float32: each with the magnitude from which on it would become another number.
+- `SCHEMES`: role -> scheme -> tolerance of the proof; `edge.recipes` has the bytes of a weight. A role that is no
+  component's own (`mmproj`) is written beside the parts, for other people's tools.
+- `TOOLS`: the packages that write it, whose versions the manifest tells.
+- `OPTIONS`: option -> {"default", "help", "for"}: False makes it a flag, () may be given several times; "for" says of
+  what, in a refusal. Where it has them: "metavar", what help shows of its value; "role", the one that it is for;
+  "adds", a role for each of its values; "keeps", the only roles that are written then, all in this format; "custom"
+  True, what no recipe has. `edge export` has an option of that name for each, so no two formats share one.
+- `SAMPLES`, if it wants to measure: so many inputs of the module come with a job.
+
+Functions: `encoder(job, module)` and `decoder(job, module)` write one component, after which the module holds the
+weights as they were stored, and so computes the reference of what was written. `bounds(job)` names the parameters that
+a scheme stores in, or with scales of, a type narrower than float32: each with the magnitude from which on it would
+become another number. Where a format has them: `check(job)`, which refuses by the skeleton what cannot be written,
+before any work; `size(job)`, its bytes where options change them; and `finish(parts, folder, options)`, when all parts
+are written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
+from edge.bundle.manifest import Part
 from edge.types import TensorSpec
+from exporters.checkpoint import Checkpoint
+from exporters.models.component import Component
+from exporters.models.decoders import LanguageModel
+from exporters.models.encoder import Encoder
 
 # What rounds to infinity in half precision, bfloat16 and float32.
 HALF, BRAIN, SINGLE = 65520.0, (2 - 2**-8) * 2.0**127, (2 - 2**-24) * 2.0**127
 FITTED = 1.5  # how much larger a 4-bit scale may be for being fitted (`exporters.quantization.integers`)
 
 Progress = Callable[[float], None]  # the share that is done
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def silent(done: float) -> None:
+    """A Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a format is asked to write."""
+
+    component: Component
+    scheme: str
+    folder: Path
+    checkpoint: Checkpoint
+    progress: Progress = silent
+    # weight -> its columns' (`exporters.quantization.importance`)
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
+    measured: int = 0  # conversations that the importance was measured on; 0: it came with the call, or there is none
+    samples: Sequence[Tensor] = ()  # inputs of the module, as many as the format's SAMPLES
+    options: Mapping[str, Any] = field(default_factory=dict)  # this format's, without those left at their defaults
+
+    @property
+    def role(self) -> str:
+        return self.component.role
+
+    @property
+    def skeleton(self) -> nn.Module:
+        return self.component.skeleton()
 
 
 class Written(NamedTuple):
     files: tuple[Path, ...]  # the first is the one to open
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    details: Mapping[str, Any] = MappingProxyType({})  # what only this format has, for the manifest
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    details: Mapping[str, Any] = NOTHING  # what only this format has, for the manifest
+    companions: tuple[Path, ...] = ()  # beside the part, for other people's tools
+    options: Mapping[str, Any] = NOTHING  # those that changed the part, for the manifest
+
+
+class Finished(NamedTuple):
+    parts: tuple[Part, ...]
+    companions: tuple[Path, ...] = ()
+
+
+class Format(Protocol):
+    """A folder here, as a module. `check`, `size` and `finish` may be missing."""
+
+    def encoder(self, job: Job, module: Encoder) -> Written: ...
+
+    def decoder(self, job: Job, module: LanguageModel) -> Written: ...
+
+    def bounds(self, job: Job) -> Mapping[str, float]: ...
+
+
+def float_specs(shapes: Mapping[str, tuple[int | str, ...]]) -> tuple[TensorSpec, ...]:
+    """Of float32 tensors: name -> shape, a str for a named axis."""
+    return tuple(TensorSpec(name, "float32", shape) for name, shape in shapes.items())
 
 
 def products(module: nn.Module, bound: float) -> dict[str, float]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,10 +26,28 @@ class Component:
     build: Callable[[], nn.Module]
     keys: Mapping[str, Source]
 
+    @property
+    def covers(self) -> tuple[str, ...]:
+        """The roles that a part made of it plays in a bundle: encoder and projector are one."""
+        return ("vision", "projector") if self.role == "vision" else (self.role,)
+
     def skeleton(self) -> nn.Module:
-        """The module without numbers, on the meta device: for tracing, and for its shapes."""
+        """The module without numbers, on the meta device: for tracing, and for its shapes. Built once and shared: who
+        gives it numbers or takes it apart wants a `blank()`."""
+        return self._skeleton
+
+    @cached_property
+    def _skeleton(self) -> nn.Module:
+        return self.blank()
+
+    def blank(self) -> nn.Module:
+        """A skeleton of the caller's own."""
         with torch.device("meta"):
             return self.build().eval().requires_grad_(False)
+
+    def of(self, role: str) -> Component:
+        """The same in another role."""
+        return self if role == self.role else replace(self, role=role)
 
     @property
     def weights(self) -> int:
@@ -59,7 +78,7 @@ class Component:
     def load(self, weights: Weights, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The module with its numbers, in `dtype`."""
         self.check(weights)
-        module = self.skeleton()
+        module = self.blank()
         state = {name: self.keys[name].load(weights.__getitem__, dtype) for name in module.state_dict()}
         module.load_state_dict(state, assign=True)
         return module

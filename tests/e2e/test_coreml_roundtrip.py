@@ -77,7 +77,7 @@ def test_the_next_command_is_one_that_works_here(exports: Exports):
 
 
 def test_the_form_for_the_neural_engine_is_proven_too(exports: Exports):
-    done = exports.export(recipe="coreml-w8-w4", context=256, ane=True)
+    done = exports.export(recipe="coreml-w8-w4", context=256, options={"coreml": {"ane": True}})
     plain = exports.export(recipe="coreml-w8-w4", context=256)
     parts, before = (manifest_of(made.path)["parts"] for made in (done, plain))
     assert [part["details"]["layout"] for part in parts] == ["channels first"] * 2
@@ -119,7 +119,12 @@ def test_what_the_compiler_makes_is_listed(exports: Exports, monkeypatch, tmp_pa
     monkeypatch.setattr(side, "_require_engines", lambda recipe: None)
     monkeypatch.setattr(side, "verify", lambda bundle, threads: Report(()))
     request = side.ExportRequest(
-        str(exports.checkpoint()), tmp_path / "out", recipe="coreml-fp16", context=256, compile=True, threads=1
+        str(exports.checkpoint()),
+        tmp_path / "out",
+        recipe="coreml-fp16",
+        context=256,
+        options={"coreml": {"compile": True}},
+        threads=1,
     )
     side.export(request, lambda stage, done: None)
     bundle = Bundle.open(tmp_path / "out")

@@ -73,7 +73,7 @@ def test_it_is_run_without_torch(exact: Path) -> None:
 
 
 def test_split_it_is_a_file_for_each_half(exports: Exports, exact: Path) -> None:
-    done = exports.export(recipe="executorch-fp32", context=CONTEXT, split=True)
+    done = exports.export(recipe="executorch-fp32", context=CONTEXT, options={"executorch": {"split": True}})
     assert {path.name for path in done.path.glob("*.pte")} == {"vision.pte", "decoder.pte"}
     assert done.report.ok
     halves = [set(executorch.read(done.path / name).methods) for name in ("vision.pte", "decoder.pte")]

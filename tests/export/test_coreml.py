@@ -14,7 +14,7 @@ import torch
 from conftest import SPEC
 from coremltools.converters.mil.frontend.milproto.load import load
 from coremltools.models import MLModel
-from small_models import logits_after, random_decoder, randomized, spec_of
+from small_models import logits_after, random_decoder, randomized, spec_of, write
 
 from edge import plugins
 from edge.errors import ContextError, EdgeError, EngineError
@@ -45,7 +45,8 @@ def source(image=SPEC.image, tokens=4, decoder=None):
 def write_decoder(folder, scheme, config=TINY, module=None, samples=(), ane=False):
     module = module or random_decoder(config)
     component = Component("decoder", lambda: llama.Decoder(config), {})
-    written = coreml.write(
+    written = write(
+        coreml,
         component,
         module,
         scheme,
@@ -53,7 +54,7 @@ def write_decoder(folder, scheme, config=TINY, module=None, samples=(), ane=Fals
         lambda done: None,
         checkpoint=source(decoder=spec_of(config)),
         samples=samples,
-        ane=ane,
+        options={"ane": ane},
     )
     part = PartFiles("coreml", scheme, ("decoder",), written.files, written.inputs, written.outputs, spec_of(config))
     return module, part, written
@@ -71,7 +72,8 @@ def write_encoder(folder, scheme, name="ldpnetv2", module=None, samples=(), ane=
     image = dataclasses.replace(SPEC.image, size=tower.image_size)
     decoder = dataclasses.replace(SPEC.decoder, hidden=64)
     checkpoint = source(image, projector.tokens(sizes), decoder)
-    written = coreml.write(
+    written = write(
+        coreml,
         Component("vision", build, {}),
         module,
         scheme,
@@ -79,7 +81,7 @@ def write_encoder(folder, scheme, name="ldpnetv2", module=None, samples=(), ane=
         lambda done: None,
         checkpoint=checkpoint,
         samples=samples,
-        ane=ane,
+        options={"ane": ane},
     )
     part = PartFiles("coreml", scheme, ("vision", "projector"), written.files, written.inputs, written.outputs)
     return module, part, written
@@ -153,7 +155,8 @@ def test_the_rounding_follows_what_matters(tmp_path):
         module = random_decoder(TINY)
         before = module.lm_head.weight.clone()
         (tmp_path / name).mkdir()
-        coreml.write(
+        write(
+            coreml,
             Component("decoder", lambda: llama.Decoder(TINY), {}),
             module,
             "w4",
@@ -206,8 +209,8 @@ def test_a_grid_that_the_pool_does_not_divide(tmp_path):
     module = randomized(build())
     image = dataclasses.replace(SPEC.image, size=224)
     checkpoint = source(image, 144, dataclasses.replace(SPEC.decoder, hidden=64))
-    written = coreml.write(
-        Component("vision", build, {}), module, "fp16", tmp_path, lambda done: None, checkpoint=checkpoint
+    written = write(
+        coreml, Component("vision", build, {}), module, "fp16", tmp_path, lambda done: None, checkpoint=checkpoint
     )
     graph = mil.evaluate(PartFiles("coreml", "fp16", ("vision",), *written[:3]), OPTIONS, "fp32")
     with torch.inference_mode():
@@ -377,9 +380,9 @@ def test_a_product_of_other_than_rows_is_no_convolution(tmp_path):
         return Pooled(clip.tiny(), plugins.load("exporters.models.projectors", "linear").tiny())
 
     checkpoint = source(dataclasses.replace(SPEC.image, size=56))
-    options = {"checkpoint": checkpoint, "ane": True}
+    options = {"checkpoint": checkpoint, "options": {"ane": True}}
     with pytest.raises(EdgeError, match=r"last.weight multiplies 2 axes") as caught:
-        coreml.write(Component("vision", build, {}), randomized(build()), "w8", tmp_path, lambda done: None, **options)
+        write(coreml, Component("vision", build, {}), randomized(build()), "w8", tmp_path, lambda done: None, **options)
     assert caught.value.hint == "leave out --ane"
 
 
@@ -393,4 +396,4 @@ def test_a_rule_that_is_missing_is_named(tmp_path):
     component = Component("vision", lambda: Odd(tower, projector), {})
     checkpoint = source(dataclasses.replace(SPEC.image, size=56))
     with pytest.raises(EdgeError, match="there is no rule for 'fft_rfft'"):
-        coreml.write(component, Odd(tower, projector), "fp16", tmp_path, lambda done: None, checkpoint=checkpoint)
+        write(coreml, component, Odd(tower, projector), "fp16", tmp_path, lambda done: None, checkpoint=checkpoint)

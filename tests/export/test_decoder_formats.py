@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from fakes import SPEC
-from small_models import spec_of
+from small_models import spec_of, write
 
 from edge import plugins
 from edge.decoders.kv_graph import kv_decoder
@@ -95,9 +95,9 @@ def opened(format, component, module, folder):
         spec=spec, tokenizer_json=lambda: TOKENIZER, name="Tiny", license="cc0-1.0", sha256="0" * 64
     )
     name, coreml = format.partition(",")[0], format in COREML
-    scheme, more = ("fp16", {"ane": COREML[format]}) if coreml else ("fp32", {})
-    write = plugins.load("exporters.formats", name).write
-    written = write(component, module, scheme, folder, lambda _: None, checkpoint=source, **more)
+    scheme, options = ("fp16", {"ane": COREML[format]}) if coreml else ("fp32", {})
+    writer = plugins.load("exporters.formats", name)
+    written = write(writer, component, module, scheme, folder, checkpoint=source, options=options)
     part = PartFiles(name, scheme, ("decoder",), written.files, written.inputs, written.outputs, spec.decoder)
     if coreml:
         return mil.evaluate(part, OPTIONS, "fp32")

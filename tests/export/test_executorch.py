@@ -16,6 +16,7 @@ import torch
 from conftest import REPOSITORY, SPEC
 from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program
 from executorch.exir._serialize._program import _get_extended_header
+from small_models import write
 
 from edge import plugins
 from edge.engines import open_part
@@ -66,7 +67,8 @@ def source(decoder, image=SPEC.image, tokens=4, tokenizer=TOKENIZER):
 def written_decoder(folder, scheme, config=CONFIG, importance=None, **checkpoint):
     module = random_decoder(config)
     component = Component("decoder", lambda: llama.Decoder(config), {})
-    written = format.write(
+    written = write(
+        format,
         component,
         module,
         scheme,
@@ -90,7 +92,7 @@ def written_encoder(folder, scheme, name="ldpnetv2", role="vision"):
     module, image = randomized(build()), dataclasses.replace(SPEC.image, size=tower.image_size)
     checkpoint = source(spec_of(CONFIG), image, projector.tokens(sizes))
     component = Component(role, build, {})
-    written = format.write(component, module, scheme, folder, lambda done: None, checkpoint=checkpoint)
+    written = write(format, component, module, scheme, folder, lambda done: None, checkpoint=checkpoint)
     return module, PartFiles("executorch", scheme, ("vision", "projector"), *written[:3])
 
 

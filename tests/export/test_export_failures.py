@@ -30,7 +30,7 @@ def recorded(exports: Exports, monkeypatch):
     """An export that writes again what an earlier one wrote, so that only what is around it happens: the call."""
     path = exports.bundle()
 
-    def again(checkpoint, to, picture, question, folder, *rest):
+    def again(order, folder, progress):
         manifest = Bundle.open(path).manifest
         for file in (*(file for part in manifest.parts for file in part.files), manifest.tokenizer):
             shutil.copy(path / file.path, folder / file.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import gguf
 import pytest
@@ -21,7 +22,7 @@ from exporters import export as exporting
 from exporters import finite, reference, targets
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.export import ExportRequest, export
-from exporters.formats import FITTED, HALF
+from exporters.formats import FITTED, HALF, Job
 from exporters.formats import gguf as gguf_format
 from exporters.gguf import packing
 from exporters.models.attention import GrowingCache
@@ -59,8 +60,8 @@ def holding(checkpoint: Checkpoint, name: str, place: float, value: float, dtype
     return replace(checkpoint, weights=Weights(stored, checkpoint.weights.files))
 
 
-def check(checkpoint: Checkpoint, to=RECIPES["onnx-w8a8-w4"].targets) -> None:
-    finite.check(checkpoint, to, lambda done: None)
+def check(checkpoint: Checkpoint, to=RECIPES["onnx-w8a8-w4"].targets, options=targets.NO_OPTIONS) -> None:
+    finite.check(checkpoint, to, options, lambda done: None)
 
 
 def used(checkpoint: Checkpoint) -> list[str]:
@@ -144,7 +145,7 @@ def parts_of(checkpoint: Checkpoint, format: str, role: str, scheme: str):
 @pytest.mark.parametrize(("format", "role", "scheme"), SCHEMES)
 def test_what_a_scheme_cannot_hold_is_named_with_a_wider_one(checkpoint, format, role, scheme):
     part, to = parts_of(checkpoint, format, role, scheme)
-    bounds = plugins.load(targets.FORMATS, format).bounds(part, scheme, ())
+    bounds = plugins.load(targets.FORMATS, format).bounds(Job(part, scheme, Path(), checkpoint))
     assert bounds.keys() <= part.skeleton().state_dict().keys()
     assert all(bound >= HALF for bound in bounds.values())
     narrow = {name: bound for name, bound in bounds.items() if bound < 1e30}
@@ -187,11 +188,19 @@ def test_tensor_types_count(checkpoint):
     large = holding(checkpoint, "model.layers.1.mlp.down_proj.weight", 0.3, 70_000, torch.float32)
     to = dict(RECIPES["gguf-bf16"].targets)
     check(large, to)
-    to["decoder"] = Target("gguf", "bf16", ("ffn_down=f16",))
     with pytest.raises(UsageError, match="down_proj") as caught:
-        check(large, to)
+        check(large, to, {"gguf": {"tensor_type": ("ffn_down=f16",)}})
     assert caught.value.hint == "another --format or --tensor-type"
-    check(large, to | {"decoder": Target("gguf", "f16", ("ffn_down=bf16",))})
+    check(large, to | {"decoder": Target("gguf", "f16")}, {"gguf": {"tensor_type": ("ffn_down=bf16",)}})
+
+
+def test_a_scheme_that_does_not_take_the_tensor_types_is_no_way_out(checkpoint):
+    large = holding(checkpoint, "model.layers.1.mlp.down_proj.weight", 0.3, 70_000, torch.float32)
+    to = RECIPES["gguf-q4_k_m"].targets | {"decoder": Target("gguf", "q8_0")}
+    check(large, to)
+    with pytest.raises(UsageError, match="down_proj") as caught:
+        check(large, to | {"decoder": Target("gguf", "q4_k_m")}, {"gguf": {"tensor_type": ("attn_q=q5_0",)}})
+    assert caught.value.hint == "another --format or --tensor-type"
 
 
 @given(

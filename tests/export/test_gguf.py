@@ -14,6 +14,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from PIL import Image
 from sentencepiece import SentencePieceProcessor
+from small_models import write
 
 from edge import plugins
 from edge.bundle.manifest import sha256
@@ -62,7 +63,7 @@ def written(checkpoint, folder, scheme, role="decoder", importance=None):
     component = component_of(checkpoint, role)
     module = component.load(checkpoint.weights)
     seen = []
-    files, *_ = format.write(component, module, scheme, folder, seen.append, importance, checkpoint=checkpoint)
+    files, *_ = write(format, component, module, scheme, folder, seen.append, importance, checkpoint=checkpoint)
     assert seen == sorted(seen) and seen[-1] == 1.0
     return module, gguf.GGUFReader(files[0]), files[0]
 
@@ -231,7 +232,7 @@ def test_unusual_decoders(checkpoint, changes, scheme, tmp_path):
     module = llama.Decoder(config).eval().requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     component = Component("decoder", lambda: llama.Decoder(config), {})
-    files, *_ = format.write(component, module, scheme, tmp_path, lambda done: None, checkpoint=checkpoint)
+    files, *_ = write(format, component, module, scheme, tmp_path, lambda done: None, checkpoint=checkpoint)
     found = tensors_of(gguf.GGUFReader(files[0]))
     assert ("output.weight" in found) != config.tied
     if config.tied:
@@ -267,7 +268,7 @@ def test_scaled_positions(checkpoint, scaling, tmp_path):
     config = dataclasses.replace(DECODER, rope_scaling=scaling)
     module = llama.Decoder(config).eval().requires_grad_(False)
     component = Component("decoder", lambda: llama.Decoder(config), {})
-    files, *_ = format.write(component, module, "f16", tmp_path, lambda done: None, checkpoint=checkpoint)
+    files, *_ = write(format, component, module, "f16", tmp_path, lambda done: None, checkpoint=checkpoint)
     factors = tensors_of(gguf.GGUFReader(files[0]))["rope_freqs.weight"]
     frequencies = 10000.0 ** (-np.arange(0, 64, 2) / 64)
     np.testing.assert_allclose(frequencies / factors, config.rope.inv_freq(), rtol=1e-5)
@@ -373,10 +374,13 @@ def test_a_kept_matrix_makes_the_same_bundle(checkpoint, tmp_path):
         folder.mkdir()
     Image.fromarray(picture).save(tmp_path / "picture.png")
     records = [Record(tmp_path / "picture.png", "Who?", "Nobody.")]
-    arguments = (checkpoint, to, picture, "Who?")
-    first = pipeline.build(*arguments, folders[0], lambda stage, done: None, records)
-    second = pipeline.build(*arguments, folders[1], lambda stage, done: None, matrix=folders[0] / "imatrix.gguf")
-    plain = pipeline.build(*arguments, folders[2], lambda stage, done: None)
+    order = pipeline.Order(checkpoint, to, {}, picture, "Who?")
+    measured = dataclasses.replace(order, calibration=records)
+    kept = dataclasses.replace(order, importance=folders[0] / "imatrix.gguf")
+    first, second, plain = (
+        pipeline.build(asked, folder, lambda stage, done: None)
+        for asked, folder in zip((measured, kept, order), folders, strict=True)
+    )
     assert [file.path for file in first.companions] == ["imatrix.gguf"]
     assert second.companions == plain.companions == ()
     assert first.parts[1].files == second.parts[1].files
@@ -549,7 +553,7 @@ def encoder_of(name, tower=TOWER, depth=2):
 
 def written_mmproj(checkpoint, module, scheme, folder):
     component = Component("mmproj", lambda: module, {})
-    files, *_ = format.write(component, module, scheme, folder, lambda done: None, checkpoint=checkpoint)
+    files, *_ = write(format, component, module, scheme, folder, lambda done: None, checkpoint=checkpoint)
     assert files[0].name == f"mmproj-Tiny-VLM-{scheme.upper()}.gguf"
     return gguf.GGUFReader(files[0])
 
@@ -628,9 +632,9 @@ def test_such_an_encoder_is_refused_before_the_work(checkpoint, tmp_path):
     small = dataclasses.replace(checkpoint, components={**checkpoint.components, **others})
     stages = []
     picture = np.zeros((40, 60, 3), np.uint8)
-    to = resolve("gguf", [], None, None).targets
+    order = pipeline.Order(small, resolve("gguf", [], None, None).targets, {}, picture, "Who?")
     with pytest.raises(EdgeError, match="on a grid of 16x16"):
-        pipeline.build(small, to, picture, "Who?", tmp_path, lambda stage, done: stages.append(stage))
+        pipeline.build(order, tmp_path, lambda stage, done: stages.append(stage))
     assert stages == []
 
 
@@ -654,7 +658,8 @@ def test_a_bundle_of_two_formats(checkpoint, tmp_path):
     to = resolve("gguf", [], None, None).targets
     picture = np.random.default_rng(9).integers(0, 256, (40, 60, 3), np.uint8)
     stages = []
-    built = pipeline.build(checkpoint, to, picture, "Who?", tmp_path, lambda stage, done: stages.append(stage))
+    order = pipeline.Order(checkpoint, to, {}, picture, "Who?")
+    built = pipeline.build(order, tmp_path, lambda stage, done: stages.append(stage))
     assert [(part.covers, part.format, part.scheme) for part in built.parts] == [
         (("vision", "projector"), "onnx", "w8a8"),
         (("decoder",), "gguf", "q4_0"),

@@ -6,6 +6,7 @@ import json
 import unicodedata
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import gguf
@@ -17,13 +18,14 @@ import torch
 from fakes import SPEC
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_models import spec_of
+from small_models import spec_of, write
 from test_decoder_formats import COUNT, PROMPT, SIZES, Shaped, answer, pair
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from edge.errors import CheckpointError
 from edge.spec import VLMSpec
 from edge.verify import distance
+from exporters.formats import Job
 from exporters.formats import gguf as format
 from exporters.gguf import bpe
 from exporters.gguf.doctor import diagnose
@@ -82,7 +84,7 @@ def written(name, folder, tokenizer=None, scheme="f16"):
         parameter.copy_(parameter.half() if parameter.ndim > 1 else parameter)
     module = component.load(Shaped(theirs.state_dict()))
     checkpoint = source(tokenizer or trained(), spec_of(module.config))
-    files, *_ = format.write(component, module, scheme, folder, lambda _: None, checkpoint=checkpoint)
+    files, *_ = write(format, component, module, scheme, folder, checkpoint=checkpoint)
     return theirs, module, files[0]
 
 
@@ -144,7 +146,7 @@ def test_what_llama_cpp_does_not_compute_is_refused_before_the_work(name, said, 
     config = family.from_config({**SIZES, **said})
     component = Component("decoder", lambda: family.Decoder(config), {})
     with pytest.raises(CheckpointError, match=match):
-        format.bounds(component, "f16")
+        format.check(Job(component, "f16", Path(), source(trained(), spec_of(config))))
 
 
 @pytest.fixture(scope="module", params=sorted(bpe.PRE.values()))

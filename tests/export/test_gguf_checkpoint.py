@@ -16,6 +16,7 @@ import torch
 from exported import Exports, golden_of, manifest_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import write
 from tokenizers import Tokenizer as Library
 
 from edge.errors import CheckpointError, EdgeError, UsageError
@@ -49,8 +50,8 @@ def write_pair(checkpoint, folder, scheme="f16", mmproj="f16", **options):
     modules, files = [], []
     for component, kind in ((decoder, scheme), (dataclasses.replace(vision, role="mmproj"), mmproj)):
         modules.append(component.load(checkpoint.weights))
-        written = format.write(
-            component, modules[-1], kind, folder, lambda done: None, checkpoint=checkpoint, **options
+        written = write(
+            format, component, modules[-1], kind, folder, lambda done: None, checkpoint=checkpoint, options=options
         )
         files.append(written.files[0])
     return files, modules
@@ -185,7 +186,7 @@ def test_a_pair_is_the_checkpoint_that_it_was_made_from(projector, kind, tmp_pat
 
 
 def test_positions_that_were_moved_for_faulty_builds_are_put_back(original, tmp_path):
-    files, _ = write_pair(original, tmp_path / "moved", position_workaround=True)
+    files, _ = write_pair(original, tmp_path / "moved", mtmd_position_workaround=True)
     plain, _ = write_pair(original, tmp_path / "plain")
     found = reopen(files)
     assert_same(states(found), states(original))
@@ -224,7 +225,7 @@ def test_unusual_decoders(original, changes, tmp_path):
     if config.tied:
         module.lm_head.weight.copy_(module.embed_tokens.weight)
     component = Component("decoder", lambda: llama.Decoder(config), {})
-    decoder = format.write(component, module, "f16", tmp_path, lambda done: None, checkpoint=original).files[0]
+    decoder = write(format, component, module, "f16", tmp_path, lambda done: None, checkpoint=original).files[0]
     sizes = {name: getattr(config, name) for name in ("hidden", "ffn", "heads", "kv_heads", "head_dim")}
     standin.write(tmp_path / "eye", Shape(TOWER, dataclasses.replace(DECODER, **sizes)))
     mmproj = write_pair(open_checkpoint(str(tmp_path / "eye")), tmp_path / "mmproj")[0][1]

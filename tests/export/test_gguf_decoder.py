@@ -11,6 +11,7 @@ import pytest
 import torch
 from commands import call
 from conftest import REPOSITORY
+from small_models import write
 
 from edge.bench.measurements import measuring
 from edge.bench.request import Request
@@ -46,7 +47,7 @@ def written(checkpoint, folder, scheme):
     """The module as stored, and the decoder that llama.cpp makes of the file."""
     _, component = pipeline.components(checkpoint)
     module = component.load(checkpoint.weights)
-    files, *_ = format.write(component, module, scheme, folder, lambda _: None, checkpoint=checkpoint)
+    files, *_ = write(format, component, module, scheme, folder, lambda _: None, checkpoint=checkpoint)
     part = PartFiles("gguf", scheme, ("decoder",), tuple(files), (), (), checkpoint.spec.decoder)
     return module, open_part(part, "llamacpp", OpenOptions(threads=1, context=part.decoder.context))
 
@@ -98,7 +99,12 @@ def test_a_mixed_bundle(checkpoint, tmp_path):
 def test_the_pair_alone(checkpoint, tmp_path):
     """No vision part: the decoder is proven, text is answered, and of a picture it is told what to do."""
     request = ExportRequest(
-        str(checkpoint.folder), tmp_path / "out", format="gguf", schemes=("q4_k_m",), gguf_only=True, threads=1
+        str(checkpoint.folder),
+        tmp_path / "out",
+        format="gguf",
+        schemes=("q4_k_m",),
+        options={"gguf": {"gguf_only": True}},
+        threads=1,
     )
     done = export(request, lambda *_: None)
     assert done.next_command == f"edge run {tmp_path / 'out'} 'What is in this picture?'"

@@ -63,7 +63,8 @@ def test_a_repaired_pair_decodes_the_same(exports, tmp_path):
 
 def test_an_export_with_the_workaround(exports):
     plain, rolled = (
-        pair_of(exports.bundle(format="gguf", mtmd_position_workaround=workaround))[1] for workaround in (False, True)
+        pair_of(exports.bundle(format="gguf", options={"gguf": {"mtmd_position_workaround": workaround}}))[1]
+        for workaround in (False, True)
     )
     assert WORKAROUND not in gguf.read(plain).settings
     assert gguf.read(rolled).settings[WORKAROUND] is True
@@ -74,4 +75,4 @@ def test_an_export_with_the_workaround(exports):
 
 def test_a_workaround_for_no_mmproj_is_refused(exports):
     with pytest.raises(UsageError, match="for an mmproj, and none is written"):
-        exports.export(mtmd_position_workaround=True)
+        exports.export(options={"gguf": {"mtmd_position_workaround": True}})

@@ -64,7 +64,7 @@ PAIRS = {
 
 @pytest.mark.parametrize(("call", "expected"), PAIRS.values(), ids=PAIRS.keys())
 def test_the_pair_only(call, expected):
-    recipe = targets.resolve(*call, gguf_only=True)
+    recipe = targets.resolve(*call, {"gguf": {"gguf_only": True}})
     assert {role: str(target) for role, target in recipe.targets.items()} == expected
     assert recipe.name == "custom"
 
@@ -72,14 +72,14 @@ def test_the_pair_only(call, expected):
 @pytest.mark.parametrize(
     ("call", "message", "hint"),
     [
-        ((None, [], None, None), "the decoder is written as onnx w4", "--format gguf"),
+        ((None, [], None, None), "--gguf-only is for a GGUF decoder, and none is written", "--format gguf"),
         (("gguf", ["vision=fp16"], None, None), "no role 'vision'", "decoder, mmproj"),
         (("gguf", ["w8a8"], None, None), "no part can be written as 'w8a8'", "decoder=f16"),
     ],
 )
 def test_what_a_pair_cannot_be(call, message, hint):
     with pytest.raises(UsageError) as caught:
-        targets.resolve(*call, gguf_only=True)
+        targets.resolve(*call, {"gguf": {"gguf_only": True}})
     assert message in caught.value.message
     assert hint in caught.value.hint
 

@@ -11,7 +11,7 @@ import torch
 from conftest import SPEC
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import randomized
+from small_models import randomized, write
 from torch.nn import functional as F
 
 from edge import plugins
@@ -60,9 +60,8 @@ def written(format, kind, scheme, grid, folder, **how):
     )
     checkpoint = SimpleNamespace(name="Tiny Model", license="cc0-1.0", sha256="0" * 64, spec=spec)
     writer = plugins.load("exporters.formats", format)
-    made = writer.write(
-        Component("vision", build, {}), module, scheme, folder, lambda done: None, checkpoint=checkpoint, **how
-    )
+    component = Component("vision", build, {})
+    made = write(writer, component, module, scheme, folder, checkpoint=checkpoint, options=how)
     part = PartFiles(format, scheme, ("vision", "projector"), made.files, made.inputs, made.outputs)
     return module, part, writer.SCHEMES["vision"][scheme]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from llama_cpp import mtmd_cpp as mtmd
+from small_models import write
 
 from edge.formats.gguf import read
 from exporters import pipeline
@@ -109,8 +110,8 @@ def cosine(a, b):
 
 def written(checkpoint, encoder, folder, workaround):
     component = Component("mmproj", lambda: encoder, {})
-    options = {"checkpoint": checkpoint, "position_workaround": workaround}
-    (path,), *_ = format.write(component, encoder, "f16", folder, lambda done: None, **options)
+    options = {"checkpoint": checkpoint, "options": {"mtmd_position_workaround": workaround}}
+    (path,), *_ = write(format, component, encoder, "f16", folder, lambda done: None, **options)
     return path
 
 
@@ -120,7 +121,7 @@ def model(checkpoint, tmp_path_factory):
     component = pipeline.components(checkpoint)[1]
     folder = tmp_path_factory.mktemp("decoder")
     module = component.load(checkpoint.weights)
-    (path,), *_ = format.write(component, module, "f16", folder, lambda done: None, checkpoint=checkpoint)
+    (path,), *_ = write(format, component, module, "f16", folder, lambda done: None, checkpoint=checkpoint)
     with quantizer._listening(lib):
         loaded = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
         yield loaded

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from small_models import logits_after, randomized, spec_of
+from small_models import logits_after, randomized, spec_of, write
 
 from edge import plugins
 from edge.decoders.kv_graph import kv_decoder
@@ -31,7 +31,7 @@ def part_of(written, scheme, *covers):
 def written_decoder(config, scheme, folder):
     module = randomized(llama.Decoder(config))
     component = Component("decoder", lambda: llama.Decoder(config), {})
-    part = part_of(onnx.write(component, module, scheme, folder, lambda done: None), scheme, "decoder")
+    part = part_of(write(onnx, component, module, scheme, folder, lambda done: None), scheme, "decoder")
     return module, kv_decoder(open_part(part, "onnxruntime", OPTIONS), part, spec_of(config), config.context)
 
 
@@ -105,7 +105,7 @@ def test_encoder_computes_its_reference(name, scheme, tmp_path):
         return Encoder(clip.Tower(tower), projector.Projector(sizes))
 
     module = randomized(build())
-    written = onnx.write(Component("vision", build, {}), module, scheme, tmp_path, lambda done: None)
+    written = write(onnx, Component("vision", build, {}), module, scheme, tmp_path, lambda done: None)
     graph = open_part(part_of(written, scheme, "vision", "projector"), "onnxruntime", OPTIONS)
     pixels = np.random.default_rng(8).normal(size=(1, 3, 336, 336)).astype(np.float32)
     found = graph.run({"pixel_values": pixels})["image_embeds"]
@@ -117,7 +117,8 @@ def test_encoder_computes_its_reference(name, scheme, tmp_path):
 
 def test_a_graph_names_its_axes_as_the_lift_reads_them(tmp_path):
     config = TINY
-    written = onnx.write(
+    written = write(
+        onnx,
         Component("decoder", lambda: llama.Decoder(config), {}),
         randomized(llama.Decoder(config)),
         "w4",
@@ -135,7 +136,8 @@ def test_a_graph_names_its_axes_as_the_lift_reads_them(tmp_path):
 
 def test_progress_ends_at_one(tmp_path):
     seen = []
-    onnx.write(
+    write(
+        onnx,
         Component("decoder", lambda: llama.Decoder(TINY), {}),
         randomized(llama.Decoder(TINY)),
         "w8",

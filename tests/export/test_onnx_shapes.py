@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 from conftest import REPOSITORY
 from onnx import TensorProto, defs, helper, shape_inference
-from small_models import randomized
+from small_models import randomized, write
 
 from exporters.checkpoint import open_checkpoint
 from exporters.formats import onnx as format
@@ -76,7 +76,7 @@ PARTS = {
 def path(request, tmp_path_factory):
     name, scheme = request.param
     component, module = PARTS[name][1]()
-    return format.write(component, module, scheme, tmp_path_factory.mktemp("part"), lambda done: None).files[0]
+    return write(format, component, module, scheme, tmp_path_factory.mktemp("part"), lambda done: None).files[0]
 
 
 def session(source, level=ort.GraphOptimizationLevel.ORT_ENABLE_ALL):
@@ -176,7 +176,7 @@ def known_to_the_checker():
 def test_a_wrong_shape_or_dtype_is_seen(tmp_path, capfd):
     """By each of the tests above, so that they can fail."""
     component, module = PARTS["llama"][1]()
-    path = format.write(component, module, "fp32", tmp_path, lambda done: None).files[0]
+    path = write(format, component, module, "fp32", tmp_path, lambda done: None).files[0]
     norm = next(n for n in onnx.load(path, load_external_data=False).graph.node if n.op_type.startswith("Skip"))
 
     def changed(name, change):
@@ -197,7 +197,7 @@ def test_a_wrong_shape_or_dtype_is_seen(tmp_path, capfd):
 
 def test_statistics_of_a_norm_that_nobody_reads_are_left_out(tmp_path):
     component, module = PARTS["llama"][1]()
-    path = format.write(component, module, "fp32", tmp_path, lambda done: None).files[0]
+    path = write(format, component, module, "fp32", tmp_path, lambda done: None).files[0]
     model = onnx.load(path, load_external_data=False)
     norms = [node for node in model.graph.node if node.op_type == "SkipSimplifiedLayerNormalization"]
     assert len(norms) == 2 * TINY.layers - 1

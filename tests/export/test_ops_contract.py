@@ -1,7 +1,7 @@
 """Every operation of `exporters.models.ops` in every format, run by the format's engine, against torch.
 
 A component here calls one operation, at several shapes. GGUF is left out: such a file holds weights only, and llama.cpp
-brings the graph itself, so no operation of ours is ever lowered there.
+brings the graph itself, so no operation of ours is ever lowered there; it refuses a decoder whose graph is another.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SPEC
-from small_models import logits_after, randomized, spec_of
+from small_models import logits_after, randomized, spec_of, write
 from torch import nn
 
 from edge.decoders.kv_graph import kv_decoder
@@ -25,7 +25,7 @@ from edge.spec import VLMSpec
 from edge.types import OpenOptions, PartFiles, Tokens
 from edge.verify import distance
 from exporters.evaluators import mil
-from exporters.formats import coreml, executorch, onnx, tflite
+from exporters.formats import coreml, executorch, gguf, onnx, tflite
 from exporters.models import ops
 from exporters.models.attention import Rope
 from exporters.models.component import Component
@@ -190,6 +190,7 @@ def test_every_operation_has_a_case():
 
 @dataclass(frozen=True)
 class Config(llama.Config):
+    __module__ = llama.Config.__module__  # of Llama's family
     rotary_dim: int = 0
 
     @property
@@ -251,7 +252,7 @@ each_format = pytest.mark.parametrize("name", FORMATS)
 
 def written(name, component, module, source, folder, covers, decoder=None):
     format, scheme, options, engine = FORMATS[name]
-    made = format.write(component, module, scheme, folder, lambda done: None, checkpoint=source, **options)
+    made = write(format, component, module, scheme, folder, checkpoint=source, options=options)
     part = PartFiles(name.split(",")[0], scheme, covers, made.files, made.inputs, made.outputs, decoder)
     return part, mil.evaluate(part, OPTIONS, "fp32") if engine == "mil" else open_part(part, engine, OPTIONS)
 
@@ -304,6 +305,26 @@ def test_a_decoder_of_them_computes_what_torch_does(case, name, tmp_path):
     for have, want in zip(found, expected, strict=True):
         error = distance(have, want)
         assert error["cosine"] >= TOLERANCE["cosine"] and error["max_abs"] <= TOLERANCE["max_abs"], error
+
+
+PARTIAL = replace(CONFIG, rotary_dim=8)
+
+
+class PartlyRotated(llama.Decoder):
+    """A Llama but for its rope."""
+
+    def __init__(self):
+        super().__init__(PARTIAL)
+
+
+@pytest.mark.parametrize(
+    ("build", "named"),
+    [(lambda: OneLayer(CONFIG, "silu"), "no graph of llama.cpp known for OneLayer"), (PartlyRotated, "rope of 8")],
+)
+def test_gguf_refuses_a_decoder_that_llama_cpp_would_compute_otherwise(build, named, tmp_path):
+    with pytest.raises(EdgeError, match=named) as refused:
+        write(gguf, Component("decoder", build, {}), build(), "f16", tmp_path, checkpoint=checkpoint())
+    assert refused.value.hint == "another --format"
 
 
 # What is no operation is refused by name, with a way out; ExecuTorch has kernels for most of what torch has.

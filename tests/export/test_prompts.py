@@ -15,6 +15,7 @@ import tokenizers
 from chat_templates import CHATML, LLAMA_2, OWN, VICUNA
 from commands import call
 from exported import Exports, manifest_of
+from small_models import write
 
 import edge
 from edge.bundle.manifest import Bundle
@@ -449,8 +450,7 @@ def pair(request: pytest.FixtureRequest, exports: Exports, tmp_path_factory: pyt
     vision, decoder = pipeline.components(checkpoint)
     for component in (decoder, dataclasses.replace(vision, role="mmproj")):
         module = component.load(checkpoint.weights)
-        options: dict[str, Any] = {"checkpoint": checkpoint}
-        files += format.write(component, module, "f16", folder, lambda done: None, **options).files[:1]
+        files += write(format, component, module, "f16", folder, checkpoint=checkpoint).files[:1]
     return [Path(file) for file in files]
 
 

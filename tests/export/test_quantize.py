@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
 
-from exporters.quantization import integers
+from edge import plugins
+from edge.bundle.manifest import ROLES
+from edge.decoders.embedding_table import EmbeddingTable
+from exporters.quantization import embedding_table, integers
 
 
 def weights(rows, columns, seed=0):
@@ -87,3 +92,35 @@ def test_per_channel_rounds_to_127_steps():
     packed = integers.per_channel(weight)
     np.testing.assert_allclose(packed.dequantized(), weight, atol=float(weight.abs().max()) / 127 / 2 * 1.001)
     assert (packed.values.abs().amax(1) == 127).all()
+
+
+@pytest.mark.parametrize(
+    ("format", "storage"),
+    [
+        ("onnx", "onnx.lower"),
+        ("tflite", "tflite.weights"),
+        ("executorch", "executorch.linears"),
+        ("coreml", "coreml.weights"),
+    ],
+)
+def test_a_scheme_is_stored_as_one_row_says(format, storage):
+    """Each scheme of a part has its row, and no row is left over."""
+    schemes = plugins.facts("exporters.formats", format)["SCHEMES"]
+    stored = importlib.import_module(f"exporters.formats.{storage}").STORAGE
+    assert set(stored) == {scheme for role in ROLES for scheme in schemes.get(role, ())}
+
+
+@pytest.mark.parametrize(("kind", "blocks"), [("fp32", 0), ("fp16", 0), ("int8", 2), ("int8_rows", 1)])
+def test_an_embedding_table_is_what_its_file_holds(kind, blocks, tmp_path):
+    table = weights(40, 64)
+    exact = table.clone()
+    files = embedding_table.write(table, kind, tmp_path)
+    assert len(files) == 1 + bool(blocks)
+    rows = np.load(files[0])
+    assert rows.dtype == ("int8" if blocks else {"fp32": "float32", "fp16": "float16"}[kind])
+    scales = np.load(files[1]) if blocks else np.ones((40, 1), np.float32)
+    assert scales.shape == (40, max(1, blocks))
+    found = np.empty((40, 64), np.float32)
+    EmbeddingTable.open(files, 40, 64).gather(range(40), found)
+    np.testing.assert_allclose(found, table.numpy(), rtol=1e-6)
+    assert float((table - exact).abs().max()) <= {"fp32": 0.0, "fp16": 2e-3}.get(kind, 0.02)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SPEC
-from small_models import randomized
+from small_models import randomized, write
 
 from edge import plugins
 from edge.engines import open_part
@@ -142,9 +142,7 @@ def written(format, scheme, kind, grid, select_layer, folder):
     )
     checkpoint = SimpleNamespace(name="Tiny Model", license="cc0-1.0", sha256="0" * 64, spec=spec)
     writer = plugins.load("exporters.formats", format)
-    made = writer.write(
-        Component("vision", build, {}), module, scheme, folder, lambda done: None, checkpoint=checkpoint
-    )
+    made = write(writer, Component("vision", build, {}), module, scheme, folder, checkpoint=checkpoint)
     part = PartFiles(format, scheme, ("vision", "projector"), made.files, made.inputs, made.outputs)
     return module, part, writer.SCHEMES["vision"][scheme]
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from edge import devices
+from edge import devices, plugins
 from edge.errors import UsageError
 from edge.recipes import DEFAULT, RECIPES, Recipe, Target
 from exporters import targets
@@ -116,3 +116,67 @@ def test_targets_are_resolved_without_a_converter():
     loaded = done.stdout.split()
     assert "exporters.targets" in loaded
     assert [m for m in ("torch", "onnx_ir", "exporters.formats.onnx") if m in loaded] == []
+
+
+UNUSED = {
+    ("coreml", "ane"): (True, "--ane is for Core ML packages, and none is written", "add --format coreml"),
+    ("coreml", "compile"): (True, "--compile is for Core ML packages, and none is written", "add --format coreml"),
+    ("executorch", "split"): (
+        True,
+        "--split is for ExecuTorch programs, and none is written",
+        "add --format executorch",
+    ),
+    ("executorch", "backend"): (
+        ("mps",),
+        "--backend is for ExecuTorch programs, and none is written",
+        "add --format executorch",
+    ),
+    ("gguf", "gguf_only"): (True, "--gguf-only is for a GGUF decoder, and none is written", "add --format gguf"),
+    ("gguf", "mtmd_position_workaround"): (
+        True,
+        "--mtmd-position-workaround is for an mmproj, and none is written",
+        "add --format gguf",
+    ),
+    ("gguf", "tensor_type"): (
+        ("attn=q8_0",),
+        "--tensor-type is for a GGUF decoder, and none is written",
+        "add --format gguf",
+    ),
+}
+
+
+@pytest.mark.parametrize("format", plugins.names(targets.FORMATS))
+def test_every_option_is_refused_where_nothing_makes_use_of_it(format):
+    options = plugins.facts(targets.FORMATS, format)["OPTIONS"]
+    assert {name for owner, name in UNUSED if owner == format} == set(options)
+    for name, facts in options.items():
+        value, message, hint = UNUSED[format, name]
+        assert targets.resolve("onnx", (), None, None, {format: {name: facts["default"]}}) == RECIPES[DEFAULT]
+        with pytest.raises(UsageError) as caught:
+            targets.resolve("onnx", (), None, None, {format: {name: value}})
+        assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+def test_a_decoder_of_gguf_without_its_mmproj_has_no_use_for_the_workaround():
+    options = {"gguf": {"mtmd_position_workaround": True}}
+    assert "mmproj" in targets.resolve("gguf", (), None, None, options).targets
+    with pytest.raises(UsageError, match="is for an mmproj, and none is written"):
+        targets.resolve(None, (), "onnx-w8a8-gguf-q4_0", None, options)
+
+
+def test_backends_add_their_roles():
+    found = targets.resolve("executorch", (), None, None, {"executorch": {"backend": ("vulkan", "mps")}})
+    added = {role: str(target) for role, target in found.targets.items() if role not in ("vision", "decoder")}
+    assert added == {"vision-vulkan": "executorch fp32", "vision-mps": "executorch fp16"}
+    assert found.name == "custom"
+    with pytest.raises(UsageError, match="no backend 'qnn'") as caught:
+        targets.resolve("executorch", (), None, None, {"executorch": {"backend": ("mps", "qnn")}})
+    assert caught.value.hint == "one of: coreml, mps, vulkan"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"ggml": {"x": 1}}, "no format 'ggml'"), ({"onnx": {"ane": True}}, "onnx has no option")]
+)
+def test_an_option_that_is_unknown_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        targets.resolve(None, (), None, None, options)

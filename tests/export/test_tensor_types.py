@@ -12,6 +12,7 @@ import pytest
 from commands import call
 from conftest import REPOSITORY
 from gguf import GGMLQuantizationType as Kind
+from small_models import write
 
 from edge.bundle.manifest import Bundle
 from edge.errors import EdgeError, UsageError
@@ -19,6 +20,7 @@ from edge.recipes import bytes_per_weight
 from exporters import pipeline, preview, standin, targets
 from exporters.checkpoint import open_checkpoint
 from exporters.export import ExportRequest, export
+from exporters.formats import Job
 from exporters.formats import gguf as format
 from exporters.gguf import quantizer, tensor_types
 from exporters.models.decoders import llama
@@ -51,8 +53,15 @@ def written(checkpoint, folder, scheme, words=()):
     opened = open_checkpoint(str(checkpoint))
     component = pipeline.components(opened)[1]
     module = component.load(opened.weights)
-    (path,), *_ = format.write(
-        component, module, scheme, folder, lambda _: None, checkpoint=opened, tensor_types=tuple(words)
+    (path,), *_ = write(
+        format,
+        component,
+        module,
+        scheme,
+        folder,
+        lambda _: None,
+        checkpoint=opened,
+        options={"tensor_type": tuple(words)},
     )
     return kinds_of(path), path, module
 
@@ -94,7 +103,12 @@ def test_every_kind(checkpoint, kind, tmp_path):
 def test_a_bundle_says_so_and_is_proven(checkpoint, tmp_path):
     asked = ("ffn_down=Q5_K", "attn_[a-z]=Q8_0")
     request = ExportRequest(
-        str(checkpoint), tmp_path / "out", format="gguf", schemes=("q4_k_m",), tensor_type=asked, threads=1
+        str(checkpoint),
+        tmp_path / "out",
+        format="gguf",
+        schemes=("q4_k_m",),
+        options={"gguf": {"tensor_type": asked}},
+        threads=1,
     )
     done = export(request, nothing)
     assert done.report.ok
@@ -160,21 +174,22 @@ def test_what_the_names_and_shapes_refuse(words, message, hint):
         ("q4_k_m", "x{99999999999}=q8_0", "is no regular expression", "quote it"),
     ],
 )
-def test_what_no_checkpoint_is_needed_to_refuse(scheme, word, message, hint):
+def test_what_is_no_kind_is_refused_by_the_skeleton(checkpoint, scheme, word, message, hint, tmp_path):
+    opened = open_checkpoint(str(checkpoint))
+    component, options = opened.components["decoder"], {"tensor_type": ("ffn=q8_0", word)}
     with pytest.raises(UsageError) as caught:
-        targets.resolve("gguf", (scheme,), None, None, types=("ffn=q8_0", word))
+        format.check(Job(component, scheme, tmp_path, opened, options=options))
     assert message in caught.value.message
     assert hint in caught.value.hint
 
 
 def test_a_call_of_other_kinds():
     usual = targets.resolve(None, (), "onnx-w8a8-gguf-q4_k_m", None)
-    asked = targets.resolve(None, (), "onnx-w8a8-gguf-q4_k_m", None, types=("(?=attn)=Q8_0",))
-    assert asked.name == "custom"
-    decoder = dataclasses.replace(usual.targets["decoder"], tensor_types=("(?=attn)=q8_0",))
-    assert asked.targets == {**usual.targets, "decoder": decoder}
-    with pytest.raises(UsageError, match="the decoder is written as onnx w4") as caught:
-        targets.resolve(None, (), None, None, types=("attn=q8_0",))
+    options = {"gguf": {"tensor_type": ("(?=attn)=Q8_0",)}}
+    asked = targets.resolve(None, (), "onnx-w8a8-gguf-q4_k_m", None, options)
+    assert (asked.name, asked.targets) == ("custom", usual.targets)
+    with pytest.raises(UsageError, match="--tensor-type is for a GGUF decoder, and none is written") as caught:
+        targets.resolve(None, (), None, None, options)
     assert caught.value.hint == "add --format gguf"
 
 
@@ -185,7 +200,12 @@ def test_nothing_is_computed_for_what_cannot_be(word, message, tmp_path):
     source = checkpoint_of(tmp_path, dataclasses.replace(DECODER, ffn=96))
     stages = []
     request = ExportRequest(
-        str(source), tmp_path / "out", format="gguf", schemes=("q4_k_m",), tensor_type=(word,), threads=1
+        str(source),
+        tmp_path / "out",
+        format="gguf",
+        schemes=("q4_k_m",),
+        options={"gguf": {"tensor_type": (word,)}},
+        threads=1,
     )
     with pytest.raises(UsageError, match=message):
         export(request, lambda stage, done: stages.append(stage))
@@ -195,11 +215,9 @@ def test_nothing_is_computed_for_what_cannot_be(word, message, tmp_path):
 
 def test_the_room_that_is_needed(checkpoint):
     opened = open_checkpoint(str(checkpoint))
+    recipe = targets.resolve("gguf", ("q4_k_m",), None, None)
     usual, wide = (
-        sum(
-            file.bytes
-            for file in preview.manifest(opened, targets.resolve("gguf", ("q4_k_m",), None, None, types=types)).files()
-        )
+        sum(file.bytes for file in preview.manifest(opened, recipe, {"gguf": {"tensor_type": types}}).files())
         for types in ((), ("ffn_down=f32",))
     )
     assert wide - usual == pytest.approx(2 * 256 * 512 * (4 - bytes_per_weight("gguf", "q4_k_m")), abs=2)

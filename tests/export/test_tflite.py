@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from small_models import logits_after, random_decoder, randomized, spec_of
+from small_models import logits_after, random_decoder, randomized, spec_of, write
 
 from edge.engines import open_part
 from edge.errors import EdgeError
@@ -35,7 +35,7 @@ def cache(tmp_path_factory, monkeypatch):
 def written_decoder(config, scheme, folder, importance=None):
     module = random_decoder(config)
     component = Component("decoder", lambda: llama.Decoder(config), {})
-    written = format.write(component, module, scheme, folder, lambda done: None, importance)
+    written = write(format, component, module, scheme, folder, lambda done: None, importance)
     covers, files = ("decoder",), written.files
     part = PartFiles("tflite", scheme, covers, files, written.inputs, written.outputs, spec_of(config))
     return module, part
@@ -113,7 +113,7 @@ def test_a_vision_part_computes_what_torch_does_on_its_weights(scheme, projector
         return Encoder(clip.Tower(tower), found.Projector(ProjectorConfig(inputs=64, hidden=64, grid=24, depth=2)))
 
     module = randomized(build())
-    written = format.write(Component("vision", build, {}), module, scheme, tmp_path, lambda done: None)
+    written = write(format, Component("vision", build, {}), module, scheme, tmp_path, lambda done: None)
     part = PartFiles("tflite", scheme, ("vision", "projector"), written.files, written.inputs, written.outputs)
     pixels = np.random.default_rng(3).normal(size=(1, 3, 336, 336)).astype(np.float32)
     rows = open_part(part, "litert", OPTIONS).run({"pixel_values": pixels})["image_embeds"]
@@ -184,7 +184,7 @@ def test_what_has_no_rule_is_refused_by_name(tmp_path):
         return Odd(clip.Tower(tower), found.Projector(ProjectorConfig(tower.hidden, 64, tower.grid)))
 
     with pytest.raises(EdgeError, match="TFLite: there is no rule for cumsum") as caught:
-        format.write(Component("vision", build, {}), randomized(build()), "fp32", tmp_path, lambda done: None)
+        write(format, Component("vision", build, {}), randomized(build()), "fp32", tmp_path)
     assert "another --format" in caught.value.hint
 
 

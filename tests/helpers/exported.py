@@ -44,7 +44,7 @@ class Exports:
     def export(self, *, checkpoint: Path | None = None, **request: Any) -> Exported:
         """Of the default checkpoint unless another is given; `request` as ExportRequest takes it."""
         source = checkpoint or self.checkpoint()
-        wanted = (source, *sorted((name, value) for name, value in request.items() if value))
+        wanted = (source, repr(sorted((name, value) for name, value in request.items() if value)))
         if wanted not in self._exported:
             output = self.folder / f"bundle-{len(self._exported)}"
             asked = ExportRequest(str(source), output, threads=1, **request)

@@ -1,12 +1,13 @@
-"""Small modules of random numbers, and what torch computes with them."""
+"""Small modules of random numbers, what torch computes with them, and writing them in a format."""
 
 from __future__ import annotations
 
 import torch
 
 from edge.spec import DecoderSpec
+from exporters.formats import Job, silent
 from exporters.models.attention import GrowingCache
-from exporters.models.decoders import llama
+from exporters.models.decoders import LanguageModel, llama
 
 
 def randomized(module):
@@ -33,3 +34,11 @@ def logits_after(module, pieces):
     config = module.config
     cache = GrowingCache(config.heads, config.kv_heads, config.rope)
     return [module(rows, cache)[0, -1].numpy() for rows in pieces]
+
+
+def write(format, component, module, scheme, folder, progress=silent, importance=None, *, checkpoint=None, **more):
+    """As an export does: checked, then written. `more`: `samples`, `measured` and `options` of a Job."""
+    job = Job(component, scheme, folder, checkpoint, progress, importance or {}, **more)
+    if hasattr(format, "check"):
+        format.check(job)
+    return (format.decoder if isinstance(module, LanguageModel) else format.encoder)(job, module)

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 from bench_fakes import run as bench_rows
 from conftest import REPOSITORY, write_bundle
 from gguf_fakes import gguf_bytes, pair_decoder, pair_mmproj
@@ -438,14 +439,16 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
             "context": 512,
             "vision_tower": Path("tower"),
             "mmproj": Path("m"),
-            "gguf_only": True,
-            "mtmd_position_workaround": True,
-            "tensor_type": ("attn_v=Q8_0", "blk=q6_k"),
-            "ane": True,
-            "compile": True,
-            "split": True,
-            "backend": ("coreml", "vulkan"),
             "threads": 3,
+            "options": {
+                "gguf": {
+                    "gguf_only": True,
+                    "mtmd_position_workaround": True,
+                    "tensor_type": ("attn_v=Q8_0", "blk=q6_k"),
+                },
+                "coreml": {"ane": True, "compile": True},
+                "executorch": {"split": True, "backend": ("coreml", "vulkan")},
+            },
             "max_loss": 0.1,
             "prompt": "vicuna",
         }
@@ -456,10 +459,25 @@ def test_export_leaves_open_what_was_not_said(exporter: SimpleNamespace) -> None
     assert call("export", "ckpt", "-o", "out") == 0
     asked = exporter.requests[0]
     assert (asked.pop("checkpoint"), asked.pop("output"), asked.pop("threads")) == ("ckpt", Path("out"), 0)
-    assert asked.pop("gguf_only") is False
-    flags = ("mtmd_position_workaround", "ane", "compile", "split")
-    assert [asked.pop(name) for name in flags] == [False] * 4
+    assert {value for options in asked.pop("options").values() for value in options.values()} == {False, ()}
     assert set(asked.values()) == {None, ()}
+
+
+def test_the_options_of_a_format_are_those_of_the_command(exporter: SimpleNamespace) -> None:
+    """Each by its own name and with its own default; the command's help is the format's."""
+    assert call("export", "ckpt", "-o", "out") == 0
+    formats = "exporters.formats"
+    declared = {name: plugins.facts(formats, name)["OPTIONS"] for name in plugins.names(formats)}
+    defaults = {
+        name: {option: facts["default"] for option, facts in options.items()}
+        for name, options in declared.items()
+        if options
+    }
+    assert exporter.requests[0]["options"] == defaults
+    shown = {param.name: param.help for param in typer.main.get_command(cli.app()).commands["export"].params}
+    for options in declared.values():
+        for option, facts in options.items():
+            assert shown[option] == facts["help"]
 
 
 def test_export_ends_with_the_proof_and_what_to_type_next(exporter: SimpleNamespace, capsys: Capture) -> None:

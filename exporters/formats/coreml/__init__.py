@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
 import edge
+from edge.bundle.manifest import Part
 from edge.decoders.stateful import DECODE, MASKED, PREFILL
-from edge.types import TensorSpec
-from exporters.checkpoint import Checkpoint
-from exporters.formats import HALF, Progress, Written
-from exporters.formats.coreml import fp16_overflow as ranges
-from exporters.formats.coreml import functions, package, trace
+from edge.errors import UsageError
+from exporters.formats import HALF, Finished, Job, Written, float_specs, silent
+from exporters.formats.coreml import fp16_overflow, functions, package, trace
 from exporters.formats.coreml.functions import Recorded
-from exporters.formats.coreml.weights import Weights
+from exporters.formats.coreml.weights import STORAGE, Weights
 from exporters.mil import package as reading
 from exporters.mil import placement
-from exporters.mil.coremltools import TARGET
+from exporters.mil.coremltools import TARGET, coremltools
 from exporters.mil.program import Program
-from exporters.models.component import Component
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.quantization import embedding_table
@@ -45,109 +44,106 @@ SCHEMES = {
 }
 SAMPLES = 8  # to see what overflows half precision: each costs a pass through torch
 
-
-def write(
-    component: Component,
-    module: nn.Module,
-    scheme: str,
-    folder: Path,
-    progress: Progress,
-    importance: Mapping[str, Tensor] | None = None,
-    *,
-    checkpoint: Checkpoint,
-    samples: Sequence[Tensor] = (),
-    ane: bool = False,
-) -> Written:
-    """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored.
-
-    What overflows half precision on `samples` is computed in fp32. `importance` guides the rounding of 4-bit weights.
-    `ane`: in the form that the neural engine likes.
-    """
-    skeleton = component.skeleton()
-    if isinstance(skeleton, Encoder):
-        assert isinstance(module, Encoder)
-        return _encoder(trace.encoder(skeleton), module, scheme, folder, progress, checkpoint, samples, ane)
-    assert isinstance(skeleton, LanguageModel)
-    assert isinstance(module, LanguageModel)
-    matters = importance or {}
-    return _decoder(trace.decoder(skeleton), module, scheme, folder, progress, matters, checkpoint, samples, ane)
+TOOLS = ("coremltools",)
+OPTIONS = {
+    "ane": {
+        "default": False,
+        "for": "Core ML packages",
+        "help": "Core ML in the form that the neural engine likes.",
+    },
+    "compile": {
+        "default": False,
+        "for": "Core ML packages",
+        "help": "Core ML packages compiled too; on a Mac.",
+    },
+}
 
 
-def bounds(component: Component, scheme: str, tensor_types: Sequence[str] = ()) -> dict[str, float]:
-    """A package holds nothing wider than float16, and integers become that; the embedding table beside it may."""
-    names = [name for name in component.skeleton().state_dict() if name != "embed_tokens.weight" or scheme == "fp16"]
-    return dict.fromkeys(names, HALF)
-
-
-def _encoder(
-    graph: fx.Graph,
-    module: Encoder,
-    scheme: str,
-    folder: Path,
-    progress: Progress,
-    checkpoint: Checkpoint,
-    samples: Sequence[Tensor],
-    ane: bool,
-) -> Written:
-    path = folder / "Vision.mlpackage"
-    spec = checkpoint.spec
-    rows = spec.prompt.image_tokens, spec.decoder.hidden
-    weights = Weights(module.state_dict(), scheme, {}, package.weights_folder(path), convolutions=ane)
-    wide = ranges.wide(graph, module, samples)
-    recorded = Recorded(graph, module, weights, wide.keys(), ane)
+def encoder(job: Job, module: Encoder) -> Written:
+    """What overflows half precision on the job's samples is computed in fp32."""
+    path, spec = job.folder / "Vision.mlpackage", job.checkpoint.spec
+    rows, size = (spec.prompt.image_tokens, spec.decoder.hidden), spec.image.size
+    graph = trace.encoder(cast("Encoder", job.skeleton))
+    recorded = _recorded(job, graph, module, module, package.weights_folder(path), {})
     written = [
-        functions.encode(recorded, spec.image.size, rows, progress),
-        functions.encode_image(recorded, spec.image, rows, lambda done: None),
+        functions.encode(recorded, size, rows, job.progress),
+        functions.encode_image(recorded, spec.image, rows, silent),
     ]
-    files = package.write(path, written, weights, _metadata(checkpoint, "the picture encoder", scheme))
-    size = spec.image.size
+    files = package.write(path, written, recorded.weights, _metadata(job, "the picture encoder"))
     return Written(
         files,
-        (TensorSpec("pixel_values", "float32", (1, 3, size, size)),),
-        (TensorSpec("image_embeds", "float32", (1, *rows)),),
-        _details(path, written, wide, weights, ane),
+        float_specs({"pixel_values": (1, 3, size, size)}),
+        float_specs({"image_embeds": (1, *rows)}),
+        _details(path, written, recorded),
+        options=_obeyed(job),
     )
 
 
-def _decoder(
-    graph: fx.Graph,
-    module: LanguageModel,
-    scheme: str,
-    folder: Path,
-    progress: Progress,
-    importance: Mapping[str, Tensor],
-    checkpoint: Checkpoint,
-    samples: Sequence[Tensor],
-    ane: bool,
-) -> Written:
-    path = folder / "Decoder.mlpackage"
-    config = module.config
-    root = trace.WithMemory(module)
-    known = {f"decoder.{name}": value for name, value in importance.items()}
-    weights = Weights(root.state_dict(), scheme, known, package.weights_folder(path), convolutions=ane)
-    wide = ranges.wide(graph, module, samples)
-    recorded = Recorded(graph, root, weights, wide.keys(), ane)
+def decoder(job: Job, module: LanguageModel) -> Written:
+    """As `encoder`; the importance guides the rounding of 4-bit weights."""
+    path, config = job.folder / "Decoder.mlpackage", module.config
+    graph, root = trace.decoder(cast("LanguageModel", job.skeleton)), trace.WithMemory(module)
+    known = {f"decoder.{name}": value for name, value in job.importance.items()}
+    recorded = _recorded(job, graph, module, root, package.weights_folder(path), known)
     written = [
-        functions.decode(recorded, config, PREFILL, None, progress),
-        functions.decode(recorded, config, DECODE, 1, lambda done: None),
+        functions.decode(recorded, config, PREFILL, None, job.progress),
+        functions.decode(recorded, config, DECODE, 1, silent),
     ]
-    files = package.write(path, written, weights, _metadata(checkpoint, "the decoder", scheme))
-    files += embedding_table.write(module.embed_tokens.weight, scheme, folder)
+    files = package.write(path, written, recorded.weights, _metadata(job, "the decoder"))
+    files += embedding_table.write(module.embed_tokens.weight, STORAGE[job.scheme].table, job.folder)
     new, total = "sequence_length", "total_sequence_length"
     return Written(
         files,
-        (
-            TensorSpec("inputs_embeds", "float32", (1, new, config.hidden)),
-            TensorSpec("causal_mask", "float32", (1, 1, new, total)),
-        ),
-        (TensorSpec("logits", "float32", (1, 1, config.vocab)),),
-        _details(path, written, wide, weights, ane),
+        float_specs({"inputs_embeds": (1, new, config.hidden), "causal_mask": (1, 1, new, total)}),
+        float_specs({"logits": (1, 1, config.vocab)}),
+        _details(path, written, recorded),
+        options=_obeyed(job),
     )
 
 
-def _metadata(checkpoint: Checkpoint, what: str, scheme: str) -> package.Metadata:
+def bounds(job: Job) -> dict[str, float]:
+    """A package holds nothing wider than float16, and integers become that; the embedding table beside it may."""
+    names = [name for name in job.skeleton.state_dict() if name != "embed_tokens.weight" or job.scheme == "fp16"]
+    return dict.fromkeys(names, HALF)
+
+
+def check(job: Job) -> None:
+    if job.options.get("compile") and sys.platform != "darwin":
+        raise UsageError(
+            "--compile needs Apple's compiler, which is on a Mac only",
+            hint="leave it out: Xcode compiles a package, and so does an app that loads it",
+        )
+
+
+def finish(parts: Sequence[Part], folder: Path, options: Mapping[str, Any]) -> Finished:
+    """With `compile`, packages as Apple's compiler makes them, beside them: what an app loads without a wait."""
+    if not options.get("compile"):
+        return Finished(tuple(parts))
+    files: list[Path] = []
+    for found in sorted(folder.glob("*.mlpackage")):
+        made = Path(coremltools.models.utils.compile_model(str(found), str(found.with_suffix(".mlmodelc"))))
+        files += [path for path in sorted(made.rglob("*")) if path.is_file()]
+    return Finished(tuple(parts), tuple(files))
+
+
+def _recorded(
+    job: Job, graph: fx.Graph, module: nn.Module, root: nn.Module, folder: Path, importance: Mapping[str, Tensor]
+) -> Recorded:
+    """`root` holds the numbers under the graph's names."""
+    ane = bool(job.options.get("ane"))
+    weights = Weights(root.state_dict(), job.scheme, importance, folder, convolutions=ane)
+    return Recorded(graph, root, weights, fp16_overflow.wide(graph, module, job.samples), ane)
+
+
+def _obeyed(job: Job) -> dict[str, Any]:
+    """`compile` changes no part."""
+    return {"ane": True} if job.options.get("ane") else {}
+
+
+def _metadata(job: Job, what: str) -> package.Metadata:
+    checkpoint = job.checkpoint
     return package.Metadata(
-        description=f"{checkpoint.name}: {what}, {scheme}",
+        description=f"{checkpoint.name}: {what}, {job.scheme}",
         author="edge-vlm",
         license=checkpoint.license,
         version=edge.__version__,
@@ -155,9 +151,7 @@ def _metadata(checkpoint: Checkpoint, what: str, scheme: str) -> package.Metadat
     )
 
 
-def _details(
-    path: Path, written: Sequence[Any], wide: Mapping[str, float], weights: Weights, ane: bool
-) -> dict[str, Any]:
+def _details(path: Path, written: Sequence[Any], recorded: Recorded) -> dict[str, Any]:
     """What an app must know, and what was decided. `fp32` names what overflowed half precision, with its largest."""
     first = written[0][1]
     program = Program(reading.read(path))
@@ -172,9 +166,9 @@ def _details(
             }
             for _, description in written
         },
-        "weights": dict(Counter(weights.kinds.values())),
-        "fp32": wide,
-        "layout": "channels first" if ane else "rows",
+        "weights": dict(Counter(recorded.weights.kinds.values())),
+        "fp32": recorded.wide,
+        "layout": "channels first" if recorded.channels_first else "rows",
         "predicted_placement": {name: placement.counted(name, program.function(name)) for name in program.names},
     }
     if first.state:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from edge.decoders.stateful import MASKED
 from edge.spec import ImageSpec
+from exporters.formats import Progress
 from exporters.formats.coreml.channels_first import ChannelsFirst
 from exporters.formats.coreml.kv_states import Memory
 from exporters.formats.coreml.lower import Lowering
@@ -24,7 +25,6 @@ from exporters.models.decoders import DecoderConfig
 _DEFAULT_ROWS = 64  # of a flexible axis, where nothing says how many
 _FLOAT32 = proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT32
 _FLOAT16 = proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT16
-Progress = Callable[[float], None]
 Description: TypeAlias = Any  # proto.Model_pb2.FunctionDescription
 
 
@@ -35,12 +35,12 @@ class Recorded:
     graph: fx.Graph
     module: nn.Module
     weights: Weights
-    wide: Set[str]
+    wide: Mapping[str, float]  # what overflows half precision, with its largest value
     channels_first: bool
 
     def lower(self, x: Var, progress: Progress, memory: Memory | None = None) -> Var:
         lowering = ChannelsFirst if self.channels_first else Lowering
-        return lowering(self.graph, self.module, self.weights, self.wide, memory).run(x, progress)
+        return lowering(self.graph, self.module, self.weights, self.wide.keys(), memory).run(x, progress)
 
 
 def encode(recorded: Recorded, size: int, rows: tuple[int, int], progress: Progress) -> tuple[Function, Description]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from edge.errors import EdgeError
 from edge.types import Array
 from exporters.formats.coreml.palette import palettized
-from exporters.quantization import integers
+from exporters.quantization import embedding_table, integers
 
 FILE = "weight.bin"
 _INLINE = 10  # elements: coremltools itself writes smaller ones into the program
@@ -64,7 +65,7 @@ class Weights:
         self._state = state
         self._importance = importance
         self._behind = (1, 1) if convolutions else ()  # the axes of a product's weight after [N, K]
-        self._compress = {"fp16": None, "w8": self._w8, "w4": self._w4, "pal4": self._pal4}[scheme]
+        self._compress = STORAGE[scheme].compress
         self._writer = BlobWriter(str(folder / FILE))
         self._compressed: dict[str, _Compressed] = {}
         self._halved: dict[str, Tensor] = {}
@@ -98,7 +99,7 @@ class Weights:
             var = self.plain(name, wide=False, shape=(*shape, *self._behind))
             return mb.cast(x=var, dtype="fp32") if wide else var
         if name not in self._compressed:
-            self._compressed[name] = self._compress(name, wide)
+            self._compressed[name] = self._compress(self, name, wide)
         found = self._compressed[name]
         return found.expand(**{key: self._const(stored) for key, stored in found.constants.items()})
 
@@ -106,7 +107,7 @@ class Weights:
         """The file is whole only when its writer is gone."""
         del self._writer
 
-    def _w8(self, name: str, wide: bool) -> _Compressed:
+    def w8(self, name: str, wide: bool) -> _Compressed:
         """int8 with a scale for each row."""
         self.kinds[name] = "w8"
         packed = integers.per_channel(self._state[name])
@@ -114,11 +115,11 @@ class Weights:
         self._keep(name, packed.values.float() * scales.float(), wide)
         return self._scaled(name, packed.values, "int8", scales, wide)
 
-    def _w4(self, name: str, wide: bool) -> _Compressed:
+    def w4(self, name: str, wide: bool) -> _Compressed:
         """int4 with a scale for each block of a row; a width that blocks do not divide stays at 8 bits."""
         columns = self._state[name].shape[1]
         if columns % integers.BLOCK:
-            return self._w8(name, wide)
+            return self.w8(name, wide)
         self.kinds[name] = "w4"
         packed = integers.blockwise(self._state[name], 4, self._importance.get(name))
         scales = _finite(name, packed.scales.half())
@@ -126,7 +127,7 @@ class Weights:
         self._keep(name, dense.flatten(1), wide)
         return self._scaled(name, packed.values.flatten(1), "int4", scales, wide)
 
-    def _pal4(self, name: str, wide: bool) -> _Compressed:
+    def pal4(self, name: str, wide: bool) -> _Compressed:
         """A table of 16 numbers for each group of rows, and 4 bits for each weight that point into it."""
         self.kinds[name] = "pal4"
         found = palettized(self._state[name], self._importance.get(name))
@@ -180,6 +181,21 @@ class Weights:
             self._vars[place] = mb.const(val=stored.like, name=identifier(stored.key))
             self._vars[place].op.weight_id = stored.key
         return self._vars[place]
+
+
+class Storage(NamedTuple):
+    """How a scheme stores the weights of products, and the embedding table beside them."""
+
+    compress: Callable[[Weights, str, bool], _Compressed] | None
+    table: embedding_table.Kind
+
+
+STORAGE = {
+    "fp16": Storage(None, "fp16"),
+    "w8": Storage(Weights.w8, "int8"),
+    "w4": Storage(Weights.w4, "int8"),
+    "pal4": Storage(Weights.pal4, "int8"),
+}
 
 
 def _finite(name: str, half: Tensor) -> Tensor:

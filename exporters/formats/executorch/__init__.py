@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from edge.bundle.manifest import Part, describe
 from edge.errors import CheckpointError
 from edge.types import TensorSpec
 from exporters.checkpoint import Checkpoint
-from exporters.formats import FITTED, HALF, Progress, Written, products
+from exporters.formats import FITTED, HALF, Finished, Job, Written, float_specs, products
 from exporters.formats.executorch import lower
 from exporters.formats.executorch.join import join
-from exporters.formats.executorch.linears import Product, store
+from exporters.formats.executorch.linears import STORAGE, Product, store
 from exporters.formats.executorch.lower import Method
 from exporters.formats.executorch.methods import TextDecoder, TokenEmbedding, VisionEncoder
 from exporters.formats.executorch.survey import survey
-from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.models.layers import Linear
@@ -43,80 +44,50 @@ SCHEMES = {
     "vision-mps": {"fp16": {}},
     "vision-vulkan": {"fp32": {}},
 }
-__all__ = ["join", "write"]
+TOOLS = ("executorch",)
+OPTIONS = {
+    "split": {
+        "default": False,
+        "for": "ExecuTorch programs",
+        "help": "An ExecuTorch program for each half, not one.",
+    },
+    "backend": {
+        "default": (),
+        "for": "ExecuTorch programs",
+        "help": "coreml, mps, vulkan: ExecuTorch's encoder for it, too.",
+        "metavar": "NAME",
+        "adds": "vision-{}",
+    },
+}
 JOINED = "model.pte"  # what holds all methods
 
 
-def write(
-    component: Component,
-    module: nn.Module,
-    scheme: str,
-    folder: Path,
-    progress: Progress,
-    importance: Mapping[str, Tensor] | None = None,
-    *,
-    checkpoint: Checkpoint,
-) -> Written:
-    """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored."""
-    skeleton = component.skeleton()
-    if isinstance(skeleton, Encoder):
-        if component.role != "vision":
-            return _beside(skeleton, module, component.role, folder, progress)
-        return _encoder(skeleton, module, scheme, folder, progress, checkpoint)
-    assert isinstance(skeleton, LanguageModel)
-    return _decoder(skeleton, module, scheme, folder, progress, importance or {}, checkpoint)
-
-
-def bounds(component: Component, scheme: str, tensor_types: Sequence[str] = ()) -> dict[str, float]:
-    """Scales of 4-bit blocks have float16's range, and 7 of them are the largest weight. Where a backend computes in
-    fp16, it halves whatever it is given."""
-    skeleton = component.skeleton()
-    if scheme == "fp16":
-        return dict.fromkeys(skeleton.state_dict(), HALF)
-    return products(skeleton, 7 / FITTED * HALF) if scheme == "8da4w" else {}
-
-
-def _encoder(
-    skeleton: Encoder, module: nn.Module, scheme: str, folder: Path, progress: Progress, checkpoint: Checkpoint
-) -> Written:
-    path, size = folder / "vision.pte", skeleton.image_size
-    found = survey(skeleton)
-    products = _fill(skeleton, module, scheme, {}, found.rows)
-    method = Method(VisionEncoder(skeleton, found.widths), (torch.zeros(1, 3, size, size),))
-    lower.write(path, {"vision_encoder": method}, {}, progress)
-    _give_back(products, module)
-    rows = checkpoint.spec.prompt.image_tokens, checkpoint.spec.decoder.hidden
+def encoder(job: Job, module: Encoder) -> Written:
+    """Any role but `vision` names another backend, which the same encoder is handed to: `vision-coreml`."""
+    path, size = job.folder / f"{job.role}.pte", module.image_size
+    skeleton = cast("Encoder", job.component.blank())
+    example = (torch.zeros(1, 3, size, size),)
+    if job.role != "vision":
+        skeleton.load_state_dict(module.state_dict(), assign=True)
+        method = Method(VisionEncoder(skeleton, None), example)
+        lower.write(path, {"vision_encoder": method}, {}, job.progress, job.role.removeprefix("vision-"))
+        return Written((path,))
+    found = survey(cast("Encoder", job.skeleton))
+    linears = _fill(skeleton, module, job.scheme, {}, found.rows)
+    method = Method(VisionEncoder(skeleton, found.widths), example)
+    lower.write(path, {"vision_encoder": method}, {}, job.progress)
+    _give_back(linears, module)
+    rows = job.checkpoint.spec.prompt.image_tokens, job.checkpoint.spec.decoder.hidden
     return Written(
-        (path,),
-        (TensorSpec("pixel_values", "float32", (1, 3, size, size)),),
-        (TensorSpec("image_embeds", "float32", (1, *rows)),),
+        (path,), float_specs({"pixel_values": (1, 3, size, size)}), float_specs({"image_embeds": (1, *rows)})
     )
 
 
-def _beside(skeleton: Encoder, module: nn.Module, role: str, folder: Path, progress: Progress) -> Written:
-    """The same encoder for the backend that the role names: `vision-coreml`."""
-    path, size = folder / f"{role}.pte", skeleton.image_size
-    skeleton.load_state_dict(module.state_dict(), assign=True)
-    method = Method(VisionEncoder(skeleton, None), (torch.zeros(1, 3, size, size),))
-    lower.write(path, {"vision_encoder": method}, {}, progress, role.removeprefix("vision-"))
-    return Written((path,), (), ())
-
-
-def _decoder(
-    skeleton: LanguageModel,
-    module: nn.Module,
-    scheme: str,
-    folder: Path,
-    progress: Progress,
-    importance: Mapping[str, Tensor],
-    checkpoint: Checkpoint,
-) -> Written:
-    assert isinstance(module, LanguageModel)
-    path, config = folder / "decoder.pte", module.config
-    _require_vocabulary(checkpoint, config)
-    found = survey(skeleton)
-    products = _fill(skeleton, module, scheme, importance, found.rows)
-    table, scales, stored = embedding_table.packed(module.embed_tokens.weight, scheme)
+def decoder(job: Job, module: LanguageModel) -> Written:
+    path, config = job.folder / "decoder.pte", module.config
+    skeleton, found = cast("LanguageModel", job.component.blank()), survey(cast("LanguageModel", job.skeleton))
+    linears = _fill(skeleton, module, job.scheme, job.importance, found.rows)
+    table, scales, stored = embedding_table.packed(module.embed_tokens.weight, STORAGE[job.scheme].table)
     module.embed_tokens.weight.copy_(stored)
     del stored  # as large as the table was
     some = min(8, config.context - 1)
@@ -130,32 +101,50 @@ def _decoder(
             _longest(config),
         ),
     }
-    lower.write(path, methods, _constants(checkpoint, config), progress)
-    _give_back(products, module)
+    lower.write(path, methods, _constants(job.checkpoint, config), job.progress)
+    _give_back(linears, module)
+    inputs = float_specs({"inputs_embeds": (1, "sequence_length", config.hidden)})
     return Written(
-        (path,),
-        (
-            TensorSpec("inputs_embeds", "float32", (1, "sequence_length", config.hidden)),
-            TensorSpec("input_pos", "int64", (1,)),
-        ),
-        (TensorSpec("logits", "float32", (1, 1, config.vocab)),),
+        (path,), (*inputs, TensorSpec("input_pos", "int64", (1,))), float_specs({"logits": (1, 1, config.vocab)})
     )
+
+
+def bounds(job: Job) -> dict[str, float]:
+    """Scales of 4-bit blocks have float16's range, and 7 of them are the largest weight. Where a backend computes in
+    fp16, it halves whatever it is given."""
+    if job.scheme == "fp16":
+        return dict.fromkeys(job.skeleton.state_dict(), HALF)
+    return products(job.skeleton, 7 / FITTED * HALF) if job.scheme == "8da4w" else {}
+
+
+def check(job: Job) -> None:
+    """ExecuTorch's runner ends the process on a token that the table does not have."""
+    if not isinstance(skeleton := job.skeleton, LanguageModel):
+        return
+    tokenizer, rows = json.loads(job.checkpoint.tokenizer_json()), skeleton.config.vocab
+    ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
+    if max(ids) >= rows:
+        raise CheckpointError(
+            f"the tokenizer has the token {max(ids)}, and the embedding table has {rows} rows",
+            hint="is it this model's tokenizer? ExecuTorch's runner would end with the process",
+        )
+
+
+def finish(parts: Sequence[Part], folder: Path, options: Mapping[str, Any]) -> Finished:
+    """All parts in one file, as ExecuTorch's own runner opens it, unless they are to stay as they are."""
+    if len(parts) == 1 or options.get("split"):
+        return Finished(tuple(parts))
+    paths = [folder / part.files[0].path for part in parts]
+    join(paths, folder / JOINED)
+    for path in paths:
+        path.unlink()
+    whole = describe(folder, folder / JOINED)
+    return Finished(tuple(replace(part, files=(whole,), bytes=part.files[0].bytes) for part in parts))
 
 
 def _longest(config: DecoderConfig) -> int:
     """Positions that are computed at once: one less than the cache holds, or tracing takes it for the whole cache."""
     return config.context - 1
-
-
-def _require_vocabulary(checkpoint: Checkpoint, config: DecoderConfig) -> None:
-    """ExecuTorch's runner ends the process on a token that the table does not have."""
-    tokenizer = json.loads(checkpoint.tokenizer_json())
-    ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
-    if max(ids) >= config.vocab:
-        raise CheckpointError(
-            f"the tokenizer has the token {max(ids)}, and the embedding table has {config.vocab} rows",
-            hint="is it this model's tokenizer? ExecuTorch's runner would end with the process",
-        )
 
 
 def _constants(checkpoint: Checkpoint, config: DecoderConfig) -> dict[str, Any]:

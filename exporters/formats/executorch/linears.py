@@ -7,7 +7,7 @@ Where weights are integers, what they are multiplied with is rounded to int8 too
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib
 from torch.nn import functional as F
 
 from edge.errors import EdgeError
-from exporters.quantization import integers
+from exporters.quantization import embedding_table, integers
 
 _EIGHT, _FOUR = (-128, 127), (-8, 7)
 
@@ -89,11 +89,27 @@ class Product(nn.Module):
         return whole
 
 
+class Storage(NamedTuple):
+    """How a scheme stores the weights of products, and the embedding table."""
+
+    bits: int  # of a weight: 32, float32; 8, integers with a scale for each row; 4, with one for each block of it
+    table: embedding_table.Kind
+
+
+STORAGE = {
+    "fp32": Storage(32, "fp32"),
+    "w8a8": Storage(8, "int8"),
+    "w8": Storage(8, "int8"),
+    "8da4w": Storage(4, "int8"),
+}
+
+
 def store(name: str, weight: Tensor, bias: Tensor | None, scheme: str, importance: Tensor | None) -> Stored:
     """A weight f32 [N, K] in the scheme. Raises EdgeError where its shape does not fit it."""
-    if scheme == "fp32":
+    bits = STORAGE[scheme].bits
+    if bits == 32:
         return Stored(weight, None, bias)
-    if scheme != "8da4w":
+    if bits == 8:
         rows = integers.per_channel(weight)
         return Stored(rows.values, rows.scales, bias)
     if weight.shape[1] % integers.BLOCK:

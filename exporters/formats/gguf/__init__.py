@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import cast
 
 import gguf
 import torch
 from gguf import GGMLQuantizationType as Kind
-from torch import Tensor, nn
 
+from edge.errors import EdgeError
+from edge.recipes import bytes_per_weight
 from exporters.checkpoint import Checkpoint
-from exporters.formats import BRAIN, FITTED, HALF, SINGLE, Progress, Written
-from exporters.gguf import decoder, entries, mmproj, names, packing, quantizer, vocabulary
+from exporters.formats import BRAIN, FITTED, HALF, SINGLE, Job, Written
+from exporters.gguf import decoder as decoders
+from exporters.gguf import entries, imatrix, mmproj, names, packing, quantizer, tensor_types, vocabulary
 from exporters.gguf.entries import Entry
-from exporters.models.component import Component
 from exporters.models.decoders import LanguageModel, family
 from exporters.models.encoder import Encoder
 
@@ -57,51 +57,113 @@ _BOUNDS = {
     Kind.Q6_K: 32 * 127 * HALF,
     Kind.Q4_0: 8 / FITTED * HALF,
 }
+TOOLS = ("gguf",)
+OPTIONS = {
+    "gguf_only": {
+        "default": False,
+        "for": "a GGUF decoder",
+        "help": "Without the vision part that `edge run` uses.",
+        "role": "decoder",
+        "keeps": ("decoder", "mmproj"),
+    },
+    "mtmd_position_workaround": {
+        "default": False,
+        "for": "an mmproj",
+        "help": "An mmproj for llama.cpp builds without #25844, and only those.",
+        "role": "mmproj",
+    },
+    "tensor_type": {
+        "default": (),
+        "for": "a GGUF decoder",
+        "help": "A kind for tensors of the decoder's GGUF file.",
+        "metavar": "PATTERN=KIND",
+        "role": "decoder",
+        "custom": True,
+    },
+}
+IMATRIX = "imatrix.gguf"
 
 
-def write(
-    component: Component,
-    module: nn.Module,
-    scheme: str,
-    folder: Path,
-    progress: Progress,
-    importance: Mapping[str, Tensor] | None = None,
-    *,
-    checkpoint: Checkpoint,
-    position_workaround: bool = False,
-    tensor_types: Sequence[str] = (),
-) -> Written:
-    """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored.
+def encoder(job: Job, module: Encoder) -> Written:
+    """`mtmd_position_workaround` is for builds of llama.cpp that put the class token last, and only those."""
+    workaround = bool(job.options.get("mtmd_position_workaround"))
+    path = job.folder / f"mmproj-{_name(job)}.gguf"
+    spec = job.checkpoint.spec
+    writer = entries.new_file(path, names.MMPROJ, job.checkpoint, _file_type(job.scheme))
+    mmproj.describe(writer, module, spec.image, spec.decoder.hidden, workaround)
+    found = mmproj.entries(module, workaround)
+    entries.write(writer, found, lambda entry: _encoder_kind(entry, job.scheme), job.progress)
+    entries.read_back(path, found)
+    return Written((path,))
 
-    `position_workaround` is the encoder's: for builds of llama.cpp that put the class token last, and only those.
-    `tensor_types` is the decoder's: PATTERN=KIND, for tensors that are stored otherwise than the scheme has them.
+
+def decoder(job: Job, module: LanguageModel) -> Written:
+    """One pass for what is packed here; else a file of the checkpoint's own width, for llama.cpp to quantise.
+
+    An importance that was measured is written beside: llama.cpp's own tools take it too.
     """
-    name = "-".join(checkpoint.name.split())
-    if isinstance(module, Encoder):
-        path = folder / f"mmproj-{name}-{scheme.upper()}.gguf"
-        _encoder(module, scheme, path, progress, checkpoint, position_workaround)
-    else:
-        assert isinstance(module, LanguageModel)
-        path = folder / f"{name}-{scheme.upper()}.gguf"
-        _decoder(module, scheme, path, progress, decoder.entries(module, importance or {}), checkpoint, tensor_types)
-    return Written((path,), (), ())
+    path, model, types = job.folder / f"{_name(job)}.gguf", _known(module), _types(job)
+    wide = None if job.scheme in PACKED else path.with_suffix(".wide")
+    kind, tables = (_width(job.checkpoint),) * 2 if wide else map(Kind.__getitem__, PACKED[job.scheme])
+    found = decoders.entries(model, job.importance)
+    other = decoders.other_kinds(model, types)
+    now = {} if wide else other
+    if wide:
+        quantizer.library()  # what is missing is told before the work
+    writer = entries.new_file(wide or path, family(model.config).ARCHITECTURE, job.checkpoint, _file_type(job.scheme))
+    decoders.describe(writer, model.config)
+    vocabulary.add(writer, job.checkpoint, model.config.vocab)
+    if types:
+        writer.add_array(names.TENSOR_TYPES, types)
+    usual = {entry.name: tables if entry.name in decoders.TABLES else kind for entry in found}
+    entries.write(writer, found, lambda entry: now.get(entry.name, usual[entry.name]), job.progress)
+    if wide:
+        quantizer.quantize(wide, path, _file_type(job.scheme), found, other)
+        wide.unlink()
+    entries.read_back(path, found)
+    if model.config.tied:
+        model.lm_head.weight.copy_(model.embed_tokens.weight)
+    obeyed = {"tensor_type": list(types)} if types else {}
+    if not job.measured:
+        return Written((path,), options=obeyed)
+    imatrix.write(job.folder / IMATRIX, job.importance, model.config, job.measured)
+    return Written((path,), companions=(job.folder / IMATRIX,), options=obeyed)
 
 
-def bounds(component: Component, scheme: str, tensor_types: Sequence[str] = ()) -> dict[str, float]:
+def bounds(job: Job) -> dict[str, float]:
     """Of each parameter in the kind that it is stored as; vectors are float32."""
-    skeleton = component.skeleton()
-    if isinstance(skeleton, Encoder):
+    if isinstance(skeleton := job.skeleton, Encoder):
         pairs = zip(skeleton.state_dict(), mmproj.entries(skeleton, position_workaround=False), strict=True)
-        return {name: _bound(entry, _encoder_kind(entry, scheme)) for name, entry in pairs}
-    assert isinstance(skeleton, LanguageModel)
-    kind, tables = map(Kind.__getitem__, PACKED.get(scheme, ("F16", "F16")))  # a quantiser's: as float16
-    other = decoder.other_kinds(skeleton, tensor_types)
-    found = {}
-    for entry in decoder.entries(skeleton, {}):
-        usual = tables if entry.name in decoder.TABLES else kind
+        return {name: _bound(entry, _encoder_kind(entry, job.scheme)) for name, entry in pairs}
+    model = _known(cast("LanguageModel", skeleton))
+    kind, tables = map(Kind.__getitem__, PACKED.get(job.scheme, ("F16", "F16")))  # a quantiser's: as float16
+    other, found = decoders.other_kinds(model, _types(job)), {}
+    for entry in decoders.entries(model, {}):
+        usual = tables if entry.name in decoders.TABLES else kind
         found[entry.name] = _bound(entry, other.get(entry.name, usual))
-    tensors = family(skeleton.config).gguf_tensors(skeleton.config)
+    tensors = family(model.config).gguf_tensors(model.config)
     return {name: min(found[piece.name] for piece in pieces) for name, pieces in tensors.items()}
+
+
+def check(job: Job) -> None:
+    """That llama.cpp has this component's graph, and that each PATTERN=KIND decides about a tensor of a decoder."""
+    if isinstance(skeleton := job.skeleton, Encoder):
+        mmproj.require(skeleton)
+    else:
+        decoders.other_kinds(_known(cast("LanguageModel", skeleton)), _types(job))
+
+
+def size(job: Job) -> int:
+    """Bytes of its weights, those of kinds of their own among them."""
+    usual = bytes_per_weight("gguf", job.scheme)
+    total = usual * job.component.weights
+    if isinstance(job.skeleton, LanguageModel):
+        model = _known(job.skeleton)
+        numbers = {entry.name: entry.tensor.numel() for entry in decoders.entries(model, {})}
+        for name, kind in decoders.other_kinds(model, _types(job)).items():
+            block, length = gguf.GGML_QUANT_SIZES[kind]
+            total += numbers[name] * (length / block - usual)
+    return int(total)
 
 
 def _bound(entry: Entry, kind: Kind) -> float:
@@ -113,45 +175,30 @@ def _encoder_kind(entry: Entry, scheme: str) -> Kind:
     return Kind.F16 if entry.name == names.POSITIONS else Kind[PACKED[scheme][0]]
 
 
-def _encoder(
-    module: Encoder, scheme: str, path: Path, progress: Progress, checkpoint: Checkpoint, position_workaround: bool
-) -> None:
-    writer = entries.new_file(path, names.MMPROJ, checkpoint, _file_type(scheme))
-    mmproj.describe(writer, module, checkpoint.spec.image, checkpoint.spec.decoder.hidden, position_workaround)
-    found = mmproj.entries(module, position_workaround)
-    entries.write(writer, found, lambda entry: _encoder_kind(entry, scheme), progress)
-    entries.read_back(path, found)
+def _known(module: LanguageModel) -> LanguageModel:
+    """Refuses what llama.cpp would compute otherwise: it brings the graph itself."""
+    if not isinstance(module, getattr(family(module.config), "Decoder", ())):
+        raise EdgeError(
+            f"GGUF: there is no graph of llama.cpp known for {type(module).__name__}, which the model uses",
+            hint="another --format",
+        )
+    if module.config.rope.width != module.config.head_dim:
+        raise EdgeError(
+            f"GGUF: llama.cpp rotates whole heads of this decoder; here it is rope of {module.config.rope.width} "
+            f"features of {module.config.head_dim}",
+            hint="another --format",
+        )
+    return module
 
 
-def _decoder(
-    module: LanguageModel,
-    scheme: str,
-    path: Path,
-    progress: Progress,
-    found: Sequence[Entry],
-    checkpoint: Checkpoint,
-    tensor_types: Sequence[str],
-) -> None:
-    """One pass for what is packed here; else a file of the checkpoint's own width, for llama.cpp to quantise."""
-    wide = None if scheme in PACKED else path.with_suffix(".wide")
-    kind, tables = (_width(checkpoint),) * 2 if wide else map(Kind.__getitem__, PACKED[scheme])
-    other = decoder.other_kinds(module, tensor_types)
-    now = {} if wide else other
-    if wide:
-        quantizer.library()  # what is missing is told before the work
-    writer = entries.new_file(wide or path, family(module.config).ARCHITECTURE, checkpoint, _file_type(scheme))
-    decoder.describe(writer, module.config)
-    vocabulary.add(writer, checkpoint, module.config.vocab)
-    if tensor_types:
-        writer.add_array(names.TENSOR_TYPES, tensor_types)
-    usual = {entry.name: tables if entry.name in decoder.TABLES else kind for entry in found}
-    entries.write(writer, found, lambda entry: now.get(entry.name, usual[entry.name]), progress)
-    if wide:
-        quantizer.quantize(wide, path, _file_type(scheme), found, other)
-        wide.unlink()
-    entries.read_back(path, found)
-    if module.config.tied:
-        module.lm_head.weight.copy_(module.embed_tokens.weight)
+def _types(job: Job) -> tuple[str, ...]:
+    """PATTERN=KIND, for tensors that are stored otherwise than the scheme has them."""
+    legal = PACKED_KINDS + (() if job.scheme in PACKED else QUANTIZER_KINDS)
+    return tuple(tensor_types.checked(word, legal) for word in job.options.get("tensor_type", ()))
+
+
+def _name(job: Job) -> str:
+    return f"{'-'.join(job.checkpoint.name.split())}-{job.scheme.upper()}"
 
 
 def _file_type(scheme: str) -> gguf.LlamaFileType:

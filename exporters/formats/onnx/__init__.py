@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import onnx_ir as ir
-from torch import Tensor, nn
+from torch import Tensor
 
 from edge.errors import EdgeError
 from edge.types import TensorSpec
-from exporters.checkpoint import Checkpoint
-from exporters.formats import HALF, Progress, Written, products
+from exporters.formats import HALF, Job, Written, products
 from exporters.formats.onnx import trace
-from exporters.formats.onnx.lower import Lowering
-from exporters.models.component import Component
+from exporters.formats.onnx.lower import STORAGE, Lowering
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.quantization import embedding_table
@@ -34,49 +33,39 @@ SCHEMES = {
         "w4": {"cosine": 0.999},
     },
 }
+TOOLS = ("onnx-ir", "onnxruntime")
+OPTIONS: dict[str, dict[str, Any]] = {}
 _INLINE = 1 << 14  # bytes; a smaller initialiser stays in the graph file
 
 
-def write(
-    component: Component,
-    module: nn.Module,
-    scheme: str,
-    folder: Path,
-    progress: Progress,
-    importance: Mapping[str, Tensor] | None = None,
-    *,
-    checkpoint: Checkpoint | None = None,  # nothing of it is written
-) -> Written:
-    """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored.
-
-    `importance` (`exporters.quantization.importance`) guides the rounding of 4-bit weights.
-    """
-    skeleton = component.skeleton()
-    if isinstance(skeleton, Encoder):
-        assert isinstance(module, Encoder)
-        model, state, name = trace.encoder(skeleton, module.image_size), module.state_dict(), "vision"
-    else:
-        assert isinstance(skeleton, LanguageModel)
-        assert isinstance(module, LanguageModel)
-        model, state, name = trace.decoder(skeleton, module.config.context), _decoder_state(module), "decoder"
-    known = {f"{name}.{key}" if name == "decoder" else key: value for key, value in (importance or {}).items()}
-    Lowering(model, state, scheme, known).run(progress)
-    files = _save(model, folder, name)
-    if isinstance(module, LanguageModel):
-        files += embedding_table.write(module.embed_tokens.weight, scheme, folder)
-    return Written(files, *_tensors(model))
+def encoder(job: Job, module: Encoder) -> Written:
+    model = trace.encoder(job.skeleton, module.image_size)
+    return _written(job, model, module.state_dict(), job.importance, "vision")
 
 
-def bounds(component: Component, scheme: str, tensor_types: Sequence[str] = ()) -> dict[str, float]:
-    """Only linear layers and the embedding table are halved; scales are float32."""
-    skeleton = component.skeleton()
-    table = {"embed_tokens.weight": HALF} if isinstance(skeleton, LanguageModel) else {}
-    return products(skeleton, HALF) | table if scheme == "fp16" else {}
-
-
-def _decoder_state(module: LanguageModel) -> dict[str, Tensor]:
+def decoder(job: Job, module: LanguageModel) -> Written:
     """By the names of the traced graph, in which the decoder is wrapped with its cache."""
     config = module.config
+    model = trace.decoder(cast("LanguageModel", job.skeleton), config.context)
+    cos, sin = config.rope.tables(config.context)
+    state = {f"decoder.{name}": tensor for name, tensor in module.state_dict().items()}
+    importance = {f"decoder.{name}": columns for name, columns in job.importance.items()}
+    written = _written(job, model, {**state, "cos_cache": cos, "sin_cache": sin}, importance, "decoder")
+    table = embedding_table.write(module.embed_tokens.weight, STORAGE[job.scheme].table, job.folder)
+    return written._replace(files=(*written.files, *table))
+
+
+def bounds(job: Job) -> dict[str, float]:
+    """Only linear layers and the embedding table are halved; scales are float32."""
+    table = {"embed_tokens.weight": HALF} if isinstance(job.skeleton, LanguageModel) else {}
+    return products(job.skeleton, HALF) | table if job.scheme == "fp16" else {}
+
+
+def check(job: Job) -> None:
+    """What ONNX Runtime's kernels do not take is refused."""
+    if not isinstance(decoder := job.skeleton, LanguageModel):
+        return
+    config = decoder.config
     if config.head_dim % 16:
         raise EdgeError(
             f"ONNX Runtime's GroupQueryAttention takes heads of a multiple of 16; these are {config.head_dim} wide",
@@ -88,9 +77,13 @@ def _decoder_state(module: LanguageModel) -> dict[str, Tensor]:
             f"{config.rope.width}",
             hint="another --format",
         )
-    cos, sin = config.rope.tables(config.context)
-    state = {f"decoder.{name}": tensor for name, tensor in module.state_dict().items()}
-    return {**state, "cos_cache": cos, "sin_cache": sin}
+
+
+def _written(
+    job: Job, model: ir.Model, state: Mapping[str, Tensor], importance: Mapping[str, Tensor], name: str
+) -> Written:
+    Lowering(model, state, job.scheme, importance).run(job.progress)
+    return Written(_save(model, job.folder, name), *_tensors(model))
 
 
 def _save(model: ir.Model, folder: Path, name: str) -> tuple[Path, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exporters.formats.onnx.trace import LINEAR, MICROSOFT
-from exporters.quantization import integers
+from exporters.quantization import embedding_table, integers
 
 
 class Lowering:
@@ -24,14 +25,7 @@ class Lowering:
         self.model = model
         self.state = state
         self.importance = importance
-        schemes = {
-            "fp32": self._float,
-            "fp16": self._half,
-            "w8a8": self._int8,
-            "w8": self._bits(8),
-            "w4": self._bits(4),
-        }
-        self.write = schemes[scheme]
+        self.write = STORAGE[scheme].write
         self.quantized_activations: dict[ir.Value, tuple[ir.Value, ...]] = {}
         self.stored: dict[str, tuple[ir.Value, ...]] = {}  # by the weight's name: one may serve several products
 
@@ -40,7 +34,7 @@ class Lowering:
         for done, node in enumerate(placeholders, 1):
             x, weight, bias = (*node.inputs, None)[:3]
             assert x is not None and weight is not None
-            out = self.write(node, x, weight, bias)
+            out = self.write(self, node, x, weight, bias)
             self._replace(node, out)
             progress(done / len(placeholders))
         for name, value in list(self.graph.initializers.items()):
@@ -53,14 +47,14 @@ class Lowering:
 
     # Each takes the placeholder, its input, its weight [N, K] and its bias, and gives the value that replaces it.
 
-    def _float(self, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+    def fp32(self, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
         def store(name: str, tensor: Tensor) -> tuple[ir.Value]:
             # MatMul wants [K, N]. Lazy, so that a second fp32 copy of the model never exists.
             return (self._lazy(f"{name}.T", lambda: tensor.T.contiguous().numpy(), tensor.T.shape),)
 
         return self._add_bias(node, self._node(node, "MatMul", [x, *self._once(weight, store)]), bias)
 
-    def _half(self, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+    def fp16(self, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
         """Stored in half, computed in float: ONNX Runtime's processors have no half kernels, it folds the cast."""
 
         def store(name: str, tensor: Tensor) -> tuple[ir.Value]:
@@ -71,7 +65,7 @@ class Lowering:
         cast = self._node(node, "Cast", [*self._once(weight, store)], {"to": int(ir.DataType.FLOAT)})
         return self._add_bias(node, self._node(node, "MatMul", [x, cast]), bias)
 
-    def _int8(self, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+    def int8(self, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
         """int8 weights with a scale for each output, activations to uint8 as they come."""
 
         def store(name: str, tensor: Tensor) -> tuple[ir.Value, ir.Value]:
@@ -86,23 +80,21 @@ class Lowering:
         b, b_scale = self._once(weight, store)
         return self._node(node, "MatMulIntegerToFloat", [a, b, a_scale, b_scale, a_zero, None, bias], domain=MICROSOFT)
 
-    def _bits(self, bits: int) -> Callable[[ir.Node, ir.Value, ir.Value, ir.Value | None], ir.Value]:
+    def bits(self, bits: int, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+        """Integers in blocks along the input; accuracy level 4 lets the kernel round activations to int8."""
+
         def store(name: str, tensor: Tensor) -> tuple[ir.Value, ir.Value]:
             packed = integers.blockwise(tensor, bits, self.importance.get(name))
             tensor.copy_(packed.dequantized())
             data = self._initializer(f"{name}.int{bits}", _stored_bits(packed))
             return data, self._initializer(f"{name}.scale", packed.scales.numpy())
 
-        def write(node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
-            """Integers in blocks along the input; accuracy level 4 lets the kernel round activations to int8."""
-            data, scales = self._once(weight, store)
-            assert weight.name is not None
-            rows, columns = self.state[weight.name].shape
-            attrs = {"K": columns, "N": rows, "bits": bits, "block_size": integers.BLOCK, "accuracy_level": 4}
-            inputs: list[ir.Value | None] = [x, data, scales] if bias is None else [x, data, scales, None, None, bias]
-            return self._node(node, "MatMulNBits", inputs, attrs, domain=MICROSOFT)
-
-        return write
+        data, scales = self._once(weight, store)
+        assert weight.name is not None
+        rows, columns = self.state[weight.name].shape
+        attrs = {"K": columns, "N": rows, "bits": bits, "block_size": integers.BLOCK, "accuracy_level": 4}
+        inputs: list[ir.Value | None] = [x, data, scales] if bias is None else [x, data, scales, None, None, bias]
+        return self._node(node, "MatMulNBits", inputs, attrs, domain=MICROSOFT)
 
     def _once(self, weight: ir.Value, store: Callable[[str, Tensor], tuple[ir.Value, ...]]) -> tuple[ir.Value, ...]:
         """A weight's initialisers; rounded twice it would be another weight."""
@@ -165,3 +157,19 @@ def _stored_bits(packed: integers.Blockwise) -> np.ndarray:
         return (packed.values.to(torch.int16) + 128).to(torch.uint8).numpy()
     nibbles = (packed.values + 8).to(torch.uint8)
     return (nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)).numpy()
+
+
+class Storage(NamedTuple):
+    """How a scheme stores a decoder's or encoder's matmul weights, and the embedding table beside them."""
+
+    write: Callable[[Lowering, ir.Node, ir.Value, ir.Value, ir.Value | None], ir.Value]
+    table: embedding_table.Kind
+
+
+STORAGE = {
+    "fp32": Storage(Lowering.fp32, "fp32"),
+    "fp16": Storage(Lowering.fp16, "fp16"),
+    "w8a8": Storage(Lowering.int8, "int8"),
+    "w8": Storage(lambda lowering, *given: lowering.bits(8, *given), "int8"),
+    "w4": Storage(lambda lowering, *given: lowering.bits(4, *given), "int8"),
+}

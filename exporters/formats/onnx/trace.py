@@ -165,23 +165,6 @@ def _export(
     return program.model
 
 
-def _leave_out(model: ir.Model) -> None:
-    """An optional output that nobody reads has an empty name, as ONNX has it: no engine makes room for it."""
-    for node in model.graph:
-        for value in node.outputs[1:] if node.domain == MICROSOFT else ():
-            if not value.uses() and not value.is_graph_output():
-                value.name = ""
-
-
-def _cast_plainly(model: ir.Model) -> None:
-    """The positions of a pool's windows are constants, and ONNX Runtime warns that it cannot fold their CastLike."""
-    for node in model.graph:
-        if node.op_type == "CastLike" and (like := node.inputs[1]) is not None and like.dtype == ir.DataType.INT64:
-            node.op_type = "Cast"
-            node.resize_inputs(1)
-            node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.INT64))
-
-
 def _on_cpu(module: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, tuple[Any, ...]]:
     """As many fake tensors: symbolic operators give such of the CPU, and torch adds none of them to one of meta."""
     module = copy.deepcopy(module)
@@ -202,6 +185,23 @@ def _refused(error: BaseException) -> EdgeError:
         f"ONNX: there is no rule for what the model uses: {first_line(error)}",
         hint="another --format, and report this",
     )
+
+
+def _leave_out(model: ir.Model) -> None:
+    """An optional output that nobody reads has an empty name, as ONNX has it: no engine makes room for it."""
+    for node in model.graph:
+        for value in node.outputs[1:] if node.domain == MICROSOFT else ():
+            if not value.uses() and not value.is_graph_output():
+                value.name = ""
+
+
+def _cast_plainly(model: ir.Model) -> None:
+    """The positions of a pool's windows are constants, and ONNX Runtime warns that it cannot fold their CastLike."""
+    for node in model.graph:
+        if node.op_type == "CastLike" and (like := node.inputs[1]) is not None and like.dtype == ir.DataType.INT64:
+            node.op_type = "Cast"
+            node.resize_inputs(1)
+            node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.INT64))
 
 
 @contextlib.contextmanager

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from edge.decoders import signatures as steps
-from edge.types import Array, TensorSpec
-from exporters.checkpoint import Checkpoint
-from exporters.formats import FITTED, HALF, Progress, Written, products
+from edge.types import Array
+from exporters.formats import FITTED, HALF, Job, Written, float_specs, products
 from exporters.formats.tflite import lower
 from exporters.formats.tflite.components import Step, longest, slots
-from exporters.formats.tflite.weights import Weights
-from exporters.models.component import Component
+from exporters.formats.tflite.weights import STORAGE, Weights
 from exporters.models.decoders import DecoderConfig, LanguageModel
 from exporters.models.encoder import Encoder
-from exporters.quantization import integers
+from exporters.quantization import embedding_table
 from exporters.tflite_model import Graph, Model
 
 # The tolerance is on the distance to torch on the same stored weights: the kernels round activations to int8 where
@@ -37,54 +33,52 @@ SCHEMES = {
         "legacy": {"cosine": 0.999},
     },
 }
+TOOLS = ("ai-edge-litert",)
+OPTIONS: dict[str, dict[str, Any]] = {}
 # How many positions a call computes at most. XNNPACK lays out its memory for so many when a signature is compiled, and
 # shorter calls cost nothing then. A prime, so that hardly any model has it, or what follows from it, among its sizes.
 LONGEST = 509
 CACHES = (256, 512, 1024, 2048)  # and the model's context
 
 
-def write(
-    component: Component,
-    module: nn.Module,
-    scheme: str,
-    folder: Path,
-    progress: Progress,
-    importance: Mapping[str, Tensor] | None = None,
-    *,
-    checkpoint: Checkpoint | None = None,  # nothing of it is written
-) -> Written:
-    """Write `module` (an Encoder or a decoder, float32) into `folder`. Afterwards it holds the weights as stored."""
-    skeleton = component.skeleton()
-    weights = Weights(module.state_dict(), scheme, importance or {})
-    names = {id(parameter): name for name, parameter in skeleton.named_parameters()}
+def encoder(job: Job, module: Encoder) -> Written:
+    path, size = job.folder / "vision.tflite", module.image_size
     model = Model()
-    if isinstance(skeleton, Encoder):
-        path = folder / "vision.tflite"
-        inputs = {"pixel_values": (1, 3, skeleton.image_size, skeleton.image_size)}
-        shapes = lower.run(Graph(model, "encode"), weights, names, inputs, ["image_embeds"], skeleton)
-        tensors = _specs(inputs), _specs(shapes)
-        model.save(path, progress)
-        return Written((path,), *tensors)
-    assert isinstance(skeleton, LanguageModel)
-    assert isinstance(module, LanguageModel)
-    path = folder / "decoder.tflite"
-    caches = [*(length for length in CACHES if length < skeleton.config.context), skeleton.config.context]
+    inputs = {"pixel_values": (1, 3, size, size)}
+    weights = Weights(module.state_dict(), job.scheme, job.importance)
+    shapes = lower.run(Graph(model, "encode"), weights, _names(job), inputs, ["image_embeds"], job.skeleton)
+    model.save(path, job.progress)
+    return Written((path,), float_specs(inputs), float_specs(shapes))
+
+
+def decoder(job: Job, module: LanguageModel) -> Written:
+    path, config = job.folder / "decoder.tflite", module.config
+    model = Model()
+    weights, names = Weights(module.state_dict(), job.scheme, job.importance), _names(job)
+    caches = [*(length for length in CACHES if length < config.context), config.context]
     signatures = {steps.PREFILL: 0, **{f"{steps.DECODE}{length}": length for length in caches}}
+    skeleton = cast("LanguageModel", job.skeleton)
     sequence = longest(skeleton, caches, LONGEST)
     for done, (name, past) in enumerate(signatures.items(), 1):
         step = Step(skeleton, sequence, past)
-        outputs = ["logits", *(f"present.{slot}" for slot in slots(skeleton.config))]
+        outputs = ["logits", *(f"present.{slot}" for slot in slots(config))]
         lower.run(Graph(model, name, step.varying), weights, names, step.inputs(), outputs, step)
-        progress(0.9 * done / len(signatures))
-    model.save(path, lambda done: progress(0.9 + 0.1 * done))
-    rotations = folder / steps.ROTATIONS
-    np.save(rotations, _rotations(module.config))
-    return Written((path, *_write_table(module.embed_tokens.weight, scheme, folder), rotations), (), ())
+        job.progress(0.9 * done / len(signatures))
+    model.save(path, lambda done: job.progress(0.9 + 0.1 * done))
+    rotations = job.folder / steps.ROTATIONS
+    np.save(rotations, _rotations(config))
+    table = embedding_table.write(module.embed_tokens.weight, STORAGE[job.scheme].table, job.folder)
+    return Written((path, *table, rotations))
 
 
-def bounds(component: Component, scheme: str, tensor_types: Sequence[str] = ()) -> dict[str, float]:
+def _names(job: Job) -> dict[int, str]:
+    """Of the skeleton's parameters, by which `lower` knows them."""
+    return {id(parameter): name for name, parameter in job.skeleton.named_parameters()}
+
+
+def bounds(job: Job) -> dict[str, float]:
     """Scales of 4-bit blocks are float16, and 7 of them the largest weight; all others are float32."""
-    return products(component.skeleton(), 7 / FITTED * HALF) if scheme == "w4" else {}
+    return products(job.skeleton, 7 / FITTED * HALF) if job.scheme == "w4" else {}
 
 
 def _rotations(config: DecoderConfig) -> Array:
@@ -92,20 +86,3 @@ def _rotations(config: DecoderConfig) -> Array:
     cos, sin = config.rope.tables(config.context)
     rest = torch.zeros(config.context, config.head_dim - config.rope.width)
     return torch.stack([torch.cat([cos, cos, rest + 1], dim=-1), torch.cat([-sin, sin, rest], dim=-1)]).numpy()
-
-
-def _specs(shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(name, "float32", shape) for name, shape in shapes.items())
-
-
-def _write_table(table: Tensor, scheme: str, folder: Path) -> tuple[Path, ...]:
-    """The embedding table lies beside the graph, to be memory-mapped: a prompt touches few of its rows."""
-    rows, scales = folder / "embed_tokens.npy", folder / "embed_scales.npy"
-    if scheme == "fp32":
-        np.save(rows, table.numpy())
-        return (rows,)
-    packed = integers.per_channel(table)
-    np.save(rows, packed.values.numpy())
-    np.save(scales, packed.scales[:, None].numpy())
-    table.copy_(packed.dequantized())
-    return rows, scales

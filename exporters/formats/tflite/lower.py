@@ -267,6 +267,8 @@ class Lowering(TorchFunctionMode):
         dilation: int = 1,
         groups: int = 1,
     ) -> None:
+        if dilation != 1:
+            raise _unknown(f"conv2d of dilation {dilation}")
         depthwise = groups > 1 and groups == x.shape[1]
         bias_index = self.weights.zeros(self.graph, out.shape[1]) if bias is None else self[bias]
         filters = self.weights.filters(self.graph, self._names[id(weight)], depthwise)

@@ -12,12 +12,29 @@ from torch import Tensor
 
 from edge.errors import EdgeError
 from edge.types import Array
-from exporters.quantization import integers
+from exporters.quantization import embedding_table, integers
 from exporters.tflite_model import Graph
 
 # Of FULLY_CONNECTED, as TensorFlow Lite's op_version.cc counts: with kept dimensions; with int8 weights of one scale;
 # with several scales. A library that knows none of the last refuses the file: it would take the first scale for all.
 _FLOAT, _ONE_SCALE, _SCALES = 5, 9, 12
+
+
+class Storage(NamedTuple):
+    """How a scheme stores the weights of products, and the embedding table beside them."""
+
+    bits: int  # of a weight: 32, float32; 8, integers with a scale for each row; 4, with one for each block of it
+    version: int  # of FULLY_CONNECTED
+    table: embedding_table.Kind
+
+
+STORAGE = {
+    "fp32": Storage(32, _FLOAT, "fp32"),
+    "w8a8": Storage(8, _SCALES, "int8_rows"),
+    "w8": Storage(8, _SCALES, "int8_rows"),
+    "w4": Storage(4, _SCALES, "int8_rows"),
+    "legacy": Storage(8, _ONE_SCALE, "int8_rows"),
+}
 
 
 class Product(NamedTuple):
@@ -35,7 +52,7 @@ class Weights:
     def __init__(self, state: Mapping[str, Tensor], scheme: str, importance: Mapping[str, Tensor]) -> None:
         self._state = state
         self._importance = importance
-        self._scheme = scheme
+        self._storage = STORAGE[scheme]
         self._bytes: dict[str, Array] = {}
         self._scales: dict[str, Array] = {}
 
@@ -56,17 +73,16 @@ class Weights:
 
     def product(self, graph: Graph, name: str) -> Product:
         """The weight `[N, K]` of that name."""
-        if self._scheme == "fp32":
-            return Product(self.plain(graph, name), False, _FLOAT)
+        if self._storage.bits == 32:
+            return Product(self.plain(graph, name), False, self._storage.version)
         if name not in self._bytes:
             self._quantize(name)
-        bits = 4 if self._scheme == "w4" else 8
-        index = graph.quantized(name, lambda: self._tensor(graph, name, bits))
-        return Product(index, True, _ONE_SCALE if self._scheme == "legacy" else _SCALES)
+        index = graph.quantized(name, lambda: self._tensor(graph, name))
+        return Product(index, True, self._storage.version)
 
     def _quantize(self, name: str) -> None:
         weight = self._state[name]
-        if self._scheme == "w4":
+        if self._storage.bits == 4:
             if weight.shape[1] % integers.BLOCK:
                 raise EdgeError(
                     f"{name} is {weight.shape[1]} wide, and 4-bit blocks of a TFLite file are {integers.BLOCK}",
@@ -77,21 +93,21 @@ class Weights:
             self._scales[name] = packed.scales.half().numpy()
             weight.copy_(packed.dequantized())
             return
-        rows = integers.per_channel(weight) if self._scheme != "legacy" else integers.per_tensor(weight)
+        rows = integers.per_tensor(weight) if self._storage.version == _ONE_SCALE else integers.per_channel(weight)
         self._bytes[name], self._scales[name] = rows.values.numpy(), rows.scales.numpy()
         weight.copy_(rows.dequantized())
 
-    def _tensor(self, graph: Graph, name: str, bits: int) -> int:
+    def _tensor(self, graph: Graph, name: str) -> int:
         data, shape = self._bytes[name], self._state[name].shape
         buffer = graph.model.buffer(name, data.nbytes, lambda: data)
-        index = graph.tensor(shape, name=name, kind=f"INT{bits}", buffer=buffer)
+        index = graph.tensor(shape, name=name, kind=f"INT{self._storage.bits}", buffer=buffer)
         graph.tensors[index].quantization = self._quantization(graph, name)
         return index
 
     def _quantization(self, graph: Graph, name: str) -> Any:
         scales = self._scales[name]
         found = schema.QuantizationParametersT(quantizedDimension=0)
-        if self._scheme == "w4":
+        if self._storage.bits == 4:
             found.detailsType = schema.QuantizationDetails.BlockwiseQuantization
             found.details = schema.BlockwiseQuantizationT(
                 scales=graph.stored(f"{name}.scales", scales), zeroPoints=-1, blockSize=integers.BLOCK
