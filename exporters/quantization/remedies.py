@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from exporters.quantization.sensitivity import LinearCost, Rounding, measure, simulated
+from exporters.quantization.sensitivity import LinearCost, Rounding, linears, measure, simulated
 
 Output = Callable[[], Tensor]  # calls the component with one sample
 
@@ -17,7 +17,7 @@ Output = Callable[[], Tensor]  # calls the component with one sample
 class Remedies:
     loss: float  # 1 - cosine of the outputs, of the worst sample; simulated
     before: float  # with nothing widened
-    costs: Mapping[str, LinearCost]  # by linear
+    costs: Mapping[str, LinearCost] = field(default_factory=dict)  # by linear; empty where nothing asked for them
     widened: Mapping[str, str] = field(default_factory=dict)  # linear -> scheme
 
 
@@ -28,25 +28,25 @@ def settle(
     ladder: Sequence[str],
     roundings: Mapping[str, Rounding],
     bound: float,
+    *,
+    explain: bool = False,
 ) -> Remedies:
     """`ladder`: the schemes that a linear may have, the component's own first, each dearer than the one before.
 
-    Nothing is widened where the loss is within the bound. Else those linears are, a rung at a time, whose outputs are
-    hurt most, until it is; which may be never, and then all stand on the last rung.
+    Nothing is widened where the loss is within the bound, and each linear is measured only then if `explain`. Else
+    those are widened, a rung at a time, whose outputs are hurt most, until it is; which may be never, and then all
+    stand on the last rung.
     """
     exact = [sample() for sample in samples]
-    rung = dict.fromkeys(_called(module, samples[:1]), 0)
-    before = loss = _loss(module, samples, exact, dict.fromkeys(rung, roundings[ladder[0]]))
+    before = loss = _loss(module, samples, exact, dict.fromkeys(linears(module), roundings[ladder[0]]))
+    if loss <= bound and not explain:
+        return Remedies(loss, before)
     costs = measure(module, lambda: [sample() for sample in samples], {s: roundings[s] for s in ladder})
+    rung = dict.fromkeys(costs, 0)
     while not loss <= bound and (moved := _worst(rung, costs, ladder)):
         rung |= {name: _next(rung[name], costs[name], ladder) for name in moved}
         loss = _loss(module, samples, exact, {name: roundings[ladder[at]] for name, at in rung.items()})
     return Remedies(loss, before, costs, {name: ladder[at] for name, at in rung.items() if at})
-
-
-def _called(module: nn.Module, samples: Sequence[Output]) -> list[str]:
-    """The linears that the component computes with."""
-    return list(measure(module, lambda: [sample() for sample in samples], {}))
 
 
 def _worst(rung: Mapping[str, int], costs: Mapping[str, LinearCost], ladder: Sequence[str]) -> list[str]:

@@ -109,6 +109,14 @@ def test_the_cost_of_a_linear_is_that_of_its_own_rounding() -> None:
     assert all(cost.errors["fp32"] < 1e-12 for cost in found.values())
 
 
+def test_each_linear_is_measured_where_that_is_asked_for() -> None:
+    module = Spiky(1.0, "row")
+    assert settle(module, samples(module), LADDER, ROUNDINGS, BOUND).costs == {}
+    told = settle(module, samples(module), LADDER, ROUNDINGS, BOUND, explain=True)
+    assert told.widened == {}
+    assert told.costs.keys() == {"first", "second", "third"}
+
+
 def test_a_linear_that_is_never_called_is_left_alone() -> None:
     module = Spiky(30.0, "row")
     module.spare = Linear(3, 3)
