@@ -6,6 +6,7 @@ import gc
 import shlex
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,7 @@ from edge.recipes import Recipe
 from edge.verify import Report, Row, verify
 from exporters import finite, golden_sample, malloc, preview, prompts, targets
 from exporters.checkpoint import Checkpoint, open_checkpoint
+from exporters.judge import MAX_LOSS, Cost
 from exporters.pipeline import Built, Order, Stages, build
 
 FLOATS = ("fp16", "f16", "fp32")  # schemes whose activations are not rounded, the smallest first
@@ -49,7 +51,8 @@ class ExportRequest:
     mmproj: Path | None = None
     threads: int = 0
     options: targets.Options = field(default_factory=dict)  # each format's own
-    max_loss: float | None = None  # of 1 - cosine between a quantised part and fp32
+    max_loss: float | None = None  # of 1 - cosine between a part and fp32; None: MAX_LOSS
+    explain: bool = False  # measure what each linear costs
     prompt: str | None = None  # the name of a published prompt, or a file
 
 
@@ -62,6 +65,7 @@ class Exported:
     next_command: str
     fit: Fit | None  # on the device that was named
     prompt: str  # where it is from
+    costs: Mapping[str, Cost]  # vision, decoder
     notes: tuple[str, ...] = ()  # what the user should know of it, and could not see
 
 
@@ -85,9 +89,20 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
     finite.check(checkpoint, recipe.targets, request.options, lambda done: progress("read", done))
     foreseen = preview.manifest(checkpoint, recipe, request.options)
     predicted = fit(foreseen, devices.profile(request.device)) if request.device else None
+    max_loss = MAX_LOSS if request.max_loss is None else request.max_loss
     with staging.create(request.output) as folder:
         _require_space(sum(file.bytes for file in foreseen.files()), folder)
-        order = Order(checkpoint, recipe.targets, request.options, picture, question, calibration, request.imatrix)
+        order = Order(
+            checkpoint,
+            recipe.targets,
+            request.options,
+            picture,
+            question,
+            calibration,
+            request.imatrix,
+            max_loss,
+            request.explain,
+        )
         built = build(order, folder, progress)
         built.golden.save(folder / GOLDEN)
         manifest = _manifest(checkpoint, recipe, question, built, folder)
@@ -96,14 +111,14 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
         progress("verify", 0.0)
         report = verify(Bundle.open(folder), threads=request.threads)
         progress("verify", 1.0)
-        _require_parity(report, manifest.parts, request.max_loss)
-        bundles.write_manifest(folder, _with_errors(manifest, report))
+        _require_parity(report, manifest.parts, max_loss)
+        bundles.write_manifest(folder, _with_errors(manifest, report, built.costs))
     size = sum(file.bytes for file in manifest.files())
     picture_of = ["PICTURE"] if manifest.sees else []
     asks = ["run", str(request.output), *picture_of, question]
     next_command = shlex.join(["edge", *(asks if _runs_here(recipe) else ["verify", str(request.output)])])
     seconds = time.perf_counter() - start
-    return Exported(request.output, size, seconds, report, next_command, predicted, origin, notes)
+    return Exported(request.output, size, seconds, report, next_command, predicted, origin, built.costs, notes)
 
 
 def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Built, folder: Path) -> Manifest:
@@ -126,7 +141,7 @@ def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Buil
     )
 
 
-def _require_parity(report: Report, parts: tuple[Part, ...], max_loss: float | None) -> None:
+def _require_parity(report: Report, parts: tuple[Part, ...], max_loss: float) -> None:
     for row in report.rows:
         if not row.finite:
             raise ParityError(
@@ -140,7 +155,7 @@ def _require_parity(report: Report, parts: tuple[Part, ...], max_loss: float | N
                 hint=_way_out(row, parts),
             )
         loss = 1 - row.error.get("cosine", 1.0)
-        if row.against == "fp32" and max_loss is not None and not loss <= max_loss:
+        if row.against == "fp32" and not loss <= max_loss:
             raise ParityError(
                 f"quantising costs the {row.stage} {loss:.4g} (1 - cosine to fp32), more than {max_loss:.4g}",
                 hint="choose a wider --scheme or a larger --max-loss",
@@ -162,11 +177,13 @@ def _way_out(row: Row, parts: tuple[Part, ...]) -> str:
     )
 
 
-def _with_errors(manifest: Manifest, report: Report) -> Manifest:
+def _with_errors(manifest: Manifest, report: Report, costs: Mapping[str, Cost]) -> Manifest:
     def measured(part: Part) -> Part:
         stages = ("vision",) if "vision" in part.covers else ("prefill", "tokens")
         rows = [row for row in report.rows if row.stage in stages]
-        return replace(part, error={f"{r.stage}.{r.against}.{k}": v for r in rows for k, v in r.error.items()})
+        errors = {f"{r.stage}.{r.against}.{k}": v for r in rows for k, v in r.error.items()}
+        loss = costs["vision" if "vision" in part.covers else "decoder"].loss
+        return replace(part, error={**errors, f"{stages[0]}.fp32.loss": loss})
 
     return replace(manifest, parts=tuple(measured(part) for part in manifest.parts))
 

@@ -26,8 +26,9 @@ from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Segment, Tokens
 from exporters import reference, targets
 from exporters.checkpoint import Checkpoint
-from exporters.formats import Format, Job, Written
+from exporters.formats import NOTHING, Format, Job, Written
 from exporters.gguf import imatrix
+from exporters.judge import MAX_LOSS, Cost, Judge
 from exporters.models.component import Component
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
@@ -37,6 +38,7 @@ from exporters.targets import Options
 Stages = Callable[[str, float], None]  # a stage's name, and the share of it that is done
 Ids = list[list[int] | None]
 Rows = NDArray[np.float32]
+JUDGED = 3  # images, and conversations: each is computed four times
 M = TypeVar("M", Encoder, LanguageModel)
 
 
@@ -51,6 +53,8 @@ class Order:
     question: str
     calibration: Sequence[Record] = ()
     importance: Path | None = None  # a file of it, instead of measuring it on the calibration
+    max_loss: float = MAX_LOSS  # of each component
+    explain: bool = False  # measure each linear, whether rounding hurts or not
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Built:
     parts: tuple[Part, ...]  # without measured errors
     golden: Golden
     prompt: Ids  # token ids around the picture, which None stands for
+    costs: Mapping[str, Cost]  # vision, decoder
     companions: tuple[File, ...] = ()
 
 
@@ -78,9 +83,15 @@ def build(order: Order, folder: Path, progress: Stages) -> Built:
     rows = reference.encode(encoder, pixel_values)
     pictures = [pixel_values, *(image.pixels(record.picture, spec.image) for record in order.calibration)]
     seen = [reference.encode(encoder, pixels) for pixels in pictures[1:]]
-    write.encoder(vision, encoder, map(torch.from_numpy, pictures))
+    tensors = list(map(torch.from_numpy, pictures))
+    judge = write.judge(vision, encoder, tensors[:JUDGED])
+    write.encoder(vision, encoder, tensors, judge.widened)
     stored_rows = reference.encode(encoder, pixel_values)
-    del encoder
+    with judge.rounding():
+        rounded_rows = reference.encode(encoder, pixel_values)
+    costs = {"vision": write.held(vision, Encoder, judge)}
+    rounds = judge.rounds
+    del encoder, judge
 
     model = write.load(decoder, LanguageModel)
     answer = reference.answer(model, prompt, rows)
@@ -88,15 +99,22 @@ def build(order: Order, folder: Path, progress: Stages) -> Built:
     sequences = [reference.merged(model, conversation) for conversation in asked]
     measured = 0 if matters else len(order.calibration)
     matters = importance.measure(model, sequences[1:]) if measured else matters
-    write.decoder(decoder, model, sequences, matters, measured)
-    stored_answer = reference.answer(model, prompt, rows)
-    del model
+    judge = write.judge(decoder, model, sequences[:JUDGED])
+    write.decoder(decoder, model, sequences, matters, measured, judge.widened)
+    stored_answer = rounded_answer = reference.answer(model, prompt, rows)
+    if judge.rounds:
+        with judge.rounding():
+            rounded_answer = reference.answer(model, prompt, rows)
+    costs["decoder"] = write.held(decoder, LanguageModel, judge)
+    rounds |= judge.rounds
+    del model, judge
 
     for component in others:
         write.encoder(component, write.load(component, Encoder))
     write.finish()
-    golden = Golden(order.picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer))
-    return Built(tuple(write.parts), golden, prompt, tuple(write.companions))
+    rounded = Outputs(rounded_rows, *rounded_answer) if rounds else None
+    golden = Golden(order.picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer), rounded)
+    return Built(tuple(write.parts), golden, prompt, costs, tuple(write.companions))
 
 
 def _calibration(order: Order, tokenizer: Tokenizer, seen: Sequence[Rows]) -> list[list[Segment]]:
@@ -169,8 +187,23 @@ class _Writer:
         assert isinstance(module, kind)
         return module
 
-    def encoder(self, component: Component, module: Encoder, samples: Iterable[Tensor] = ()) -> None:
-        job = self._job(component, samples=self._samples(component, samples))
+    def judge(self, component: Component, module: Encoder | LanguageModel, samples: Sequence[Tensor]) -> Judge:
+        return Judge(module, samples, self.order.targets[component.role], explain=self.order.explain)
+
+    def held(self, component: Component, kind: type[M], judge: Judge) -> Cost:
+        """What it costs. Raises ParityError where that is too much."""
+        cost = judge.cost()
+        judge.require(cost, self.order.max_loss, component.role, lambda: self.load(component, kind))
+        return cost
+
+    def encoder(
+        self,
+        component: Component,
+        module: Encoder,
+        samples: Iterable[Tensor] = (),
+        widened: Mapping[str, str] = NOTHING,
+    ) -> None:
+        job = self._job(component, samples=self._samples(component, samples), widened=_weights(widened))
         self._keep(component, self._format(component).encoder(job, module))
 
     def decoder(
@@ -180,9 +213,10 @@ class _Writer:
         samples: Iterable[Tensor],
         matters: Mapping[str, Tensor],
         measured: int,
+        widened: Mapping[str, str],
     ) -> None:
         samples = self._samples(component, samples)
-        job = self._job(component, samples=samples, importance=matters, measured=measured)
+        job = self._job(component, samples=samples, importance=matters, measured=measured, widened=_weights(widened))
         self._keep(component, self._format(component).decoder(job, module))
 
     def finish(self) -> None:
@@ -240,3 +274,7 @@ class _Writer:
 
     def _stage(self, component: Component) -> str:
         return f"{component.role}: {self.order.targets[component.role]}"
+
+
+def _weights(widened: Mapping[str, str]) -> dict[str, str]:
+    return {f"{linear}.weight": scheme for linear, scheme in widened.items()}

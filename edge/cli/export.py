@@ -74,6 +74,7 @@ def export(
     ] = None,
     threads: Threads = 0,
     max_loss: Annotated[float | None, typer.Option(help="Fail when quantising costs more (1 - cosine).")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show what quantising costs each linear.")] = False,
     as_json: Json = False,
     debug: Debug = False,
     **options: Any,
@@ -103,6 +104,7 @@ def export(
                 for format, declared in _format_options().items()
             },
             max_loss=max_loss,
+            explain=explain,
             prompt=prompt,
         )
         with render.Stages(console=Console(stderr=True)) as stages:
@@ -113,9 +115,13 @@ def export(
         facts = {"path": str(done.path), "bytes": done.bytes, "seconds": round(done.seconds, 3)}
         facts["fit"] = done.fit.to_json() if done.fit else None
         facts |= {"prompt": done.prompt, "notes": list(done.notes)}
+        facts["costs"] = {role: cost.to_json() for role, cost in done.costs.items()}
         print_json({**facts, "report": done.report.to_json(), "next_command": done.next_command})
         return
     print_rich(render.parity(done.report))
+    for role, cost in done.costs.items():
+        if explain:
+            print_rich(render.costs(role, cost.to_json()))
     print(f"\n{done.path}: {format_size(done.bytes)} in {done.seconds:.1f} s")
     print(f"worst: {render.worst(done.report)}")
     print(f"prompt: {done.prompt}")

@@ -68,6 +68,17 @@ def parity(report: Report) -> RenderableType:
     return table
 
 
+def costs(role: str, found: Mapping[str, Any]) -> RenderableType:
+    """One line per linear of a part, in the order of its computation: `exporters.judge.Cost` as JSON."""
+    widened = found.get("widened", {})
+    table = _table(f"{role.capitalize()}: linear", "Outliers", "Error", "Stored as")
+    for name, linear in found.get("linears", {}).items():
+        error = next(iter(linear["errors"].values()))  # of the part's own scheme
+        style = "bold yellow" if name in widened else ""
+        table.add_row(name, f"{linear['outliers']:.1f}", f"{error:.1e}", Text(widened.get(name, ""), style))
+    return table
+
+
 def worst(report: Report) -> str:
     """The comparison with the same weights that comes nearest to its bound, and what quantising costs."""
     bounded = [(row, measure) for row in report.rows for measure in row.tolerance]

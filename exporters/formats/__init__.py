@@ -62,6 +62,9 @@ class Job:
     measured: int = 0  # conversations that the importance was measured on; 0: it came with the call, or there is none
     samples: Sequence[Tensor] = ()  # inputs of the module, as many as the format's SAMPLES
     options: Mapping[str, Any] = field(default_factory=dict)  # this format's, without those left at their defaults
+    widened: Mapping[str, str] = field(
+        default_factory=dict
+    )  # a linear's weight -> its scheme, where that is not `scheme`
 
     @property
     def role(self) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from exporters.models.layers import Linear
 from exporters.quantization.integers import BLOCK
 
-Kind = Literal["none", "tensor", "row", "block"]
+Kind = Literal["none", "tensor", "row", "block", "superblock"]
+_SUPERBLOCK = 256
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -34,14 +35,17 @@ def rounded(x: Tensor, kind: Kind) -> Tensor:
     - tensor: uint8 with one scale and zero point a call (ONNX's DynamicQuantizeLinear);
     - row: int8 with a scale and zero point for each row (XNNPACK's qd8);
     - block: int8 with one scale for each row and block of 32 (ONNX Runtime's MatMulNBits at accuracy level 4; the last
-      block may be shorter).
+      block may be shorter);
+    - superblock: the same with blocks of 256 (llama.cpp's Q8_K).
     """
     if kind == "tensor":
         return _asymmetric(x, x.amin(), x.amax())
     if kind == "row":
         return _asymmetric(x, x.amin(-1, keepdim=True), x.amax(-1, keepdim=True))
     if kind == "block":
-        return _blocks(x)
+        return _blocks(x, BLOCK)
+    if kind == "superblock":
+        return _blocks(x, _SUPERBLOCK)
     return x
 
 
@@ -53,9 +57,9 @@ def _asymmetric(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return ((x / scale).round().add(zero).clamp(0, 255) - zero) * scale
 
 
-def _blocks(x: Tensor) -> Tensor:
+def _blocks(x: Tensor, block: int) -> Tensor:
     columns = x.shape[-1]
-    blocks = nn.functional.pad(x, (0, -columns % BLOCK)).unflatten(-1, (-1, BLOCK))
+    blocks = nn.functional.pad(x, (0, -columns % block)).unflatten(-1, (-1, block))
     scale = (blocks.abs().amax(-1, keepdim=True) / 127).clamp(min=_TINY)
     return ((blocks / scale).round() * scale).flatten(-2)[..., :columns]
 

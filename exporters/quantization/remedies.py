@@ -25,23 +25,25 @@ class Remedies:
 def settle(
     module: nn.Module,
     samples: Sequence[Output],
+    exact: Sequence[Tensor],
     ladder: Sequence[str],
     roundings: Mapping[str, Rounding],
     bound: float,
     *,
     explain: bool = False,
 ) -> Remedies:
-    """`ladder`: the schemes that a linear may have, the component's own first, each dearer than the one before.
+    """`exact`: what the samples give now, unrounded; `ladder`: the schemes that a linear may have, the component's own
+    first, each dearer than the one before.
 
     Nothing is widened where the loss is within the bound, and each linear is measured only then if `explain`. Else
     those are widened, a rung at a time, whose outputs are hurt most, until it is; which may be never, and then all
     stand on the last rung.
     """
-    exact = [sample() for sample in samples]
     before = loss = _loss(module, samples, exact, dict.fromkeys(linears(module), roundings[ladder[0]]))
     if loss <= bound and not explain:
         return Remedies(loss, before)
-    costs = measure(module, lambda: [sample() for sample in samples], {s: roundings[s] for s in ladder})
+    ways = {scheme: roundings[scheme] for scheme in ladder}
+    costs = measure(module, lambda: [sample() for sample in samples], lambda _: ways)
     rung = dict.fromkeys(costs, 0)
     while not loss <= bound and (moved := _worst(rung, costs, ladder)):
         rung |= {name: _next(rung[name], costs[name], ladder) for name in moved}

@@ -54,14 +54,18 @@ def linears(module: nn.Module) -> dict[str, Linear]:
 
 
 @torch.inference_mode()
-def measure(module: nn.Module, run: Callable[[], object], roundings: Mapping[str, Rounding]) -> dict[str, LinearCost]:
-    """While `run` calls the module: what each rounding (by scheme) costs each linear that is called. A weight is
-    rounded anew in each call, so that no second model is held."""
+def measure(
+    module: nn.Module, run: Callable[[], object], roundings: Callable[[str], Mapping[str, Rounding]]
+) -> dict[str, LinearCost]:
+    """While `run` calls the module: what each rounding (by scheme, of a linear's name) costs each linear that is
+    called. A weight is rounded anew in each call, so that no second model is held."""
     peaks: dict[str, Tensor] = {}
     rows: dict[str, int] = {}
     lost: dict[str, dict[str, float]] = {}
 
     def watch(name: str, layer: Linear) -> Any:
+        ways = roundings(name)
+
         def seen(_: nn.Module, inputs: tuple[Tensor]) -> None:
             x = inputs[0]
             peak = x.abs().reshape(-1, layer.in_features).amax(dim=0)
@@ -69,8 +73,8 @@ def measure(module: nn.Module, run: Callable[[], object], roundings: Mapping[str
             exact = F.linear(x, layer.weight, layer.bias)
             size = exact.square().sum(dim=-1).clamp(min=_TINY)
             rows[name] = rows.get(name, 0) + size.numel()
-            sums = lost.setdefault(name, dict.fromkeys(roundings, 0.0))
-            for scheme, rounding in roundings.items():
+            sums = lost.setdefault(name, dict.fromkeys(ways, 0.0))
+            for scheme, rounding in ways.items():
                 off = F.linear(rounded(x, rounding.activations), rounding.weight(layer.weight), layer.bias) - exact
                 sums[scheme] += float((off.square().sum(dim=-1) / size).sum())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from exporters.models import vision
 from exporters.models.layers import Linear
-from exporters.quantization.remedies import distance, settle
+from exporters.quantization import remedies
+from exporters.quantization.remedies import Remedies, distance
 from exporters.quantization.sensitivity import WEIGHTS, Rounding, linears, measure, simulated
 
 LADDER = ("w8a8", "w8", "fp32")
@@ -43,6 +44,14 @@ class Spiky(nn.Module):
         return out
 
 
+def settle(module: nn.Module, ladder: Sequence[str], bound: float, *, explain: bool = False) -> Remedies:
+    given = samples(module)
+    exact = [sample() for sample in given]
+    return remedies.settle(
+        module, given, exact, ladder, {**ROUNDINGS, "same": ROUNDINGS["w8a8"]}, bound, explain=explain
+    )
+
+
 def samples(module: nn.Module) -> list[Callable[[], Tensor]]:
     torch.manual_seed(1)
     return [partial(module, x) for x in torch.randn(2, 1, 20, 64)]
@@ -52,7 +61,7 @@ def samples(module: nn.Module) -> list[Callable[[], Tensor]]:
 @pytest.mark.parametrize("factor", [30.0, 1000.0])
 def test_the_linear_with_the_outlier_is_widened_and_no_other(factor: float, where: str) -> None:
     module = Spiky(factor, where)
-    found = settle(module, samples(module), LADDER, ROUNDINGS, BOUND)
+    found = settle(module, LADDER, BOUND)
     assert found.before > BOUND >= found.loss
     assert set(found.widened) == {"second"}
     if where == "channel":
@@ -63,14 +72,14 @@ def test_the_linear_with_the_outlier_is_widened_and_no_other(factor: float, wher
 
 def test_without_outliers_nothing_is_widened() -> None:
     module = Spiky(1.0, "row")
-    found = settle(module, samples(module), LADDER, ROUNDINGS, BOUND)
+    found = settle(module, LADDER, BOUND)
     assert found.widened == {}
     assert found.loss == found.before <= BOUND
 
 
 def test_a_bound_that_cannot_be_held_ends_on_the_last_rung() -> None:
     module = Spiky(30.0, "row")
-    found = settle(module, samples(module), LADDER[:2], ROUNDINGS, 0.0)
+    found = settle(module, LADDER[:2], 0.0)
     assert set(found.widened.values()) == {"w8"}
     assert found.loss > 0
 
@@ -78,7 +87,7 @@ def test_a_bound_that_cannot_be_held_ends_on_the_last_rung() -> None:
 def test_a_rung_that_does_not_help_is_left_out() -> None:
     """Blocks do not help a channel that is alone in its block: they would only be paid for."""
     module = Spiky(1000.0, "channel")
-    found = settle(module, samples(module), ("w8a8", "same", "fp32"), {**ROUNDINGS, "same": ROUNDINGS["w8a8"]}, BOUND)
+    found = settle(module, ("w8a8", "same", "fp32"), BOUND)
     assert found.widened == {"second": "fp32"}
 
 
@@ -92,14 +101,14 @@ def test_what_is_simulated_ends_with_the_block() -> None:
     with pytest.raises(RuntimeError, match="on purpose"), simulated(module, {"second": ROUNDINGS["w8a8"]}):
         raise RuntimeError("on purpose")
     assert torch.equal(sample(), exact)
-    measure(module, sample, ROUNDINGS)
+    measure(module, sample, lambda _: ROUNDINGS)
     assert torch.equal(sample(), exact)
 
 
 def test_the_cost_of_a_linear_is_that_of_its_own_rounding() -> None:
     module = Spiky(1.0, "row")
     sample = samples(module)[0]
-    found = measure(module, sample, ROUNDINGS)
+    found = measure(module, sample, lambda _: ROUNDINGS)
     assert found.keys() == linears(module).keys()
     exact = sample()
     with simulated(module, {"third": ROUNDINGS["w8a8"]}):
@@ -111,8 +120,8 @@ def test_the_cost_of_a_linear_is_that_of_its_own_rounding() -> None:
 
 def test_each_linear_is_measured_where_that_is_asked_for() -> None:
     module = Spiky(1.0, "row")
-    assert settle(module, samples(module), LADDER, ROUNDINGS, BOUND).costs == {}
-    told = settle(module, samples(module), LADDER, ROUNDINGS, BOUND, explain=True)
+    assert settle(module, LADDER, BOUND).costs == {}
+    told = settle(module, LADDER, BOUND, explain=True)
     assert told.widened == {}
     assert told.costs.keys() == {"first", "second", "third"}
 
@@ -120,7 +129,7 @@ def test_each_linear_is_measured_where_that_is_asked_for() -> None:
 def test_a_linear_that_is_never_called_is_left_alone() -> None:
     module = Spiky(30.0, "row")
     module.spare = Linear(3, 3)
-    found = settle(module, samples(module), LADDER, ROUNDINGS, 0.0)
+    found = settle(module, LADDER, 0.0)
     assert "spare" not in {*found.widened, *found.costs}
 
 
@@ -128,5 +137,5 @@ def test_a_linear_that_is_never_called_is_left_alone() -> None:
 def test_towers_of_every_family_are_measured(kind: str) -> None:
     tower = vision.find(kind).tiny()
     size = tower.config.image_size
-    found = measure(tower, lambda: tower(torch.randn(1, 3, size, size)), ROUNDINGS)
+    found = measure(tower, lambda: tower(torch.randn(1, 3, size, size)), lambda _: ROUNDINGS)
     assert found.keys() == linears(tower).keys()

@@ -34,6 +34,7 @@ SCHEMES = {
     },
 }
 TOOLS = ("onnx-ir", "onnxruntime")
+ACTIVATIONS = {"w8a8": "tensor", "w8": "block", "w4": "block"}
 OPTIONS: dict[str, dict[str, Any]] = {}
 _INLINE = 1 << 14  # bytes; a smaller initialiser stays in the graph file
 

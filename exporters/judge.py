@@ -1,0 +1,149 @@
+"""Judges a component: before a format writes it, which of its linears the scheme would hurt too much; afterwards, what
+storing it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from edge import plugins
+from edge.errors import ParityError
+from edge.recipes import Target
+from exporters import targets
+from exporters.models.attention import GrowingCache
+from exporters.models.decoders import LanguageModel
+from exporters.models.encoder import Encoder
+from exporters.quantization.activations import Kind, rounding
+from exporters.quantization.remedies import Remedies, distance, settle
+from exporters.quantization.sensitivity import WEIGHTS, LinearCost, Rounding, linears, measure
+
+# 1 - cosine of a component's outputs that rounding its activations and 8-bit weights may cost before linears are
+# widened. Models without outliers stay well below: BENCHMARKS.md has both.
+HELD = {"vision": 2e-4, "decoder": 1e-3}
+
+
+# What a component may lose, 1 - cosine to fp32, before an export is refused: the recipe that loses most (4 bits in a
+# decoder that was not trained to bear them) stays below. BENCHMARKS.md has each.
+MAX_LOSS = 0.05
+Module = Encoder | LanguageModel
+WORST = 3  # linears that a refusal names
+
+
+def outputs(module: Module, sample: Tensor) -> Tensor:
+    """The rows of `pixel_values` `[1, 3, S, S]`, or the logits of every position of rows `[1, S, hidden]`."""
+    if isinstance(module, LanguageModel):
+        config = module.config
+        return cast("Tensor", module(sample, GrowingCache(config.heads, config.kv_heads, config.rope), everywhere=True))
+    return cast("Tensor", module(sample))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What storing a component and computing it in its format costs."""
+
+    loss: float  # 1 - cosine to fp32 of the worst sample's outputs
+    samples: int
+    remedies: Remedies | None  # None: its kernels round no activations, and nobody asked
+
+    def to_json(self) -> dict[str, Any]:
+        """With each linear that was measured: its outliers, what its own rounding costs, and what it is stored as where
+        that is not the part's scheme."""
+        found: dict[str, Any] = {"loss": self.loss, "samples": self.samples}
+        if self.remedies:
+            found["widened"] = dict(self.remedies.widened)
+            found["linears"] = {
+                name: {"outliers": cost.outliers, "errors": dict(cost.errors)}
+                for name, cost in self.remedies.costs.items()
+            }
+        return found
+
+
+class Judge:
+    """Holds what a component computes in fp32 to what it will compute as its format stores it."""
+
+    def __init__(self, module: Module, samples: Sequence[Tensor], target: Target, *, explain: bool = False) -> None:
+        """Before the format writes it: the module holds the checkpoint's weights."""
+        self._module, self._samples, self._target = module, samples, target
+        role = "decoder" if isinstance(module, LanguageModel) else "vision"
+        ladder = [target.scheme, *_wider(role, target)]
+        how = {scheme: Rounding(WEIGHTS.get(scheme, _as_it_is), _kind(target.format, scheme)) for scheme in ladder}
+        self._exact = self._outputs()
+        self.rounds = how[target.scheme].activations != "none"
+        self.remedies: Remedies | None = None
+        if self.rounds or explain:
+            calls = [partial(outputs, module, sample) for sample in samples]
+            self.remedies = settle(module, calls, self._exact, ladder, how, HELD[role], explain=explain)
+
+    @property
+    def widened(self) -> Mapping[str, str]:
+        """Linear -> the scheme that it is to be stored in, where that is not the target's."""
+        return self.remedies.widened if self.remedies else {}
+
+    def rounding(self) -> AbstractContextManager[None]:
+        """Within it the module's activations are rounded as kernels do."""
+        return rounding(self._module, {name: self._kind(name) for name in linears(self._module)})
+
+    def cost(self) -> Cost:
+        """After the format has written it: the module holds the weights as they are stored."""
+        with self.rounding():
+            found = [distance(one, exact) for one, exact in zip(self._outputs(), self._exact, strict=True)]
+        return Cost(max(found), len(found), self.remedies)
+
+    def require(self, cost: Cost, bound: float, role: str, reload: Callable[[], Module]) -> None:
+        """Raises ParityError that names the linears that lose most, where the cost is above the bound."""
+        if cost.loss <= bound:
+            return
+        rows = [
+            f"\n  {name}: loses {max(found.errors.values()):.2g} of its output; its largest input channel is "
+            f"{found.outliers:.0f} times the median"
+            for name, found in self._worst(reload()).items()
+        ]
+        raise ParityError(
+            f"quantising costs the {role} {cost.loss:.4g} (1 - cosine to fp32, the worst of {cost.samples}), more than "
+            f"{bound:.4g}; most of it here:" + "".join(rows),
+            hint=f"--scheme {role}=SCHEME with a wider one, or --max-loss {cost.loss * 1.05:.2g} to have it so",
+        )
+
+    def _worst(self, original: Module) -> dict[str, LinearCost]:
+        """The linears that were hurt most, the worst first; `original` holds the checkpoint's weights."""
+        stored = linears(self._module)
+
+        def written(name: str) -> dict[str, Rounding]:
+            return {self._scheme(name): Rounding(lambda _: stored[name].weight, self._kind(name))}
+
+        costs = measure(original, lambda: [outputs(original, sample) for sample in self._samples], written)
+        order = sorted(costs, key=lambda name: -max(costs[name].errors.values()))
+        return {name: costs[name] for name in order[:WORST]}
+
+    @torch.inference_mode()
+    def _outputs(self) -> list[Tensor]:
+        return [outputs(self._module, sample) for sample in self._samples]
+
+    def _scheme(self, linear: str) -> str:
+        return self.widened.get(linear, self._target.scheme)
+
+    def _kind(self, linear: str) -> Kind:
+        return _kind(self._target.format, self._scheme(linear))
+
+
+def _wider(role: str, target: Target) -> tuple[str, ...]:
+    """The schemes that single linears of a part may have instead, the cheapest first."""
+    table: Mapping[str, Mapping[str, Sequence[str]]] = plugins.facts(targets.FORMATS, target.format).get("WIDER", {})
+    return tuple(table.get(role, {}).get(target.scheme, ()))
+
+
+def _kind(format: str, scheme: str) -> Kind:
+    """How the format's kernels round what a weight of this scheme is multiplied with."""
+    kinds: Mapping[str, Kind] = plugins.facts(targets.FORMATS, format).get("ACTIVATIONS", {})
+    return kinds.get(scheme, "none")
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    """A weight of 4 bits, while activations are looked at: its own rounding costs far more, whatever they are."""
+    return weight
