@@ -27,6 +27,7 @@ from edge.verify import Report, Row, verify
 from exporters import finite, golden_sample, malloc, preview, prompts, targets
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.pipeline import Built, Order, Stages, build
+from exporters.widening import Widened
 
 FLOATS = ("fp16", "f16", "fp32")  # schemes whose activations are not rounded, the smallest first
 CALIBRATION = 32  # conversations: each costs a prompt through torch, and more hardly change the statistics
@@ -49,6 +50,7 @@ class ExportRequest:
     mmproj: Path | None = None
     threads: int = 0
     options: targets.Options = field(default_factory=dict)  # each format's own
+    widened: Widened = field(default_factory=dict)  # linear layers with schemes of their own
     max_loss: float | None = None  # of 1 - cosine between a quantised part and fp32
     prompt: str | None = None  # the name of a published prompt, or a file
 
@@ -70,6 +72,7 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
     start = time.perf_counter()
     malloc.economise()
     recipe = targets.resolve(request.format, request.schemes, request.recipe, request.device, request.options)
+    recipe = replace(recipe, name="custom") if any(request.widened.values()) else recipe
     _require_engines(recipe)
     calibration = read(request.calib)[:CALIBRATION] if request.calib else []
     picture, question = golden_sample.choose(calibration)
@@ -82,12 +85,21 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
     checkpoint, note = prompts.settle(checkpoint, request.prompt)
     origin = prompts.origin(checkpoint, request.prompt)
     notes = (*checkpoint.notes, *([note] if note else ()))
-    finite.check(checkpoint, recipe.targets, request.options, lambda done: progress("read", done))
-    foreseen = preview.manifest(checkpoint, recipe, request.options)
+    foreseen = preview.manifest(checkpoint, recipe, request.options, request.widened)
+    finite.check(checkpoint, recipe.targets, request.options, lambda done: progress("read", done), request.widened)
     predicted = fit(foreseen, devices.profile(request.device)) if request.device else None
     with staging.create(request.output) as folder:
         _require_space(sum(file.bytes for file in foreseen.files()), folder)
-        order = Order(checkpoint, recipe.targets, request.options, picture, question, calibration, request.imatrix)
+        order = Order(
+            checkpoint,
+            recipe.targets,
+            request.options,
+            picture,
+            question,
+            calibration,
+            request.imatrix,
+            request.widened,
+        )
         built = build(order, folder, progress)
         built.golden.save(folder / GOLDEN)
         manifest = _manifest(checkpoint, recipe, question, built, folder)

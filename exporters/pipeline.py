@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from edge.prompt import Turn, segments
 from edge.recipes import Target
 from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Segment, Tokens
-from exporters import reference, targets
+from exporters import reference, targets, widening
 from exporters.checkpoint import Checkpoint
 from exporters.formats import Format, Job, Written
 from exporters.gguf import imatrix
@@ -33,6 +33,7 @@ from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.quantization import importance
 from exporters.targets import Options
+from exporters.widening import Widened
 
 Stages = Callable[[str, float], None]  # a stage's name, and the share of it that is done
 Ids = list[list[int] | None]
@@ -51,6 +52,7 @@ class Order:
     question: str
     calibration: Sequence[Record] = ()
     importance: Path | None = None  # a file of it, instead of measuring it on the calibration
+    widened: Widened = field(default_factory=dict)  # linear layers with schemes of their own
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,10 @@ class _Writer:
 
     def check(self, *components: Component) -> None:
         for component in components:
+            job = self._job(component)
+            widening.check(job, self.order.targets[component.role].format)
             if check := getattr(self._format(component), "check", None):
-                check(self._job(component))
+                check(job)
 
     def load(self, component: Component, kind: type[M]) -> M:
         self.progress(self._stage(component), 0.0)
@@ -197,6 +201,7 @@ class _Writer:
 
     def _keep(self, component: Component, written: Written) -> None:
         files, target = self._described(written.files), self.order.targets[component.role]
+        widened = self.order.widened.get(component.role, {})
         if component.role not in ROLES:
             self.companions += files
         else:
@@ -209,7 +214,7 @@ class _Writer:
                 outputs=written.outputs,
                 tolerance=targets.schemes(target.format)[component.role][target.scheme],
                 weights=component.weights,
-                options=dict(written.options),
+                options={**written.options, **({"widened": dict(widened)} if widened else {})},
                 details=dict(written.details),
             )
             self.parts.append(part)
@@ -224,6 +229,7 @@ class _Writer:
             self.order.checkpoint,
             lambda done: self.progress(self._stage(component), done),
             options=self.order.options.get(target.format, {}),
+            widened=self.order.widened.get(component.role, {}),
             **more,
         )
 
