@@ -60,6 +60,7 @@ DEFAULT = "onnx-w8a8-w4"
 BYTES_PER_WEIGHT: Mapping[str, Mapping[str, float]] = {
     "onnx": {"fp32": 4.0, "fp16": 2.0, "w8a8": 1.0, "w8": 1.125, "w4": 0.64},
     "gguf": {
+        "f32": 4.0,
         "f16": 2.0,
         "bf16": 2.0,
         "q8_0": 1.0625,
@@ -73,11 +74,19 @@ BYTES_PER_WEIGHT: Mapping[str, Mapping[str, float]] = {
         "iq4_xs": 0.56,
         "q3_k_m": 0.51,
     },
-    "tflite": {"fp32": 4.0, "w8a8": 1.0, "w8": 1.0, "w4": 0.60, "legacy": 1.0},
+    "tflite": {"fp32": 4.0, "fp16": 2.0, "w8a8": 1.0, "w8": 1.0, "w4": 0.60, "legacy": 1.0},
     "executorch": {"fp32": 4.0, "fp16": 2.0, "w8a8": 1.0, "w8": 1.0, "8da4w": 0.59},
     "coreml": {"fp16": 2.0, "w8": 1.01, "w4": 0.58, "pal4": 0.52},
 }
-NO_DECODER = {("onnx", "w8a8"), ("tflite", "w8a8"), ("executorch", "w8a8"), ("executorch", "fp16")}
+# What no decoder is written in: encoders are, or single layers.
+NO_DECODER = {
+    ("onnx", "w8a8"),
+    ("gguf", "f32"),
+    ("tflite", "w8a8"),
+    ("tflite", "fp16"),
+    ("executorch", "w8a8"),
+    ("executorch", "fp16"),
+}
 
 
 def bytes_per_weight(format: str, scheme: str) -> float:

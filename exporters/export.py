@@ -29,6 +29,7 @@ from exporters import finite, golden_sample, malloc, preview, prompts, targets
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.judge import MAX_LOSS, Cost
 from exporters.pipeline import Built, Order, Stages, build
+from exporters.widening import Widened
 
 FLOATS = ("fp16", "f16", "fp32")  # schemes whose activations are not rounded, the smallest first
 CALIBRATION = 32  # conversations: each costs a prompt through torch, and more hardly change the statistics
@@ -51,8 +52,9 @@ class ExportRequest:
     mmproj: Path | None = None
     threads: int = 0
     options: targets.Options = field(default_factory=dict)  # each format's own
+    widened: Widened = field(default_factory=dict)  # linear layers with schemes of their own
     max_loss: float | None = None  # of 1 - cosine between a part and fp32; None: MAX_LOSS
-    explain: bool = False  # measure what each linear costs
+    explain: bool = False  # measure what each linear layer costs
     prompt: str | None = None  # the name of a published prompt, or a file
 
 
@@ -74,6 +76,7 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
     start = time.perf_counter()
     malloc.economise()
     recipe = targets.resolve(request.format, request.schemes, request.recipe, request.device, request.options)
+    recipe = replace(recipe, name="custom") if any(request.widened.values()) else recipe
     _require_engines(recipe)
     calibration = read(request.calib)[:CALIBRATION] if request.calib else []
     picture, question = golden_sample.choose(calibration)
@@ -86,8 +89,8 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
     checkpoint, note = prompts.settle(checkpoint, request.prompt)
     origin = prompts.origin(checkpoint, request.prompt)
     notes = (*checkpoint.notes, *([note] if note else ()))
-    finite.check(checkpoint, recipe.targets, request.options, lambda done: progress("read", done))
-    foreseen = preview.manifest(checkpoint, recipe, request.options)
+    foreseen = preview.manifest(checkpoint, recipe, request.options, request.widened)
+    finite.check(checkpoint, recipe.targets, request.options, lambda done: progress("read", done), request.widened)
     predicted = fit(foreseen, devices.profile(request.device)) if request.device else None
     max_loss = MAX_LOSS if request.max_loss is None else request.max_loss
     with staging.create(request.output) as folder:
@@ -100,6 +103,7 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
             question,
             calibration,
             request.imatrix,
+            request.widened,
             max_loss,
             request.explain,
         )

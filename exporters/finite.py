@@ -15,13 +15,20 @@ from edge.errors import CheckpointError, UsageError
 from edge.recipes import Target
 from exporters import targets
 from exporters.checkpoint import Checkpoint
-from exporters.formats import HALF, SINGLE, Job, Progress
+from exporters.formats import HALF, NOTHING, SINGLE, Job, Progress
 from exporters.pipeline import components, encoders
+from exporters.widening import Widened
 
 _NAMED = 8  # tensors in a message: a broken merge may have spoilt all of them
 
 
-def check(checkpoint: Checkpoint, to: Mapping[str, Target], options: targets.Options, progress: Progress) -> None:
+def check(
+    checkpoint: Checkpoint,
+    to: Mapping[str, Target],
+    options: targets.Options,
+    progress: Progress,
+    widened: Widened = NOTHING,
+) -> None:
     """Read every weight that is exported, once. Raises CheckpointError that names those with NaN or infinity,
     UsageError on finite ones that a target's scheme would store as infinity.
 
@@ -44,7 +51,8 @@ def check(checkpoint: Checkpoint, to: Mapping[str, Target], options: targets.Opt
     if any(value >= HALF for value in largest.values()):  # no scheme's type is narrower
         for part in parts:
             target = to[part.role]
-            job = Job(part, target.scheme, Path(), checkpoint, options=options.get(target.format, {}))
+            mine = options.get(target.format, {})
+            job = Job(part, target.scheme, Path(), checkpoint, options=mine, widened=widened.get(part.role, {}))
             _require_room(job, target.format, largest)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from edge import plugins
 from edge.errors import ParityError
 from edge.recipes import Target
-from exporters import targets
+from exporters import targets, widening
 from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
@@ -67,23 +67,33 @@ class Cost:
 class Judge:
     """Holds what a component computes in fp32 to what it will compute as its format stores it."""
 
-    def __init__(self, module: Module, samples: Sequence[Tensor], target: Target, *, explain: bool = False) -> None:
-        """Before the format writes it: the module holds the checkpoint's weights."""
+    def __init__(
+        self,
+        role: str,
+        module: Module,
+        samples: Sequence[Tensor],
+        target: Target,
+        widened: Mapping[str, str] | None = None,
+        *,
+        explain: bool = False,
+    ) -> None:
+        """Before the format writes it: the module holds the checkpoint's weights.
+
+        widened: a linear layer's weight -> its scheme, where that is settled; None: it is settled here.
+        """
         self._module, self._samples, self._target = module, samples, target
-        role = "decoder" if isinstance(module, LanguageModel) else "vision"
-        ladder = [target.scheme, *_wider(role, target)]
+        ladder = [target.scheme, *widening.ladder(target.format, role, target.scheme)]
+        bound = HELD["decoder" if isinstance(module, LanguageModel) else "vision"]
         how = {scheme: Rounding(WEIGHTS.get(scheme, _as_it_is), _kind(target.format, scheme)) for scheme in ladder}
         self._exact = self._outputs()
         self.rounds = how[target.scheme].activations != "none"
         self.remedies: Remedies | None = None
-        if self.rounds or explain:
+        if (self.rounds and widened is None) or explain:
             calls = [partial(outputs, module, sample) for sample in samples]
-            self.remedies = settle(module, calls, self._exact, ladder, how, HELD[role], explain=explain)
-
-    @property
-    def widened(self) -> Mapping[str, str]:
-        """Linear -> the scheme that it is to be stored in, where that is not the target's."""
-        return self.remedies.widened if self.remedies else {}
+            self.remedies = settle(module, calls, self._exact, ladder, how, bound, explain=explain)
+        found = self.remedies.widened if self.remedies else {}
+        # A linear layer's weight -> the scheme that it is to be stored in, where that is not the target's.
+        self.widened = {f"{name}.weight": scheme for name, scheme in found.items()} if widened is None else widened
 
     def rounding(self) -> AbstractContextManager[None]:
         """Within it the module's activations are rounded as kernels do."""
@@ -126,10 +136,14 @@ class Judge:
         return [outputs(self._module, sample) for sample in self._samples]
 
     def _scheme(self, linear: str) -> str:
-        return self.widened.get(linear, self._target.scheme)
+        return self.widened.get(f"{linear}.weight", self._target.scheme)
 
     def _kind(self, linear: str) -> Kind:
         return _kind(self._target.format, self._scheme(linear))
+
+
+def _kind(self, linear: str) -> Kind:
+    return _kind(self._target.format, self._scheme(linear))
 
 
 def _wider(role: str, target: Target) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from edge.prompt import Turn, segments
 from edge.recipes import Target
 from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Segment, Tokens
-from exporters import reference, targets
+from exporters import reference, targets, widening
 from exporters.checkpoint import Checkpoint
 from exporters.formats import NOTHING, Format, Job, Written
 from exporters.gguf import imatrix
@@ -34,6 +34,7 @@ from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.quantization import importance
 from exporters.targets import Options
+from exporters.widening import Widened
 
 Stages = Callable[[str, float], None]  # a stage's name, and the share of it that is done
 Ids = list[list[int] | None]
@@ -53,8 +54,9 @@ class Order:
     question: str
     calibration: Sequence[Record] = ()
     importance: Path | None = None  # a file of it, instead of measuring it on the calibration
+    widened: Widened = field(default_factory=dict)  # linear layers with schemes of their own; of a role: no others
     max_loss: float = MAX_LOSS  # of each component
-    explain: bool = False  # measure each linear, whether rounding hurts or not
+    explain: bool = False  # measure each linear layer, whether rounding hurts or not
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def build(order: Order, folder: Path, progress: Stages) -> Built:
     del model, judge
 
     for component in others:
-        write.encoder(component, write.load(component, Encoder))
+        write.encoder(component, write.load(component, Encoder), widened=order.widened.get(component.role, NOTHING))
     write.finish()
     rounded = Outputs(rounded_rows, *rounded_answer) if rounds else None
     golden = Golden(order.picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer), rounded)
@@ -178,8 +180,10 @@ class _Writer:
 
     def check(self, *components: Component) -> None:
         for component in components:
+            job = self._job(component, widened=self.order.widened.get(component.role, {}))
+            widening.check(job, self.order.targets[component.role].format)
             if check := getattr(self._format(component), "check", None):
-                check(self._job(component))
+                check(job)
 
     def load(self, component: Component, kind: type[M]) -> M:
         self.progress(self._stage(component), 0.0)
@@ -188,7 +192,8 @@ class _Writer:
         return module
 
     def judge(self, component: Component, module: Encoder | LanguageModel, samples: Sequence[Tensor]) -> Judge:
-        return Judge(module, samples, self.order.targets[component.role], explain=self.order.explain)
+        role, order = component.role, self.order
+        return Judge(role, module, samples, order.targets[role], order.widened.get(role), explain=order.explain)
 
     def held(self, component: Component, kind: type[M], judge: Judge) -> Cost:
         """What it costs. Raises ParityError where that is too much."""
@@ -203,8 +208,8 @@ class _Writer:
         samples: Iterable[Tensor] = (),
         widened: Mapping[str, str] = NOTHING,
     ) -> None:
-        job = self._job(component, samples=self._samples(component, samples), widened=_weights(widened))
-        self._keep(component, self._format(component).encoder(job, module))
+        job = self._job(component, samples=self._samples(component, samples), widened=widened)
+        self._keep(component, self._format(component).encoder(job, module), widened)
 
     def decoder(
         self,
@@ -216,8 +221,8 @@ class _Writer:
         widened: Mapping[str, str],
     ) -> None:
         samples = self._samples(component, samples)
-        job = self._job(component, samples=samples, importance=matters, measured=measured, widened=_weights(widened))
-        self._keep(component, self._format(component).decoder(job, module))
+        job = self._job(component, samples=samples, importance=matters, measured=measured, widened=widened)
+        self._keep(component, self._format(component).decoder(job, module), widened)
 
     def finish(self) -> None:
         """Each format once more, with all parts that it wrote."""
@@ -229,7 +234,7 @@ class _Writer:
                 self.parts = [changed.get(part.covers, part) for part in self.parts]
                 self.companions += self._described(done.companions)
 
-    def _keep(self, component: Component, written: Written) -> None:
+    def _keep(self, component: Component, written: Written, widened: Mapping[str, str]) -> None:
         files, target = self._described(written.files), self.order.targets[component.role]
         if component.role not in ROLES:
             self.companions += files
@@ -243,7 +248,7 @@ class _Writer:
                 outputs=written.outputs,
                 tolerance=targets.schemes(target.format)[component.role][target.scheme],
                 weights=component.weights,
-                options=dict(written.options),
+                options={**written.options, **({"widened": dict(widened)} if widened else {})},
                 details=dict(written.details),
             )
             self.parts.append(part)
@@ -274,7 +279,3 @@ class _Writer:
 
     def _stage(self, component: Component) -> str:
         return f"{component.role}: {self.order.targets[component.role]}"
-
-
-def _weights(widened: Mapping[str, str]) -> dict[str, str]:
-    return {f"{linear}.weight": scheme for linear, scheme in widened.items()}

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from edge import plugins
 from edge.bundle.golden import GOLDEN
 from edge.bundle.manifest import ROLES, File, Manifest, Part
-from edge.recipes import Recipe, Target, bytes_per_weight
-from exporters import targets
+from edge.recipes import Recipe, bytes_per_weight
+from exporters import targets, widening
 from exporters.checkpoint import Checkpoint, open_checkpoint
-from exporters.formats import Job
-from exporters.models.component import Component
+from exporters.formats import NOTHING, Job
 from exporters.pipeline import components, encoders
+from exporters.widening import Widened
 
 
 def foresee(
@@ -32,12 +30,20 @@ def foresee(
     return manifest(checkpoint, resolved)
 
 
-def manifest(checkpoint: Checkpoint, recipe: Recipe, options: targets.Options = targets.NO_OPTIONS) -> Manifest:
+def manifest(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    options: targets.Options = targets.NO_OPTIONS,
+    widened: Widened = NOTHING,
+) -> Manifest:
     """Its files' bytes are right to a few percent; they have no hashes, and the golden question is not known."""
     parts, companions = [], []
     for component in (*encoders(checkpoint, recipe.targets), components(checkpoint)[1]):  # as they are written
         target = recipe.targets[component.role]
-        size = _bytes(checkpoint, component, target, options.get(target.format, {}))
+        mine = options.get(target.format, {})
+        job = Job(component, target.scheme, Path(), checkpoint, options=mine, widened=widened.get(component.role, {}))
+        widening.check(job, target.format)
+        size = _bytes(job, target.format)
         file = File(f"{component.role}.{target.format}", size, "")
         if component.role in ROLES:
             counted = component.weights
@@ -59,9 +65,10 @@ def manifest(checkpoint: Checkpoint, recipe: Recipe, options: targets.Options = 
     )
 
 
-def _bytes(checkpoint: Checkpoint, component: Component, target: Target, options: Mapping[str, Any]) -> int:
+def _bytes(job: Job, format: str) -> int:
     """As the format itself says where options may change it."""
-    if any(options.values()) and (size := getattr(plugins.load(targets.FORMATS, target.format), "size", None)):
-        found: int = size(Job(component, target.scheme, Path(), checkpoint, options=options))
+    told = any(job.options.values()) or job.widened
+    if told and (size := getattr(plugins.load(targets.FORMATS, format), "size", None)):
+        found: int = size(job)
         return found
-    return int(bytes_per_weight(target.format, target.scheme) * component.weights)
+    return int(bytes_per_weight(format, job.scheme) * job.component.weights + widening.extra_bytes(job, format))

@@ -28,6 +28,7 @@ OPERATORS = {
     2: ("CONCATENATION", 10),
     3: ("CONV_2D", 1),
     4: ("DEPTHWISE_CONV_2D", 2),
+    6: ("DEQUANTIZE", 38),
     9: ("FULLY_CONNECTED", 8),
     14: ("LOGISTIC", 0),
     18: ("MUL", 21),

@@ -4,6 +4,11 @@ Literals, read without importing a format:
 
 - `SCHEMES`: role -> scheme -> tolerance of the proof; `edge.recipes` has the bytes of a weight. A role that is no
   component's own (`mmproj`) is written beside the parts, for other people's tools.
+- `WIDER`: role -> scheme -> the schemes that a single linear layer may be stored in instead, the cheapest first
+  (`Job.widened`). Another role's schemes may be among them, and such that only a single layer is stored in.
+- `ACTIVATIONS`: scheme -> how the kernel of a layer that is stored so rounds what it multiplies, to int8 with a dynamic
+  scale: "none", not to integers; "tensor", one scale a call; "row", one a position; "block", one a position and block
+  of 32; "superblock", of 256.
 - `TOOLS`: the packages that write it, whose versions the manifest tells.
 - `OPTIONS`: option -> {"default", "help", "for"}: False makes it a flag, () may be given several times; "for" says of
   what, in a refusal. Where it has them: "metavar", what help shows of its value; "role", the one that it is for;
@@ -62,9 +67,7 @@ class Job:
     measured: int = 0  # conversations that the importance was measured on; 0: it came with the call, or there is none
     samples: Sequence[Tensor] = ()  # inputs of the module, as many as the format's SAMPLES
     options: Mapping[str, Any] = field(default_factory=dict)  # this format's, without those left at their defaults
-    widened: Mapping[str, str] = field(
-        default_factory=dict
-    )  # a linear's weight -> its scheme, where that is not `scheme`
+    widened: Mapping[str, str] = field(default_factory=dict)  # a linear layer's weight -> its own scheme, a wider one
 
     @property
     def role(self) -> str:
@@ -73,6 +76,10 @@ class Job:
     @property
     def skeleton(self) -> nn.Module:
         return self.component.skeleton()
+
+    def stored(self, weight: str) -> str:
+        """The scheme of a linear layer, by its weight's name."""
+        return self.widened.get(weight, self.scheme)
 
 
 class Written(NamedTuple):
@@ -104,6 +111,12 @@ def float_specs(shapes: Mapping[str, tuple[int | str, ...]]) -> tuple[TensorSpec
     return tuple(TensorSpec(name, "float32", shape) for name, shape in shapes.items())
 
 
-def products(module: nn.Module, bound: float) -> dict[str, float]:
-    """The same bound for the weight of every linear layer."""
-    return {f"{name}.weight": bound for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+def linears(module: nn.Module) -> list[str]:
+    """The names of the weights of all linear layers."""
+    return [f"{name}.weight" for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+
+
+def linear_bounds(job: Job, bounds: Mapping[str, float]) -> dict[str, float]:
+    """Of each linear layer's weight; `bounds` has those of the schemes that have one."""
+    schemes = {name: job.stored(name) for name in linears(job.skeleton)}
+    return {name: bounds[scheme] for name, scheme in schemes.items() if scheme in bounds}

@@ -71,7 +71,7 @@ def quantize(
     stored = {tensor.name: tensor.tensor_type for tensor in gguf.GGUFReader(target).tensors}
     if strayed := [f"{name} as {stored[name].name}" for name, kind in other.items() if stored[name] != kind]:
         raise EdgeError(
-            f"llama.cpp stored {', '.join(strayed)}, against --tensor-type",
+            f"llama.cpp stored {', '.join(strayed)}, against what it was told",
             hint="pip install -U llama-cpp-python, or leave those tensors to the --scheme",
         )
 

@@ -11,9 +11,11 @@ import pytest
 from conftest import REPOSITORY
 
 from edge import plugins
+from edge.recipes import BYTES_PER_WEIGHT
 
 FORMATS = "exporters.formats"
 CONDUCTORS = (*(f"exporters/{name}.py" for name in ("export", "pipeline", "targets", "preview")), "edge/cli/export.py")
+ROUNDINGS = {"none", "tensor", "row", "block", "superblock"}
 each_format = pytest.mark.parametrize("format", plugins.names(FORMATS))
 
 
@@ -48,6 +50,20 @@ def test_an_option_says_what_it_is_for(format: str) -> None:
         assert facts["for"] and facts["help"]
         roles = plugins.facts(FORMATS, format)["SCHEMES"]
         assert {facts.get("role", "decoder"), *facts.get("keeps", ())} <= set(roles)
+
+
+@each_format
+def test_a_ladder_leads_to_ever_wider_schemes(format: str) -> None:
+    facts = plugins.facts(FORMATS, format)
+    schemes, roundings = facts["SCHEMES"], facts["ACTIVATIONS"]
+    for role, ladders in facts["WIDER"].items():
+        assert set(ladders) <= set(schemes[role])
+        for scheme, wider in ladders.items():
+            sizes = [BYTES_PER_WEIGHT[format][name] for name in (scheme, *wider)]
+            assert sizes == sorted(set(sizes)), f"{role} {scheme}"
+            assert {scheme, *wider} <= set(roundings)
+    assert {scheme for table in schemes.values() for scheme in table} <= set(roundings)
+    assert set(roundings.values()) <= ROUNDINGS
 
 
 @pytest.mark.parametrize("conductor", CONDUCTORS)

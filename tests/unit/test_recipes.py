@@ -50,6 +50,7 @@ def test_a_format_has_a_recipe_and_states_its_tolerances(format: str) -> None:
             assert bool(tolerance) == (role in ROLES), f"{role} {scheme}: nothing would be proven"
             assert set(tolerance) <= set(MEASURES if role == "decoder" else MEASURES[:2])
             assert 0 < BYTES_PER_WEIGHT[format][scheme] <= 4
-    written = {scheme for table in facts["SCHEMES"].values() for scheme in table}
+    single = {scheme for table in facts["WIDER"].values() for wider in table.values() for scheme in wider}
+    written = {scheme for table in facts["SCHEMES"].values() for scheme in table} | single
     decoder = {scheme for scheme in written if (format, scheme) not in NO_DECODER}
     assert (BYTES_PER_WEIGHT[format].keys(), facts["SCHEMES"]["decoder"].keys()) == (written, decoder)

@@ -43,7 +43,11 @@ SCHEMES = {
     },
 }
 SAMPLES = 8  # to see what overflows half precision: each costs a pass through torch
-
+WIDER = {
+    "vision": {"w8": ["fp16"], "w4": ["w8", "fp16"], "pal4": ["w8", "fp16"]},
+    "decoder": {"w8": ["fp16"], "w4": ["w8", "fp16"], "pal4": ["w8", "fp16"]},
+}
+ACTIVATIONS = {"fp16": "none", "w8": "none", "w4": "none", "pal4": "none"}
 TOOLS = ("coremltools",)
 OPTIONS = {
     "ane": {
@@ -131,7 +135,11 @@ def _recorded(
 ) -> Recorded:
     """`root` holds the numbers under the graph's names."""
     ane = bool(job.options.get("ane"))
-    weights = Weights(root.state_dict(), job.scheme, importance, folder, convolutions=ane)
+
+    def scheme(name: str) -> str:
+        return job.stored(name if module is root else name.removeprefix("decoder."))
+
+    weights = Weights(root.state_dict(), scheme, importance, folder, convolutions=ane)
     return Recorded(graph, root, weights, fp16_overflow.wide(graph, module, job.samples), ane)
 
 

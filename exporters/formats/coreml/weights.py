@@ -57,15 +57,16 @@ class Weights:
     def __init__(
         self,
         state: Mapping[str, Tensor],
-        scheme: str,
+        scheme: Callable[[str], str],
         importance: Mapping[str, Tensor],
         folder: Path,
         convolutions: bool = False,
     ) -> None:
+        """`scheme`: of each product, by its weight's name."""
         self._state = state
         self._importance = importance
         self._behind = (1, 1) if convolutions else ()  # the axes of a product's weight after [N, K]
-        self._compress = STORAGE[scheme].compress
+        self._scheme = scheme
         self._writer = BlobWriter(str(folder / FILE))
         self._compressed: dict[str, _Compressed] = {}
         self._halved: dict[str, Tensor] = {}
@@ -93,13 +94,13 @@ class Weights:
     def product(self, name: str, wide: bool) -> Var:
         """A weight `[N, K]` of a product, in the scheme; `[N, K, 1, 1]` where products are convolutions. One of so few
         rows that their scales would not lie in the weight file stays in half precision."""
-        shape = self._state[name].shape
-        if self._compress is None or len(shape) != 2 or shape[0] < _INLINE:
+        shape, compress = self._state[name].shape, STORAGE[self._scheme(name)].compress
+        if compress is None or len(shape) != 2 or shape[0] < _INLINE:
             self.kinds[name] = "fp16"
             var = self.plain(name, wide=False, shape=(*shape, *self._behind))
             return mb.cast(x=var, dtype="fp32") if wide else var
         if name not in self._compressed:
-            self._compressed[name] = self._compress(self, name, wide)
+            self._compressed[name] = compress(self, name, wide)
         found = self._compressed[name]
         return found.expand(**{key: self._const(stored) for key, stored in found.constants.items()})
 

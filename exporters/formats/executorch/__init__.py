@@ -15,7 +15,7 @@ from edge.bundle.manifest import Part, describe
 from edge.errors import CheckpointError
 from edge.types import TensorSpec
 from exporters.checkpoint import Checkpoint
-from exporters.formats import FITTED, HALF, Finished, Job, Written, float_specs, products
+from exporters.formats import FITTED, HALF, Finished, Job, Written, float_specs, linear_bounds
 from exporters.formats.executorch import lower
 from exporters.formats.executorch.join import join
 from exporters.formats.executorch.linears import STORAGE, Product, store
@@ -44,6 +44,12 @@ SCHEMES = {
     "vision-mps": {"fp16": {}},
     "vision-vulkan": {"fp32": {}},
 }
+# XNNPACK has no kernel that multiplies float32 with stored halves.
+WIDER = {
+    "vision": {"w8a8": ["fp32"]},
+    "decoder": {"w8": ["fp32"], "8da4w": ["w8", "fp32"]},
+}
+ACTIVATIONS = {"fp32": "none", "fp16": "none", "w8a8": "row", "w8": "row", "8da4w": "row"}
 TOOLS = ("executorch",)
 OPTIONS = {
     "split": {
@@ -73,7 +79,7 @@ def encoder(job: Job, module: Encoder) -> Written:
         lower.write(path, {"vision_encoder": method}, {}, job.progress, job.role.removeprefix("vision-"))
         return Written((path,))
     found = survey(cast("Encoder", job.skeleton))
-    linears = _fill(skeleton, module, job.scheme, {}, found.rows)
+    linears = _fill(skeleton, module, job, found.rows)
     method = Method(VisionEncoder(skeleton, found.widths), example)
     lower.write(path, {"vision_encoder": method}, {}, job.progress)
     _give_back(linears, module)
@@ -86,7 +92,7 @@ def encoder(job: Job, module: Encoder) -> Written:
 def decoder(job: Job, module: LanguageModel) -> Written:
     path, config = job.folder / "decoder.pte", module.config
     skeleton, found = cast("LanguageModel", job.component.blank()), survey(cast("LanguageModel", job.skeleton))
-    linears = _fill(skeleton, module, job.scheme, job.importance, found.rows)
+    linears = _fill(skeleton, module, job, found.rows)
     table, scales, stored = embedding_table.packed(module.embed_tokens.weight, STORAGE[job.scheme].table)
     module.embed_tokens.weight.copy_(stored)
     del stored  # as large as the table was
@@ -114,7 +120,7 @@ def bounds(job: Job) -> dict[str, float]:
     fp16, it halves whatever it is given."""
     if job.scheme == "fp16":
         return dict.fromkeys(job.skeleton.state_dict(), HALF)
-    return products(job.skeleton, 7 / FITTED * HALF) if job.scheme == "8da4w" else {}
+    return linear_bounds(job, {"8da4w": 7 / FITTED * HALF})
 
 
 def check(job: Job) -> None:
@@ -166,19 +172,18 @@ def _constants(checkpoint: Checkpoint, config: DecoderConfig) -> dict[str, Any]:
 def _fill(
     skeleton: nn.Module,
     module: nn.Module,
-    scheme: str,
-    importance: Mapping[str, Tensor],
+    job: Job,
     rows: Mapping[str, tuple[Tensor, ...]],
 ) -> dict[str, Product]:
-    """Give a skeleton the module's numbers, its products stored in the scheme. The module's own weights of those are
-    let go meanwhile."""
+    """Give a skeleton the module's numbers, its products stored as the job has them. The module's own weights of those
+    are let go meanwhile."""
     products: dict[str, Product] = {}
     for path, parent in list(skeleton.named_modules()):
         for name, child in list(parent.named_children()):
             whole = f"{path}.{name}.weight" if path else f"{name}.weight"
             if isinstance(child, Linear):
                 theirs = cast("Linear", module.get_submodule(whole.removesuffix(".weight")))
-                stored = store(whole, theirs.weight.data, theirs.bias, scheme, importance.get(whole))
+                stored = store(whole, theirs.weight.data, theirs.bias, job.stored(whole), job.importance.get(whole))
                 products[whole] = Product(stored, rows.get(whole, ()))
                 theirs.weight.data = torch.empty(0)
                 setattr(parent, name, products[whole])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import gguf
@@ -57,6 +58,40 @@ _BOUNDS = {
     Kind.Q6_K: 32 * 127 * HALF,
     Kind.Q4_0: 8 / FITTED * HALF,
 }
+# By kinds of ggml, for one layer. Rows that no block of 256 divides take q8_0 for q6_k, as in a file of q6_k.
+WIDER = {
+    "decoder": {
+        "f16": ["f32"],
+        "bf16": ["f32"],
+        "q8_0": ["f16", "f32"],
+        "q6_k": ["q8_0", "f16", "f32"],
+        "q5_k_m": ["q6_k", "q8_0", "f16", "f32"],
+        "q5_k_s": ["q6_k", "q8_0", "f16", "f32"],
+        "q4_k_m": ["q6_k", "q8_0", "f16", "f32"],
+        "q4_k_s": ["q6_k", "q8_0", "f16", "f32"],
+        "q4_0": ["q6_k", "q8_0", "f16", "f32"],
+        "iq4_nl": ["q6_k", "q8_0", "f16", "f32"],
+        "iq4_xs": ["q6_k", "q8_0", "f16", "f32"],
+        "q3_k_m": ["q6_k", "q8_0", "f16", "f32"],
+    },
+    "mmproj": {"f16": ["f32"], "q8_0": ["f16", "f32"]},
+}
+# Of the kind that a scheme's name says: a mix may hold others, and the head of a rounded decoder is q6_k.
+ACTIVATIONS = {
+    "f32": "none",
+    "f16": "none",
+    "bf16": "none",
+    "q8_0": "block",
+    "q4_0": "block",
+    "iq4_nl": "block",
+    "q6_k": "superblock",
+    "q5_k_m": "superblock",
+    "q5_k_s": "superblock",
+    "q4_k_m": "superblock",
+    "q4_k_s": "superblock",
+    "iq4_xs": "superblock",
+    "q3_k_m": "superblock",
+}
 TOOLS = ("gguf",)
 OPTIONS = {
     "gguf_only": {
@@ -92,7 +127,8 @@ def encoder(job: Job, module: Encoder) -> Written:
     writer = entries.new_file(path, names.MMPROJ, job.checkpoint, _file_type(job.scheme))
     mmproj.describe(writer, module, spec.image, spec.decoder.hidden, workaround)
     found = mmproj.entries(module, workaround)
-    entries.write(writer, found, lambda entry: _encoder_kind(entry, job.scheme), job.progress)
+    own = _encoder_widened(job, module, found)
+    entries.write(writer, found, lambda entry: own.get(entry.name, _encoder_kind(entry, job.scheme)), job.progress)
     entries.read_back(path, found)
     return Written((path,))
 
@@ -106,7 +142,7 @@ def decoder(job: Job, module: LanguageModel) -> Written:
     wide = None if job.scheme in PACKED else path.with_suffix(".wide")
     kind, tables = (_width(job.checkpoint),) * 2 if wide else map(Kind.__getitem__, PACKED[job.scheme])
     found = decoders.entries(model, job.importance)
-    other = decoders.other_kinds(model, types)
+    other = _other_kinds(job, model)
     now = {} if wide else other
     if wide:
         quantizer.library()  # what is missing is told before the work
@@ -133,11 +169,13 @@ def decoder(job: Job, module: LanguageModel) -> Written:
 def bounds(job: Job) -> dict[str, float]:
     """Of each parameter in the kind that it is stored as; vectors are float32."""
     if isinstance(skeleton := job.skeleton, Encoder):
-        pairs = zip(skeleton.state_dict(), mmproj.entries(skeleton, position_workaround=False), strict=True)
-        return {name: _bound(entry, _encoder_kind(entry, job.scheme)) for name, entry in pairs}
+        pieces = mmproj.entries(skeleton, position_workaround=False)
+        own = _encoder_widened(job, skeleton, pieces)
+        pairs = zip(skeleton.state_dict(), pieces, strict=True)
+        return {name: _bound(e, own.get(e.name, _encoder_kind(e, job.scheme))) for name, e in pairs}
     model = _known(cast("LanguageModel", skeleton))
     kind, tables = map(Kind.__getitem__, PACKED.get(job.scheme, ("F16", "F16")))  # a quantiser's: as float16
-    other, found = decoders.other_kinds(model, _types(job)), {}
+    other, found = _other_kinds(job, model), {}
     for entry in decoders.entries(model, {}):
         usual = tables if entry.name in decoders.TABLES else kind
         found[entry.name] = _bound(entry, other.get(entry.name, usual))
@@ -150,19 +188,23 @@ def check(job: Job) -> None:
     if isinstance(skeleton := job.skeleton, Encoder):
         mmproj.require(skeleton)
     else:
-        decoders.other_kinds(_known(cast("LanguageModel", skeleton)), _types(job))
+        _other_kinds(job, _known(cast("LanguageModel", skeleton)))
 
 
 def size(job: Job) -> int:
     """Bytes of its weights, those of kinds of their own among them."""
     usual = bytes_per_weight("gguf", job.scheme)
     total = usual * job.component.weights
-    if isinstance(job.skeleton, LanguageModel):
-        model = _known(job.skeleton)
-        numbers = {entry.name: entry.tensor.numel() for entry in decoders.entries(model, {})}
-        for name, kind in decoders.other_kinds(model, _types(job)).items():
-            block, length = gguf.GGML_QUANT_SIZES[kind]
-            total += numbers[name] * (length / block - usual)
+    if isinstance(skeleton := job.skeleton, Encoder):
+        found = mmproj.entries(skeleton, position_workaround=False)
+        other = _encoder_widened(job, skeleton, found)
+    else:
+        model = _known(cast("LanguageModel", skeleton))
+        found, other = decoders.entries(model, {}), _other_kinds(job, model)
+    numbers = {entry.name: entry.tensor.numel() for entry in found}
+    for name, kind in other.items():
+        block, length = gguf.GGML_QUANT_SIZES[kind]
+        total += numbers[name] * (length / block - usual)
     return int(total)
 
 
@@ -173,6 +215,29 @@ def _bound(entry: Entry, kind: Kind) -> float:
 def _encoder_kind(entry: Entry, scheme: str) -> Kind:
     """Positions are looked up and added: they are small, and no product averages their error."""
     return Kind.F16 if entry.name == names.POSITIONS else Kind[PACKED[scheme][0]]
+
+
+def _encoder_widened(job: Job, module: Encoder, found: Sequence[Entry]) -> dict[str, Kind]:
+    """Names in the file -> kinds of the layers that the job has wider; `found` are the module's entries."""
+    named = dict(zip(module.state_dict(), found, strict=True))
+    return {named[weight].name: _fitting(named[weight], scheme) for weight, scheme in job.widened.items()}
+
+
+def _other_kinds(job: Job, model: LanguageModel) -> dict[str, Kind]:
+    """Names in the file -> kinds that are not the scheme's: those of PATTERN=KIND, and before them those of the layers
+    that the job has wider. A tied head is the embedding table."""
+    found = {entry.name: entry for entry in decoders.entries(model, {})}
+    tensors = family(model.config).gguf_tensors(model.config)
+    own = {
+        piece.name: _fitting(found[piece.name], scheme)
+        for weight, scheme in job.widened.items()
+        for piece in tensors.get(weight, tensors["embed_tokens.weight"])
+    }
+    return decoders.other_kinds(model, _types(job)) | own
+
+
+def _fitting(entry: Entry, scheme: str) -> Kind:
+    return packing.fitting(Kind[scheme.upper()], tuple(entry.tensor.shape))
 
 
 def _known(module: LanguageModel) -> LanguageModel:

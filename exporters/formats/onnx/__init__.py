@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import onnx_ir as ir
-from torch import Tensor
 
 from edge.errors import EdgeError
 from edge.types import TensorSpec
-from exporters.formats import HALF, Job, Written, products
+from exporters.formats import HALF, Job, Written, linear_bounds
 from exporters.formats.onnx import trace
 from exporters.formats.onnx.lower import STORAGE, Lowering
 from exporters.models.decoders import LanguageModel
@@ -33,6 +31,12 @@ SCHEMES = {
         "w4": {"cosine": 0.999},
     },
 }
+WIDER = {
+    "vision": {"fp16": ["fp32"], "w8a8": ["w8", "fp16", "fp32"]},
+    "decoder": {"fp16": ["fp32"], "w8": ["fp16", "fp32"], "w4": ["w8", "fp16", "fp32"]},
+}
+# By its source, ONNX Runtime multiplies w4 by KleidiAI on ARM, which rounds a position at once: "row".
+ACTIVATIONS = {"fp32": "none", "fp16": "none", "w8a8": "tensor", "w8": "block", "w4": "block"}
 TOOLS = ("onnx-ir", "onnxruntime")
 ACTIVATIONS = {"w8a8": "tensor", "w8": "block", "w4": "block"}
 OPTIONS: dict[str, dict[str, Any]] = {}
@@ -41,7 +45,7 @@ _INLINE = 1 << 14  # bytes; a smaller initialiser stays in the graph file
 
 def encoder(job: Job, module: Encoder) -> Written:
     model = trace.encoder(job.skeleton, module.image_size)
-    return _written(job, model, module.state_dict(), job.importance, "vision")
+    return _written(job, Lowering(model, module.state_dict(), job.stored, job.importance), "vision")
 
 
 def decoder(job: Job, module: LanguageModel) -> Written:
@@ -51,7 +55,9 @@ def decoder(job: Job, module: LanguageModel) -> Written:
     cos, sin = config.rope.tables(config.context)
     state = {f"decoder.{name}": tensor for name, tensor in module.state_dict().items()}
     importance = {f"decoder.{name}": columns for name, columns in job.importance.items()}
-    written = _written(job, model, {**state, "cos_cache": cos, "sin_cache": sin}, importance, "decoder")
+    state |= {"cos_cache": cos, "sin_cache": sin}
+    lowering = Lowering(model, state, lambda name: job.stored(name.removeprefix("decoder.")), importance)
+    written = _written(job, lowering, "decoder")
     table = embedding_table.write(module.embed_tokens.weight, STORAGE[job.scheme].table, job.folder)
     return written._replace(files=(*written.files, *table))
 
@@ -59,7 +65,7 @@ def decoder(job: Job, module: LanguageModel) -> Written:
 def bounds(job: Job) -> dict[str, float]:
     """Only linear layers and the embedding table are halved; scales are float32."""
     table = {"embed_tokens.weight": HALF} if isinstance(job.skeleton, LanguageModel) else {}
-    return products(job.skeleton, HALF) | table if job.scheme == "fp16" else {}
+    return linear_bounds(job, {"fp16": HALF}) | (table if job.scheme == "fp16" else {})
 
 
 def check(job: Job) -> None:
@@ -80,11 +86,9 @@ def check(job: Job) -> None:
         )
 
 
-def _written(
-    job: Job, model: ir.Model, state: Mapping[str, Tensor], importance: Mapping[str, Tensor], name: str
-) -> Written:
-    Lowering(model, state, job.scheme, importance).run(job.progress)
-    return Written(_save(model, job.folder, name), *_tensors(model))
+def _written(job: Job, lowering: Lowering, name: str) -> Written:
+    lowering.run(job.progress)
+    return Written(_save(lowering.model, job.folder, name), *_tensors(lowering.model))
 
 
 def _save(model: ir.Model, folder: Path, name: str) -> tuple[Path, ...]:

@@ -19,13 +19,18 @@ class Lowering:
     weight there becomes what was stored, so that the module computes the reference of the written artifact."""
 
     def __init__(
-        self, model: ir.Model, state: Mapping[str, Tensor], scheme: str, importance: Mapping[str, Tensor]
+        self,
+        model: ir.Model,
+        state: Mapping[str, Tensor],
+        scheme: Callable[[str], str],
+        importance: Mapping[str, Tensor],
     ) -> None:
+        """`scheme`: of each product, by its weight's name."""
         self.graph = model.graph
         self.model = model
         self.state = state
         self.importance = importance
-        self.write = STORAGE[scheme].write
+        self.scheme = scheme
         self.quantized_activations: dict[ir.Value, tuple[ir.Value, ...]] = {}
         self.stored: dict[str, tuple[ir.Value, ...]] = {}  # by the weight's name: one may serve several products
 
@@ -33,8 +38,8 @@ class Lowering:
         placeholders = [node for node in self.graph if (node.domain, node.op_type) == LINEAR]
         for done, node in enumerate(placeholders, 1):
             x, weight, bias = (*node.inputs, None)[:3]
-            assert x is not None and weight is not None
-            out = self.write(self, node, x, weight, bias)
+            assert x is not None and weight is not None and weight.name is not None
+            out = STORAGE[self.scheme(weight.name)].write(self, node, x, weight, bias)
             self._replace(node, out)
             progress(done / len(placeholders))
         for name, value in list(self.graph.initializers.items()):

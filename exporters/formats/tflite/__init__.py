@@ -9,7 +9,7 @@ import torch
 
 from edge.decoders import signatures as steps
 from edge.types import Array
-from exporters.formats import FITTED, HALF, Job, Written, float_specs, products
+from exporters.formats import FITTED, HALF, Job, Written, float_specs, linear_bounds
 from exporters.formats.tflite import lower
 from exporters.formats.tflite.components import Step, longest, slots
 from exporters.formats.tflite.weights import STORAGE, Weights
@@ -33,6 +33,11 @@ SCHEMES = {
         "legacy": {"cosine": 0.999},
     },
 }
+WIDER = {
+    "vision": {"w8a8": ["fp16", "fp32"], "legacy": ["fp32"]},
+    "decoder": {"w8": ["fp16", "fp32"], "w4": ["w8", "fp16", "fp32"], "legacy": ["fp32"]},
+}
+ACTIVATIONS = {"fp32": "none", "fp16": "none", "w8a8": "row", "w8": "row", "w4": "row", "legacy": "row"}
 TOOLS = ("ai-edge-litert",)
 OPTIONS: dict[str, dict[str, Any]] = {}
 # How many positions a call computes at most. XNNPACK lays out its memory for so many when a signature is compiled, and
@@ -45,7 +50,7 @@ def encoder(job: Job, module: Encoder) -> Written:
     path, size = job.folder / "vision.tflite", module.image_size
     model = Model()
     inputs = {"pixel_values": (1, 3, size, size)}
-    weights = Weights(module.state_dict(), job.scheme, job.importance)
+    weights = Weights(module.state_dict(), job.stored, job.importance)
     shapes = lower.run(Graph(model, "encode"), weights, _names(job), inputs, ["image_embeds"], job.skeleton)
     model.save(path, job.progress)
     return Written((path,), float_specs(inputs), float_specs(shapes))
@@ -54,7 +59,7 @@ def encoder(job: Job, module: Encoder) -> Written:
 def decoder(job: Job, module: LanguageModel) -> Written:
     path, config = job.folder / "decoder.tflite", module.config
     model = Model()
-    weights, names = Weights(module.state_dict(), job.scheme, job.importance), _names(job)
+    weights, names = Weights(module.state_dict(), job.stored, job.importance), _names(job)
     caches = [*(length for length in CACHES if length < config.context), config.context]
     signatures = {steps.PREFILL: 0, **{f"{steps.DECODE}{length}": length for length in caches}}
     skeleton = cast("LanguageModel", job.skeleton)
@@ -78,7 +83,7 @@ def _names(job: Job) -> dict[int, str]:
 
 def bounds(job: Job) -> dict[str, float]:
     """Scales of 4-bit blocks are float16, and 7 of them the largest weight; all others are float32."""
-    return products(job.skeleton, 7 / FITTED * HALF) if job.scheme == "w4" else {}
+    return linear_bounds(job, {"w4": 7 / FITTED * HALF, "fp16": HALF})
 
 
 def _rotations(config: DecoderConfig) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,13 +23,14 @@ _FLOAT, _ONE_SCALE, _SCALES = 5, 9, 12
 class Storage(NamedTuple):
     """How a scheme stores the weights of products, and the embedding table beside them."""
 
-    bits: int  # of a weight: 32, float32; 8, integers with a scale for each row; 4, with one for each block of it
+    bits: int  # of a weight: 32 or 16, a float; 8, integers with a scale for each row; 4, with one for each block of it
     version: int  # of FULLY_CONNECTED
     table: embedding_table.Kind
 
 
 STORAGE = {
     "fp32": Storage(32, _FLOAT, "fp32"),
+    "fp16": Storage(16, _FLOAT, "fp32"),
     "w8a8": Storage(8, _SCALES, "int8_rows"),
     "w8": Storage(8, _SCALES, "int8_rows"),
     "w4": Storage(4, _SCALES, "int8_rows"),
@@ -49,10 +50,16 @@ class Weights:
     """`state` is the module's own: where a product is quantised, its weight there becomes what was stored, so that the
     module computes the reference of the written file."""
 
-    def __init__(self, state: Mapping[str, Tensor], scheme: str, importance: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        scheme: Callable[[str], str],
+        importance: Mapping[str, Tensor],
+    ) -> None:
+        """`scheme`: of each product, by its weight's name."""
         self._state = state
         self._importance = importance
-        self._storage = STORAGE[scheme]
+        self._scheme = scheme
         self._bytes: dict[str, Array] = {}
         self._scales: dict[str, Array] = {}
 
@@ -73,16 +80,27 @@ class Weights:
 
     def product(self, graph: Graph, name: str) -> Product:
         """The weight `[N, K]` of that name."""
-        if self._storage.bits == 32:
-            return Product(self.plain(graph, name), False, self._storage.version)
+        storage = STORAGE[self._scheme(name)]
+        if storage.bits == 32:
+            return Product(self.plain(graph, name), False, storage.version)
+        if storage.bits == 16:
+            return Product(graph.quantized(name, lambda: self._half(graph, name)), False, storage.version)
         if name not in self._bytes:
-            self._quantize(name)
-        index = graph.quantized(name, lambda: self._tensor(graph, name))
-        return Product(index, True, self._storage.version)
+            self._quantize(name, storage)
+        index = graph.quantized(name, lambda: self._tensor(graph, name, storage.bits))
+        return Product(index, True, storage.version)
 
-    def _quantize(self, name: str) -> None:
+    def _half(self, graph: Graph, name: str) -> int:
+        """Stored in half, computed in float: XNNPACK widens it once, when it is opened."""
         weight = self._state[name]
-        if self._storage.bits == 4:
+        half = weight.half()
+        weight.copy_(half)
+        stored = graph.stored(f"{name}.half", half.numpy())
+        return graph.op("DEQUANTIZE", [stored], [weight.shape], table="DequantizeOptions")[0]
+
+    def _quantize(self, name: str, storage: Storage) -> None:
+        weight = self._state[name]
+        if storage.bits == 4:
             if weight.shape[1] % integers.BLOCK:
                 raise EdgeError(
                     f"{name} is {weight.shape[1]} wide, and 4-bit blocks of a TFLite file are {integers.BLOCK}",
@@ -93,21 +111,21 @@ class Weights:
             self._scales[name] = packed.scales.half().numpy()
             weight.copy_(packed.dequantized())
             return
-        rows = integers.per_tensor(weight) if self._storage.version == _ONE_SCALE else integers.per_channel(weight)
+        rows = integers.per_tensor(weight) if storage.version == _ONE_SCALE else integers.per_channel(weight)
         self._bytes[name], self._scales[name] = rows.values.numpy(), rows.scales.numpy()
         weight.copy_(rows.dequantized())
 
-    def _tensor(self, graph: Graph, name: str) -> int:
+    def _tensor(self, graph: Graph, name: str, bits: int) -> int:
         data, shape = self._bytes[name], self._state[name].shape
         buffer = graph.model.buffer(name, data.nbytes, lambda: data)
-        index = graph.tensor(shape, name=name, kind=f"INT{self._storage.bits}", buffer=buffer)
-        graph.tensors[index].quantization = self._quantization(graph, name)
+        index = graph.tensor(shape, name=name, kind=f"INT{bits}", buffer=buffer)
+        graph.tensors[index].quantization = self._quantization(graph, name, bits)
         return index
 
-    def _quantization(self, graph: Graph, name: str) -> Any:
+    def _quantization(self, graph: Graph, name: str, bits: int) -> Any:
         scales = self._scales[name]
         found = schema.QuantizationParametersT(quantizedDimension=0)
-        if self._storage.bits == 4:
+        if bits == 4:
             found.detailsType = schema.QuantizationDetails.BlockwiseQuantization
             found.details = schema.BlockwiseQuantizationT(
                 scales=graph.stored(f"{name}.scales", scales), zeroPoints=-1, blockSize=integers.BLOCK
