@@ -142,16 +142,6 @@ class Judge:
         return _kind(self._target.format, self._scheme(linear))
 
 
-def _kind(self, linear: str) -> Kind:
-    return _kind(self._target.format, self._scheme(linear))
-
-
-def _wider(role: str, target: Target) -> tuple[str, ...]:
-    """The schemes that single linears of a part may have instead, the cheapest first."""
-    table: Mapping[str, Mapping[str, Sequence[str]]] = plugins.facts(targets.FORMATS, target.format).get("WIDER", {})
-    return tuple(table.get(role, {}).get(target.scheme, ()))
-
-
 def _kind(format: str, scheme: str) -> Kind:
     """How the format's kernels round what a weight of this scheme is multiplied with."""
     kinds: Mapping[str, Kind] = plugins.facts(targets.FORMATS, format).get("ACTIVATIONS", {})
