@@ -22,6 +22,7 @@ from edge.bundle.manifest import Bundle
 from edge.errors import EdgeError, EngineError, ParityError, UsageError
 from exporters import export as exporting
 from exporters.export import ExportRequest, export
+from exporters.judge import Cost
 from exporters.pipeline import Built
 
 
@@ -35,7 +36,9 @@ def recorded(exports: Exports, monkeypatch):
         for file in (*(file for part in manifest.parts for file in part.files), manifest.tokenizer):
             shutil.copy(path / file.path, folder / file.path)
         parts = tuple(replace(part, error={}) for part in manifest.parts)
-        return Built(parts, golden_of(path), manifest.golden_prompt["segments"])
+        lost = {key.split(".")[0]: part.error[key] for part in manifest.parts for key in part.error if "loss" in key}
+        costs = {"vision": Cost(lost["vision"], 1, None), "decoder": Cost(lost["prefill"], 1, None)}
+        return Built(parts, golden_of(path), manifest.golden_prompt["segments"], costs)
 
     monkeypatch.setattr(exporting, "build", again)
 
