@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
@@ -50,13 +50,12 @@ class Cost:
     loss: float  # 1 - cosine to fp32 of the worst sample's outputs
     samples: int
     remedies: Remedies | None  # None: its kernels round no activations, and nobody asked
+    widened: Mapping[str, str] = field(default_factory=dict)  # a linear layer's weight -> its scheme
 
     def to_json(self) -> dict[str, Any]:
-        """With each linear that was measured: its outliers, what its own rounding costs, and what it is stored as where
-        that is not the part's scheme."""
-        found: dict[str, Any] = {"loss": self.loss, "samples": self.samples}
+        """With each linear that was measured: its outliers, and what its own rounding costs."""
+        found: dict[str, Any] = {"loss": self.loss, "samples": self.samples, "widened": dict(self.widened)}
         if self.remedies:
-            found["widened"] = dict(self.remedies.widened)
             found["linears"] = {
                 name: {"outliers": cost.outliers, "errors": dict(cost.errors)}
                 for name, cost in self.remedies.costs.items()
@@ -103,7 +102,7 @@ class Judge:
         """After the format has written it: the module holds the weights as they are stored."""
         with self.rounding():
             found = [distance(one, exact) for one, exact in zip(self._outputs(), self._exact, strict=True)]
-        return Cost(max(found), len(found), self.remedies)
+        return Cost(max(found), len(found), self.remedies, self.widened)
 
     def require(self, cost: Cost, bound: float, role: str, reload: Callable[[], Module]) -> None:
         """Raises ParityError that names the linears that lose most, where the cost is above the bound."""

@@ -111,19 +111,23 @@ def export(
             done = side.export(request, stages.report)
     for note in done.notes:
         say(f"note: {note}")
+    costs = {role: cost.to_json() for role, cost in done.costs.items()}
     if as_json:
         facts = {"path": str(done.path), "bytes": done.bytes, "seconds": round(done.seconds, 3)}
         facts["fit"] = done.fit.to_json() if done.fit else None
         facts |= {"prompt": done.prompt, "notes": list(done.notes)}
-        facts["costs"] = {role: cost.to_json() for role, cost in done.costs.items()}
+        facts["costs"] = costs
         print_json({**facts, "report": done.report.to_json(), "next_command": done.next_command})
         return
     print_rich(render.parity(done.report))
-    for role, cost in done.costs.items():
+    for role, cost in costs.items():
         if explain:
-            print_rich(render.costs(role, cost.to_json()))
+            print_rich(render.costs(role, cost))
     print(f"\n{done.path}: {format_size(done.bytes)} in {done.seconds:.1f} s")
     print(f"worst: {render.worst(done.report)}")
+    for role, cost in costs.items():
+        if cost["widened"]:
+            print(render.widened(role, cost))
     print(f"prompt: {done.prompt}")
     if done.fit:
         print(f"predicted, not measured: {render.fit_line(done.fit)}")

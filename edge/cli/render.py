@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MEASURES = {"max_abs": "Largest error", "cosine": "Cosine", "tokens": "Tokens alike"}
 
+_NAMED = 3  # layers of a list
+
 
 class Stages(Progress):
     """A bar for each stage of long work."""
@@ -74,9 +76,16 @@ def costs(role: str, found: Mapping[str, Any]) -> RenderableType:
     table = _table(f"{role.capitalize()}: linear", "Outliers", "Error", "Stored as")
     for name, linear in found.get("linears", {}).items():
         error = next(iter(linear["errors"].values()))  # of the part's own scheme
-        style = "bold yellow" if name in widened else ""
-        table.add_row(name, f"{linear['outliers']:.1f}", f"{error:.1e}", Text(widened.get(name, ""), style))
+        scheme = widened.get(f"{name}.weight", "")
+        table.add_row(name, f"{linear['outliers']:.1f}", f"{error:.1e}", Text(scheme, "bold yellow"))
     return table
+
+
+def widened(role: str, found: Mapping[str, Any]) -> str:
+    """Which linear layers of a part are stored wider than its scheme says, the first few by name."""
+    names = [f"{name.removesuffix('.weight')} ({scheme})" for name, scheme in found["widened"].items()]
+    more = f", and {len(names) - _NAMED} more (--explain)" if len(names) > _NAMED else ""
+    return f"outliers: {len(names)} layers of the {role} are stored wider: {', '.join(names[:_NAMED])}{more}"
 
 
 def worst(report: Report) -> str:

@@ -166,12 +166,16 @@ def test_the_manifest_keeps_what_was_measured(exports: Exports):
         for row in done.report.rows
         for measure, value in row.error.items()
     }
+    lost = {"vision.fp32.loss": done.costs["vision"].loss, "prefill.fp32.loss": done.costs["decoder"].loss}
+    assert all(0 < loss < 0.05 for loss in lost.values())
+    expected |= lost
     assert vision.error == {key: value for key, value in expected.items() if key.startswith("vision.")}
     assert decoder.error == {key: value for key, value in expected.items() if key.startswith(("prefill.", "tokens."))}
     assert set(decoder.error) == {
         *(f"prefill.{against}.{measure}" for against in ("stored", "fp32") for measure in ("max_abs", "cosine")),
         "tokens.stored.tokens",
         "tokens.fp32.tokens",
+        "prefill.fp32.loss",
     }
     assert decoder.error["prefill.fp32.max_abs"] > 0
 

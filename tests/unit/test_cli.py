@@ -386,6 +386,7 @@ def test_the_commands_are_the_ones_of_the_design(capsys: Capture) -> None:
 def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """An export side that writes nothing; `requests` holds what it was asked for."""
     fake = SimpleNamespace(requests=[], error=None, notes=(), ExportRequest=lambda **asked: SimpleNamespace(**asked))
+    fake.costs = {"vision": {"loss": 1e-4, "samples": 3, "widened": {}}}
 
     def verify_against(bundle: Bundle, checkpoint: str, mmproj: Path | None, threads: int, isa: str | None) -> Report:
         fake.requests.append((bundle.path, checkpoint, mmproj, threads, isa))
@@ -406,6 +407,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             next_command="edge run out PICTURE",
             fit=None,
             prompt="the chat template in chat_template.jinja",
+            costs={role: SimpleNamespace(to_json=lambda found=found: found) for role, found in fake.costs.items()},
             notes=fake.notes,
         )
 
@@ -424,7 +426,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
     given = "--format onnx --scheme w4 --scheme vision=fp16 --recipe r --device rpi5 --calib pics --imatrix m.gguf"
     more = "--context 512 --vision-tower tower --mmproj m --gguf-only --threads 3 --max-loss 0.1"
     more += " --mtmd-position-workaround --tensor-type attn_v=Q8_0 --tensor-type blk=q6_k --ane --compile -o out"
-    more += " --split --backend coreml --backend vulkan --prompt vicuna"
+    more += " --explain --split --backend coreml --backend vulkan --prompt vicuna"
     assert call("export", "mtgv/some-model", *given.split(), *more.split()) == 0
     assert exporter.requests == [
         {
@@ -450,6 +452,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
                 "executorch": {"split": True, "backend": ("coreml", "vulkan")},
             },
             "max_loss": 0.1,
+            "explain": True,
             "prompt": "vicuna",
         }
     ]
@@ -460,6 +463,7 @@ def test_export_leaves_open_what_was_not_said(exporter: SimpleNamespace) -> None
     asked = exporter.requests[0]
     assert (asked.pop("checkpoint"), asked.pop("output"), asked.pop("threads")) == ("ckpt", Path("out"), 0)
     assert {value for options in asked.pop("options").values() for value in options.values()} == {False, ()}
+    assert asked.pop("explain") is False
     assert set(asked.values()) == {None, ()}
 
 
@@ -506,6 +510,27 @@ def test_export_notes_what_could_not_be_seen(exporter: SimpleNamespace, capsys: 
     assert "note" not in shown.out
     assert call("export", "ckpt", "-o", "out", "--json") == 0
     assert json.loads(capsys.readouterr().out)["notes"] == list(exporter.notes)
+
+
+def test_export_names_the_layers_that_outliers_made_wider(exporter: SimpleNamespace, capsys: Capture) -> None:
+    names = [f"tower.layers.{index}.mlp.fc2" for index in range(5)]
+    errors = {name: {"outliers": 31.44, "errors": {"w8a8": 0.01234, "fp16": 1e-9}} for name in names}
+    found = {"loss": 1e-4, "samples": 3, "widened": {f"{names[1]}.weight": "fp16"}, "linears": errors}
+    exporter.costs = {"vision": found, "decoder": {"loss": 1e-3, "samples": 3, "widened": {}}}
+    assert call("export", "ckpt", "-o", "out") == 0
+    told = f"outliers: 1 layers of the vision are stored wider: {names[1]} (fp16)"
+    out = capsys.readouterr().out
+    assert told in out.splitlines()
+    assert names[0] not in out
+    assert call("export", "ckpt", "-o", "out", "--explain") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [names[0], "31.4", "1.2e-02"] in rows
+    assert [names[1], "31.4", "1.2e-02", "fp16"] in rows
+    found["widened"] = {f"{name}.weight": "fp16" for name in names}
+    assert call("export", "ckpt", "-o", "out") == 0
+    assert f"{names[2]} (fp16), and 2 more (--explain)" in capsys.readouterr().out
+    assert call("export", "ckpt", "-o", "out", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["costs"] == exporter.costs
 
 
 def test_export_as_json(exporter: SimpleNamespace, capsys: Capture) -> None:
