@@ -44,7 +44,7 @@ SCHEMES = {
     "vision-mps": {"fp16": {}},
     "vision-vulkan": {"fp32": {}},
 }
-# XNNPACK has no kernel that multiplies float32 with stored halves.
+# No fp16: the partitioner leaves a product of two types of floats to slower kernels.
 WIDER = {
     "vision": {"w8a8": ["fp32"]},
     "decoder": {"w8": ["fp32"], "8da4w": ["w8", "fp32"]},
