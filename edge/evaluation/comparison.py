@@ -25,9 +25,23 @@ class Comparison:
     paired: Paired
 
     def to_json(self, margin: float | None) -> dict[str, Any]:
-        """`margin`: of a mean score, 0 to 1."""
-        verdict = {} if margin is None else {"margin": margin, "verdict": self.paired.verdict(margin)}
-        return {**asdict(self), **verdict}
+        """In percent and points; `margin` is of a mean score, 0 to 1."""
+        pairs = self.paired
+        found = {
+            "first": asdict(self.first),
+            "second": asdict(self.second),
+            "questions": pairs.count,
+            "images": self.images,
+            "means": [100 * mean for mean in self.means],
+            "difference": 100 * pairs.difference,
+            "interval": [100 * pairs.low, 100 * pairs.high],
+            "better": pairs.better,
+            "worse": pairs.worse,
+            "same_text": self.same_text,
+            "p": pairs.p,
+            "exact": pairs.exact,
+        }
+        return found if margin is None else {**found, "margin": 100 * margin, "verdict": pairs.verdict(margin)}
 
 
 def compare(first: Path, second: Path) -> Comparison:
@@ -40,8 +54,8 @@ def compare(first: Path, second: Path) -> Comparison:
                 f"({len(other_lines)} answers)",
                 hint="run both with the same --task and the same files",
             )
+    _require_pairs(first, second, {line.id for line in lines}, {line.id for line in other_lines})
     units, others = _units(lines, run), _units(other_lines, other)
-    _require_pairs(first, second, units.keys(), others.keys())
     names = list(units)
     before, after = ([found[name][0] for name in names] for found in (units, others))
     clusters = [units[name][1] for name in names]
@@ -66,7 +80,7 @@ def _units(lines: Sequence[Line], run: Run) -> Mapping[str, tuple[float, str, tu
     }
 
 
-def _require_pairs(first: Path, second: Path, names: Any, others: Any) -> None:
+def _require_pairs(first: Path, second: Path, names: set[str], others: set[str]) -> None:
     if names == others and names:
         return
     raise UsageError(

@@ -38,8 +38,11 @@ def text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        hint = "download it again, or check who may read it"
-        raise UsageError(f"cannot read {str(path)!r}: {error}", hint=hint) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> UsageError:
+    return UsageError(f"cannot read {str(path)!r}: {error}", hint="download it again, or check who may read it")
 
 
 def parsed(content: str, where: str) -> Any:

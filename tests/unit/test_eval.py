@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from commands import call
 from conftest import REPOSITORY
 from evaluation_files import ANSWERS, Answering, benchmarks, draw, write_answers
 from fakes import write_model_bundle
+from PIL import Image
 from rich.console import Console
 
 from edge.cli import render_evaluation
@@ -154,6 +157,14 @@ def test_a_prompt_that_does_not_fit_counts_as_wrong(
     assert answers_file.read(tmp_path / "a.jsonl")[1][0].stop == "too long"
 
 
+def test_no_answer_is_no_yes(answering: Callable[[str], Answering], bundle: Path, data: Path) -> None:
+    """An empty answer reads as yes in POPE: here there is none."""
+    session = answering("pope")
+    session.raises = {1: ContextError("the prompt needs 9999 positions")}
+    found = call("eval", bundle, "--task", "pope", "--data", data, "--json").json
+    assert (value(found, "accuracy", "random"), value(found, "recall", "random")) == (25.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
@@ -263,10 +274,12 @@ def test_two_runs_side_by_side(tmp_path: Path) -> None:
     heads = [line.partition("  ")[0] for line in said.out.splitlines()]
     assert [head for head in heads if head] == ["POPE", "A", "B", "B − A", "pairs", "McNemar"]
     found = call("eval", "--compare", first, second, "--json").json
-    assert (found["paired"]["better"], found["paired"]["worse"]) == (0, 6)
-    assert found["paired"]["difference"] == pytest.approx(-6 / 500)
-    assert found["paired"]["p"] == pytest.approx(2 / 2**6)
-    assert (found["means"], found["same_text"], found["images"]) == ([333 / 500, 327 / 500], 494, 250)
+    assert (found["better"], found["worse"], found["questions"]) == (0, 6, 500)
+    assert found["difference"] == pytest.approx(-1.2)
+    assert found["interval"][0] < -1.2 < found["interval"][1]
+    assert (found["p"], found["exact"]) == (pytest.approx(2 / 2**6), True)
+    assert found["means"] == pytest.approx([66.6, 65.4])
+    assert (found["same_text"], found["images"]) == (494, 250)
     assert "verdict" not in found
 
 
@@ -310,6 +323,16 @@ def test_empty_files_do_not_pair(tmp_path: Path) -> None:
     assert "0 questions are answered in both" in call("eval", "--compare", first, second).err
 
 
+def test_a_group_that_is_answered_in_part_does_not_pair(tmp_path: Path) -> None:
+    paths = [write_answers(tmp_path / name, 0, whole_groups=True) for name in ("a.jsonl", "b.jsonl")]
+    for path, rotations in zip(paths, (4, 3), strict=True):
+        for n in range(rotations):
+            answers_file.AnswersFile(path).append(Line(f"{n}", "cat.jpg", "group", "A", 1.0, "stop", 1, 0.1))
+    said = call("eval", "--compare", *paths)
+    assert said.code == 2
+    assert "3 questions are answered in both, 1 in the first alone, 0 in the second alone" in said.err
+
+
 def test_a_group_counts_as_one_question(tmp_path: Path) -> None:
     """Right only where all of it are."""
     paths = []
@@ -320,8 +343,8 @@ def test_a_group_counts_as_one_question(tmp_path: Path) -> None:
             answers_file.AnswersFile(path).append(line)
         paths.append(path)
     found = call("eval", "--compare", *paths, "--json").json
-    assert found["means"] == [0.5, 0.5]
-    assert (found["paired"]["count"], found["paired"]["better"], found["paired"]["worse"]) == (2, 1, 1)
+    assert found["means"] == [50.0, 50.0]
+    assert (found["questions"], found["better"], found["worse"]) == (2, 1, 1)
 
 
 # progress
@@ -349,3 +372,31 @@ def test_a_line_a_minute_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min"), (7300, "2 h 2 min")])
 def test_a_duration(seconds: float, shown: str) -> None:
     assert render_evaluation.duration(seconds) == shown
+
+
+# what the page shows
+
+
+def test_the_model_for_another_harness(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests as lmms-eval 0.7.3 makes them for its simple interface; its own classes are stand-ins."""
+    page = (REPOSITORY / "docs" / "eval.md").read_text(encoding="utf-8")
+    (code,) = [block.partition("```")[0] for block in page.split("```python")[1:]]
+    for module in ("lmms_eval", "lmms_eval.api"):
+        monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    model = ModuleType("lmms_eval.api.model")
+    model.lmms = type("lmms", (), {"task_dict": {}})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lmms_eval.api.model", model)
+    load = functools.partial(sessions.load, engine="null")
+    monkeypatch.setattr(sessions, "load", load)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    draw(tmp_path / "cat.png")
+    edge = found["Edge"](bundle)
+    edge.task_dict = {"held": {"test": [tmp_path / "cat.png"]}}
+    options = {"max_new_tokens": 9, "until": ["ASSISTANT:"]}
+    request = SimpleNamespace(args=("Is it?", options, lambda doc: [Image.open(doc)], 0, "held", "test"))
+    with load(bundle) as session:
+        expected = session.ask(tmp_path / "cat.png", "Is it?", max_tokens=9).strip()
+    assert edge.generate_until([request]) == [expected]
+    options["until"] = [expected[3]]
+    assert edge.generate_until([request]) == [expected.partition(expected[3])[0].strip()]

@@ -447,10 +447,14 @@ def test_json_that_holds_no_number_is_refused(own: Path, name: str) -> None:
         read("sqa", own)
 
 
-def test_text_that_is_none_is_refused(own: Path) -> None:
-    (own / "pope" / "coco" / "coco_pope_random.json").write_bytes(b'{"text": "\xff"}')
-    with pytest.raises(UsageError, match=r"cannot read .*coco_pope_random\.json"):
-        read("pope", own)
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("pope", "pope/coco/coco_pope_random.json"), ("mmbench", "mmbench/mmbench_dev_20230712.tsv")],
+)
+def test_text_that_is_none_is_refused(own: Path, name: str, file: str) -> None:
+    (own / file).write_bytes(b'{"text": "\xff"}')
+    with pytest.raises(UsageError, match=rf"cannot read .*{(own / file).stem}"):
+        read(name, own)
 
 
 def edit(path: Path, old: str, new: str) -> None:

@@ -26,10 +26,10 @@ def find(name: str) -> Task:
 
 
 def locate(name: str, data: Path) -> Path:
-    """The task's folder: `data` itself, or one below it that a published layout names. Raises UsageError where there is
-    none, and where `data` holds what belongs to another task."""
+    """The task's folder: `data` itself, or one below it that a published layout names; of a task that is one table,
+    `data` may be that. Raises UsageError where there is none, and where `data` holds what belongs to another task."""
     task = find(name)
-    if data.is_file() and marked(task, data.parent) and any(data.match(mark) for mark in task.MARKS):
+    if data.is_file() and data.suffix == ".tsv" and any(data.match(mark) for mark in task.MARKS):
         return data
     if not data.is_dir():
         raise UsageError(f"no folder {str(data)!r}", hint=f"--data DIR is where the files of {task.TITLE} are")

@@ -10,7 +10,6 @@ import base64
 import binascii
 import csv
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -72,9 +71,12 @@ def _table(root: Path) -> Path:
 def _rows(path: Path) -> list[Row]:
     before = csv.field_size_limit(_LONGEST)
     try:
-        reader = csv.DictReader(io.StringIO(files.text(path), newline=""), delimiter="\t")
-        found: list[Row] = list(reader)
-        columns = reader.fieldnames or []
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t")
+            found: list[Row] = list(reader)
+            columns = reader.fieldnames or []
+    except (OSError, ValueError) as error:
+        raise files.unreadable(path, error) from error
     finally:
         csv.field_size_limit(before)
     if lacking := [column for column in _COLUMNS if column not in columns]:

@@ -69,8 +69,7 @@ def metrics(scored: Sequence[Scored]) -> list[Metric]:
 
 
 def _of_split(scored: Sequence[Scored], split: str) -> list[Metric]:
-    said, right = [answered(one.text) == "yes" for one in scored], [one.score == 1 for one in scored]
-    there = [one.question.truth[0] == "yes" for one in scored]
+    right, said, there = [one.score == 1 for one in scored], list(map(_said, scored)), list(map(_there, scored))
     sums = cluster_sums(scored, lambda one: _counts(one, split))
     return [
         *accuracy(scored, part=split),
@@ -85,8 +84,17 @@ def _counts(one: Scored, split: str) -> tuple[float, float]:
     """Twice the true positives, and the positives that were said and those that are: F1 is their ratio."""
     if one.question.part != split:
         return 0.0, 0.0
-    said, there = answered(one.text) == "yes", one.question.truth[0] == "yes"
+    said, there = _said(one), _there(one)
     return 2.0 * (said and there), float(said) + float(there)
+
+
+def _there(one: Scored) -> bool:
+    return one.question.truth[0] == "yes"
+
+
+def _said(one: Scored) -> bool:
+    """What is wrong without an answer, as its prompt was too long, counts as the other answer."""
+    return _there(one) == (one.score == 1)
 
 
 def _mean_f1(sums: Sums) -> Sums:
