@@ -43,6 +43,22 @@ def read(place: Path) -> list[Record]:
     return records
 
 
+def answered(place: Path) -> list[Record]:
+    """Those whose answers are known. Raises UsageError as `read`, and where there are none."""
+    found = [record for record in read(place) if record.answer.strip()]
+    if not found:
+        raise UsageError(
+            f"no answers in {str(place)!r}",
+            hint='a line reads {"image": "cat.jpg", "question": "What is this?", "answer": "A cat."}',
+        )
+    return found
+
+
+def same(given: str, known: str) -> bool:
+    """Whether an answer is right: letter by letter, but for the white space around it."""
+    return given.strip() == known.strip()
+
+
 def _bytes(file: Path) -> bytes:
     try:
         return file.read_bytes()

@@ -105,13 +105,7 @@ class _Stages:
             return []
         if not self.sees:
             raise UsageError("questions about pictures, to a bundle that sees none", hint="leave --questions away")
-        found = [record for record in calibration.read(Path(self.request.questions)) if record.answer.strip()]
-        if not found:
-            raise UsageError(
-                f"no answers in {self.request.questions!r}",
-                hint='a line reads {"image": "cat.jpg", "question": "What is this?", "answer": "A cat."}',
-            )
-        return found
+        return calibration.answered(Path(self.request.questions))
 
     def events(self) -> Iterator[Event]:
         if self.source is not None:
@@ -179,12 +173,12 @@ class _Stages:
             yield {**_sample(f"sustained tg{count}", start, spent), "tokens": tokens}
 
     def _asked(self) -> Iterator[Event]:
-        """Each once; right is what says the same as the known answer, but for the white space around it."""
+        """Each once."""
         test = f"{len(self.questions)} questions"
         for record in self.questions:
             start = self.clock()
             given = self.session.ask(str(record.picture), record.question)
-            right = given.strip() == record.answer.strip()
+            right = calibration.same(given, record.answer)
             yield {**_sample(test, start, self.clock() - start), "right": right}
 
     def _repeated(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from edge.cli import bench, devices, doctor, export, fit, inspect, report, run, verify
+from edge.cli import bench, devices, doctor, eval, export, fit, inspect, report, run, verify
 from edge.cli.output import complain, say
 from edge.errors import EdgeError
 
@@ -21,6 +21,7 @@ def app() -> typer.Typer:
         run.run,
         verify.verify,
         bench.bench,
+        eval.eval,
         report.report,
         inspect.inspect,
         devices.devices,

@@ -13,6 +13,7 @@ import pytest
 from bench_fakes import run
 from commands import call
 from conftest import REPOSITORY
+from evaluation_files import benchmarks, write_answers
 from exported import Exports
 from PIL import Image
 
@@ -35,6 +36,9 @@ def place(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file in exports.bundle(format="gguf").glob("*.gguf"):
         os.symlink(file, folder / ("MMPROJ.gguf" if file.name.startswith("mmproj") else "MODEL.gguf"))
     results.write(folder / "results.json", run())
+    benchmarks(folder / "benchmark_data")
+    for name in ("fp32.jsonl", "w8a8.jsonl"):
+        write_answers(folder / name)
     for seed, name in enumerate(("photo.jpg", "before.jpg", "after.jpg")):
         noise = np.random.default_rng(seed).integers(0, 256, (60, 80, 3)).astype(np.uint8)
         Image.fromarray(noise).save(folder / name)
@@ -51,7 +55,7 @@ def test_a_line_works(place: Path, line: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_these_are_all_commands() -> None:
     assert {line.split()[1] for line in HERE} == {
-        *("run", "verify", "bench", "report", "inspect", "devices", "fit", "doctor")
+        *("run", "verify", "bench", "eval", "report", "inspect", "devices", "fit", "doctor")
     }
     assert {line.split()[1] for line in LINES} - {line.split()[1] for line in HERE} == {"export"}
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 import typer
 from bench_fakes import run as bench_rows
 from conftest import REPOSITORY, write_bundle
+from evaluation_files import benchmarks, write_answers
 from gguf_fakes import gguf_bytes, pair_decoder, pair_mmproj
 from rich.console import Console
 
@@ -65,8 +67,14 @@ class FakeSession:
         self.opened: list[dict[str, Any]] = []
         self.before_piece: Callable[[int], None] = lambda number: None
         self.last = ANSWER
-        self.plan = SimpleNamespace(to_json=lambda: {"parts": [], "threads": 2, "context": 64}, given_up=(), free=())
+        self.plan = SimpleNamespace(
+            to_json=lambda: {"parts": [], "threads": 2, "context": 64}, given_up=(), free=(), engines=("null",)
+        )
         self.closed = False
+
+    @property
+    def bundle(self) -> Bundle:
+        return Bundle.open(self.opened[-1]["path"])
 
     def load(self, path: Path, **options: Any) -> FakeSession:
         self.opened.append({"path": path, **options})
@@ -375,7 +383,7 @@ def test_the_commands_are_the_ones_of_the_design(capsys: Capture) -> None:
     assert call("--help") == 0
     shown = capsys.readouterr().out
     names = [line.split()[1] for line in shown.partition("Commands")[2].splitlines()[1:] if line[2:3].isalpha()]
-    assert names == ["export", "run", "verify", "bench", "report", "inspect", "devices", "fit", "doctor"]
+    assert names == ["export", "run", "verify", "bench", "eval", "report", "inspect", "devices", "fit", "doctor"]
     assert [c.name or c.callback.__name__ for c in cli.app().registered_commands if c.callback] == names
 
 
@@ -898,6 +906,11 @@ def test_a_documented_command_works(line: str, tmp_path: Path, monkeypatch: pyte
     results.write(tmp_path / "results.json", bench_rows())
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     write_bundle(tmp_path / "OUT")
+    if " eval " in line:
+        benchmarks(tmp_path / "benchmark_data")
+        shutil.copytree(REPOSITORY / "calib_data", tmp_path / "MY_QUESTIONS")
+        for name in ("fp32.jsonl", "w8a8.jsonl"):
+            write_answers(tmp_path / name)
     for name in ("photo.jpg", "before.jpg", "after.jpg"):
         (tmp_path / name).touch()
     decoder, mmproj = pair_decoder(), pair_mmproj()

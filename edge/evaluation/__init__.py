@@ -1,0 +1,1 @@
+"""Accuracy of a bundle by the field's own benchmarks: their files, prompts and metrics."""
