@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import get_origin, get_type_hints
 
@@ -52,12 +53,18 @@ def each(*packages: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", sources(*packages), ids=name)
 
 
+@cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(path: Path) -> Iterator[tuple[ast.stmt, str]]:
+@cache
+def imports(path: Path) -> tuple[tuple[ast.stmt, str], ...]:
     """Every import, wherever it stands, with the full name of what it names."""
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[tuple[ast.stmt, str]]:
     package = list(path.relative_to(REPOSITORY).parts[:-1])
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):

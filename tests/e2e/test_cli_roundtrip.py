@@ -176,7 +176,7 @@ def test_a_changed_byte_is_found(bundle: Path, tmp_path: Path, name: str) -> Non
         said = call(*command)
         assert (said.code, said.out.strip()) == (1, "")
         assert said.err.startswith(f"error: {name} ")
-        assert "hint: copy or export the bundle again" in said.err
+        assert "hint: " in said.err and "export" in said.err
         assert "Traceback" not in said.err
 
 
@@ -394,7 +394,7 @@ def test_a_bundle_answers_without_torch(
 def test_comparing_anew_without_torch_says_what_to_install(bundle: Path, exports: Exports, without_torch: Any) -> None:
     done = without_torch("verify", bundle, "--against", exports.checkpoint())
     assert done.returncode == 1
-    assert "hint: pip install 'edge-vlm[export]'" in done.stderr
+    assert "pip install 'edge-vlm[export]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

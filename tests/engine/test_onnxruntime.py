@@ -261,7 +261,7 @@ def test_a_part_that_is_not_what_the_manifest_says(tmp_path: Path) -> None:
     part = write(tmp_path / "one.onnx", PAIR[0][:1], PAIR[1][1:], [helper.make_node("Add", ["x", "x"], ["twice"])])
     with pytest.raises(EngineError, match=r"one.onnx is not the part .* it has x, the manifest says x, y") as caught:
         opened(replace(part, inputs=PAIR[0]))
-    assert caught.value.hint == f"edge verify {tmp_path}"
+    assert f"edge verify {tmp_path}" in str(caught.value.hint)
     with pytest.raises(EngineError, match="it has twice, the manifest says sum"):
         opened(replace(part, outputs=PAIR[1][:1]))
 
@@ -278,7 +278,7 @@ def test_a_file_that_is_no_model(tmp_path: Path, damage: str) -> None:
         path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "foreign": b"GGUF\x03\0\0\0" * 40}[damage])
     with pytest.raises(EngineError, match=r"onnxruntime cannot open decoder.onnx: ") as caught:
         opened(part)
-    assert caught.value.hint == f"edge verify {tmp_path}"
+    assert f"edge verify {tmp_path}" in str(caught.value.hint)
     assert caught.value.__cause__ is not None
     assert "\n" not in caught.value.message
 

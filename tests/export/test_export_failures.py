@@ -105,7 +105,7 @@ def test_a_disk_that_fills_up_leaves_the_old_bundle(recorded, tmp_path, monkeypa
     monkeypatch.setattr(where, what, full)
     with pytest.raises(EdgeError, match="no space left while writing") as caught:
         recorded(tmp_path / "out")
-    assert caught.value.hint == "free some space and repeat"
+    assert "space" in caught.value.hint
     assert files_of(tmp_path / "out") == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -136,7 +136,7 @@ def test_an_engine_that_is_missing_is_told_before_the_work(tmp_path, monkeypatch
     with pytest.raises(EngineError, match=r"no engine here opens gguf, so the decoder could not be proven") as caught:
         export(ExportRequest("no such folder", tmp_path / "out", device="rpi5"), lambda stage, done: None)
     assert "llama-cpp-python is not installed" in caught.value.message
-    assert caught.value.hint == "pip install 'edge-vlm[llamacpp]'"
+    assert "pip install 'edge-vlm[llamacpp]'" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
 

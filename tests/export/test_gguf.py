@@ -341,7 +341,7 @@ def test_an_importance_matrix_that_is_not_finite_is_refused(tmp_path, name, valu
     path = spoilt(tmp_path / "imatrix.gguf", name, np.float32(value))
     with pytest.raises(UsageError, match=f"holds NaN or infinity.*: {name}") as caught:
         imatrix.read(path, DECODER)
-    assert caught.value.hint == "measure it anew: --calib DIR"
+    assert "--calib DIR" in caught.value.hint
 
 
 def spoilt(path, name, value):

@@ -295,7 +295,7 @@ def test_a_decoder_of_them_computes_what_torch_does(case, name, tmp_path):
     if (name, case) in REFUSED:
         with pytest.raises(EdgeError, match=REFUSED[name, case]) as refused:
             export_decoder(name, config, kind, tmp_path)
-        assert refused.value.hint == "another --format"
+        assert "--format" in refused.value.hint
         return
     module, decoder = export_decoder(name, config, kind, tmp_path)
     ids = tuple(np.random.default_rng(3).integers(0, config.vocab, 12).tolist())

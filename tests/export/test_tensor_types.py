@@ -149,7 +149,7 @@ def test_the_first_that_matches_holds():
             "'ffn_gate=q8_0' matches no matrix",
             "token_embd.weight, blk.N.ffn_up.weight",
         ),
-        (("ffn=q8_0", r"ffn_up\.=f16"), r"'ffn_up\\.=f16' decides about no matrix", "the narrower pattern first"),
+        (("ffn=q8_0", r"ffn_up\.=f16"), r"'ffn_up\\.=f16' decides about no matrix", "narrower pattern"),
         (("ffn_down=q6_k", "up=Q5_K"), "blk.0.ffn_up.weight has rows of 96, and Q5_K stores blocks of 256", "up=q8_0"),
     ],
 )
@@ -168,7 +168,7 @@ def test_what_the_names_and_shapes_refuse(words, message, hint):
         ("q4_k_m", "attn_v=", "no kind '' for", ", ".join(LEGAL)),
         ("q4_k_m", "attn_v=Q7_K", "no kind 'Q7_K' for --tensor-type 'attn_v=Q7_K'", ", ".join(LEGAL)),
         ("q4_k_m", "attn_v=iq2_xs", "no kind 'iq2_xs'", ", ".join(LEGAL)),
-        ("q4_0", "attn_v=q5_k", "no kind 'q5_k'", "one of: f32, f16, bf16, q8_0, q6_k, q4_0"),
+        ("q4_0", "attn_v=q5_k", "no kind 'q5_k'", "f32, f16, bf16, q8_0, q6_k, q4_0"),
         ("q4_k_m", "attn_(v=q8_0", "'attn_(v' is no regular expression", "quote it"),
         ("q4_k_m", "blk.[[:digit:]]=q8_0", "no regular expression: Possible nested set", "quote it"),
         ("q4_k_m", "x{99999999999}=q8_0", "is no regular expression", "quote it"),

@@ -179,7 +179,7 @@ def test_a_package_that_core_ml_refuses(engine, monkeypatch, tmp_path):
     monkeypatch.setattr(MLModel, "broken", True)
     with pytest.raises(EngineError, match=r"cannot open Vision.mlpackage: compiler error:\n") as caught:
         engine.open(vision_part(tmp_path), OpenOptions(1, 8))
-    assert caught.value.hint == f"edge verify {tmp_path}"
+    assert f"edge verify {tmp_path}" in caught.value.hint
 
 
 @pytest.mark.parametrize(("system", "release"), [("linux", ""), ("darwin", "14.7.1")])
@@ -188,7 +188,7 @@ def test_other_systems_are_refused_and_told_what_to_do(engine, monkeypatch, syst
     monkeypatch.setattr(platform, "mac_ver", lambda: (release, ("", "", ""), ""))
     with pytest.raises(EngineError, match="macOS 15 and iOS 18 only") as caught:
         engine.open(vision_part(tmp_path), OpenOptions(1, 8))
-    assert caught.value.hint == f"edge verify {tmp_path}"
+    assert f"edge verify {tmp_path}" in caught.value.hint
 
 
 def test_it_is_what_its_facts_say(engine):

@@ -281,7 +281,7 @@ def test_png_colour_with_a_transparent_one(bits):
             image = Image.open(io.BytesIO(data))
             if decoded:
                 image.load()
-            with pytest.raises(ImageError, match=r"a transparent colour of 16 bits[\s\S]*hint: give the file"):
+            with pytest.raises(ImageError, match="a transparent colour of 16 bits"):
                 open_image(image)
 
 
@@ -403,8 +403,9 @@ def test_a_large_image_takes_at_most_twelve_bytes_a_pixel(bits, kind, tmp_path):
 def test_floating_point_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
     for data in (b"Pf 2 2 -1.0\n" + bytes(16), Tiff(samples(1, 1) * 1.0, 32, sample_format=FLOAT).bytes()):
-        with pytest.raises(ImageError, match=r"what white is[\s\S]*hint: save it with 8 or 16 bits"):
+        with pytest.raises(ImageError, match="what white is") as caught:
             open_image(data)
+        assert "8 or 16 bits" in caught.value.hint
 
 
 # Every mode and shape, in pieces

@@ -138,8 +138,9 @@ def test_sixteen_bits_are_scaled_not_clipped(format):
 
 @pytest.mark.parametrize("value", [np.float32(0.5), np.int32(70000), np.int32(-1)])
 def test_numbers_that_do_not_say_what_white_is(value):
-    with pytest.raises(ImageError, match=r"what white is[\s\S]*hint: save it with 8 or 16 bits"):
+    with pytest.raises(ImageError, match="what white is") as caught:
         open_image(Image.fromarray(np.full((2, 2), value)))
+    assert "8 or 16 bits" in caught.value.hint
 
 
 def test_cmyk_and_one_bit_and_gray():
@@ -175,7 +176,7 @@ def png_header(width: int, height: int) -> bytes:
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(size, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     assert size[0] * size[1] > MAX_PIXELS
-    with pytest.raises(ImageError, match="make the image smaller"):
+    with pytest.raises(ImageError, match="smaller"):
         open_image(png_header(*size))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     with pytest.raises(ImageError, match=f"{size[0]}x{size[1]} pixels; at most 178,956,970"):
@@ -194,8 +195,9 @@ def test_a_truncated_file_is_one_clear_error(tmp_path, format):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     path = tmp_path / "cut"
     path.write_bytes(encoded(noise, format)[:-1500])
-    with pytest.raises(ImageError, match=r"cut' [\s\S]*hint: ") as caught:
+    with pytest.raises(ImageError, match="cut' ") as caught:
         open_image(path)
+    assert caught.value.hint
     assert caught.value.__cause__ is not None
 
 

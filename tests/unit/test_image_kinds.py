@@ -84,8 +84,9 @@ def test_it_is_called_what_it_is(data, name, hint, tmp_path):
     path = tmp_path / "photo.jpg"
     path.write_bytes(data)
     for source in (path, data):
-        with pytest.raises(ImageError, match=rf"is [\s\S]*{name}[\s\S]*hint: [\s\S]*{hint}") as caught:
+        with pytest.raises(ImageError, match=rf"is [\s\S]*{name}") as caught:
             open_image(source)
+        assert hint in caught.value.hint
         assert "which is not read" in caught.value.message
         assert "not an image, or" not in caught.value.message
 
@@ -94,8 +95,9 @@ def test_it_is_called_what_it_is(data, name, hint, tmp_path):
 def test_what_only_pillow_reads_is_named(format):
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, format)
-    with pytest.raises(ImageError, match=rf"is [\s\S]*{format}[\s\S]*which is not read[\s\S]*hint: convert it to PNG"):
+    with pytest.raises(ImageError, match=rf"is [\s\S]*{format}[\s\S]*which is not read") as caught:
         open_image(file.getvalue())
+    assert "PNG" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -317,4 +317,4 @@ def test_a_damaged_table(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "embed_tokens.npy").write_bytes(content)
     with pytest.raises(BundleError, match=r"embed_tokens.npy is damaged") as caught:
         gathered(tmp_path)
-    assert caught.value.hint == f"edge verify {tmp_path}"
+    assert f"edge verify {tmp_path}" in str(caught.value.hint)

@@ -60,7 +60,7 @@ def test_an_unknown_name_is_refused_with_the_legal_ones(zoo: Path) -> None:
     with pytest.raises(UsageError) as caught:
         plugins.load("zoo", "yeti")
     assert caught.value.message == "no 'yeti' in zoo"
-    assert caught.value.hint == "one of: owl"
+    assert "owl" in str(caught.value.hint)
 
 
 def test_a_missing_library_passes_through(zoo: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_phone_without_the_package(phone: Phone, bundle: Bundle) -> None:
 
 def test_a_phone_that_is_not_there(phone: Phone, bundle: Bundle) -> None:
     said = call("bench", bundle.path, "--on", "adb:emulator-5554")
-    assert said.err == ("error: adb:emulator-5554: adb does not see it\nhint: adb devices -l says how it stands\n")
+    assert said.err.startswith("error: adb:emulator-5554: adb does not see it\n") and "adb devices -l" in said.err
 
 
 @pytest.mark.parametrize(

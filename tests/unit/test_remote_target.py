@@ -80,7 +80,8 @@ def test_a_machine_is_named_once() -> None:
 def test_the_command_line_says_what_is_no_machine(tmp_path: object) -> None:
     said = call("bench", tmp_path, "--on", "board")
     assert (said.code, said.out) == (2, "")
-    assert said.err == "error: --on 'board' is no machine\nhint: --on ssh://user@host[:port], or --on adb:SERIAL\n"
+    assert said.err.startswith("error: --on 'board' is no machine\n")
+    assert "--on ssh://user@host[:port]" in said.err and "--on adb:SERIAL" in said.err
 
 
 def test_ssh_asks_nothing_and_takes_the_rest_from_the_users_configuration() -> None:
@@ -139,7 +140,7 @@ def test_what_ssh_says_in_our_words(said: str, message: str, hint: str) -> None:
 def test_a_lost_connection_is_told_from_others(said: str) -> None:
     error = Ssh("ssh://board", "board").explain(255, said)
     assert isinstance(error, Dropped)
-    assert "goes on where it stopped" in (error.hint or "")
+    assert "same command" in (error.hint or "")
 
 
 @pytest.mark.parametrize(

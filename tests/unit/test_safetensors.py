@@ -134,7 +134,7 @@ FOUR = '{"dtype":"U8","shape":[4],"data_offsets":[0,4]}'
 def test_damage_is_named(tmp_path: Path, header: str, data: bytes, why: str) -> None:
     with pytest.raises(BundleError, match=why) as caught:
         ours.read(written(tmp_path / "x.safetensors", header, data))
-    assert caught.value.hint == "copy or export the bundle again"
+    assert "export" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("content", [b"", b"1234567", (2**64 - 1).to_bytes(8, "little") + b"{}"])

@@ -86,7 +86,7 @@ def test_a_bundle_is_read_and_written_anew(make_bundle: MakeBundle) -> None:
 def test_a_damaged_prompt_is_named(make_bundle: MakeBundle, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(BundleError) as caught:
         old(make_bundle(), **changes)
-    assert said in caught.value.message and caught.value.hint == "export the bundle again"
+    assert said in caught.value.message and "export" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("prompt", [None, [], "x", {}, 3])

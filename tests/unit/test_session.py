@@ -285,7 +285,7 @@ def test_a_vision_part_of_another_shape(session: Session, engine: Engine) -> Non
     engine.eyes[0].shape = (1, 5, 32)
     with pytest.raises(EngineError, match=r"the vision part gave \[1, 5, 32\], expected \[1, 4, 32\]") as caught:
         session.encode_image(photo(1))
-    assert caught.value.hint == f"edge verify {session.bundle.path}"
+    assert f"edge verify {session.bundle.path}" in str(caught.value.hint)
 
 
 def test_a_picture_that_is_none(session: Session) -> None:
@@ -338,7 +338,7 @@ def test_a_bundle_that_sees_nothing(engine: Engine, bundle: Bundle) -> None:
 def test_a_cache_that_does_not_exist(bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="no cache of 'q2'") as caught:
         edge.load(bundle.path, engine="null", cache="q2")  # type: ignore[arg-type]
-    assert caught.value.hint == "one of: f16, q8_0"
+    assert "f16, q8_0" in str(caught.value.hint)
 
 
 def test_threads_are_the_devices(engine: Engine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +368,7 @@ def test_a_missing_engine_is_explained(bundle: Bundle, monkeypatch: pytest.Monke
     monkeypatch.setattr(sessions, "installed_engines", lambda evaluators: none)
     with pytest.raises(EngineError, match="no engine opens the vision of null") as caught:
         edge.load(bundle.path)
-    assert caught.value.hint == "pip install 'edge-vlm[onnxruntime]'"
+    assert "pip install 'edge-vlm[onnxruntime]'" in str(caught.value.hint)
 
 
 def test_too_little_memory(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

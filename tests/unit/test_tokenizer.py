@@ -123,8 +123,9 @@ def test_a_damaged_file_is_a_bundle_error(tmp_path, content):
     path = tmp_path / "tokenizer.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(BundleError, match=r"tokenizer\.json is not a tokenizer\.json[\s\S]*hint: export"):
+    with pytest.raises(BundleError, match=r"tokenizer\.json is not a tokenizer\.json") as caught:
         Tokenizer.open(path)
+    assert "export" in caught.value.hint
 
 
 def test_a_decoder_of_another_kind_is_a_bundle_error():
