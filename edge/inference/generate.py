@@ -20,6 +20,7 @@ from edge.tokenizer import Tokenizer
 from edge.types import Decoder, Embeddings, Segment, Tokens
 
 StopReason = Literal["stop", "length", "context"]
+OnToken = Callable[[int, NDArray[np.float32]], None]  # a token, and the logits that it was picked from
 Held = int | tuple[str, int]  # a token id, or a row of the embeddings of that key
 
 
@@ -68,10 +69,24 @@ class TextGenerator:
         return self._decoder
 
     def stream(
-        self, segments: Sequence[Segment], *, max_tokens: int, sampling: Sampling, started: float
+        self,
+        segments: Sequence[Segment],
+        *,
+        max_tokens: int,
+        sampling: Sampling,
+        started: float,
+        stop: Sequence[str] = (),
+        on_token: OnToken | None = None,
     ) -> Generator[str, None, Answer]:
-        """Yields text and returns the Answer, whose timings know nothing of loading and images. `started`: when the
-        call came, by perf_counter. Raises ContextError, before anything is computed, when the prompt does not fit."""
+        """Yields text and returns the Answer, whose timings know nothing of loading and images.
+
+        - `started`: when the call came, by perf_counter.
+        - `stop`: texts that end the answer, beside the model's own.
+        - `on_token`: called with each token that was picked and the logits f32 [vocab] it was picked from, before its
+          text is let out. What it raises ends the answer.
+
+        Raises ContextError, before anything is computed, when the prompt does not fit.
+        """
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}", hint="1 or more")
         self._answers += 1
@@ -81,10 +96,10 @@ class TextGenerator:
         self._ready()
         prompt = [i for s in segments if isinstance(s, Tokens) for i in s.ids]
         images = sum(len(s) for s in segments if isinstance(s, Embeddings))
-        text, stops = self._tokenizer.stream(), StopFilter(self._spec.stop_strings)
+        text, stops = self._tokenizer.stream(), StopFilter((*self._spec.stop_strings, *stop))
         ids: list[int] = []
         pieces: list[str] = []
-        for token in self._tokens(run, logits, Sampler(sampling), prompt):
+        for token in self._tokens(run, logits, Sampler(sampling), prompt, on_token):
             ids.append(token)
             if piece := stops.push(text.push(token)):
                 pieces.append(piece)
@@ -108,7 +123,14 @@ class TextGenerator:
             timings=run.timings(started),
         )
 
-    def _tokens(self, run: _Run, logits: NDArray[np.float32], sampler: Sampler, prompt: Sequence[int]) -> Iterator[int]:
+    def _tokens(
+        self,
+        run: _Run,
+        logits: NDArray[np.float32],
+        sampler: Sampler,
+        prompt: Sequence[int],
+        on_token: OnToken | None,
+    ) -> Iterator[int]:
         """Token after token, until the model ends its answer or the context is full. A token goes through the decoder
         only when the next one is asked for."""
         history = list(prompt)
@@ -116,6 +138,8 @@ class TextGenerator:
         run.first = perf_counter()
         while token not in self._spec.stop_ids:
             history.append(token)
+            if on_token is not None:
+                on_token(token, logits)
             yield token
             if self._answers != run.number:
                 raise UsageError(
@@ -123,7 +147,8 @@ class TextGenerator:
                 )
             before = perf_counter()
             try:
-                token = sampler.pick(self._append(token), history)
+                logits = self._append(token)
+                token = sampler.pick(logits, history)
             except ContextError:
                 run.reason = "context"
                 return

@@ -17,7 +17,7 @@ from edge.inference.generate import Answer, TextGenerator
 from edge.inference.sampling import Sampling
 from edge.inference.stop import StopFilter
 from edge.tokenizer import Tokenizer
-from edge.types import Embeddings, Segment, Tokens
+from edge.types import Array, Embeddings, Segment, Tokens
 
 TOKENIZER = Tokenizer(byte_tokenizer())
 END = 2
@@ -128,6 +128,37 @@ def test_characters_are_never_cut() -> None:
 def test_bytes_that_never_became_a_character() -> None:
     pieces, _ = read(begin(generator(Scripted([*ids("ok"), BYTES + 0xF0, END]))))
     assert pieces == ["o", "k", "\ufffd"]
+
+
+def test_stops_of_one_answer_stand_beside_the_models_own() -> None:
+    for stop, said in (("red", "a "), ("cat", "a ")):
+        made = generator(Scripted([*ids("a red cat"), END]), stops=["red"])
+        stream = made.stream(PROMPT, max_tokens=99, sampling=Sampling(), started=perf_counter(), stop=[stop])
+        assert read(stream)[1].text == said
+    made = generator(Scripted([*ids("a red cat"), END, *ids("a cat"), END]))
+    stream = made.stream(PROMPT, max_tokens=99, sampling=Sampling(), started=perf_counter(), stop=["red"])
+    assert read(stream)[1].text == "a "
+
+
+def test_each_token_is_told_with_its_logits_and_may_end_the_answer() -> None:
+    told: list[int] = []
+
+    def on_token(token: int, logits: Array) -> None:
+        assert token == int(np.argmax(logits))
+        told.append(token)
+        if len(told) == 3:
+            raise KeyError("gone")
+
+    decoder = Scripted([*ids("a red cat"), END])
+    made = generator(decoder)
+    stream = made.stream(PROMPT, max_tokens=99, sampling=Sampling(), started=perf_counter(), on_token=on_token)
+    assert [next(stream), next(stream)] == ["a", " "]
+    with pytest.raises(KeyError, match="gone"):
+        next(stream)
+    assert told == ids("a r")
+    assert decoder.position == LENGTH + 2
+    decoder.says = [*ids("b"), END]
+    assert read(begin(made))[1].text == "b"
 
 
 def test_a_stop_string_across_tokens() -> None:
