@@ -16,13 +16,15 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edge.server import chat
-from edge.server.answering import Done, Text
+from edge.server import chat, responses
+from edge.server.answering import Done, Prepared, Text
 from edge.server.errors import ApiError, Gone, told
+from edge.server.frames import Frames
 from edge.server.replies import KEEP_ALIVE, failure, reply, stream, unless_gone
 from edge.server.request import Ask
 from edge.server.security import Guard
 from edge.server.service import Read, Service
+from edge.server.work import Place
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ def create(service: Service, keys: Sequence[str] = (), origins: Collection[str] 
         Route("/v1/models", models),
         Route("/v1/models/{name}", model),
         Route("/v1/chat/completions", Answers(service, chat.read, chat.Reply), methods=["POST"]),
+        Route("/v1/responses", Answers(service, responses.read, responses.Reply), methods=["POST"]),
+        Route("/v1/frames", Frames(service), methods=["POST"]),
         Route("/health", health),
         Route("/metrics", metrics),
     ]
@@ -95,8 +99,7 @@ class Answers:
         client = (scope.get("client") or ("",))[0]
         with service.place(client) as place, service.bodies.room() as body:
             data = await body.read(scope, receive)
-            prepared = await unless_gone(receive, service.prepare(data, self._read))
-            del data
+            prepared = await unless_gone(receive, self._prepared(data, place))
             words = self._make(prepared.ask, *service.identity())
             events = service.events(prepared, place)
             if prepared.ask.stream:
@@ -104,6 +107,9 @@ class Answers:
                 return
             found = await unless_gone(receive, _gathered(words, events))
         await found(scope, receive, send)
+
+    async def _prepared(self, data: bytes, place: Place) -> Prepared:
+        return await self._service.look(await self._service.read(data, self._read), place)
 
 
 async def _gathered(words: Reply, events: AsyncIterator[Any]) -> Response:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from edge.server.answering import Done, Text, TokenScore
-from edge.server.constraints import read_constraint
+from edge.server.constraints import read_response_format
 from edge.server.conversation import Item, read_messages
 from edge.server.errors import ApiError
 from edge.server.fields import Fields, shown
@@ -52,7 +52,7 @@ def read(fields: Fields, names: tuple[str, ...], limits: Limits) -> Ask:
         sampling=read_sampling(fields),
         stop=fields.texts("stop", limits.stops),
         top_logprobs=_logprobs(fields),
-        constraint=read_constraint(fields.nested("response_format")),
+        constraint=read_response_format(fields.nested("response_format")),
         stream=fields.flag("stream"),
         include_usage=options is not None and options.flag("include_usage"),
     )

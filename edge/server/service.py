@@ -64,10 +64,13 @@ class Service:
         finally:
             place.leave()
 
-    async def prepare(self, body: bytes, read: Read) -> Prepared:
-        """Read, checked and with its pictures as pixels, in another thread. Raises ApiError."""
-        arrived = perf_counter()
-        return await self.aside(lambda: self._prepared(read(parse(body), self.names, self.limits), arrived))
+    async def read(self, body: bytes, read: Read) -> Ask:
+        """In another thread. Raises ApiError."""
+        return await self.aside(lambda: read(parse(body), self.names, self.limits))
+
+    async def look(self, ask: Ask, place: Place) -> Prepared:
+        """Checked against the model, and with its pictures as pixels, in another thread. Raises ApiError."""
+        return await self.aside(lambda: self._prepared(ask, place.entered))
 
     async def aside(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._preparing, work)

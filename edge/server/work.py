@@ -21,12 +21,18 @@ class Place:
 
     def __init__(self, queue: WorkQueue, client: str) -> None:
         self.client = client
+        self.entered = perf_counter()
         self.gone = False  # read by the engine's thread after each token
         self._queue = queue
+        self._begun = False
 
     def submit(self, work: Work) -> None:
         """Have it run when its turn comes, unless this place is left before."""
         self._queue._submit(self, work)
+
+    def withdraw(self) -> bool:
+        """Whether it could be left before its turn came."""
+        return self._queue._withdraw(self)
 
     def leave(self) -> None:
         """Once more does nothing."""
@@ -91,6 +97,13 @@ class WorkQueue:
             self._lines.setdefault(place.client, deque()).append((place, work))
             self._changed.notify()
 
+    def _withdraw(self, place: Place) -> bool:
+        with self._changed:
+            if place._begun:
+                return False
+            place.leave()
+            return True
+
     def _leave(self, place: Place) -> None:
         with self._changed:
             self._places.discard(place)
@@ -119,7 +132,8 @@ class WorkQueue:
             if self._closed:
                 return None
             client, line = self._lines.popitem(last=False)
-            _, work = line.popleft()
+            place, work = line.popleft()
+            place._begun = True
             if line:
                 self._lines[client] = line  # behind the others
             return work
