@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from time import perf_counter
 from typing import Literal
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from edge.decoders.base import too_long
 from edge.errors import ContextError, UsageError
+from edge.inference.prefix import Held, Prefix, common, positions
 from edge.inference.sampling import Sampler, Sampling
 from edge.inference.stop import StopFilter
 from edge.spec import PromptSpec
@@ -21,7 +21,6 @@ from edge.types import Decoder, Embeddings, Segment, Tokens
 
 StopReason = Literal["stop", "length", "context"]
 OnToken = Callable[[int, NDArray[np.float32]], None]  # a token, and the logits that it was picked from
-Held = int | tuple[str, int]  # a token id, or a row of the embeddings of that key
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,20 @@ class TextGenerator:
         self._answers += 1
         self._held = []
         return self._decoder
+
+    def snapshot(self) -> Prefix | None:
+        """What the KV cache holds, copied; None where the engine keeps it out of reach. Raises EngineError."""
+        if self._decoder.layout is None:
+            return None
+        held = tuple(self._held[: self._decoder.position])
+        self._decoder.rewind(len(held))  # somebody else may have extended it
+        return Prefix(held, self._decoder.snapshot())
+
+    def restore(self, prefix: Prefix) -> None:
+        """Hold what a snapshot of the same bundle does instead, and end an answer on its way. Raises EngineError on one
+        that the decoder does not take; it then holds nothing."""
+        self.release().restore(prefix.snapshot)
+        self._held = list(prefix.held)
 
     def stream(
         self,
@@ -156,15 +169,14 @@ class TextGenerator:
             run.steps += 1
 
     def _prefill(self, segments: Sequence[Segment]) -> tuple[NDArray[np.float32], int]:
-        wanted = [held for segment in segments for held in _positions(segment)]
+        wanted = [held for segment in segments for held in positions(segment)]
         if not wanted:
             raise UsageError("the prompt is empty", hint="ask something")
         if len(wanted) > self._context:
             raise too_long(len(wanted), self._context)
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._held, wanted, strict=False)))
         # The last position is computed anew in any case: its logits are what is asked for. A decoder that failed may
         # hold less than it did.
-        same = min(same, len(wanted) - 1, self._decoder.position)
+        same = min(common(self._held, wanted), len(wanted) - 1, self._decoder.position)
         self._held = wanted[:same]
         self._decoder.rewind(same)
         logits = self._decoder.extend(list(_after(segments, same)))
@@ -201,13 +213,6 @@ class _Run:
             decode_ms=1e3 * self.decode,
             decode_tok_s=self.steps / self.decode if self.decode else 0.0,
         )
-
-
-def _positions(segment: Segment) -> Iterator[Held]:
-    if isinstance(segment, Tokens):
-        yield from segment.ids
-    else:
-        yield from ((segment.key, row) for row in range(len(segment)))
 
 
 def _after(segments: Sequence[Segment], count: int) -> Iterator[Segment]:

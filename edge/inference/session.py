@@ -21,6 +21,7 @@ from edge.errors import EdgeError, UsageError
 from edge.image import Source
 from edge.inference.generate import Answer, OnToken, TextGenerator
 from edge.inference.loader import ModelLoader, in_background
+from edge.inference.prefix import Prefix
 from edge.inference.sampling import Sampling
 from edge.inference.vision import ImageTimes, VisionEncoder
 from edge.planning.plan import Plan, plan
@@ -194,6 +195,16 @@ class Session:
         images = self._encode_all(image, ImageTimes())
         self._check.result()
         return Chat(self, images, system)
+
+    def snapshot(self) -> Prefix | None:
+        """A copy of what the KV cache holds, to go on from later; None where the engine keeps it out of reach. Of so
+        many `nbytes`. Raises EngineError."""
+        return self._open().snapshot()
+
+    def restore(self, prefix: Prefix) -> None:
+        """Hold what a snapshot of this bundle does instead: the next answer computes only what that lacks. Raises
+        EngineError on one that the decoder does not take."""
+        self._open().restore(prefix)
 
     def forget(self) -> None:
         """Nothing of the images and questions before is used again: the next answer is computed whole."""

@@ -246,6 +246,65 @@ def test_a_prefix_that_ends_within_a_picture() -> None:
     assert rest.key != whole.key
 
 
+# snapshots
+
+
+def test_a_snapshot_brings_back_what_another_question_took() -> None:
+    decoder = Scripted([*ids("one"), END, *ids("two"), END, *ids("six"), END])
+    made = generator(decoder)
+    _, first = read(begin(made))
+    kept = made.snapshot()
+    assert kept is not None
+    assert (len(kept.held), kept.nbytes) == (LENGTH + 3, LENGTH + 3)
+    longer = [*PROMPT[:2], Tokens((*words("cde").ids, *first.token_ids, *words("?").ids))]
+    assert kept.common(longer) == LENGTH + 3
+    read(begin(made, [words("another")]))
+    assert kept.common([words("another")]) == 1
+    made.restore(kept)
+    _, answer = read(begin(made, longer))
+    assert (answer.text, answer.cached_tokens) == ("six", LENGTH + 3)
+
+
+def test_a_snapshot_ends_an_answer_on_its_way() -> None:
+    made = generator(Scripted(ids("a long story")))
+    kept = made.snapshot()
+    assert kept is not None
+    stream = begin(made)
+    next(stream)
+    made.restore(kept)
+    with pytest.raises(UsageError, match="another question was asked"):
+        next(stream)
+
+
+def test_a_snapshot_of_a_decoder_that_somebody_else_extended() -> None:
+    decoder = Scripted([*ids("one"), END])
+    made = generator(decoder)
+    read(begin(made))
+    made.release().extend([words("more")])
+    kept = made.snapshot()
+    assert kept is not None
+    assert (kept.held, kept.snapshot.position) == ((), 0)
+
+
+def test_a_decoder_that_keeps_its_cache_out_of_reach() -> None:
+    decoder = Scripted([END])
+    decoder.layout = None
+    assert generator(decoder).snapshot() is None
+
+
+def test_a_snapshot_that_the_decoder_does_not_take() -> None:
+    decoder = Scripted([*ids("one"), END, *ids("two"), END])
+    made = generator(decoder)
+    read(begin(made))
+    kept = made.snapshot()
+    assert kept is not None
+    decoder.layout = "another"
+    with pytest.raises(EngineError):
+        made.restore(kept)
+    _, answer = read(begin(made))
+    assert (answer.text, answer.cached_tokens) == ("two", 0)
+
+
 # what goes wrong
 
 
