@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -12,9 +13,10 @@ import typer
 from edge.cli.exits import requires_extra
 from edge.cli.options import Cache, Debug, Isa, Threads
 from edge.cli.output import say
-from edge.errors import UsageError
+from edge.errors import EdgeError, UsageError
 
 if TYPE_CHECKING:
+    from edge.bench.schema import Row
     from edge.inference.session import Session
 
 
@@ -33,6 +35,9 @@ def serve(
     cert: Annotated[Path | None, typer.Option(metavar="FILE", help="TLS: the certificate's chain, PEM.")] = None,
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="TLS: its private key, PEM.")] = None,
     queue: Annotated[int, typer.Option(min=0, metavar="N", help="Requests that may wait; 429 beyond.")] = 32,
+    kept: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory for conversations that wait: 500MB; 0: none.")
+    ] = None,
     threads: Threads = 0,
     cache: Cache = None,
     isa: Isa = None,
@@ -43,6 +48,8 @@ def serve(
 
     Ctrl-C and SIGTERM let what was accepted be answered first.
     """
+    from edge.bench.request import Request
+    from edge.bench.runner import bench
     from edge.units import parse_size
 
     with requires_extra("serving", "serve"):
@@ -58,6 +65,7 @@ def serve(
         allow_urls=allow_urls,
         cert=cert,
         key=key,
+        kept_bytes=None if kept is None else parse_size(kept) if kept != "0" else 0,
         limits=Limits(waiting=queue),
     )
     settings.check()
@@ -74,7 +82,11 @@ def serve(
             session = stack.enter_context(_opened(bundle, left, options))
             left = None if left is None else left - session.plan.peak_bytes
             sessions.append((name, session))
-        run(sessions, settings, lambda address: say(f"{', '.join(names)} at {address}"))
+
+        def measure(bundle: Path) -> Iterator[Row | EdgeError]:
+            return bench([Request(str(bundle), threads=threads, cache=cast("Any", cache), isa=isa, repetitions=2)])
+
+        run(sessions, settings, measure, lambda address: say(f"{', '.join(names)} at {address}"))
 
 
 def _opened(bundle: Path, max_memory: int | None, options: dict[str, Any]) -> Session:

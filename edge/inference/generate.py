@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edge.decoders.base import too_long
 from edge.errors import ContextError, UsageError
+from edge.inference.kept import WORTH, Kept
 from edge.inference.prefix import Held, Prefix, common, positions
 from edge.inference.sampling import Sampler, Sampling
 from edge.inference.stop import StopFilter
@@ -60,6 +61,11 @@ class TextGenerator:
         self._ready = ready
         self._held: list[Held] = []  # what the decoder's cache holds, position by position
         self._answers = 0
+        self._kept: Kept | None = None
+
+    def keep(self, kept: Kept | None) -> None:
+        """Where what an answer leaves of another conversation goes, and is taken up again."""
+        self._kept = kept
 
     def release(self) -> Decoder:
         """The decoder, for a caller who extends and rewinds it: nothing that it remembers is used again."""
@@ -102,9 +108,12 @@ class TextGenerator:
         """
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}", hint="1 or more")
+        begun, wanted = perf_counter(), self._wanted(segments)
+        if self._kept is not None:
+            self._switch(self._kept, wanted)
         self._answers += 1
-        run = _Run(self._answers, perf_counter())
-        logits, cached = self._prefill(segments)
+        run = _Run(self._answers, begun)
+        logits, cached = self._prefill(segments, wanted)
         run.prefilled = perf_counter()
         self._ready()
         prompt = [i for s in segments if isinstance(s, Tokens) for i in s.ids]
@@ -168,12 +177,26 @@ class TextGenerator:
             run.decode += perf_counter() - before
             run.steps += 1
 
-    def _prefill(self, segments: Sequence[Segment]) -> tuple[NDArray[np.float32], int]:
+    def _wanted(self, segments: Sequence[Segment]) -> list[Held]:
         wanted = [held for segment in segments for held in positions(segment)]
         if not wanted:
             raise UsageError("the prompt is empty", hint="ask something")
         if len(wanted) > self._context:
             raise too_long(len(wanted), self._context)
+        return wanted
+
+    def _switch(self, kept: Kept, wanted: Sequence[Held]) -> None:
+        """Take up the conversation that the prompt goes on from, and keep the one that it leaves."""
+        held = self._held[: self._decoder.position]
+        same = common(held, wanted)
+        # Looked for before anything is added, which may push it out.
+        better = kept.best(wanted, same + WORTH)
+        if len(held) - same > WORTH and not kept.holds(held) and (prefix := self.snapshot()) is not None:
+            kept.add(prefix)
+        if better is not None:
+            self.restore(better)
+
+    def _prefill(self, segments: Sequence[Segment], wanted: list[Held]) -> tuple[NDArray[np.float32], int]:
         # The last position is computed anew in any case: its logits are what is asked for. A decoder that failed may
         # hold less than it did.
         same = min(common(self._held, wanted), len(wanted) - 1, self._decoder.position)

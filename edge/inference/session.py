@@ -20,6 +20,7 @@ from edge.engines import installed_engines
 from edge.errors import EdgeError, UsageError
 from edge.image import Source
 from edge.inference.generate import Answer, OnToken, TextGenerator
+from edge.inference.kept import Kept
 from edge.inference.loader import ModelLoader, in_background
 from edge.inference.prefix import Prefix
 from edge.inference.sampling import Sampling
@@ -110,6 +111,7 @@ class Session:
         self.load_ms = load_ms  # until all was open, once the decoder was waited for; until images could be encoded
         self._text: TextGenerator | None = None  # made when the decoder is there
         self._vision = VisionEncoder(bundle, self._vision_parts)
+        self._kept: Kept | None = None
         self._last: Answer | None = None
 
     @property
@@ -206,8 +208,18 @@ class Session:
         EngineError on one that the decoder does not take."""
         self._open().restore(prefix)
 
+    def keep(self, limit: int) -> Kept:
+        """Conversations that take turns are kept, as many as lie in `limit` bytes: each is gone on with where it was
+        left. Engines that keep their KV cache out of reach hold the last one only."""
+        self._kept = Kept(limit)
+        if self._text is not None:
+            self._text.keep(self._kept)
+        return self._kept
+
     def forget(self) -> None:
         """Nothing of the images and questions before is used again: the next answer is computed whole."""
+        if self._kept is not None:
+            self._kept.clear()
         self._vision.forget()
         self._open().release()
 
@@ -254,6 +266,7 @@ class Session:
             self._text = TextGenerator(
                 decoder, self._spec.prompt, self.tokenizer, self.plan.context, self._check.result
             )
+            self._text.keep(self._kept)
         return self._text
 
     def _encode_all(self, images: Images, times: ImageTimes) -> tuple[Embeddings, ...]:

@@ -16,8 +16,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edge.server import chat, responses
+from edge.server import chat, openapi, pages, responses
 from edge.server.answering import Done, Prepared, Text
+from edge.server.benchmarks import Benchmarks, Measure
 from edge.server.errors import ApiError, Gone, told
 from edge.server.frames import Frames
 from edge.server.replies import KEEP_ALIVE, failure, reply, stream, unless_gone
@@ -43,8 +44,8 @@ class Reply(Protocol):
     def error(self, error: ApiError) -> Iterator[bytes]: ...
 
 
-def create(service: Service, keys: Sequence[str] = (), origins: Collection[str] = ()) -> Starlette:
-    """The application over an open service, which it closes at its end."""
+def create(service: Service, measure: Measure, *, keys: Sequence[str] = (), origins: Collection[str] = ()) -> Starlette:
+    """The application over an open service, which it closes at its end. `measure` is what `edge bench` does."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -63,6 +64,9 @@ def create(service: Service, keys: Sequence[str] = (), origins: Collection[str] 
     async def health(request: Request) -> Response:
         return reply({"status": "ok"})
 
+    async def described(request: Request) -> Response:
+        return reply(openapi.document(service.limits))
+
     async def metrics(request: Request) -> Response:
         return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
@@ -72,6 +76,9 @@ def create(service: Service, keys: Sequence[str] = (), origins: Collection[str] 
         Route("/v1/chat/completions", Answers(service, chat.read, chat.Reply), methods=["POST"]),
         Route("/v1/responses", Answers(service, responses.read, responses.Reply), methods=["POST"]),
         Route("/v1/frames", Frames(service), methods=["POST"]),
+        Route("/v1/benchmarks", Benchmarks(service, measure), methods=["POST"]),
+        Route("/openapi.json", described),
+        *pages.routes(),
         Route("/health", health),
         Route("/metrics", metrics),
     ]

@@ -24,9 +24,11 @@ from edge.types import Embeddings
 class Model:
     """A session. Its decoder belongs to the engines' thread; pictures may be encoded by another one meanwhile."""
 
-    def __init__(self, name: str, session: Session) -> None:
+    def __init__(self, name: str, session: Session, kept_bytes: int = 0) -> None:
+        """`kept_bytes`: for conversations that wait for their next question."""
         self.name = name
         self.session = session
+        self.kept = session.keep(kept_bytes)
         self.manifest = session.bundle.manifest
         self.created = int((session.bundle.path / MANIFEST).stat().st_mtime)
         # Encoding beside decoding: where both engines are open, and a core is there for each.

@@ -15,15 +15,18 @@ from pathlib import Path
 
 import uvicorn
 
+from edge.devices import detect
 from edge.errors import UsageError
 from edge.inference.session import Session
 from edge.server.app import create
+from edge.server.benchmarks import Measure
 from edge.server.fetch import Fetcher
 from edge.server.http import bounded
 from edge.server.limits import Limits
 from edge.server.models import Model
 from edge.server.service import Service
 
+_MOST_KEPT = 1 << 30
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -37,6 +40,7 @@ class Settings:
     allow_urls: bool = False
     cert: Path | None = None
     key: Path | None = None
+    kept_bytes: int | None = None  # for conversations that wait; None: what the memory leaves
     limits: Limits = field(default_factory=Limits)
 
     def check(self) -> None:
@@ -62,18 +66,21 @@ class Settings:
             raise UsageError("TLS needs a certificate and its key", hint="--cert FILE --key FILE")
 
 
-def serve(sessions: Sequence[tuple[str, Session]], settings: Settings, ready: Callable[[str], None]) -> None:
+def serve(
+    sessions: Sequence[tuple[str, Session]], settings: Settings, measure: Measure, ready: Callable[[str], None]
+) -> None:
     """Answers until SIGTERM or Ctrl-C; then what was accepted is answered first. `ready` is told the address.
 
     Raises UsageError when the address cannot be had, or the certificate cannot be read.
     """
     settings.check()
-    models = {name: Model(name, session) for name, session in sessions}
+    kept = _kept_bytes(sessions) if settings.kept_bytes is None else settings.kept_bytes
+    models = {name: Model(name, session, kept // len(sessions)) for name, session in sessions}
     listener = _listen(settings)
     _check_certificate(settings)
     service = Service(models, settings.limits, Fetcher(settings.limits) if settings.allow_urls else None)
     config = uvicorn.Config(
-        create(service, settings.keys, settings.origins),
+        create(service, measure, keys=settings.keys, origins=settings.origins),
         http=bounded(settings.limits),
         ws="none",
         loop="asyncio",
@@ -92,6 +99,13 @@ def serve(sessions: Sequence[tuple[str, Session]], settings: Settings, ready: Ca
     ready(f"http{'s' if settings.cert else ''}://{shown}:{port}")
     with _signals_end_well():
         asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+
+
+def _kept_bytes(sessions: Sequence[tuple[str, Session]]) -> int:
+    """A quarter of what the system leaves when all is open; nothing where the models had to make do with less."""
+    if any(session.plan.given_up for _, session in sessions):
+        return 0
+    return min(detect().memory_bytes // 4, _MOST_KEPT)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -48,6 +48,8 @@ class Service:
         self._preparing = ThreadPoolExecutor(2, thread_name_prefix="edge-prepare")
         self.metrics.gauge("edge_requests_held", lambda: self.queue.held)
         self.metrics.gauge("edge_requests_waiting", lambda: self.queue.waiting)
+        self.metrics.gauge("edge_kept_bytes", lambda: sum(model.kept.nbytes for model in self.models.values()))
+        self.metrics.gauge("edge_kept_prefixes", lambda: sum(len(model.kept) for model in self.models.values()))
 
     def close(self) -> None:
         self.queue.close()
