@@ -82,7 +82,10 @@ class Fetcher:
                 return b"", urljoin(url, then)
             if response.status != 200:
                 raise _failed(f"status {response.status}")
-            return self._body(response), None
+            body = self._body(response)
+            if monotonic() >= until:  # it was cut, and may look whole
+                raise TimeoutError
+            return body, None
 
     def _address(self, host: str, port: int) -> str:
         addresses = self._find(host, port)

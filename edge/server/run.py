@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from edge.devices import detect
 from edge.errors import UsageError
@@ -74,16 +75,25 @@ def serve(
     Raises UsageError when the address cannot be had, or the certificate cannot be read.
     """
     settings.check()
+    _check_certificate(settings)
     kept = _kept_bytes(sessions) if settings.kept_bytes is None else settings.kept_bytes
     models = {name: Model(name, session, kept // len(sessions)) for name, session in sessions}
-    listener = _listen(settings)
-    _check_certificate(settings)
+    listener = listen(settings)
     service = Service(models, settings.limits, Fetcher(settings.limits) if settings.allow_urls else None)
-    config = uvicorn.Config(
-        create(service, measure, keys=settings.keys, origins=settings.origins),
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    ready(f"http{'s' if settings.cert else ''}://{shown}:{port}")
+    app = create(service, measure, keys=settings.keys, origins=settings.origins)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    with _signals_end_well():
+        asyncio.run(uvicorn.Server(configuration(app, settings)).serve(sockets=[listener]))
+
+
+def configuration(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
         http=bounded(settings.limits),
         ws="none",
-        loop="asyncio",
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -93,12 +103,6 @@ def serve(
         ssl_certfile=settings.cert,
         ssl_keyfile=settings.key,
     )
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    ready(f"http{'s' if settings.cert else ''}://{shown}:{port}")
-    with _signals_end_well():
-        asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
 
 
 def _kept_bytes(sessions: Sequence[tuple[str, Session]]) -> int:
@@ -108,7 +112,8 @@ def _kept_bytes(sessions: Sequence[tuple[str, Session]]) -> int:
     return min(detect().memory_bytes // 4, _MOST_KEPT)
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
+    """Raises UsageError when the address cannot be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     # asyncio sends small answers at once (TCP_NODELAY) where a socket says that it is TCP: 40 ms a request otherwise.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
