@@ -85,7 +85,8 @@ class Guard:
                 code="unknown_host",
             )
         origin = headers.get("origin")
-        if origin is not None and allowed is None and urlsplit(origin).netloc.lower() != host.lower():
+        own = (f"http://{host}".lower(), f"https://{host}".lower())
+        if origin is not None and allowed is None and origin.lower() not in own:
             raise ApiError(403, f"the origin {origin[:80]!r} may not ask; edge serve --allow-origin", code="origin")
         path = scope["path"]
         if scope["method"] == "OPTIONS" or not self._keys or path in OPEN or path.startswith(PAGE):

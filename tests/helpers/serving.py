@@ -7,6 +7,9 @@ import base64
 import http.client
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import uvicorn
+from commands import MAIN
+from conftest import REPOSITORY
 from PIL import Image
 
 import edge
@@ -148,3 +153,26 @@ class Gate:
 
     def open(self, tokens: int = 100_000) -> None:
         self._through.release(tokens)
+
+
+@contextmanager
+def serving(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`edge serve` as a process of its own on a free port, and the address that it says."""
+    command = [sys.executable, "-c", MAIN, "serve", *map(str, arguments), "--port", "0"]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+    assert process.stderr is not None
+    address = ""
+    while not address:
+        line = process.stderr.readline()
+        assert line, "it ended before it listened"
+        address = line.rpartition(" at ")[2].strip() if " at http" in line else ""
+    drain = threading.Thread(target=process.stderr.read, daemon=True)
+    drain.start()
+    try:
+        yield process, address
+    finally:
+        process.kill()
+        process.wait()
+        drain.join(10)

@@ -64,7 +64,7 @@ def test_the_key_is_asked_for_before_the_body_is_read(locked: Served) -> None:
 def test_pages_of_other_sites_may_not_ask(server: Served, locked: Served) -> None:
     got = server.post(CHAT, BODY, origin="http://evil.example")
     assert (got.status, "access-control-allow-origin" in got.headers) == (403, False)
-    for origin in ("null", "http://127.0.0.1:1", "https://home.example"):
+    for origin in ("null", "http://127.0.0.1:1", "https://home.example", "http://[", ""):
         assert server.post(CHAT, BODY, origin=origin).status == 403
     assert server.post(CHAT, BODY, origin=f"http://127.0.0.1:{server.port}").status == 200
     preflight = {"access_control_request_method": "POST", "access_control_request_headers": "content-type"}
