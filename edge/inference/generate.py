@@ -63,9 +63,9 @@ class TextGenerator:
         self._answers = 0
         self._kept: Kept | None = None
 
-    def keep(self, kept: Kept | None) -> None:
+    def keep(self, kept: Kept) -> None:
         """Where what an answer leaves of another conversation goes, and is taken up again."""
-        self._kept = kept
+        self._kept = kept if kept.limit else None
 
     def release(self) -> Decoder:
         """The decoder, for a caller who extends and rewinds it: nothing that it remembers is used again."""

@@ -12,7 +12,7 @@ WORTH = 16  # positions: to compute fewer is cheaper than to copy the others
 class Kept:
     def __init__(self, limit: int) -> None:
         """`limit`: of the bytes of all snapshots together."""
-        self._limit = limit
+        self.limit = limit
         self._prefixes: list[Prefix] = []  # the one used last comes last
 
     @property
@@ -30,7 +30,7 @@ class Kept:
         """In place of those that it goes on from; the ones used least lately make room."""
         self._prefixes = [p for p in self._prefixes if common(p.held, prefix.held) < len(p.held)]
         self._prefixes.append(prefix)
-        while self._prefixes and self.nbytes > self._limit:
+        while self._prefixes and self.nbytes > self.limit:
             self._prefixes.pop(0)
 
     def best(self, wanted: Sequence[Held], more_than: int) -> Prefix | None:

@@ -210,7 +210,7 @@ class Session:
 
     def keep(self, limit: int) -> Kept:
         """Conversations that take turns are kept, as many as lie in `limit` bytes: each is gone on with where it was
-        left. Engines that keep their KV cache out of reach hold the last one only."""
+        left. Engines that keep their KV cache out of reach hold the last one only, and so do all where `limit` is 0."""
         self._kept = Kept(limit)
         if self._text is not None:
             self._text.keep(self._kept)
@@ -266,7 +266,8 @@ class Session:
             self._text = TextGenerator(
                 decoder, self._spec.prompt, self.tokenizer, self.plan.context, self._check.result
             )
-            self._text.keep(self._kept)
+            if self._kept is not None:
+                self._text.keep(self._kept)
         return self._text
 
     def _encode_all(self, images: Images, times: ImageTimes) -> tuple[Embeddings, ...]:

@@ -22,6 +22,7 @@ from conftest import REPOSITORY
 from exported import Exports
 from huggingface_hub import InferenceClient
 from serving import serving, uri
+from soak import Soak, questions
 
 import edge
 from exporters.demo.heldout import items
@@ -231,3 +232,11 @@ def test_base64_is_what_curl_users_send(address: str) -> None:
     with urllib.request.urlopen(request) as answer:
         found = json.load(answer)
     assert (found["answer"], found["frame"], found["dropped"]) == ("OWL.", "1", False)
+
+
+def test_who_goes_changes_no_answer(address: str, demo: Path) -> None:
+    """The short form of `scripts/soak-serve`."""
+    found = Soak(address, questions(demo, 12), 0.2).run(100, 8)
+    assert found.wrong == []
+    assert found.right + found.cut == 100 and found.cut > 10
+    assert found.held == 0
