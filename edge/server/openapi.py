@@ -11,6 +11,7 @@ from edge.server.request import MOST
 
 Schema = dict[str, Any]
 _TEXT: Schema = {"type": "string"}
+_URL: Schema = {"type": "string", "pattern": "^(data:image/|https?://)"}
 _FLAG: Schema = {"type": "boolean"}
 _ERROR: Schema = {
     "type": "object",
@@ -128,7 +129,7 @@ def _messages(parts: list[Schema], limits: Limits) -> Schema:
 
 
 def _chat(limits: Limits) -> Schema:
-    image = _object({"url": _TEXT, "detail": _TEXT}, ("url",))
+    image = _object({"url": _URL, "detail": _TEXT}, ("url",))
     parts = [
         _object({"type": {"const": "text"}, "text": _TEXT}, ("type", "text")),
         _image(image, "image_url", "image_url"),
@@ -153,7 +154,7 @@ def _chat(limits: Limits) -> Schema:
 def _response(limits: Limits) -> Schema:
     parts: list[Schema] = [
         _object({"type": {"enum": ["input_text", "output_text"]}, "text": _TEXT}, ("type", "text")),
-        _image(_TEXT, "image_url", "input_image"),
+        _image(_URL, "image_url", "input_image"),
     ]
     properties: dict[str, Schema] = {
         **_sampling(),
@@ -171,7 +172,7 @@ def _frame(limits: Limits) -> Schema:
         **_sampling(),
         "camera": {"type": "string", "minLength": 1, "maxLength": 128},
         "frame": {"type": "string", "minLength": 1, "maxLength": 128},
-        "image": _TEXT,
+        "image": _URL,
         "question": _TEXT,
         "system": _TEXT,
         "max_tokens": _tokens(),

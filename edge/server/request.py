@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge.errors import UsageError
 from edge.inference.sampling import Sampling
 from edge.server.conversation import Conversation, Item, Picture
 from edge.server.errors import ApiError
@@ -35,16 +34,13 @@ class Ask:
 def read_sampling(fields: Fields) -> Sampling:
     """The protocol's own fields, and those of `edge run`. Absent: the most probable token, as `edge run` picks."""
     top_p = fields.number("top_p", 0, 1)
-    try:
-        return Sampling(
-            temperature=fields.number("temperature", 0, 2) or 0.0,
-            top_k=fields.integer("top_k", 0, MOST) or 0,
-            top_p=1.0 if top_p is None else max(top_p, 1e-9),  # the protocol's 0 is the most probable token alone
-            repeat_penalty=fields.number("repeat_penalty", 1e-3, 1e3) or 1.0,
-            seed=fields.integer("seed", 0, _SEED),
-        )
-    except UsageError as error:
-        raise ApiError(400, error.message, code="invalid_value") from error
+    return Sampling(
+        temperature=fields.number("temperature", 0, 2) or 0.0,
+        top_k=fields.integer("top_k", 0, MOST) or 0,
+        top_p=1.0 if top_p is None else max(top_p, 1e-9),  # the protocol's 0 is the most probable token alone
+        repeat_penalty=fields.number("repeat_penalty", 1e-3, 1e3) or 1.0,
+        seed=fields.integer("seed", 0, _SEED),
+    )
 
 
 def read_max_tokens(fields: Fields, keys: tuple[str, ...], limits: Limits) -> int:

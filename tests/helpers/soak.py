@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 import random
@@ -23,7 +22,6 @@ from urllib.parse import urlsplit
 from serving import uri
 
 import edge
-from edge.inference.sampling import Sampling
 from exporters.demo.heldout import items
 
 
@@ -160,39 +158,30 @@ def _same(data: Any, question: Question) -> bool:
 
 @dataclass(frozen=True)
 class Overhead:
-    """Milliseconds, the least and the median of rounds in turns: neighbours only ever add to a time."""
+    """Milliseconds, the least and the median: neighbours only ever add to a time."""
 
     request: tuple[float, float]
     token: tuple[float, float]
 
 
-def overhead(address: str, bundle: Path, rounds: int, tokens: int = 200) -> Overhead:
-    """What a request and a token take more through the server than in a session, of a picture that is known."""
+def overhead(address: str, question: Question, rounds: int, tokens: int = 200) -> Overhead:
+    """What a request and a token take more than the session's own part of it, for a picture that is known: by the
+    client's clock, without what the answer says of prefill and decoding."""
     host, port = urlsplit(address).hostname or "", urlsplit(address).port or 80
     connection = http.client.HTTPConnection(host, port, timeout=120)
-    times: dict[str, list[float]] = {name: [] for name in ("served 1", "served n", "own 1", "own n")}
-    (question,) = questions(bundle, 1)
-    content = question.body["messages"][0]["content"]
-    picture, text = content[0], content[1]["text"]
-    with edge.load(bundle) as session:
-        data = base64.b64decode(picture["image_url"]["url"].partition(",")[2])
-        again = 0.01  # what was said is likelier: the answer never ends by itself
-        for _ in range(rounds + 1):
-            for name, most in (("1", 1), ("n", tokens)):
-                began = time.perf_counter()
-                session.ask(data, text, max_tokens=most, sampling=Sampling(repeat_penalty=again))
-                assert session.last.generated_tokens == most
-                times[f"own {name}"].append(time.perf_counter() - began)
-                body = json.dumps({**question.body, "repeat_penalty": again, "stream": True, "max_tokens": most})
-                began = time.perf_counter()
-                connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-                answer = connection.getresponse().read()
-                times[f"served {name}"].append(time.perf_counter() - began)
-                assert answer.endswith(b"data: [DONE]\n\n")
-    found = []
-    for kind in (min, median):
-        taken = {name: 1e3 * kind(values[1:]) for name, values in times.items()}
-        served, own = ((taken[f"{who} n"] - taken[f"{who} 1"]) / (tokens - 1) for who in ("served", "own"))
-        found.append((taken["served 1"] - taken["own 1"], served - own))
-    (least, least_token), (middle, middle_token) = found
-    return Overhead((least, middle), (least_token, middle_token))
+    more: dict[int, list[float]] = {1: [], tokens: []}
+    for number in range(rounds + 1):
+        for most, times in more.items():
+            # What was said is likelier, so that the answer never ends by itself.
+            body = json.dumps({**question.body, "repeat_penalty": 0.01, "stream": True, "max_tokens": most})
+            began = time.perf_counter()
+            connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse().read().decode()
+            took = 1e3 * (time.perf_counter() - began)
+            lines = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith("data: {")]
+            timings = lines[-1]["timings"]
+            if number:
+                times.append(took - timings["prefill_ms"] - timings["decode_ms"])
+    one, many = more.values()
+    each = [(long - short) / (tokens - 1) for short, long in zip(one, many, strict=True)]
+    return Overhead((min(one), median(one)), ((min(many) - min(one)) / (tokens - 1), median(each)))
