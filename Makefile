@@ -51,8 +51,8 @@ demo: $(BUNDLE)/manifest.json  ## install, export the demo checkpoint, ask it th
 	$(BIN)/edge run $(BUNDLE) $(PICTURES)/sign.png "What does the sign say?"
 	$(BIN)/edge run $(BUNDLE) $(PICTURES)/number.png "How many stars are there?"
 
-check: lint  ## lint, types, tests/unit and tests/architecture: under two minutes
-	$(PYTEST) tests/unit tests/architecture
+check: lint  ## lint, types, tests/unit, tests/architecture and tests/server: under three minutes
+	$(PYTEST) tests/unit tests/architecture tests/server
 
 lint: $(VENV)/installed-dev  ## ruff and mypy
 	$(BIN)/ruff check
@@ -64,13 +64,13 @@ fmt: $(VENV)/installed-dev  ## sort imports and format
 	$(BIN)/ruff format
 
 test: lint $(VENV)/legacy/installed  ## lint, types, all tests but those below
-	$(PYTEST) tests/unit tests/architecture tests/engine tests/export tests/e2e \
+	$(PYTEST) tests/unit tests/architecture tests/server tests/engine tests/export tests/e2e \
 		--cov=edge --cov=runtimes --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 test-llamacpp: $(MTMD) $(VENV)/installed-dev  ## the GGUF pair in llama.cpp's own multimodal CLI
 	LLAMA_MTMD_CLI='$(MTMD)' $(PYTEST) tests/e2e -m mtmd
 
-test-browser: $(VENV)/installed-dev  ## the page of edge report in headless Chromium
+test-browser: $(VENV)/installed-dev  ## the pages of edge report and edge serve in headless Chromium
 	browser=$$(scripts/browser) && echo "with $$browser" && BROWSER="$$browser" $(PYTEST) tests/e2e -m browser
 
 test-remote: $(VENV)/installed-dev  ## edge bench --on against OpenSSH's own server

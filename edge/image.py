@@ -60,6 +60,12 @@ def open_image(source: Source) -> Image.Image:
         return _turned(*_read(source, name))
 
 
+def dimensions(data: bytes) -> tuple[int, int]:
+    """Width and height as the file's head tells them; nothing is decoded. Raises ImageError."""
+    with _border(_name(data), data), _open(data) as image:
+        return image.size
+
+
 def pixels(source: Source, spec: ImageSpec) -> NDArray[np.float32]:
     """float32 [1, 3, size, size]: fitted to the square, resampled as Pillow does, scaled to 0..1, normalised."""
     image = open_image(source)

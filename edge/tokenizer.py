@@ -82,6 +82,10 @@ class Tokenizer:
     def stream(self) -> TextStream:
         return TextStream(self)
 
+    def spelling(self, token_id: int) -> bytes:
+        """The bytes of one token, a part of a character or nothing (special ids) among them."""
+        return self._spelling(token_id)
+
     def _spell(self, token_id: int) -> bytes:
         piece = self._inner.id_to_token(token_id)
         if piece is None or token_id in self._special:

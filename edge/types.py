@@ -63,6 +63,19 @@ class Graph(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A copy of a decoder's KV cache. To go back to fewer positions, restore it and rewind."""
+
+    layout: str  # of its arrays: a decoder of the same bundle restores it where its own is equal
+    position: int  # how many positions it holds
+    arrays: Mapping[str, Array]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
+
+
 @runtime_checkable
 class Decoder(Protocol):
     """Segments in, logits of the last position out. It remembers, and can rewind."""
@@ -72,12 +85,26 @@ class Decoder(Protocol):
         """How many positions are remembered."""
         ...
 
+    @property
+    def layout(self) -> str | None:
+        """Of its snapshots; None where the engine keeps its KV cache out of reach."""
+        ...
+
     def extend(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
         """Append the segments in one pass; logits `[vocab]` of the last position. Raises ContextError when full."""
         ...
 
     def rewind(self, position: int) -> None:
         """Forget everything from `position` on."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """A copy of what is remembered. Raises EngineError where there is no layout."""
+        ...
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Remember what a snapshot holds instead. Raises EngineError on one that does not fit; after an error nothing
+        is remembered."""
         ...
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,8 +24,9 @@ from edge.errors import EngineError
 from edge.formats import gguf
 from edge.formats.gguf import GGUF
 from edge.formats.gguf_decoder import check_decoder
+from edge.formats.llamacpp_state import require_state
 from edge.spec import DecoderSpec
-from edge.types import Array, EngineFacts, OpenOptions, PartFiles, Segment, Tokens
+from edge.types import Array, EngineFacts, OpenOptions, PartFiles, Segment, TensorSpec, Tokens
 
 ENGINE: EngineFacts = {
     "formats": ("gguf",),
@@ -43,6 +44,7 @@ PACKAGE, BUILD = ENGINE["package"], ENGINE["build"]
 BUILD_ALL = "make wheel-arm builds one for ARM with several sets; leave --isa away otherwise"
 STEP = 512  # positions that memory is taken for at first; it doubles as they fill, so that memory follows use
 _BATCH = 512  # positions that are computed at a time
+_STATE = "state"  # the one array of a snapshot
 _ERROR = 4  # of the library's log levels
 _FEATURES = {  # its words -> ours
     "NEON": "neon",
@@ -106,7 +108,10 @@ class LlamaCppDecoder(BaseDecoder):
     def __init__(self, model: _Handle, table: _Table, spec: DecoderSpec, options: OpenOptions) -> None:
         super().__init__(table, options.context)
         self._model = model
+        self._spec = spec
         self._options = options
+        self._kind = options.cache or "f16"
+        self.layout = f"{PACKAGE} {version()} {self._kind}"
         self._places = np.arange(options.context, dtype=np.int32)
         # One token at a time is the common case, and its batch is always the same memory.
         self._token, self._place = ctypes.c_int32(), ctypes.c_int32()
@@ -170,13 +175,36 @@ class LlamaCppDecoder(BaseDecoder):
         length = min(length, self._context)
         context = self._open(length)
         if self._position:
-            old = self._native.pointer
-            state = np.empty(lib.llama_state_seq_get_size(old, 0), np.uint8)
-            pointer = state.ctypes.data_as(_BYTES)
-            copied = lib.llama_state_seq_get_data(old, pointer, state.size, 0)
-            if not copied or not lib.llama_state_seq_set_data(context.pointer, pointer, copied, 0):
-                raise _refused(f"llama.cpp cannot move {self._position} positions to a longer memory")
+            _write_state(context, self._state())
         self._native, self._length = context, length
+
+    def _state(self) -> Array:
+        """As the library writes it, u8 [bytes]."""
+        state = np.empty(lib.llama_state_seq_get_size(self._native.pointer, 0), np.uint8)
+        if not lib.llama_state_seq_get_data(self._native.pointer, state.ctypes.data_as(_BYTES), state.size, 0):
+            raise _refused(f"llama.cpp cannot give its {self._position} positions")
+        return state
+
+    def _save(self) -> dict[str, Array]:
+        state = self._state()
+        self._require(state, self._position)
+        return {_STATE: state}
+
+    def _kept(self, position: int) -> Sequence[TensorSpec]:
+        return (TensorSpec(_STATE, "uint8", ("bytes",)),)
+
+    def _load(self, arrays: Mapping[str, Array], position: int) -> None:
+        self._require(arrays[_STATE], position)
+        if position > self._length:
+            self._grow(position)
+        try:
+            _write_state(self._native, np.ascontiguousarray(arrays[_STATE]))
+        except EngineError:
+            self._forget(0)
+            raise
+
+    def _require(self, state: Array, position: int) -> None:
+        require_state(state, position, self._spec.layers, self._spec.kv_heads * self._spec.head_dim, self._kind)
 
     def _open(self, length: int) -> _Handle:
         settings = lib.llama_context_default_params()
@@ -185,7 +213,7 @@ class LlamaCppDecoder(BaseDecoder):
         settings.n_ubatch = min(length, _BATCH)
         settings.n_outputs_max = 1
         settings.n_threads = settings.n_threads_batch = self._options.threads
-        settings.type_k = settings.type_v = _CACHES[self._options.cache or "f16"]
+        settings.type_k = settings.type_v = _CACHES[self._kind]
         settings.no_perf = True
         pointer = lib.llama_init_from_model(self._model.pointer, settings)
         if not pointer:
@@ -228,6 +256,11 @@ class _Handle:
         self.pointer = pointer
         self._owner = owner
         weakref.finalize(self, free, pointer)
+
+
+def _write_state(context: _Handle, state: Array) -> None:
+    if not lib.llama_state_seq_set_data(context.pointer, state.ctypes.data_as(_BYTES), state.size, 0):
+        raise _refused("llama.cpp does not take positions that were kept")
 
 
 def _load(file: GGUF, spec: DecoderSpec) -> _Handle:

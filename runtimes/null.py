@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edge.decoders.base import require_held
 from edge.decoders.function_graph import require_names
-from edge.types import Array, Decoder, EngineFacts, OpenOptions, PartFiles, Segment, TensorSpec
+from edge.types import Array, Decoder, EngineFacts, OpenOptions, PartFiles, Segment, Snapshot, TensorSpec
 
 ENGINE: EngineFacts = {"formats": (), "package": "numpy"}
 
@@ -89,6 +89,8 @@ class NullGraph:
 class NullDecoder:
     """Remembers how far it is; the logits follow from that."""
 
+    layout = "null"
+
     def __init__(self, vocab: int) -> None:
         self.position = 0
         self._pool = np.random.default_rng(0).standard_normal(_POOL + vocab, dtype=np.float32)
@@ -102,3 +104,9 @@ class NullDecoder:
     def rewind(self, position: int) -> None:
         require_held(position, self.position)
         self.position = position
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(self.layout, self.position, {})
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self.position = snapshot.position

@@ -18,6 +18,7 @@ from edge.types import TensorSpec
 
 if TYPE_CHECKING:
     from exported import Exports
+    from serving import Served
 
 privacy.keep()  # tests import engines by themselves
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -117,3 +118,20 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     from exported import Exports
 
     return Exports(tmp_path_factory.mktemp("exports"))
+
+
+@pytest.fixture(scope="session")
+def served_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that the null engine opens, for tests of the server."""
+    from fakes import write_model_bundle
+
+    return write_model_bundle(tmp_path_factory.mktemp("served") / "tiny", context=400).path
+
+
+@pytest.fixture(scope="module")
+def server(served_bundle: Path) -> Iterator[Served]:
+    """A server of that bundle, which a module's tests share: they leave it as it was."""
+    from serving import served
+
+    with served(served_bundle) as found:
+        yield found

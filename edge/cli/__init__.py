@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from edge.cli import bench, devices, doctor, eval, export, fit, inspect, report, run, verify
+from edge.cli import bench, devices, doctor, eval, export, fit, inspect, report, run, serve, verify
 from edge.cli.output import complain, say
 from edge.errors import EdgeError
 
@@ -19,6 +19,7 @@ def app() -> typer.Typer:
     commands = (
         export.command(),
         run.run,
+        serve.serve,
         verify.verify,
         bench.bench,
         eval.eval,

@@ -1,16 +1,17 @@
-"""Base of every decoder: its position, the bounds of its context, rewinding, and the embeddings of a prompt."""
+"""Base of every decoder: its position, the bounds of its context, rewinding, snapshots, and a prompt's embeddings."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.decoders.function_graph import require_arrays
 from edge.errors import ContextError, EngineError
-from edge.types import Array, Segment, Tokens
+from edge.types import Array, Segment, Snapshot, TensorSpec, Tokens
 
 
 class Lookup(Protocol):
@@ -25,7 +26,10 @@ class Lookup(Protocol):
 
 
 class BaseDecoder(ABC):
-    """A Decoder (`edge.types`) that leaves its engine one step: `_run`."""
+    """A Decoder (`edge.types`) that leaves its engine one step: `_run`. One with a `layout` also has `_save`, `_kept`
+    and `_load`, of its KV cache."""
+
+    layout: str | None = None
 
     def __init__(self, lookup: Lookup, context: int) -> None:
         """`context`: how many positions it may hold, as the plan settled it."""
@@ -58,6 +62,24 @@ class BaseDecoder(ABC):
             self._forget(position)
             self._position = position
 
+    def snapshot(self) -> Snapshot:
+        """See `edge.types.Decoder`."""
+        if self.layout is None:
+            raise EngineError(f"a {type(self).__name__} keeps its KV cache out of reach")
+        return Snapshot(self.layout, self._position, self._save() if self._position else {})
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """See `edge.types.Decoder`."""
+        self.rewind(0)
+        if self.layout is None or snapshot.layout != self.layout:
+            raise EngineError(f"a KV cache of the layout {snapshot.layout!r}, for a decoder of {self.layout!r}")
+        if not 0 <= snapshot.position <= self._context:
+            raise EngineError(f"a KV cache of {snapshot.position} positions, for a context of {self._context}")
+        require_arrays(self._kept(snapshot.position) if snapshot.position else (), (), snapshot.arrays, {})
+        if snapshot.position:
+            self._load(snapshot.arrays, snapshot.position)
+            self._position = snapshot.position
+
     @abstractmethod
     def _run(self, embeddings: Array, position: int) -> NDArray[np.float32]:
         """Compute the positions from `position` on, of embeddings f32 [1, S, hidden] as `_embed` made them; logits
@@ -66,6 +88,19 @@ class BaseDecoder(ABC):
     def _forget(self, position: int) -> None:
         """Drop what stands from `position` on. A cache that is masked, and written over, has nothing to do."""
         return
+
+    def _save(self) -> dict[str, Array]:
+        """Copies of the KV cache's filled part."""
+        raise NotImplementedError
+
+    def _kept(self, position: int) -> Sequence[TensorSpec]:
+        """What `_save` gives after so many positions; a named axis has any length."""
+        raise NotImplementedError
+
+    def _load(self, arrays: Mapping[str, Array], position: int) -> None:
+        """Put what `_save` gave into the KV cache, of which nothing is in use. `arrays` are as `_kept` says, and their
+        numbers may be anything: they come from a file. Raises EngineError."""
+        raise NotImplementedError
 
     def _embed(self, segments: Sequence[Segment], count: int) -> Array:
         rows = self._row if count == 1 else np.empty((1, count, self._lookup.hidden), np.float32)
@@ -109,3 +144,7 @@ def too_long(needed: int, context: int) -> ContextError:
         f"the prompt needs {needed} positions, and the context holds {context}",
         hint="ask something shorter, or export again with a larger --context",
     )
+
+
+def no_memory(positions: int) -> EngineError:
+    return EngineError(f"no memory for a KV cache of {positions} positions", hint="load with a smaller context")

@@ -53,6 +53,14 @@ class Cache(Protocol):
 
     def rewind(self, position: int) -> None: ...
 
+    def save(self, position: int) -> dict[str, Array]:
+        """Copies of the first `position` positions, by what the graph reads them as."""
+        ...
+
+    def load(self, arrays: Arrays, position: int) -> None:
+        """Hold what `save` gave. Raises MemoryError."""
+        ...
+
 
 class FixedCache:
     """The graph writes new positions into the array that it reads, which never moves: an engine binds it once."""
@@ -69,6 +77,14 @@ class FixedCache:
             self._past = {slot.past: array for slot, array in zip(self._slots, arrays, strict=True)}
             self._present = {slot.present: array for slot, array in zip(self._slots, arrays, strict=True)}
         return self._past, self._present
+
+    def save(self, position: int) -> dict[str, Array]:
+        return {name: array[:, :, :position].copy() for name, array in self._past.items()}
+
+    def load(self, arrays: Arrays, position: int) -> None:
+        past, _ = self.prepare(0, position)
+        for name, array in arrays.items():
+            past[name][:, :, :position] = array
 
     def commit(self) -> None:
         return
@@ -99,6 +115,15 @@ class GrowingCache:
         self._present = {slot.present: self._target(slot, position) for slot in self._slots}
         for slot in self._slots:
             self._present[slot.present][:] = self._past[slot.past][:, :, :position]
+        self.commit()
+
+    def save(self, position: int) -> dict[str, Array]:
+        return {name: array[:, :, :position].copy() for name, array in self._past.items()}
+
+    def load(self, arrays: Arrays, position: int) -> None:
+        _, present = self.prepare(0, position)
+        for slot in self._slots:
+            present[slot.present][:] = arrays[slot.past]
         self.commit()
 
     def _target(self, slot: CacheSlot, length: int) -> Array:

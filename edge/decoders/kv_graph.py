@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.decoders.base import BaseDecoder
+from edge.decoders.base import BaseDecoder, no_memory
 from edge.decoders.embedding_table import EmbeddingTable
 from edge.decoders.kv_cache import Cache, CacheSlot, FixedCache, GrowingCache
 from edge.errors import EngineError
@@ -48,13 +49,18 @@ def kv_decoder(graph: Graph, part: PartFiles, spec: DecoderSpec, context: int) -
     else:
         cache = FixedCache(slots, context)
     table = EmbeddingTable.open(part.files, spec.vocab, spec.hidden)
-    return KVGraphDecoder(graph, table, cache, context)
+    return KVGraphDecoder(graph, table, slots, cache, context)
 
 
 class KVGraphDecoder(BaseDecoder):
-    def __init__(self, graph: Graph, table: EmbeddingTable, cache: Cache, context: int) -> None:
+    layout = "past_key_values"
+
+    def __init__(
+        self, graph: Graph, table: EmbeddingTable, slots: tuple[CacheSlot, ...], cache: Cache, context: int
+    ) -> None:
         super().__init__(table, context)
         self._graph = graph
+        self._slots = slots
         self._cache = cache
         self._wants_positions = any(t.name == "position_ids" for t in graph.inputs)
         self._here = np.zeros((1, 1), np.int64)  # one position at a time is the common case: always the same array
@@ -73,9 +79,7 @@ class KVGraphDecoder(BaseDecoder):
         try:
             past, present = self._cache.prepare(position, total)
         except MemoryError as error:
-            raise EngineError(
-                f"no memory for a KV cache of {total} positions", hint="load with a smaller context"
-            ) from error
+            raise no_memory(total) from error
         into = dict(present)
         if self._logits_shape is not None:
             into["logits"] = np.empty(self._logits_shape, self._logits_dtype)
@@ -85,6 +89,18 @@ class KVGraphDecoder(BaseDecoder):
 
     def _forget(self, position: int) -> None:
         self._cache.rewind(position)
+
+    def _save(self) -> dict[str, Array]:
+        return self._cache.save(self._position)
+
+    def _kept(self, position: int) -> Sequence[TensorSpec]:
+        return [TensorSpec(s.past, s.dtype, (1, s.heads, position, s.head_dim)) for s in self._slots]
+
+    def _load(self, arrays: Mapping[str, Array], position: int) -> None:
+        try:
+            self._cache.load(arrays, position)
+        except MemoryError as error:
+            raise no_memory(position) from error
 
     def _positions(self, position: int, count: int) -> NDArray[np.int64]:
         if count > 1:

@@ -15,10 +15,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.decoders.base import BaseDecoder
+from edge.decoders.base import BaseDecoder, no_memory
 from edge.decoders.embedding_table import EmbeddingTable
 from edge.decoders.function_graph import require_arrays
-from edge.errors import BundleError, EngineError
+from edge.errors import BundleError
 from edge.formats import tflite
 from edge.formats.tflite import Signature, TFLite
 from edge.spec import DecoderSpec
@@ -107,6 +107,8 @@ class SignatureGraph:
 class SignatureDecoder(BaseDecoder):
     """Keys `[1, KV, T, D]` and values `[1, KV, D, T]` lie where the program reads them; new ones are written there."""
 
+    layout = "signatures"
+
     def __init__(self, program: Program, calls: Calls, part: PartFiles, spec: DecoderSpec, context: int) -> None:
         super().__init__(EmbeddingTable.open(part.files, spec.vocab, spec.hidden), context)
         self._program = program
@@ -157,14 +159,31 @@ class SignatureDecoder(BaseDecoder):
         try:
             fitting = self._program.cache(self._calls.make(1, length))
         except MemoryError as error:
-            raise EngineError(
-                f"no memory for a KV cache of {length} positions", hint="load with a smaller context"
-            ) from error
-        for layer in range(self._layers if self._position else 0):
-            key, value = f"{PAST}{layer}.key", f"{PAST}{layer}.value"
-            fitting[key][:, :, : self._position] = self._cache[key][:, :, : self._position]
-            fitting[value][..., : self._position] = self._cache[value][..., : self._position]
+            raise no_memory(length) from error
+        held = self._filled(self._cache, self._position)
+        for name, array in self._filled(fitting, self._position).items():
+            array[:] = held[name]
         self._cache, self._length = fitting, length
+
+    def _filled(self, cache: Arrays, position: int) -> dict[str, Array]:
+        """The cache up to a position, where it lies."""
+        if not position:
+            return {}
+        keys, values = ([f"{PAST}{layer}.{kind}" for layer in range(self._layers)] for kind in ("key", "value"))
+        return {name: cache[name][:, :, :position] for name in keys} | {
+            name: cache[name][..., :position] for name in values
+        }
+
+    def _save(self) -> dict[str, Array]:
+        return {name: array.copy() for name, array in self._filled(self._cache, self._position).items()}
+
+    def _kept(self, position: int) -> Sequence[TensorSpec]:
+        return self._calls.cache(position)
+
+    def _load(self, arrays: Arrays, position: int) -> None:
+        self._reserve(position)
+        for name, array in self._filled(self._cache, position).items():
+            array[:] = arrays[name]
 
 
 class Calls:
@@ -209,6 +228,15 @@ class Calls:
             made = self._made[past] = self._call(count, past)
         return made
 
+    def cache(self, length: int) -> tuple[TensorSpec, ...]:
+        """The keys and values of so many positions."""
+        kv, d = self._spec.kv_heads, self._spec.head_dim
+        shapes = {"key": (1, kv, length, d), "value": (1, kv, d, length)}
+        names = [
+            (f"{PAST}{layer}.{kind}", kind) for layer in range(self._spec.layers if length else 0) for kind in shapes
+        ]
+        return tuple(TensorSpec(name, "float32", shapes[kind]) for name, kind in names)
+
     def _call(self, s: int, t: int) -> Call:
         kv, d = self._spec.kv_heads, self._spec.head_dim
         inputs: dict[str, tuple[int, ...]] = {
@@ -220,9 +248,7 @@ class Calls:
         outputs: dict[str, tuple[int, ...]] = {"logits": (1, 1, self._spec.vocab)}
         for layer in range(self._spec.layers):
             outputs |= {f"present.{layer}.key": (1, kv, s, d), f"present.{layer}.value": (1, kv, d, s)}
-            if t:
-                inputs |= {f"{PAST}{layer}.key": (1, kv, t, d), f"{PAST}{layer}.value": (1, kv, d, t)}
-        return Call(f"{DECODE}{t}" if t else PREFILL, _specs(inputs), _specs(outputs))
+        return Call(f"{DECODE}{t}" if t else PREFILL, (*_specs(inputs), *self.cache(t)), _specs(outputs))
 
     def _other(self, past: int, signatures: Mapping[str, Signature]) -> str:
         """The name of the signature where the file says another thing; also of which sizes may be others."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from time import perf_counter
 from typing import Literal
 
@@ -13,6 +12,8 @@ from numpy.typing import NDArray
 
 from edge.decoders.base import too_long
 from edge.errors import ContextError, UsageError
+from edge.inference.kept import WORTH, Kept
+from edge.inference.prefix import Held, Prefix, common, positions
 from edge.inference.sampling import Sampler, Sampling
 from edge.inference.stop import StopFilter
 from edge.spec import PromptSpec
@@ -20,7 +21,7 @@ from edge.tokenizer import Tokenizer
 from edge.types import Decoder, Embeddings, Segment, Tokens
 
 StopReason = Literal["stop", "length", "context"]
-Held = int | tuple[str, int]  # a token id, or a row of the embeddings of that key
+OnToken = Callable[[int, NDArray[np.float32]], None]  # a token, and the logits that it was picked from
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class TextGenerator:
         self._ready = ready
         self._held: list[Held] = []  # what the decoder's cache holds, position by position
         self._answers = 0
+        self._kept: Kept | None = None
+
+    def keep(self, kept: Kept) -> None:
+        """Where what an answer leaves of another conversation goes, and is taken up again."""
+        self._kept = kept if kept.limit else None
 
     def release(self) -> Decoder:
         """The decoder, for a caller who extends and rewinds it: nothing that it remembers is used again."""
@@ -67,24 +73,55 @@ class TextGenerator:
         self._held = []
         return self._decoder
 
+    def snapshot(self) -> Prefix | None:
+        """What the KV cache holds, copied; None where the engine keeps it out of reach. Raises EngineError."""
+        if self._decoder.layout is None:
+            return None
+        held = tuple(self._held[: self._decoder.position])
+        self._decoder.rewind(len(held))  # somebody else may have extended it
+        return Prefix(held, self._decoder.snapshot())
+
+    def restore(self, prefix: Prefix) -> None:
+        """Hold what a snapshot of the same bundle does instead, and end an answer on its way. Raises EngineError on one
+        that the decoder does not take; it then holds nothing."""
+        self.release().restore(prefix.snapshot)
+        self._held = list(prefix.held)
+
     def stream(
-        self, segments: Sequence[Segment], *, max_tokens: int, sampling: Sampling, started: float
+        self,
+        segments: Sequence[Segment],
+        *,
+        max_tokens: int,
+        sampling: Sampling,
+        started: float,
+        stop: Sequence[str] = (),
+        on_token: OnToken | None = None,
     ) -> Generator[str, None, Answer]:
-        """Yields text and returns the Answer, whose timings know nothing of loading and images. `started`: when the
-        call came, by perf_counter. Raises ContextError, before anything is computed, when the prompt does not fit."""
+        """Yields text and returns the Answer, whose timings know nothing of loading and images.
+
+        - `started`: when the call came, by perf_counter.
+        - `stop`: texts that end the answer, beside the model's own.
+        - `on_token`: called with each token that was picked and the logits f32 [vocab] it was picked from, before its
+          text is let out. What it raises ends the answer.
+
+        Raises ContextError, before anything is computed, when the prompt does not fit.
+        """
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}", hint="1 or more")
+        begun, wanted = perf_counter(), self._wanted(segments)
+        if self._kept is not None:
+            self._switch(self._kept, wanted)
         self._answers += 1
-        run = _Run(self._answers, perf_counter())
-        logits, cached = self._prefill(segments)
+        run = _Run(self._answers, begun)
+        logits, cached = self._prefill(segments, wanted)
         run.prefilled = perf_counter()
         self._ready()
         prompt = [i for s in segments if isinstance(s, Tokens) for i in s.ids]
         images = sum(len(s) for s in segments if isinstance(s, Embeddings))
-        text, stops = self._tokenizer.stream(), StopFilter(self._spec.stop_strings)
+        text, stops = self._tokenizer.stream(), StopFilter((*self._spec.stop_strings, *stop))
         ids: list[int] = []
         pieces: list[str] = []
-        for token in self._tokens(run, logits, Sampler(sampling), prompt):
+        for token in self._tokens(run, logits, Sampler(sampling), prompt, on_token):
             ids.append(token)
             if piece := stops.push(text.push(token)):
                 pieces.append(piece)
@@ -108,7 +145,14 @@ class TextGenerator:
             timings=run.timings(started),
         )
 
-    def _tokens(self, run: _Run, logits: NDArray[np.float32], sampler: Sampler, prompt: Sequence[int]) -> Iterator[int]:
+    def _tokens(
+        self,
+        run: _Run,
+        logits: NDArray[np.float32],
+        sampler: Sampler,
+        prompt: Sequence[int],
+        on_token: OnToken | None,
+    ) -> Iterator[int]:
         """Token after token, until the model ends its answer or the context is full. A token goes through the decoder
         only when the next one is asked for."""
         history = list(prompt)
@@ -116,6 +160,8 @@ class TextGenerator:
         run.first = perf_counter()
         while token not in self._spec.stop_ids:
             history.append(token)
+            if on_token is not None:
+                on_token(token, logits)
             yield token
             if self._answers != run.number:
                 raise UsageError(
@@ -123,23 +169,37 @@ class TextGenerator:
                 )
             before = perf_counter()
             try:
-                token = sampler.pick(self._append(token), history)
+                logits = self._append(token)
+                token = sampler.pick(logits, history)
             except ContextError:
                 run.reason = "context"
                 return
             run.decode += perf_counter() - before
             run.steps += 1
 
-    def _prefill(self, segments: Sequence[Segment]) -> tuple[NDArray[np.float32], int]:
-        wanted = [held for segment in segments for held in _positions(segment)]
+    def _wanted(self, segments: Sequence[Segment]) -> list[Held]:
+        wanted = [held for segment in segments for held in positions(segment)]
         if not wanted:
             raise UsageError("the prompt is empty", hint="ask something")
         if len(wanted) > self._context:
             raise too_long(len(wanted), self._context)
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._held, wanted, strict=False)))
+        return wanted
+
+    def _switch(self, kept: Kept, wanted: Sequence[Held]) -> None:
+        """Take up the conversation that the prompt goes on from, and keep the one that it leaves."""
+        held = self._held[: self._decoder.position]
+        same = common(held, wanted)
+        # Looked for before anything is added, which may push it out.
+        better = kept.best(wanted, same + WORTH)
+        if len(held) - same > WORTH and not kept.holds(held) and (prefix := self.snapshot()) is not None:
+            kept.add(prefix)
+        if better is not None:
+            self.restore(better)
+
+    def _prefill(self, segments: Sequence[Segment], wanted: list[Held]) -> tuple[NDArray[np.float32], int]:
         # The last position is computed anew in any case: its logits are what is asked for. A decoder that failed may
         # hold less than it did.
-        same = min(same, len(wanted) - 1, self._decoder.position)
+        same = min(common(self._held, wanted), len(wanted) - 1, self._decoder.position)
         self._held = wanted[:same]
         self._decoder.rewind(same)
         logits = self._decoder.extend(list(_after(segments, same)))
@@ -176,13 +236,6 @@ class _Run:
             decode_ms=1e3 * self.decode,
             decode_tok_s=self.steps / self.decode if self.decode else 0.0,
         )
-
-
-def _positions(segment: Segment) -> Iterator[Held]:
-    if isinstance(segment, Tokens):
-        yield from segment.ids
-    else:
-        yield from ((segment.key, row) for row in range(len(segment)))
 
 
 def _after(segments: Sequence[Segment], count: int) -> Iterator[Segment]:

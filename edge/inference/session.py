@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from time import perf_counter
 from types import TracebackType
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,10 @@ from edge.devices import detect
 from edge.engines import installed_engines
 from edge.errors import EdgeError, UsageError
 from edge.image import Source
-from edge.inference.generate import Answer, TextGenerator
+from edge.inference.generate import Answer, OnToken, TextGenerator
+from edge.inference.kept import Kept
 from edge.inference.loader import ModelLoader, in_background
+from edge.inference.prefix import Prefix
 from edge.inference.sampling import Sampling
 from edge.inference.vision import ImageTimes, VisionEncoder
 from edge.planning.plan import Plan, plan
@@ -109,6 +111,7 @@ class Session:
         self.load_ms = load_ms  # until all was open, once the decoder was waited for; until images could be encoded
         self._text: TextGenerator | None = None  # made when the decoder is there
         self._vision = VisionEncoder(bundle, self._vision_parts)
+        self._kept: Kept | None = None
         self._last: Answer | None = None
 
     @property
@@ -163,7 +166,31 @@ class Session:
         a list of images; `system` None takes the model's own. Raises ImageError, ContextError, UsageError."""
         started, times = perf_counter(), ImageTimes()
         turn = Turn.about(question, self._encode_all(image, times))
-        yield from self._answer([turn], system, max_tokens, sampling, started, times)
+        yield from self._answer([turn], started, times, system=system, max_tokens=max_tokens, sampling=sampling)
+
+    def converse(
+        self,
+        turns: Sequence[Turn],
+        *,
+        max_tokens: int = 256,
+        system: str | None = None,
+        sampling: Sampling = _GREEDY,
+        stop: Sequence[str] = (),
+        on_token: OnToken | None = None,
+    ) -> Generator[str, None, Answer]:
+        """The answer to the last turn, in pieces; the Answer is returned. Images stand in the turns as `encode_image`
+        gave them. `stop`: texts that end the answer; `on_token` is called with each token and its logits f32 [vocab],
+        and ends the answer by raising."""
+        return self._answer(
+            turns,
+            perf_counter(),
+            ImageTimes(),
+            system=system,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            on_token=on_token,
+        )
 
     def chat(self, image: Images = None, *, system: str | None = None) -> Chat:
         """A conversation about the same image or images."""
@@ -171,8 +198,28 @@ class Session:
         self._check.result()
         return Chat(self, images, system)
 
+    def snapshot(self) -> Prefix | None:
+        """A copy of what the KV cache holds, to go on from later; None where the engine keeps it out of reach. Of so
+        many `nbytes`. Raises EngineError."""
+        return self._open().snapshot()
+
+    def restore(self, prefix: Prefix) -> None:
+        """Hold what a snapshot of this bundle does instead: the next answer computes only what that lacks. Raises
+        EngineError on one that the decoder does not take."""
+        self._open().restore(prefix)
+
+    def keep(self, limit: int) -> Kept:
+        """Conversations that take turns are kept, as many as lie in `limit` bytes: each is gone on with where it was
+        left. Engines that keep their KV cache out of reach hold the last one only, and so do all where `limit` is 0."""
+        self._kept = Kept(limit)
+        if self._text is not None:
+            self._text.keep(self._kept)
+        return self._kept
+
     def forget(self) -> None:
         """Nothing of the images and questions before is used again: the next answer is computed whole."""
+        if self._kept is not None:
+            self._kept.clear()
         self._vision.forget()
         self._open().release()
 
@@ -190,16 +237,11 @@ class Session:
         self.close()
 
     def _answer(
-        self,
-        turns: Sequence[Turn],
-        system: str | None,
-        max_tokens: int,
-        sampling: Sampling,
-        started: float,
-        times: ImageTimes,
+        self, turns: Sequence[Turn], started: float, times: ImageTimes, *, system: str | None, **options: Any
     ) -> Generator[str, None, Answer]:
+        """`options` as `TextGenerator.stream` takes them."""
         prompt = segments(self._spec.prompt, self.tokenizer, turns, system)
-        answer = yield from self._open().stream(prompt, max_tokens=max_tokens, sampling=sampling, started=started)
+        answer = yield from self._open().stream(prompt, started=started, **options)
         timings = replace(
             answer.timings, load_ms=self.load_ms, image_ms=1e3 * times.image, vision_ms=1e3 * times.vision
         )
@@ -224,6 +266,8 @@ class Session:
             self._text = TextGenerator(
                 decoder, self._spec.prompt, self.tokenizer, self.plan.context, self._check.result
             )
+            if self._kept is not None:
+                self._text.keep(self._kept)
         return self._text
 
     def _encode_all(self, images: Images, times: ImageTimes) -> tuple[Embeddings, ...]:
@@ -259,7 +303,12 @@ class Chat:
         started = perf_counter()
         turn = Turn.about(question, () if self.turns else self._images)
         answer = yield from self._session._answer(
-            [*self.turns, turn], self._system, max_tokens, sampling, started, ImageTimes()
+            [*self.turns, turn],
+            started,
+            ImageTimes(),
+            system=self._system,
+            max_tokens=max_tokens,
+            sampling=sampling,
         )
         # As the model wrote it, so that the cache holds it; but not with the stop string that ended it.
         whole = self._session.tokenizer.decode(answer.token_ids) == answer.text

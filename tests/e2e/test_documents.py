@@ -18,12 +18,14 @@ from exported import Exports
 from PIL import Image
 
 from edge.bench import results
+from edge.server import run as server
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((REPOSITORY / "docs").rglob("*.md")))]
 SHOWN = [line for page in PAGES for line in page.splitlines() if line.startswith("edge ")]
 LINES = list(dict.fromkeys(line.partition("  #")[0].strip() for line in SHOWN))
-HERE = [line for line in LINES if line.split()[1] != "export" and " mobilevlm " not in line]
+HERE = [line for line in LINES if line.split()[1] not in ("export", "serve") and " mobilevlm " not in line]
+SERVED = [line for line in LINES if line.split()[1] == "serve"]
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +55,21 @@ def test_a_line_works(place: Path, line: str, monkeypatch: pytest.MonkeyPatch) -
     assert said.out.strip() or (place / "report.html").is_file()
 
 
+@pytest.mark.parametrize("line", SERVED)
+def test_a_line_would_serve(place: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(server, "serve", lambda sessions, settings, *_: begun.append((dict(sessions), settings)))
+    said = call(*shlex.split(line)[1:])
+    assert said.code == 0, said.err
+    assert begun[0][0].keys() == {(place / "OUT").resolve().name}
+
+
 def test_these_are_all_commands() -> None:
     assert {line.split()[1] for line in HERE} == {
         *("run", "verify", "bench", "eval", "report", "inspect", "devices", "fit", "doctor")
     }
-    assert {line.split()[1] for line in LINES} - {line.split()[1] for line in HERE} == {"export"}
+    assert {line.split()[1] for line in LINES} - {line.split()[1] for line in HERE} == {"export", "serve"}
 
 
 def test_the_python_works(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

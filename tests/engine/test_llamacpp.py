@@ -155,6 +155,64 @@ def test_a_smaller_cache(part: PartFiles) -> None:
     close(opened(part).extend(PROMPT), reference(PROMPT, spec))
 
 
+# snapshots
+
+
+@pytest.mark.parametrize("cache", ["f16", "q8_0"])
+def test_a_snapshot_goes_on_in_another_decoder(part: PartFiles, cache: str) -> None:
+    part = part_of(part.files[0], replace(SPEC, heads=2, kv_heads=1, head_dim=32))
+    long = Tokens(tuple(i % SPEC.vocab for i in range(llamacpp.STEP + 3)))
+    for first in ([BEFORE, ROWS], [long, ROWS]):  # in the first memory, and in a longer one
+        decoder, other = opened(part, cache=cache), opened(part, cache=cache)
+        decoder.extend(first)
+        kept = decoder.snapshot()
+        item = {"f16": 2, "q8_0": 34 / 32}[cache]
+        assert 0 <= kept.nbytes - 2 * 2 * 32 * item * decoder.position < 100 + 12 * decoder.position
+        other.extend([AFTER, AFTER])
+        other.restore(kept)
+        assert other.position == decoder.position
+        np.testing.assert_array_equal(other.extend([AFTER]), decoder.extend([AFTER]))
+        other.rewind(5)
+        decoder.rewind(5)
+        np.testing.assert_array_equal(other.extend([AFTER]), decoder.extend([AFTER]))
+
+
+def test_a_snapshot_after_a_rewind_holds_what_is_left(part: PartFiles) -> None:
+    decoder, other = opened(part), opened(part)
+    decoder.extend([BEFORE, Tokens((3, 4, 5))])
+    decoder.rewind(len(BEFORE))
+    decoder.extend([ROWS])
+    other.restore(decoder.snapshot())
+    close(other.extend([AFTER]), reference(PROMPT))
+
+
+def test_a_snapshot_that_is_not_the_librarys_never_reaches_it(part: PartFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = opened(part)
+    first = decoder.extend(PROMPT)
+    kept = decoder.snapshot()
+    damaged = kept.arrays["state"].copy()
+    damaged[16] = 200  # a position
+    monkeypatch.setattr(llamacpp.lib, "llama_state_seq_set_data", None)
+    with pytest.raises(EngineError, match=r"no state of llama\.cpp for 12 positions"):
+        decoder.restore(replace(kept, arrays={"state": damaged}))
+    assert decoder.position == 0
+    with pytest.raises(EngineError, match=r"'llama-cpp-python 1 f16', for a decoder of 'llama-cpp-python .* f16'"):
+        decoder.restore(replace(kept, layout="llama-cpp-python 1 f16"))
+    np.testing.assert_array_equal(decoder.extend(PROMPT), first)
+
+
+def test_a_snapshot_that_the_library_refuses_leaves_nothing(part: PartFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = opened(part)
+    first = decoder.extend(PROMPT)
+    kept = decoder.snapshot()
+    with monkeypatch.context() as patch:
+        patch.setattr(llamacpp.lib, "llama_state_seq_set_data", lambda *_: 0)
+        with pytest.raises(EngineError, match="does not take positions that were kept"):
+            decoder.restore(kept)
+    assert decoder.position == 0
+    np.testing.assert_array_equal(decoder.extend(PROMPT), first)
+
+
 # what does not fit
 
 

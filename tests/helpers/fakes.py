@@ -16,7 +16,7 @@ from edge.bundle.golden import Golden, Outputs
 from edge.bundle.manifest import Bundle, Manifest, Part
 from edge.errors import ContextError, EngineError
 from edge.spec import DecoderSpec
-from edge.types import Array, Embeddings, PartFiles, Segment, TensorSpec, Tokens
+from edge.types import Array, Embeddings, PartFiles, Segment, Snapshot, TensorSpec, Tokens
 
 BYTES = 3  # the id of byte 0; 1 begins a text, 2 ends an answer
 DECODER = DecoderSpec(2, 4, 2, 8, 32, 259, 64, 10000.0, rope_dim=8, family="tiny", ffn=48, gated=True)
@@ -145,6 +145,7 @@ class Scripted:
         self.position = 0
         self.fed: list[int] = []  # positions computed by each extend
         self.fail = False
+        self.layout: str | None = "scripted"
 
     def extend(self, segments: Sequence[Segment]) -> Array:
         count = sum(map(len, segments))
@@ -161,6 +162,16 @@ class Scripted:
     def rewind(self, position: int) -> None:
         assert 0 <= position <= self.position
         self.position = position
+
+    def snapshot(self) -> Snapshot:
+        assert self.layout is not None
+        return Snapshot(self.layout, self.position, {"kept": np.zeros(self.position, np.uint8)})
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self.position = 0
+        if self.fail or snapshot.layout != self.layout:
+            raise EngineError("the decoder failed")
+        self.position = snapshot.position
 
 
 def picture(seed: int, hidden: int = 32, rows: int = 4) -> Embeddings:

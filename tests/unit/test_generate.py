@@ -17,7 +17,7 @@ from edge.inference.generate import Answer, TextGenerator
 from edge.inference.sampling import Sampling
 from edge.inference.stop import StopFilter
 from edge.tokenizer import Tokenizer
-from edge.types import Embeddings, Segment, Tokens
+from edge.types import Array, Embeddings, Segment, Tokens
 
 TOKENIZER = Tokenizer(byte_tokenizer())
 END = 2
@@ -130,6 +130,37 @@ def test_bytes_that_never_became_a_character() -> None:
     assert pieces == ["o", "k", "\ufffd"]
 
 
+def test_stops_of_one_answer_stand_beside_the_models_own() -> None:
+    for stop, said in (("red", "a "), ("cat", "a ")):
+        made = generator(Scripted([*ids("a red cat"), END]), stops=["red"])
+        stream = made.stream(PROMPT, max_tokens=99, sampling=Sampling(), started=perf_counter(), stop=[stop])
+        assert read(stream)[1].text == said
+    made = generator(Scripted([*ids("a red cat"), END, *ids("a cat"), END]))
+    stream = made.stream(PROMPT, max_tokens=99, sampling=Sampling(), started=perf_counter(), stop=["red"])
+    assert read(stream)[1].text == "a "
+
+
+def test_each_token_is_told_with_its_logits_and_may_end_the_answer() -> None:
+    told: list[int] = []
+
+    def on_token(token: int, logits: Array) -> None:
+        assert token == int(np.argmax(logits))
+        told.append(token)
+        if len(told) == 3:
+            raise KeyError("gone")
+
+    decoder = Scripted([*ids("a red cat"), END])
+    made = generator(decoder)
+    stream = made.stream(PROMPT, max_tokens=99, sampling=Sampling(), started=perf_counter(), on_token=on_token)
+    assert [next(stream), next(stream)] == ["a", " "]
+    with pytest.raises(KeyError, match="gone"):
+        next(stream)
+    assert told == ids("a r")
+    assert decoder.position == LENGTH + 2
+    decoder.says = [*ids("b"), END]
+    assert read(begin(made))[1].text == "b"
+
+
 def test_a_stop_string_across_tokens() -> None:
     decoder = Scripted(ids("so </ b></s> more"))
     pieces, answer = read(begin(generator(decoder, stops=["</s>"])))
@@ -213,6 +244,65 @@ def test_a_prefix_that_ends_within_a_picture() -> None:
     assert isinstance(rest, Embeddings)
     np.testing.assert_array_equal(rest.rows, whole.rows[3:])
     assert rest.key != whole.key
+
+
+# snapshots
+
+
+def test_a_snapshot_brings_back_what_another_question_took() -> None:
+    decoder = Scripted([*ids("one"), END, *ids("two"), END, *ids("six"), END])
+    made = generator(decoder)
+    _, first = read(begin(made))
+    kept = made.snapshot()
+    assert kept is not None
+    assert (len(kept.held), kept.nbytes) == (LENGTH + 3, LENGTH + 3)
+    longer = [*PROMPT[:2], Tokens((*words("cde").ids, *first.token_ids, *words("?").ids))]
+    assert kept.common(longer) == LENGTH + 3
+    read(begin(made, [words("another")]))
+    assert kept.common([words("another")]) == 1
+    made.restore(kept)
+    _, answer = read(begin(made, longer))
+    assert (answer.text, answer.cached_tokens) == ("six", LENGTH + 3)
+
+
+def test_a_snapshot_ends_an_answer_on_its_way() -> None:
+    made = generator(Scripted(ids("a long story")))
+    kept = made.snapshot()
+    assert kept is not None
+    stream = begin(made)
+    next(stream)
+    made.restore(kept)
+    with pytest.raises(UsageError, match="another question was asked"):
+        next(stream)
+
+
+def test_a_snapshot_of_a_decoder_that_somebody_else_extended() -> None:
+    decoder = Scripted([*ids("one"), END])
+    made = generator(decoder)
+    read(begin(made))
+    made.release().extend([words("more")])
+    kept = made.snapshot()
+    assert kept is not None
+    assert (kept.held, kept.snapshot.position) == ((), 0)
+
+
+def test_a_decoder_that_keeps_its_cache_out_of_reach() -> None:
+    decoder = Scripted([END])
+    decoder.layout = None
+    assert generator(decoder).snapshot() is None
+
+
+def test_a_snapshot_that_the_decoder_does_not_take() -> None:
+    decoder = Scripted([*ids("one"), END, *ids("two"), END])
+    made = generator(decoder)
+    read(begin(made))
+    kept = made.snapshot()
+    assert kept is not None
+    decoder.layout = "another"
+    with pytest.raises(EngineError):
+        made.restore(kept)
+    _, answer = read(begin(made))
+    assert (answer.text, answer.cached_tokens) == ("two", 0)
 
 
 # what goes wrong

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from edge.errors import ImageError
-from edge.image import MAX_PIXELS, digest, open_image, pixels
+from edge.image import MAX_PIXELS, digest, dimensions, open_image, pixels
 from edge.spec import ImageSpec
 
 STORED = Path(__file__).parents[1] / "data" / "preprocessing.npz"
@@ -41,6 +41,14 @@ def corners() -> Image.Image:
     array = np.zeros((2, 3, 3), np.uint8)
     array[0], array[1, 0] = (RED, GREEN, BLUE), WHITE
     return Image.fromarray(array)
+
+
+def test_a_files_head_tells_its_size_before_anything_is_decoded() -> None:
+    whole = encoded(Image.new("RGB", (300, 200)), "PNG")
+    assert dimensions(whole) == dimensions(whole[:60]) == (300, 200)
+    for broken in (b"", b"no picture", whole[:20]):
+        with pytest.raises(ImageError):
+            dimensions(broken)
 
 
 @pytest.mark.parametrize("shape", ["wide", "tall"])

@@ -101,6 +101,79 @@ def test_rewind_to_nowhere(decoder: Decoder, position: int) -> None:
         decoder.rewind(position)
 
 
+# snapshots
+
+
+@pytest.mark.parametrize("length", KINDS)
+def test_a_snapshot_goes_on_in_another_decoder(
+    graph: NumpyGraph, tmp_path: Path, length: tuple[int | str, ...]
+) -> None:
+    decoder = fresh(graph, tmp_path)
+    greedy(decoder, decoder.extend(PROMPT), 5)
+    kept = decoder.snapshot()
+    assert (kept.position, kept.nbytes) == (LENGTH + 5, 2 * 2 * 2 * 8 * 4 * (LENGTH + 5))
+    expected = greedy(decoder, decoder.extend([words("?")]), 6)
+    other = fresh(NumpyGraph(DECODER, length), tmp_path)  # of whichever kind: they keep the same
+    other.extend([words("something else")])
+    other.restore(kept)
+    assert other.position == LENGTH + 5
+    assert greedy(other, other.extend([words("?")]), 6) == expected
+    other.restore(kept)  # it was a copy
+    other.rewind(LENGTH)
+    decoder.rewind(LENGTH)
+    np.testing.assert_array_equal(other.extend([words("!")]), decoder.extend([words("!")]))
+
+
+def test_a_snapshot_of_nothing(decoder: Decoder) -> None:
+    kept = decoder.snapshot()
+    assert (kept.position, kept.nbytes) == (0, 0)
+    first = decoder.extend(PROMPT)
+    decoder.restore(kept)
+    assert decoder.position == 0
+    np.testing.assert_array_equal(decoder.extend(PROMPT), first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layout": "another"}, "the layout 'another', for a decoder of 'past_key_values'"),
+        ({"position": 65}, "65 positions, for a context of 64"),
+        ({"position": -1}, "-1 positions"),
+        ({"position": LENGTH + 1}, "past_key_values.0.key is float32"),
+        ({"arrays": {}}, "fed nothing"),
+    ],
+)
+def test_a_snapshot_that_does_not_fit(decoder: Decoder, changes: dict[str, object], message: str) -> None:
+    first = decoder.extend(PROMPT)
+    kept = decoder.snapshot()
+    with pytest.raises(EngineError, match=message):
+        decoder.restore(replace(kept, **changes))  # type: ignore[arg-type]
+    assert decoder.position == 0
+    np.testing.assert_array_equal(decoder.extend(PROMPT), first)
+
+
+def test_a_snapshot_of_other_numbers(decoder: Decoder) -> None:
+    decoder.extend(PROMPT)
+    kept = decoder.snapshot()
+    arrays = {name: array.astype(np.float16) for name, array in kept.arrays.items()}
+    with pytest.raises(EngineError, match="and the array is float16"):
+        decoder.restore(replace(kept, arrays=arrays))
+
+
+def test_no_memory_for_a_snapshot(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    decoder.extend(PROMPT)
+    kept = decoder.snapshot()
+
+    def full(slot: CacheSlot, length: int) -> Array:
+        raise MemoryError
+
+    other = fresh(NumpyGraph(DECODER), tmp_path)
+    monkeypatch.setattr(CacheSlot, "zeros", full)
+    with pytest.raises(EngineError, match=f"no memory for a KV cache of {LENGTH} positions"):
+        other.restore(kept)
+    assert other.position == 0
+
+
 def test_a_growing_cache_doubles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = NumpyGraph(DECODER, GROWING)
     wide = greedy(d := fresh(graph, tmp_path), d.extend(PROMPT), 40)

@@ -93,3 +93,7 @@ def test_a_part_that_declares_no_cache_is_a_decoder_by_itself(inputs: tuple[Tens
     np.testing.assert_array_equal(decoder.extend([Tokens((9,))]), first)
     with pytest.raises(EngineError, match="cannot rewind to 4 from 3"):
         decoder.rewind(4)
+    kept = decoder.snapshot()
+    second = decoder.extend([Tokens((9,))]).copy()
+    decoder.restore(kept)
+    np.testing.assert_array_equal(decoder.extend([Tokens((9,))]), second)

@@ -249,6 +249,25 @@ def test_a_conversation_that_outgrows_the_context(session: Session) -> None:
     assert session.last.prompt_tokens + session.last.generated_tokens == CONTEXT + 1
 
 
+def test_snapshots_of_several_conversations_take_turns(session: Session, engine: Engine, bundle: Bundle) -> None:
+    first, second = session.chat(photo(0)), session.chat(photo(1))
+    kept, said = [], []
+    for chat in (first, second):
+        chat.ask("What?", max_tokens=5)
+        kept.append(session.snapshot())
+    for chat, prefix in zip((first, second), kept, strict=True):
+        assert prefix is not None
+        assert prefix.nbytes > 0
+        session.restore(prefix)
+        said.append(chat.ask("And then?", max_tokens=5))
+        assert session.last.cached_tokens == len(prefix.held)
+    for number, answer in enumerate(said):
+        with edge.load(bundle.path, engine="null") as other:
+            chat = other.chat(photo(number))
+            chat.ask("What?", max_tokens=5)
+            assert chat.ask("And then?", max_tokens=5) == answer
+
+
 # pictures
 
 

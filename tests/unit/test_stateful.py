@@ -70,3 +70,10 @@ def test_what_is_refused_changes_nothing(made):
     with pytest.raises(EngineError):
         decoder.extend([Tokens((1,))])
     assert decoder.position == 2
+
+
+def test_its_cache_is_out_of_reach(made):
+    _, decoder, _ = made
+    assert decoder.layout is None
+    with pytest.raises(EngineError, match="a StatefulDecoder keeps its KV cache out of reach"):
+        decoder.snapshot()

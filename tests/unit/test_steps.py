@@ -148,6 +148,34 @@ def test_what_was_rewound_leaves_no_trace(part: PartFiles, first: int, kept: int
     )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 31), st.integers(1, 30), st.integers(1, 6))
+def test_a_snapshot_goes_on_in_another_decoder(part: PartFiles, held: int, before: int, then: int) -> None:
+    rope, ids = np.load(part.files[2]), np.random.default_rng(held).integers(0, 8, 64).tolist()
+    first, second = decoder(part)[0], decoder(part)[0]
+    first.extend([Tokens(tuple(ids[:held]))])
+    kept = first.snapshot()
+    assert kept.nbytes == 2 * 2 * 4 * 4 * held
+    second.extend([Tokens(tuple(ids[32 : 32 + before]))])
+    second.restore(kept)
+    then = min(then, 32 - held)
+    logits = second.extend([Tokens(tuple(ids[held : held + then]))])
+    np.testing.assert_allclose(logits, whole(rows_of(part, ids[: held + then]), rope), rtol=1e-4, atol=1e-5)
+
+
+def test_a_snapshot_that_does_not_fit(part: PartFiles) -> None:
+    first, second = decoder(part)[0], decoder(part, context=10)[0]
+    first.extend([Tokens((1, 2, 3) * 4)])
+    kept = first.snapshot()
+    with pytest.raises(EngineError, match="12 positions, for a context of 10"):
+        second.restore(kept)
+    name = f"{PAST}0.value"
+    arrays = {**kept.arrays, name: kept.arrays[name].transpose(0, 1, 3, 2)}
+    with pytest.raises(EngineError, match=r"is float32 \[1, 1, 4, 12\] in the graph"):
+        first.restore(dataclasses.replace(kept, arrays=arrays))
+    assert first.position == 0
+
+
 def test_pictures_stand_between_tokens(part: PartFiles) -> None:
     decoding, _ = decoder(part)
     picture = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)

@@ -42,6 +42,12 @@ def test_special_and_unknown_ids_are_skipped():
     assert streamed([1, 2]) == ["", "", ""]
 
 
+def test_a_token_is_spelled_in_bytes():
+    assert TOKENIZER.spelling(BYTE[0xE2]) == b"\xe2"
+    assert TOKENIZER.spelling(1) == TOKENIZER.spelling(10_000) == b""
+    assert b"".join(map(TOKENIZER.spelling, TOKENIZER.encode("red 🦉"))) == " red 🦉".encode()
+
+
 def test_only_one_space_at_the_very_start_is_dropped():
     assert TOKENIZER.decode(TOKENIZER.encode("  red")) == "  red"
     assert streamed([1, *TOKENIZER.encode("red blue")])[0] == ""
