@@ -1,8 +1,6 @@
 /** Chooses what computes: the processor, unless another provider proves to be the same model, and faster. */
 package dev.edgevlm.core
 
-private const val ROUNDS = 3
-
 /** What became of a candidate: its proof and its time, or why it does not run. */
 class Trial(val engine: Engine, val report: Report?, val seconds: Double?, val failure: String?)
 
@@ -33,11 +31,8 @@ fun choose(
 private fun trial(engine: Engine, session: Session, stop: Stop, clock: () -> Long): Trial {
     val report = verify(session, stop)
     if (!report.ok) return Trial(engine, report, null, report.sentence())
-    // The proof has warmed it up; what it computes is what an answer is made of.
-    val seconds = (1..ROUNDS).minOf {
-        val before = clock()
-        verify(session, stop)
-        (clock() - before) / 1e9
-    }
-    return Trial(engine, report, seconds, null)
+    // The first proof has warmed it up. What a proof computes is what an answer is made of.
+    val before = clock()
+    verify(session, stop)
+    return Trial(engine, report, (clock() - before) / 1e9, null)
 }
