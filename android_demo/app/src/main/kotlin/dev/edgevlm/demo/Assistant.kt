@@ -204,12 +204,15 @@ class Assistant(private val context: Context) {
         val providers = OnnxEngine.available()
             .filter { it == Provider.CPU || !notes.getBoolean("$TRIED:${it.name}", false) }
         val engines = providers.map(::OnnxEngine)
-        val choice = choose(engines, {
-            notes.edit().putString(TRIED, providers[engines.indexOf(it)].name).commit()
-            Session.open(bundle, it, settings, device.freeBytes)
-        })
-        val name = providers[engines.indexOf(choice.engine)].name
-        notes.edit().remove(TRIED).putString("engine:$key", name).apply()
+        val choice = try {
+            choose(engines, {
+                notes.edit().putString(TRIED, providers[engines.indexOf(it)].name).commit()
+                Session.open(bundle, it, settings, device.freeBytes)
+            })
+        } finally {
+            notes.edit().remove(TRIED).apply()
+        }
+        notes.edit().putString("engine:$key", providers[engines.indexOf(choice.engine)].name).apply()
         return choice.engine
     }
 

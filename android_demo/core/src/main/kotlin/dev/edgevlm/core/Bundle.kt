@@ -30,7 +30,6 @@ class Part(
 class Manifest(
     val schema: Int,
     val name: String,
-    val license: String,
     val recipe: String,
     val source: String,
     val image: ImageSpec,
@@ -41,7 +40,6 @@ class Manifest(
     val parts: List<Part>,
     val tokenizer: FileEntry,
     val golden: FileEntry,
-    val companions: List<FileEntry>,
 ) {
     val files: List<FileEntry> get() = (parts.flatMap { it.files } + tokenizer + golden).distinct()
     val bytes: Long get() = files.sumOf { it.bytes }
@@ -80,7 +78,6 @@ class Manifest(
             return Manifest(
                 schema = schema,
                 name = told.text("name"),
-                license = told.text("license"),
                 recipe = told.text("recipe"),
                 source = told.fields("source").text("sha256"),
                 image = ImageSpec.of(told.fields("image")),
@@ -94,7 +91,6 @@ class Manifest(
                 parts = parts,
                 tokenizer = file(told.fields("tokenizer")),
                 golden = file(told.fields("golden")),
-                companions = if ("companions" in told) told.objects("companions").map(::file) else emptyList(),
             )
         }
 

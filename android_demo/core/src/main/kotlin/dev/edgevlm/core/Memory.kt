@@ -6,16 +6,13 @@ import java.io.IOException
 
 object Memory {
     /** Bytes that the process takes now; null where the system does not tell. */
-    fun now(): Long? = field("/proc/self/status", "VmRSS:")
+    fun now(): Long? = field("VmRSS:")
 
     /** At most, so far. */
-    fun peak(): Long? = field("/proc/self/status", "VmHWM:")
+    fun peak(): Long? = field("VmHWM:")
 
-    /** Bytes that the system can give without swapping. */
-    fun free(): Long? = field("/proc/meminfo", "MemAvailable:")
-
-    private fun field(file: String, name: String): Long? = try {
-        File(file).useLines { lines ->
+    private fun field(name: String): Long? = try {
+        File("/proc/self/status").useLines { lines ->
             lines.find { it.startsWith(name) }?.filter(Char::isDigit)?.toLongOrNull()?.times(1024)
         }
     } catch (_: IOException) {

@@ -7,8 +7,8 @@ import java.io.InputStream
 import java.util.zip.ZipException
 import java.util.zip.ZipInputStream
 
-private const val PARTIAL = ".part" // what an import that was cut off leaves
-private const val REPLACED = ".old"
+private const val PARTIAL = ".part-" // before a name, which never begins with a dot: an import that goes on
+private const val REPLACED = ".old-"
 private const val MOST_FILES = 1000
 
 /** A file that is offered: its path in the bundle, and its content. */
@@ -19,10 +19,10 @@ class Store(private val root: File) {
     init {
         root.mkdirs()
         for (left in root.listFiles().orEmpty()) {
-            val place = File(root, left.name.removeSuffix(REPLACED))
+            val place = File(root, left.name.removePrefix(REPLACED))
             when {
-                left.name.endsWith(PARTIAL) -> left.deleteRecursively()
-                left.name.endsWith(REPLACED) -> if (place.exists()) left.deleteRecursively() else left.renameTo(place)
+                left.name.startsWith(PARTIAL) -> left.deleteRecursively()
+                left.name.startsWith(REPLACED) -> if (place.exists()) left.deleteRecursively() else left.renameTo(place)
             }
         }
     }
@@ -82,8 +82,8 @@ class Store(private val root: File) {
         progress: (Double) -> Unit,
         write: (File) -> Unit,
     ): Bundle {
-        val clean = name.replace(Regex("[^A-Za-z0-9._-]"), "-").trim('.').take(60).ifEmpty { "bundle" }
-        val partial = File(root, clean + PARTIAL).apply { deleteRecursively() }
+        val clean = name.replace(Regex("[^A-Za-z0-9._-]"), "-").trim('.').take(60).trim('.').ifEmpty { "bundle" }
+        val partial = File(root, PARTIAL + clean).apply { deleteRecursively() }
         if (!partial.mkdirs()) throw BundleException("there is no room for ${partial.name}", "free some storage")
         try {
             write(partial)
@@ -104,7 +104,7 @@ class Store(private val root: File) {
     }
 
     private fun put(from: File, place: File): File {
-        val old = File(root, place.name + REPLACED).apply { deleteRecursively() }
+        val old = File(root, REPLACED + place.name).apply { deleteRecursively() }
         if (place.exists() && !place.renameTo(old)) throw BundleException("${place.name} cannot be replaced", "restart")
         if (!from.renameTo(place)) {
             old.renameTo(place)

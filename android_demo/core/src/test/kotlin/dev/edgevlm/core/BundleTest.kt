@@ -131,16 +131,18 @@ class BundleTest {
         val root = temporary()
         val files = place("bundle").listFiles()!!.map { Offered(it.name) { it.inputStream() } }
         Store(root).add("demo", files, onnx)
-        File(root, "demo.part").mkdirs()
-        assertTrue(File(root, "demo").renameTo(File(root, "demo.old"))) // killed between the two renames
+        File(root, ".part-demo").mkdirs()
+        assertTrue(File(root, "demo").renameTo(File(root, ".old-demo"))) // killed between the two renames
         val again = Store(root)
         again.find("demo")!!.check()
         assertEquals(listOf("demo"), root.list()!!.toList())
         assertEquals(1, again.bundles().size)
+        again.add("../.old-x.part", files, onnx) // a name says nothing of what was cut off
+        assertEquals(2, Store(root).bundles().size)
         val stop = Stop()
         thrown<StoppedException> { again.add("other", files, onnx, stop) { stop.now() } }
         assertNull(again.find("other"))
-        assertFalse(File(root, "other.part").exists())
+        assertFalse(File(root, ".part-other").exists())
     }
 
     @Test
