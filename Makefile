@@ -1,8 +1,8 @@
 # Everything lives in .venv/ and needs Python 3.11 or newer: make demo PYTHON=/path/to/python3.12. Long steps are scripts/.
 
 .DELETE_ON_ERROR:
-.PHONY: help demo check lint fmt test test-llamacpp test-browser test-remote test-arm arm-machine wheel-arm \
-	wheel-executorch wheel-executorch-arm
+.PHONY: help demo check lint fmt golden test test-llamacpp test-browser test-remote test-arm arm-machine android test-android \
+	apk-tools android-tools wheel-arm wheel-executorch wheel-executorch-arm
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,6 +35,9 @@ ARM_CMAKE := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_
 # Wheels that a Raspberry Pi OS of 2023 and newer can install, for Python 3.11 as it has it.
 ARM_PIP := --platform linux_aarch64 $(foreach n,17 27 28 31 34 35 36,--platform manylinux_2_$(n)_aarch64) \
 	--platform manylinux2014_aarch64 --python-version 3.11 --implementation cp --only-binary :all:
+ANDROID := $(CACHE)/android
+ANDROID_WORK := $(VENV)/android
+APK := $(ANDROID_WORK)/edge-vlm-demo.apk
 ARM_TESTS := pytest hypothesis jsonschema jinja2 safetensors 'onnx>=1.20'
 
 CHECKPOINT := exporters/demo/checkpoint
@@ -85,6 +88,23 @@ test-arm: arm-machine $(ARM_WHEEL) $(ARM_EXECUTORCH) $(VENV)/installed-dev  ## t
 	@$(PIP) install --quiet --target '$(ARM)/site' $(ARM_PIP) --find-links '$(WHEELS)' $(ARM_TESTS) \
 		"$$(ls '$(ARM)'/source/dist/*.whl)[onnxruntime,llamacpp,litert,executorch-native]"
 	EDGE_ARM='$(ARM)' $(PYTEST) tests/arm -m arm -rs
+
+test-android: android-tools $(BUNDLE)/manifest.json  ## the Android demo's Kotlin on the JVM, to the last bit of Python's
+	android_demo/test-core '$(ANDROID)' $(BIN)/python $(BUNDLE) $(ANDROID_WORK)/core
+
+android: test-android apk-tools $(VENV)/installed-dev  ## the Android demo's APK: built, looked into, its dex tested
+	android_demo/build-apk '$(ANDROID)' $(BIN)/python $(BUNDLE) $(ANDROID_WORK)
+	EDGE_APK='$(APK)' EDGE_ANDROID_TOOLS='$(ANDROID)' $(PYTEST) tests/android -m apk
+	android_demo/test-dex '$(ANDROID)' $(BIN)/python $(BUNDLE) '$(APK)' $(ANDROID_WORK)/core
+
+apk-tools: android-tools
+	@scripts/android-tools '$(ANDROID)' $(BIN)/python apk
+
+android-tools: | $(BIN)/pip
+	@scripts/android-tools '$(ANDROID)' $(BIN)/python
+
+golden: $(VENV)/installed-dev  ## write the golden vectors of tests/golden anew
+	$(BIN)/python tests/golden/write.py
 
 arm-machine:
 	@tests/arm/make-machine '$(ARM)'

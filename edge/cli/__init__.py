@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from edge.cli import bench, devices, doctor, eval, export, fit, inspect, report, run, serve, verify
+from edge.cli import bench, devices, doctor, eval, export, fit, inspect, package, report, run, serve, verify
 from edge.cli.output import complain, say
 from edge.errors import EdgeError
 
@@ -27,6 +27,7 @@ def app() -> typer.Typer:
         inspect.inspect,
         devices.devices,
         fit.fit,
+        package.package,
         doctor.doctor,
     )
     found = typer.Typer(name="edge", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)

@@ -72,8 +72,9 @@ class Adb(Link):
         return explained(self.name, EXPLANATIONS, code, said, {"devices": "adb devices -l says how it stands"})
 
     def install(self, requirement: str) -> str:
+        serial = shlex.quote(self.serial)
         return (
-            f"Android has no Python of its own; Termux has: in its terminal pkg install python openssh && "
-            f"pip install -U '{requirement}' && sshd; then here adb -s {shlex.quote(self.serial)} forward tcp:8022 "
-            "tcp:8022 and --on ssh://localhost:8022"
+            f"the app of android_demo/ measures without Python: make android, then adb -s {serial} install its APK; or "
+            f"Termux, which has Python: in its terminal pkg install python openssh && pip install -U '{requirement}' "
+            f"&& sshd; then here adb -s {serial} forward tcp:8022 tcp:8022 and --on ssh://localhost:8022"
         )

@@ -1,4 +1,4 @@
-"""Benchmark on another machine, by the package that is installed there."""
+"""Benchmark on another machine, by the package that is installed there, or on a phone by the Android demo."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import edge
 from edge.bundle.manifest import Bundle, describe
 from edge.calibration import PROMPTS, Record
 from edge.errors import EdgeError, RemoteError, UsageError
+from edge.remote import app
+from edge.remote.adb import Adb
 from edge.remote.copy import copy, store
-from edge.remote.host import Host, visit
+from edge.remote.host import Absent, Host, visit
 from edge.remote.shell import Done, Shell
 
 Report = Callable[[str, float], None]  # a stage's name, and how much of it is done
@@ -40,8 +42,15 @@ def remote_command(path: str, options: Sequence[str]) -> list[str]:
 
 def measure(shell: Shell, job: Job, report: Report, say: Say) -> list[dict[str, Any]]:
     """Copy, run, and label what comes back. Raises RemoteError; the message and hint of what failed there are ours."""
-    name = shell.link.name
-    host = visit(shell, job.bundle.manifest)
+    name, first = shell.link.name, shell.link
+    try:
+        host = visit(shell, job.bundle.manifest)
+    except Absent:
+        shell.link = first
+        if not isinstance(first, Adb) or (phone := app.visit(shell)) is None:
+            raise
+        options = job.options + ("--image",) * (job.picture is not None) + ("--questions",) * bool(job.questions)
+        return label(phone, app.measure(phone, job.bundle, options, report))
     path = copy(host, job.bundle, lambda share: report(f"{name}: copy", share))
     options = job.options
     if job.picture is not None:

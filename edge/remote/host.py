@@ -21,6 +21,10 @@ _MISSING = 20
 _UNWRITABLE = 21
 
 
+class Absent(RemoteError):
+    """The package is not installed there."""
+
+
 @dataclass(frozen=True)
 class Host:
     shell: Shell
@@ -89,7 +93,7 @@ printf '%s\\n' "$(df -Pk "$root" | tail -n 1)"
 
 def _lacking(link: Link, done: Done, needs: str) -> RemoteError:
     if done.code == _MISSING:
-        return RemoteError(f"{link.name}: edge-vlm is not installed there", hint=link.install(needs))
+        return Absent(f"{link.name}: edge-vlm is not installed there", hint=link.install(needs))
     said = clean((done.err.strip().splitlines() or [f"exit {done.code}"])[-1])
     if done.code == _UNWRITABLE:
         return RemoteError(f"{link.name}: no folder for the bundle: {said}", hint=link.by_hand("df -h; id"))

@@ -28,7 +28,8 @@ if serial != SERIAL:
     sys.exit(f"adb: device '{{serial}}' not found")
 def here(text):
     text = text.replace(":/system/bin ", ":/usr/bin:/bin ")
-    return re.sub(f"(?<!{{re.escape(ROOT)}})(/data/local/tmp|{termux})", lambda found: ROOT + found[0], text)
+    places = "/data/local/tmp|/sdcard/Android/data|{termux}"
+    return re.sub(f"(?<!{{re.escape(ROOT)}})({{places}})", lambda found: ROOT + found[0], text)
 environment = {{"PATH": ROOT + "/system/bin:/usr/bin:/bin", "HOME": "/", "FAKE_ROOT": ROOT}}
 if command.endswith("exec sh -s") or "'exec sh -s'" in command:
     done = subprocess.run(["sh", "-c", here(command)], input=here(sys.stdin.read()), text=True, env=environment)
@@ -64,16 +65,20 @@ class Phone(Machine):
         return [json.loads(line) for line in (self.root / "calls").read_text().splitlines()]
 
 
-@pytest.fixture
-def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Phone:
-    phone = Phone(tmp_path / "phone")
-    phone.edge()
-    here = tmp_path / "here"
+def lay_adb(phone: Phone, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An `adb` on PATH that leads to the phone."""
     here.mkdir()
     (here / "adb.py").write_text(ADB.format(root=str(phone.root), serial=SERIAL, termux=TERMUX))
     (here / "adb").write_text(f"#!/bin/sh\nexec {sys.executable} -I '{here}/adb.py' \"$@\"\n")
     (here / "adb").chmod(0o755)
     monkeypatch.setenv("PATH", str(here), prepend=":")
+
+
+@pytest.fixture
+def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Phone:
+    phone = Phone(tmp_path / "phone")
+    phone.edge()
+    lay_adb(phone, tmp_path / "here", monkeypatch)
     return phone
 
 

@@ -1,0 +1,61 @@
+"""Archive: a bundle as one zip, which the Android demo's import checks and puts into place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+from edge.bundle.manifest import MANIFEST, Bundle
+from edge.errors import BundleError, EdgeError, UsageError
+
+FORMATS = ("onnx",)  # of parts that the app's engine opens
+MAPPED = 2**31 - 1  # bytes: what a JVM maps of one file
+_STORED = (".data", ".npy")  # noise, to a compressor
+_PIECE = 1 << 20
+
+
+def package(bundle: Bundle, destination: Path) -> int:
+    """Hash all files, write the zip aside, and rename it; its size in bytes.
+
+    Raises BundleError when the bundle is damaged, and UsageError when the app cannot open it.
+    """
+    _require(bundle)
+    bundle.check()
+    beside = destination.with_name(f"{destination.name}.{os.getpid()}")
+    try:
+        _write(bundle, beside)
+        beside.replace(destination)
+        return destination.stat().st_size
+    except OSError as error:
+        raise EdgeError(f"cannot write {destination}: {error}", hint="check the path, and the room there") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _require(bundle: Bundle) -> None:
+    for part in bundle.manifest.parts:
+        name = "+".join(part.covers)
+        if part.format not in FORMATS:
+            raise UsageError(
+                f"the {name} part is {part.format}, and the app opens {', '.join(FORMATS)}",
+                hint="edge export CHECKPOINT -o BUNDLE --recipe balanced",
+            )
+        for file in part.files:
+            if file.path.endswith(".npy") and file.bytes > MAPPED:
+                raise BundleError(
+                    f"{file.path} has {file.bytes:,} bytes, and Android maps {MAPPED:,} of a file",
+                    hint="export with an embedding table of 8 bits: --scheme decoder=w4",
+                )
+
+
+def _write(bundle: Bundle, place: Path) -> None:
+    with zipfile.ZipFile(place, "w") as archive:
+        archive.write(bundle.path / MANIFEST, MANIFEST, zipfile.ZIP_DEFLATED)
+        for file in bundle.manifest.own():
+            entry = zipfile.ZipInfo(file.path)
+            entry.compress_type = zipfile.ZIP_STORED if file.path.endswith(_STORED) else zipfile.ZIP_DEFLATED
+            entry.file_size = file.bytes  # a large one needs a longer head
+            with bundle.file(file).open("rb") as source, archive.open(entry, "w") as target:
+                shutil.copyfileobj(source, target, _PIECE)
