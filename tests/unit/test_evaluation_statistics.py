@@ -38,6 +38,7 @@ def test_wilsons_interval_is_the_published_one(right: int, count: int, low: floa
 
 
 @given(right=counts, wrong=counts)
+@settings(deadline=None)
 def test_wilsons_interval_holds_the_share_and_mirrors(right: int, wrong: int) -> None:
     low, high = wilson(right, right + wrong)
     assert 0 <= low < high <= 1
@@ -131,6 +132,7 @@ def test_many_pairs_are_tested_with_continuity_correction(better: int, worse: in
 
 
 @given(better=counts, worse=counts)
+@settings(deadline=None)
 def test_mcnemars_test_is_symmetric(better: int, worse: int) -> None:
     assert mcnemar(better, worse) == mcnemar(worse, better)
     assert 0 <= mcnemar(better, worse) <= 1
@@ -164,6 +166,7 @@ def test_answers_about_one_image_widen_it() -> None:
 
 
 @given(first=scores, seed=st.integers(0, 9), images=st.integers(1, 30))
+@settings(deadline=None)
 def test_the_interval_holds_the_difference_and_turns_with_the_order(first: list[float], seed: int, images: int) -> None:
     second = list(np.random.default_rng(seed).permutation(first))
     clusters = [str(n % images) for n in range(len(first))]

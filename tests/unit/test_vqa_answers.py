@@ -6,7 +6,7 @@ import re
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.evaluation.vqa import accuracy, normalise, prepare
@@ -60,12 +60,14 @@ def test_what_is_submitted(answer: str, normal: str) -> None:
 
 
 @given(answer=words)
+@settings(deadline=None)
 def test_a_normal_answer_stays(answer: str) -> None:
     if answer.count(".") <= 32:
         assert normalise(normalise(answer)) == normalise(answer)
 
 
 @given(answer=words)
+@settings(deadline=None)
 def test_a_submitted_answer_stays_but_for_a_possessive(answer: str) -> None:
     """The contraction `that's` is made from `thats`, and would be parted by a second preparation."""
     if answer.count(".") <= 32 and "'s" not in prepare(answer):
@@ -73,6 +75,7 @@ def test_a_submitted_answer_stays_but_for_a_possessive(answer: str) -> None:
 
 
 @given(answer=words)
+@settings(deadline=None)
 def test_nothing_is_left_of_what_goes(answer: str) -> None:
     found = normalise(answer)
     assert not set(found) & set(';/[]"{}()=+\\_-><@`,?!')
@@ -87,6 +90,7 @@ def test_accuracy_by_the_number_of_annotators_who_agree(equal: int, score: float
 
 
 @given(others=st.lists(st.sampled_from("xyz"), min_size=1, max_size=12))
+@settings(deadline=None)
 def test_accuracy_is_the_mean_of_leaving_one_out(others: list[str]) -> None:
     left_out = [others[:n] + others[n + 1 :] for n in range(len(others))]
     expected = sum(min(1, rest.count("x") / 3) for rest in left_out) / len(others)
