@@ -52,7 +52,8 @@ def test_a_line_works(place: Path, line: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(place)
     said = call(*shlex.split(line)[1:], typed="What is this?\n")
     assert said.code == 0, said.err
-    assert said.out.strip() or (place / "report.html").is_file()
+    written = {"report": "report.html", "package": "OUT.zip"}.get(line.split()[1])
+    assert (place / written).is_file() if written else said.out.strip()
 
 
 @pytest.mark.parametrize("line", SERVED)
@@ -67,7 +68,7 @@ def test_a_line_would_serve(place: Path, line: str, monkeypatch: pytest.MonkeyPa
 
 def test_these_are_all_commands() -> None:
     assert {line.split()[1] for line in HERE} == {
-        *("run", "verify", "bench", "eval", "report", "inspect", "devices", "fit", "doctor")
+        *("run", "verify", "bench", "eval", "report", "inspect", "devices", "fit", "package", "doctor")
     }
     assert {line.split()[1] for line in LINES} - {line.split()[1] for line in HERE} == {"export", "serve"}
 
