@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Recipe:
 
     name: str
     targets: Mapping[str, Target]
+    widened: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # role -> a layer's weight -> its own scheme
 
 
 def _recipe(name: str, vision: Target, decoder: Target, mmproj: Target | None = None) -> Recipe:

@@ -17,18 +17,20 @@ import edge
 from edge import devices, plugins
 from edge.bundle import manifest as bundles
 from edge.bundle import staging
-from edge.bundle.golden import GOLDEN
+from edge.bundle.golden import GOLDEN, golden_bytes
 from edge.bundle.manifest import Bundle, Manifest, Part
 from edge.calibration import read
 from edge.engines import installed_engines, made_for, opening, refusals
 from edge.errors import EdgeError, EngineError, ParityError
 from edge.planning.fit import Fit, fit
 from edge.recipes import Recipe
+from edge.units import format_size
 from edge.verify import Report, Row, verify
 from exporters import finite, golden_sample, malloc, preview, prompts, targets
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.judge import MAX_LOSS, Cost
-from exporters.pipeline import Built, Order, Stages, build
+from exporters.pipeline import Built, Order, Stages, build, measured, own_tokenizer
+from exporters.search import Budget, search
 from exporters.widening import Widened
 
 FLOATS = ("fp16", "f16", "fp32")  # schemes whose activations are not rounded, the smallest first
@@ -55,6 +57,8 @@ class ExportRequest:
     widened: Widened = field(default_factory=dict)  # linear layers with schemes of their own
     max_loss: float | None = None  # of 1 - cosine between a part and fp32; None: MAX_LOSS
     explain: bool = False  # measure what each linear layer costs
+    target_size: int | None = None  # bytes of all files; single layers are stored wider where they help most
+    max_ram: int | None = None  # bytes of memory, as predicted
     prompt: str | None = None  # the name of a published prompt, or a file
 
 
@@ -76,7 +80,8 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
     start = time.perf_counter()
     malloc.economise()
     recipe = targets.resolve(request.format, request.schemes, request.recipe, request.device, request.options)
-    recipe = replace(recipe, name="custom") if any(request.widened.values()) else recipe
+    widened = request.widened or recipe.widened
+    recipe = replace(recipe, name="custom") if any(widened.values()) else recipe
     _require_engines(recipe)
     calibration = read(request.calib)[:CALIBRATION] if request.calib else []
     picture, question = golden_sample.choose(calibration)
@@ -89,24 +94,24 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
     checkpoint, note = prompts.settle(checkpoint, request.prompt)
     origin = prompts.origin(checkpoint, request.prompt)
     notes = (*checkpoint.notes, *([note] if note else ()))
-    foreseen = preview.manifest(checkpoint, recipe, request.options, request.widened)
-    finite.check(checkpoint, recipe.targets, request.options, lambda done: progress("read", done), request.widened)
+    order = Order(
+        checkpoint,
+        recipe.targets,
+        request.options,
+        picture,
+        question,
+        calibration,
+        request.imatrix,
+        widened,
+        MAX_LOSS if request.max_loss is None else request.max_loss,
+        request.explain,
+    )
+    finite.check(checkpoint, recipe.targets, request.options, lambda done: progress("read", done), order.widened)
+    order = _within(Budget(request.target_size, request.max_ram), order, recipe, request.device, progress)
+    foreseen = preview.manifest(checkpoint, recipe, request.options, order.widened)
     predicted = fit(foreseen, devices.profile(request.device)) if request.device else None
-    max_loss = MAX_LOSS if request.max_loss is None else request.max_loss
     with staging.create(request.output) as folder:
         _require_space(sum(file.bytes for file in foreseen.files()), folder)
-        order = Order(
-            checkpoint,
-            recipe.targets,
-            request.options,
-            picture,
-            question,
-            calibration,
-            request.imatrix,
-            request.widened,
-            max_loss,
-            request.explain,
-        )
         built = build(order, folder, progress)
         built.golden.save(folder / GOLDEN)
         manifest = _manifest(checkpoint, recipe, question, built, folder)
@@ -115,14 +120,45 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
         progress("verify", 0.0)
         report = verify(Bundle.open(folder), threads=request.threads)
         progress("verify", 1.0)
-        _require_parity(report, manifest.parts, max_loss)
+        _require_parity(report, manifest.parts, order.max_loss)
         bundles.write_manifest(folder, _with_errors(manifest, report, built.costs))
     size = sum(file.bytes for file in manifest.files())
+    if request.target_size is not None and size > request.target_size:
+        notes = (
+            *notes,
+            f"{format_size(size)}, and {format_size(request.target_size)} were asked for: sizes are foreseen",
+        )
     picture_of = ["PICTURE"] if manifest.sees else []
     asks = ["run", str(request.output), *picture_of, question]
     next_command = shlex.join(["edge", *(asks if _runs_here(recipe) else ["verify", str(request.output)])])
     seconds = time.perf_counter() - start
     return Exported(request.output, size, seconds, report, next_command, predicted, origin, built.costs, notes)
+
+
+def _within(
+    budget: Budget,
+    order: Order,
+    recipe: Recipe,
+    device: str | None,
+    progress: Stages,
+) -> Order:
+    """With the schemes of single layers that the budget allows."""
+    if budget == Budget():
+        return order
+    progress("search", 0.0)
+    profile = devices.profile(device or devices.THIS)
+    sides = measured(order, own_tokenizer(order.checkpoint))
+    beside = len(order.checkpoint.tokenizer_json()) + golden_bytes(order.checkpoint.spec, order.picture.size)
+    beside += sum(side.floats for side in sides)
+
+    def foreseen(widened: Widened) -> tuple[int, int]:
+        manifest = preview.manifest(order.checkpoint, recipe, order.options, widened)
+        size = sum(file.bytes for file in manifest.files()) + beside
+        return size, int(fit(manifest, profile).value("peak memory, full context") or 0)
+
+    found = search(sides, budget, foreseen)
+    progress("search", 1.0)
+    return replace(order, widened=found)
 
 
 def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Built, folder: Path) -> Manifest:

@@ -83,7 +83,8 @@ class Judge:
         self._module, self._samples, self._target = module, samples, target
         ladder = [target.scheme, *widening.ladder(target.format, role, target.scheme)]
         bound = HELD["decoder" if isinstance(module, LanguageModel) else "vision"]
-        how = {scheme: Rounding(WEIGHTS.get(scheme, _as_it_is), _kind(target.format, scheme)) for scheme in ladder}
+        # Weights of few bits are taken as they are: their own rounding costs far more, whatever activations are.
+        how = {scheme: Rounding(WEIGHTS.get(scheme, _as_it_is), kind(target.format, scheme)) for scheme in ladder}
         self._exact = self._outputs()
         self.rounds = how[target.scheme].activations != "none"
         self.remedies: Remedies | None = None
@@ -138,15 +139,14 @@ class Judge:
         return self.widened.get(f"{linear}.weight", self._target.scheme)
 
     def _kind(self, linear: str) -> Kind:
-        return _kind(self._target.format, self._scheme(linear))
+        return kind(self._target.format, self._scheme(linear))
 
 
-def _kind(format: str, scheme: str) -> Kind:
+def kind(format: str, scheme: str) -> Kind:
     """How the format's kernels round what a weight of this scheme is multiplied with."""
     kinds: Mapping[str, Kind] = plugins.facts(targets.FORMATS, format).get("ACTIVATIONS", {})
     return kinds.get(scheme, "none")
 
 
 def _as_it_is(weight: Tensor) -> Tensor:
-    """A weight of 4 bits, while activations are looked at: its own rounding costs far more, whatever they are."""
     return weight

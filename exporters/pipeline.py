@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from exporters.models.component import Component
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.quantization import importance
+from exporters.search import Side
 from exporters.targets import Options
 from exporters.widening import Widened
 
@@ -117,6 +118,25 @@ def build(order: Order, folder: Path, progress: Stages) -> Built:
     rounded = Outputs(rounded_rows, *rounded_answer) if rounds else None
     golden = Golden(order.picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer), rounded)
     return Built(tuple(write.parts), golden, prompt, costs, tuple(write.companions))
+
+
+def measured(order: Order, tokenizer: Tokenizer) -> list[Side]:
+    """Both parts, and what each scheme would cost their linear layers. The two are held at once."""
+    checkpoint, spec = order.checkpoint, order.checkpoint.spec
+    vision, *_ = encoders(checkpoint, order.targets)
+    decoder = components(checkpoint)[1]
+    encoder, model = (component.load(checkpoint.weights) for component in (vision, decoder))
+    assert isinstance(encoder, Encoder) and isinstance(model, LanguageModel)
+    pictures = [image.pixels(order.picture, spec.image)]
+    pictures += [image.pixels(record.picture, spec.image) for record in order.calibration[: JUDGED - 1]]
+    rows, *seen = [reference.encode(encoder, pixels) for pixels in pictures]
+    asked = [reference.conversation(cut(checkpoint, tokenizer, order.question), rows)]
+    asked += _calibration(replace(order, calibration=order.calibration[: JUDGED - 1]), tokenizer, seen)
+    sequences = [reference.merged(model, conversation) for conversation in asked]
+    return [
+        Side.measured(vision, encoder, list(map(torch.from_numpy, pictures)), order.targets[vision.role]),
+        Side.measured(decoder, model, sequences, order.targets["decoder"]),
+    ]
 
 
 def _calibration(order: Order, tokenizer: Tokenizer, seen: Sequence[Rows]) -> list[list[Segment]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from edge import devices, plugins
+from edge.bundle.manifest import MANIFEST, Bundle, Manifest
 from edge.errors import UsageError
 from edge.recipes import DEFAULT, RECIPES, Recipe, Target
 
@@ -56,7 +58,8 @@ def resolve(
         targets |= _added(option)
     own = targets == start.targets and not any(option.facts.get("custom") for option in given)
     name = start.name if own else "custom"
-    return Recipe(name, targets)
+    kept = {role: layers for role, layers in start.widened.items() if targets.get(role) == start.targets[role]}
+    return Recipe(name, targets, kept)
 
 
 class Option(NamedTuple):
@@ -135,9 +138,21 @@ def _legal(formats: set[str]) -> str:
     return "legal schemes: " + "; ".join(rows)
 
 
+def of_bundle(manifest: Manifest) -> Recipe:
+    """As a bundle's parts were written, with the schemes of single layers; what lies beside the parts is left out."""
+    parts = {"vision" if "vision" in part.covers else "decoder": part for part in manifest.parts}
+    return Recipe(
+        manifest.recipe,
+        {role: Target(part.format, part.scheme) for role, part in parts.items()},
+        {role: part.options["widened"] for role, part in parts.items() if "widened" in part.options},
+    )
+
+
 def _recipe(name: str) -> Recipe:
+    if Path(name, MANIFEST).is_file():
+        return of_bundle(Bundle.open(name).manifest)
     if name not in RECIPES:
-        raise UsageError(f"no recipe {name!r}", hint="one of: " + ", ".join(RECIPES))
+        raise UsageError(f"no recipe {name!r}", hint="a bundle's folder, or one of: " + ", ".join(RECIPES))
     return RECIPES[name]
 
 

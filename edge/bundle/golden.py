@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge.bundle import safetensors
 from edge.errors import BundleError
+from edge.spec import VLMSpec
 from edge.types import Array
 
 GOLDEN = "golden.safetensors"
@@ -79,6 +80,12 @@ class Golden:
         suffixes = ("", ".stored", ".rounded") if rounds else ("", ".stored")
         outputs = [Outputs(*(arrays[name + suffix] for name in OUTPUTS)) for suffix in suffixes]
         return cls(arrays["picture"], arrays["pixel_values"], *outputs)
+
+
+def golden_bytes(spec: VLMSpec, picture: int) -> int:
+    """How large the sample will be, all three references in it; `picture`: its bytes."""
+    outputs = spec.prompt.image_tokens * spec.decoder.hidden + spec.decoder.vocab + TOKENS
+    return picture + 4 * (3 * spec.image.size**2 + 3 * outputs)
 
 
 def _npz(path: Path) -> dict[str, Array]:

@@ -14,7 +14,7 @@ from edge import plugins
 from edge.cli.exits import cleanup_on_signal, export_side
 from edge.cli.options import Debug, Json, Mmproj, Threads
 from edge.cli.output import print_json, print_rich, say
-from edge.units import format_size
+from edge.units import format_size, parse_size
 
 FORMATS = "exporters.formats"
 
@@ -62,7 +62,10 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Where the bundle is written.")],
     format: Annotated[str | None, typer.Option(help="onnx, gguf, tflite, …: a wrong name lists all.")] = None,
     scheme: Annotated[list[str] | None, typer.Option(metavar="S|ROLE=S", help="How numbers are stored.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="A named choice of format and scheme for each role.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|BUNDLE", help="Format and scheme for each role: a name, or a bundle that has them."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="A device of `edge devices`: its recipe.")] = None,
     calib: Annotated[Path | None, typer.Option(metavar="DIR", help="Pictures and questions to calibrate with.")] = None,
     imatrix: Annotated[Path | None, typer.Option(metavar="FILE", help="An importance matrix: no measuring.")] = None,
@@ -74,6 +77,12 @@ def export(
     ] = None,
     threads: Threads = 0,
     max_loss: Annotated[float | None, typer.Option(help="Fail when quantising costs more (1 - cosine).")] = None,
+    target_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Wider layers where they help most, up to 1.0GB of files.")
+    ] = None,
+    max_ram: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="The same, up to 1.5GB of memory as `edge fit` predicts it.")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show what quantising costs each linear.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -105,6 +114,8 @@ def export(
             },
             max_loss=max_loss,
             explain=explain,
+            target_size=parse_size(target_size) if target_size else None,
+            max_ram=parse_size(max_ram) if max_ram else None,
             prompt=prompt,
         )
         with render.Stages(console=Console(stderr=True)) as stages:

@@ -86,7 +86,7 @@ def widened(role: str, found: Mapping[str, Any]) -> str:
     """Which linear layers of a part are stored wider than its scheme says, the first few by name."""
     names = [f"{name.removesuffix('.weight')} ({scheme})" for name, scheme in found["widened"].items()]
     more = f", and {len(names) - _NAMED} more (--explain)" if len(names) > _NAMED else ""
-    return f"outliers: {len(names)} layers of the {role} are stored wider: {', '.join(names[:_NAMED])}{more}"
+    return f"stored wider: {len(names)} layers of the {role}: {', '.join(names[:_NAMED])}{more}"
 
 
 def worst(report: Report) -> str:

@@ -36,7 +36,8 @@ class LinearCost:
     errors: Mapping[str, float]
 
 
-# A scheme's name -> what it makes of a weight; the formats store the same numbers up to the width of a scale.
+# A scheme's name -> what it makes of a weight: to choose by, not to store. The formats store the same numbers up to the
+# width of a scale.
 WEIGHTS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "w8a8": lambda weight: integers.per_channel(weight).dequantized(),
     "w8": lambda weight: integers.blockwise(weight, 8).dequantized(),
@@ -47,6 +48,22 @@ WEIGHTS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "fp32": lambda weight: weight,
     "f32": lambda weight: weight,
 }
+# Of few bits, in blocks of 32. llama.cpp's mixes hold several kinds: the usual one is taken.
+FEW_BITS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    **dict.fromkeys(
+        ("w4", "8da4w", "pal4", "q4_0", "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q3_k_m"),
+        lambda weight: integers.blockwise(weight, 4).dequantized(),
+    ),
+    **dict.fromkeys(("q5_k_m", "q5_k_s"), lambda weight: _blocks(weight, 5)),
+    "q6_k": lambda weight: _blocks(weight, 6),
+}
+
+
+def _blocks(weight: Tensor, bits: int) -> Tensor:
+    columns, most = weight.shape[1], 2 ** (bits - 1) - 1
+    blocks = F.pad(weight, (0, -columns % integers.BLOCK)).unflatten(1, (-1, integers.BLOCK))
+    scales = (blocks.abs().amax(-1, keepdim=True) / most).clamp(min=_TINY)
+    return ((blocks / scales).round() * scales).flatten(1)[:, :columns]
 
 
 def linears(module: nn.Module) -> dict[str, Linear]:

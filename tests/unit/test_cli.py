@@ -434,7 +434,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
     given = "--format onnx --scheme w4 --scheme vision=fp16 --recipe r --device rpi5 --calib pics --imatrix m.gguf"
     more = "--context 512 --vision-tower tower --mmproj m --gguf-only --threads 3 --max-loss 0.1"
     more += " --mtmd-position-workaround --tensor-type attn_v=Q8_0 --tensor-type blk=q6_k --ane --compile -o out"
-    more += " --explain --split --backend coreml --backend vulkan --prompt vicuna"
+    more += " --target-size 1.5GB --max-ram 2GiB --explain --split --backend coreml --backend vulkan --prompt vicuna"
     assert call("export", "mtgv/some-model", *given.split(), *more.split()) == 0
     assert exporter.requests == [
         {
@@ -461,6 +461,8 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
             },
             "max_loss": 0.1,
             "explain": True,
+            "target_size": 1_500_000_000,
+            "max_ram": 2 * 2**30,
             "prompt": "vicuna",
         }
     ]
@@ -526,7 +528,7 @@ def test_export_names_the_layers_that_outliers_made_wider(exporter: SimpleNamesp
     found = {"loss": 1e-4, "samples": 3, "widened": {f"{names[1]}.weight": "fp16"}, "linears": errors}
     exporter.costs = {"vision": found, "decoder": {"loss": 1e-3, "samples": 3, "widened": {}}}
     assert call("export", "ckpt", "-o", "out") == 0
-    told = f"outliers: 1 layers of the vision are stored wider: {names[1]} (fp16)"
+    told = f"stored wider: 1 layers of the vision: {names[1]} (fp16)"
     out = capsys.readouterr().out
     assert told in out.splitlines()
     assert names[0] not in out

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import SPEC
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from edge.bundle import safetensors
-from edge.bundle.golden import ARRAYS, GOLDEN, ROUNDED, TOKENS, Golden, Outputs
+from edge.bundle.golden import ARRAYS, GOLDEN, ROUNDED, TOKENS, Golden, Outputs, golden_bytes
 from edge.errors import BundleError
 
 
@@ -152,3 +153,12 @@ def test_outputs_are_replaced_one_by_one() -> None:
     changed = replace(golden(), stored=outputs(3))
     np.testing.assert_array_equal(changed.fp32.logits, golden().fp32.logits)
     assert not np.array_equal(changed.stored.logits, golden().stored.logits)
+
+
+def test_its_size_is_foreseen(tmp_path: Path) -> None:
+    spec = replace(SPEC, image=replace(SPEC.image, size=6), prompt=replace(SPEC.prompt, image_tokens=4))
+    spec = replace(spec, decoder=replace(SPEC.decoder, hidden=8, vocab=20))
+    rounding().save(tmp_path / GOLDEN)
+    header = 2000  # names and shapes
+    size = (tmp_path / GOLDEN).stat().st_size
+    assert 0 < size - golden_bytes(spec, picture=5 * 7 * 3) < header
