@@ -38,7 +38,6 @@ WIDER = {
 # By its source, ONNX Runtime multiplies w4 by KleidiAI on ARM, which rounds a position at once: "row".
 ACTIVATIONS = {"fp32": "none", "fp16": "none", "w8a8": "tensor", "w8": "block", "w4": "block"}
 TOOLS = ("onnx-ir", "onnxruntime")
-ACTIVATIONS = {"w8a8": "tensor", "w8": "block", "w4": "block"}
 OPTIONS: dict[str, dict[str, Any]] = {}
 _INLINE = 1 << 14  # bytes; a smaller initialiser stays in the graph file
 
