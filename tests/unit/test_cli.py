@@ -82,6 +82,9 @@ class FakeSession:
     def ask(self, image: Any, question: str, **options: Any) -> str:
         return "".join(self.stream(image, question, **options))
 
+    def forget(self) -> None:
+        self.calls.append(("forget",))
+
     def chat(self, image: Any = None, *, system: str | None = None) -> Any:
         self.calls.append(("chat", image, system))
         return SimpleNamespace(
@@ -374,7 +377,7 @@ def test_the_commands_are_the_ones_of_the_design(capsys: Capture) -> None:
     assert call("--help") == 0
     shown = capsys.readouterr().out
     names = [line.split()[1] for line in shown.partition("Commands")[2].splitlines()[1:] if line[2:3].isalpha()]
-    assert names == ["export", "run", "verify", "bench", "report", "inspect", "devices", "fit", "doctor"]
+    assert names == ["export", "run", "serve", "verify", "bench", "report", "inspect", "devices", "fit", "doctor"]
     assert [c.name or c.callback.__name__ for c in cli.app().registered_commands if c.callback] == names
 
 
@@ -852,6 +855,7 @@ def test_a_documented_command_works(line: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("edge.verify.verify", lambda bundle, threads, isa: REPORT)
     monkeypatch.setattr("edge.bench.runner.bench", Measured(*bench_rows()))
+    monkeypatch.setattr("edge.server.run.serve", lambda sessions, settings, measure, ready: ready("http://here"))
     results.write(tmp_path / "results.json", bench_rows())
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     write_bundle(tmp_path / "OUT")
