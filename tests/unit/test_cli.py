@@ -91,6 +91,9 @@ class FakeSession:
     def ask(self, image: Any, question: str, **options: Any) -> str:
         return "".join(self.stream(image, question, **options))
 
+    def forget(self) -> None:
+        self.calls.append(("forget",))
+
     def chat(self, image: Any = None, *, system: str | None = None) -> Any:
         self.calls.append(("chat", image, system))
         return SimpleNamespace(
@@ -906,6 +909,7 @@ def test_a_documented_command_works(line: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("edge.verify.verify", lambda bundle, threads, isa: REPORT)
     monkeypatch.setattr("edge.bench.runner.bench", Measured(*bench_rows()))
+    monkeypatch.setattr("edge.server.run.serve", lambda sessions, settings, measure, ready: ready("http://here"))
     results.write(tmp_path / "results.json", bench_rows())
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     write_bundle(tmp_path / "OUT")
