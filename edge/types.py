@@ -161,7 +161,8 @@ class Runtime(Protocol):
     - `matmuls(threads, memory) -> edge.devices.probe.Matmuls`: takes an eighth of that memory at most.
     - `features() -> dict[str, bool]`: what its library was built to use, in the words of `edge.devices.host.ISA`.
 
-    One whose system places each operation on a processor has `placement(part) -> Iterator[edge.placement.Placed]`.
+    One whose system places each operation on a processor has `placement(part) ->
+    Iterator[edge.planning.placement.Placed]`.
     """
 
     ENGINE: EngineFacts

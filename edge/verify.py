@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import image
 from edge.bundle.golden import TOKENS, Golden, Outputs
 from edge.bundle.manifest import Bundle, Part
 from edge.engines import evaluator_names
 from edge.errors import BundleError
 from edge.inference.session import Session, load
-from edge.prompt import Turn, segments
+from edge.inputs import image
+from edge.inputs.prompt import Turn, segments
 from edge.spec import ImageSpec
 from edge.types import Decoder, Embeddings, Segment, Tokens
 

@@ -19,9 +19,9 @@ from edge.bundle import manifest as bundles
 from edge.bundle import staging
 from edge.bundle.golden import GOLDEN, golden_bytes
 from edge.bundle.manifest import Bundle, Manifest, Part
-from edge.calibration import read
 from edge.engines import installed_engines, made_for, opening, refusals
 from edge.errors import EdgeError, EngineError, ParityError
+from edge.inputs.calibration import read
 from edge.planning.fit import Fit, fit
 from edge.recipes import Recipe
 from edge.units import format_size

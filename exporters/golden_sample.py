@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import ImageDraw
 from PIL.Image import new
 
-from edge import image
-from edge.calibration import Record
+from edge.inputs import image
+from edge.inputs.calibration import Record
 
 QUESTION = "What is in this picture?"
 

@@ -15,14 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge import image, plugins
+from edge import plugins
 from edge.bundle.golden import TOKENS, Golden, Outputs
 from edge.bundle.manifest import ROLES, File, Part, describe
-from edge.calibration import Record
 from edge.errors import UsageError
-from edge.prompt import Turn, segments
+from edge.inputs import image
+from edge.inputs.calibration import Record
+from edge.inputs.prompt import Turn, segments
+from edge.inputs.tokenizer import Tokenizer
 from edge.recipes import Target
-from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Segment, Tokens
 from exporters import reference, targets, widening
 from exporters.checkpoint import Checkpoint

@@ -14,8 +14,8 @@ import tokenizers
 
 from edge.bundle import schema1
 from edge.errors import CheckpointError, UsageError
-from edge.pieces import Ids, Text
 from edge.spec import PromptSpec, parse
+from edge.spec.pieces import Ids, Text
 from exporters.checkpoint import Checkpoint
 from exporters.gguf import rendering
 from exporters.published import PROMPTS

@@ -5,8 +5,8 @@ Sources: the MobileVLM repository (`conversation.py`, template `v1`), and LLaVA'
 
 from __future__ import annotations
 
-from edge.pieces import Questions, Slot, Text
 from edge.spec import PromptSpec
+from edge.spec.pieces import Questions, Slot, Text
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SYSTEM = (

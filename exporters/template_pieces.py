@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from edge.pieces import Ids, Piece, Pieces, Questions, Slot, SlotName, Text, Trim
 from edge.spec import PromptSpec
+from edge.spec.pieces import Ids, Piece, Pieces, Questions, Slot, SlotName, Text, Trim
 from exporters.template_rendered import (
     ANSWERS,
     MARK,

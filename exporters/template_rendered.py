@@ -11,10 +11,10 @@ import numpy as np
 import tokenizers
 
 from edge.errors import UsageError
-from edge.pieces import shown
-from edge.prompt import Turn, segments
+from edge.inputs.prompt import Turn, segments
+from edge.inputs.tokenizer import Tokenizer
 from edge.spec import PromptSpec
-from edge.tokenizer import Tokenizer
+from edge.spec.pieces import shown
 from edge.types import Embeddings, Tokens
 from exporters.gguf import rendering
 from exporters.gguf.rendering import Failure, Message

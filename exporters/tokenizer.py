@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import AddedToken, normalizers
 
 from edge.errors import BundleError, CheckpointError
-from edge.tokenizer import Tokenizer
+from edge.inputs.tokenizer import Tokenizer
 from exporters import added_tokens
 from exporters.added_tokens import CONFIG, FLAGS, JSON
 from exporters.sentencepiece import LLAMA, PIECES, SPACE, SentencePiece, SpecialIds, class_name, first_prefix, is_legacy

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from edge import image
 from edge.bundle.golden import Golden, Outputs
 from edge.bundle.manifest import Bundle, Manifest
 from edge.errors import ParityError, UsageError
 from edge.inference.session import load
+from edge.inputs import image
 from edge.verify import Report, Row, compare, distance
 from exporters import prompts, reference
 from exporters.checkpoint import Checkpoint, open_checkpoint

@@ -16,7 +16,7 @@ from edge.decoders.embedding_table import EmbeddingTable
 from edge.decoders.function_graph import FunctionGraph
 from edge.decoders.stateful import DECODE, PREFILL, StatefulDecoder
 from edge.errors import EngineError, first_line
-from edge.placement import Placed, Processor
+from edge.planning.placement import Placed, Processor
 from edge.types import Array, ComputeUnits, Decoder, EngineFacts, Graph, OpenOptions, PartFiles
 
 ENGINE: EngineFacts = {

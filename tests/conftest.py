@@ -12,8 +12,8 @@ from edge import privacy
 from edge.bundle import manifest as bundles
 from edge.bundle import staging
 from edge.bundle.manifest import Bundle, Manifest, Part
-from edge.pieces import Questions, Slot, Text
 from edge.spec import DecoderSpec, ImageSpec, PromptSpec, VisionSpec, VLMSpec
+from edge.spec.pieces import Questions, Slot, Text
 from edge.types import TensorSpec
 
 if TYPE_CHECKING:

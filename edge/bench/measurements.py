@@ -11,7 +11,6 @@ from typing import Any
 
 from PIL import Image
 
-from edge import calibration, image
 from edge.bench.memory import peak_bytes
 from edge.bench.request import GENERATED, PROMPT, Request
 from edge.bundle.golden import Golden
@@ -19,7 +18,8 @@ from edge.bundle.manifest import Bundle
 from edge.engines import UNKNOWN, kernels
 from edge.errors import ParityError, UsageError
 from edge.inference.session import Session, load
-from edge.prompt import Turn, segments
+from edge.inputs import calibration, image
+from edge.inputs.prompt import Turn, segments
 from edge.types import Embeddings, Segment, Tokens
 from edge.verify import compare
 

@@ -123,9 +123,9 @@ def _rows_on(
     """What other machines measure; all of them at a time, one bundle after another."""
     from rich.console import Console
 
-    from edge import calibration
     from edge.bundle.manifest import Bundle
     from edge.cli import render
+    from edge.inputs import calibration
     from edge.remote.bench import Job
     from edge.remote.fleet import bench_on
     from edge.remote.target import parse_all

@@ -26,7 +26,7 @@ def inspect(
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     if placement:
-        from edge.placement import placements, to_json
+        from edge.planning.placement import placements, to_json
 
         found = placements(opened)
         print_json(to_json(found)) if as_json else print_rich(render.placements(found))

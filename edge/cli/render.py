@@ -14,7 +14,7 @@ from rich.text import Text
 
 from edge.cli.tables import facts as _facts
 from edge.cli.tables import table as _table
-from edge.pieces import shown
+from edge.spec.pieces import shown
 from edge.units import format_size
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from edge.doctor import Diagnosis
     from edge.formats.gguf_report import Findings
     from edge.inference.generate import Answer
-    from edge.placement import Placement
     from edge.planning.fit import Fit, Prediction
+    from edge.planning.placement import Placement
     from edge.spec import VLMSpec
     from edge.verify import Report, Row
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge import calibration
 from edge.evaluation.metrics import accuracy
 from edge.evaluation.task import Metric, Question, Scored
+from edge.inputs import calibration
 
 
 @dataclass

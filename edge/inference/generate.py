@@ -16,8 +16,8 @@ from edge.inference.kept import WORTH, Kept
 from edge.inference.prefix import Held, Prefix, common, positions
 from edge.inference.sampling import Sampler, Sampling
 from edge.inference.stop import StopFilter
+from edge.inputs.tokenizer import Tokenizer
 from edge.spec import PromptSpec
-from edge.tokenizer import Tokenizer
 from edge.types import Decoder, Embeddings, Segment, Tokens
 
 StopReason = Literal["stop", "length", "context"]

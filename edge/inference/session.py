@@ -18,16 +18,16 @@ from edge.bundle.manifest import Bundle
 from edge.devices import detect
 from edge.engines import installed_engines
 from edge.errors import EdgeError, UsageError
-from edge.image import Source
 from edge.inference.generate import Answer, OnToken, TextGenerator
 from edge.inference.kept import Kept
 from edge.inference.loader import ModelLoader, in_background
 from edge.inference.prefix import Prefix
 from edge.inference.sampling import Sampling
 from edge.inference.vision import ImageTimes, VisionEncoder
+from edge.inputs.image import Source
+from edge.inputs.prompt import Turn, segments
+from edge.inputs.tokenizer import Tokenizer
 from edge.planning.plan import Plan, plan
-from edge.prompt import Turn, segments
-from edge.tokenizer import Tokenizer
 from edge.types import CacheKind, ComputeUnits, Decoder, Embeddings, Graph, OpenOptions
 
 Images = Source | Sequence[Source] | None  # no image, one, or several

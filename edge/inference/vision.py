@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edge.bundle.manifest import Bundle
 from edge.errors import EngineError
-from edge.image import Source, digest, pixels
+from edge.inputs.image import Source, digest, pixels
 from edge.types import Array, Embeddings, Graph
 
 REMEMBERED = 32  # views whose embeddings are kept

@@ -12,8 +12,8 @@ from typing import Any
 
 import edge
 from edge.bundle.manifest import Bundle, describe
-from edge.calibration import PROMPTS, Record
 from edge.errors import EdgeError, RemoteError, UsageError
+from edge.inputs.calibration import PROMPTS, Record
 from edge.remote import app
 from edge.remote.adb import Adb
 from edge.remote.copy import copy, store

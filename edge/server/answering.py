@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.inference.generate import Answer
+from edge.inputs.tokenizer import Tokenizer
 from edge.server.errors import ApiError, Gone, told
 from edge.server.models import Model, turned
 from edge.server.request import Ask
 from edge.server.work import Place
-from edge.tokenizer import Tokenizer
 from edge.types import Embeddings
 
 _LOG = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from edge.bundle.manifest import MANIFEST
 from edge.devices import host
 from edge.inference.session import Session
 from edge.inference.vision import REMEMBERED
-from edge.prompt import Turn, segments
+from edge.inputs.prompt import Turn, segments
 from edge.server.conversation import Conversation, Picture
 from edge.server.errors import ApiError
 from edge.server.limits import Limits

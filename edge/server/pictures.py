@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import image
 from edge.errors import ImageError
+from edge.inputs import image
 from edge.server.errors import ApiError
 from edge.server.limits import Limits
 from edge.spec import ImageSpec

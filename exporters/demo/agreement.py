@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 import edge
-from edge import image
 from edge.errors import ParityError
 from edge.inference.session import Session
+from edge.inputs import image
 from edge.types import Embeddings, Segment, Tokens
 from edge.verify import distance
 from exporters import reference

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from edge.calibration import PROMPTS
+from edge.inputs.calibration import PROMPTS
 from exporters.demo.questions import KINDS, ask
 from exporters.demo.world import draw, scene
 

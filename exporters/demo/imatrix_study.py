@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge import calibration, image, plugins
-from edge.prompt import Turn, segments
+from edge import plugins
+from edge.inputs import calibration, image
+from edge.inputs.prompt import Turn, segments
 from edge.types import Embeddings, Segment, Tokens
 from exporters import reference, targets
 from exporters.checkpoint import Checkpoint, open_checkpoint

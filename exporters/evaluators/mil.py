@@ -12,7 +12,7 @@ from edge.decoders.embedding_table import EmbeddingTable
 from edge.decoders.function_graph import FunctionGraph
 from edge.decoders.stateful import DECODE, PREFILL, StatefulDecoder
 from edge.errors import BundleError, EngineError
-from edge.placement import Placed
+from edge.planning.placement import Placed
 from edge.spec import DecoderSpec
 from edge.types import Array, Decoder, EngineFacts, Graph, OpenOptions, PartFiles
 from exporters.mil import package

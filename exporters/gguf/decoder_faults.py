@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from edge.errors import BundleError
 from edge.formats.gguf import GGUF, GGUFArray
-from edge.pieces import Slot
 from edge.spec import PromptSpec
+from edge.spec.pieces import Slot
 from exporters.gguf import rendering, template
 from exporters.gguf.fault import Change, Rows, shape, values, whole
 from exporters.gguf.names import TEMPLATE

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from edge.prompt import Turn, parts
+from edge.inputs.prompt import Turn, parts
 from edge.spec import PromptSpec
 from edge.types import Embeddings
 from exporters.gguf.template import MEDIA
@@ -191,7 +191,8 @@ def unlike(said: str, wanted: str) -> str | None:
 
 
 def expected(spec: PromptSpec, conversation: Sequence[Message], spell: Callable[[int], str]) -> str:
-    """The prompt as `edge.prompt` cuts it, as one text: llama.cpp's mark stands for an image, ids are spelled out."""
+    """The prompt as `edge.inputs.prompt` cuts it, as one text: llama.cpp's mark stands for an image, ids are spelled
+    out."""
     first, *rest = conversation
     system = first["content"] if first["role"] == "system" else None
     turns: list[Turn] = []

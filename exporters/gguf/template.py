@@ -6,15 +6,15 @@ import json
 import re
 from collections.abc import Callable, Iterable
 
-from edge.pieces import Ids, Piece, Pieces, Questions, Slot, Text
 from edge.spec import PromptSpec
+from edge.spec.pieces import Ids, Piece, Pieces, Questions, Slot, Text
 
 Spell = Callable[[int], str]  # the text of a token
 MEDIA = "<__media__>"  # what llama.cpp's multimodal programs put where a picture stands
 
 
 def jinja(spec: PromptSpec, spell: Spell) -> str:
-    """Renders what `edge.prompt` feeds; `spell` gives the text of a special token.
+    """Renders what `edge.inputs.prompt` feeds; `spell` gives the text of a special token.
 
     The id that begins a text is the tokenizer's business (`add_bos_token`). llama.cpp writes its mark right before the
     question: what the model wants between the two is put there.

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from edge.placement import Placed
+from edge.planning.placement import Placed
 from exporters.mil import compressed
 from exporters.mil.function import Function
 from exporters.mil.values import Type

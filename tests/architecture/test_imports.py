@@ -216,7 +216,7 @@ def test_the_command_line_loads_the_export_side_by_name() -> None:
 FLOORS = (
     {"cli"},
     {"bench", "evaluation", "remote", "server"},
-    {"verify", "doctor", "placement"},
+    {"verify", "doctor"},
     {"inference"},
     {"planning"},
     {"decoders"},
@@ -224,40 +224,26 @@ FLOORS = (
     {"engines"},
     {"devices", "types"},
     {"spec", "plugins", "recipes", "units"},
-    {"errors", "pieces", "privacy"},
+    {"errors", "privacy"},
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-INPUTS = {
-    "image",
-    "deep_image",
-    "image_kinds",
-    "tiff_layout",
-    "prompt",
-    "tokenizer",
-    "calibration",
-}  # one room, in several files
 
 
 def rooms() -> set[str]:
-    entries = {p.stem for p in (REPOSITORY / "edge").iterdir()} - {"__init__", "__pycache__"}
-    return {"inputs" if entry in INPUTS else entry for entry in entries}
+    return {p.stem for p in (REPOSITORY / "edge").iterdir()} - {"__init__", "__pycache__"}
 
 
 def arrows(path: Path) -> set[tuple[str, str]]:
     """Imports from room to room, wherever they stand; `edge` itself is the door, through which nobody looks down."""
 
-    def room(module: str) -> str:
-        entry = module.split(".")[1]
-        return "inputs" if entry in INPUTS else entry
-
-    own = room(".".join(path.relative_to(REPOSITORY).with_suffix("").parts))
-    found = {room(module) for _, module in imports(path) if module.startswith("edge.")}
+    own = path.relative_to(REPOSITORY / "edge").with_suffix("").parts[0]
+    found = {module.split(".")[1] for _, module in imports(path) if module.startswith("edge.")}
     return {(own, other) for other in found & LEVEL.keys() if own in LEVEL and other != own}
 
 
 def test_every_room_has_its_floor() -> None:
     assert rooms() <= LEVEL.keys()
-    assert len(rooms()) <= 23
+    assert len(rooms()) <= 22
     assert len(FLOORS) <= 11
 
 
@@ -268,10 +254,11 @@ def test_8_arrows_go_down(path: Path) -> None:
 
 def test_an_arrow_between_rooms_is_seen_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "REPOSITORY", tmp_path)
-    (tmp_path / "edge" / "bundle").mkdir(parents=True)
+    for room in ("bundle", "inputs"):
+        (tmp_path / "edge" / room).mkdir(parents=True)
     for file, text, found in (
         ("units.py", "from edge.errors import EdgeError\nimport edge", {("units", "errors")}),
-        ("prompt.py", "from edge import tokenizer, image\nfrom edge.inference import stop", {("inputs", "inference")}),
+        ("inputs/a.py", "from edge.inputs import image\nfrom edge.inference import stop", {("inputs", "inference")}),
         ("bundle/a.py", "def f():\n    import edge.cli.render\nfrom .b import g", {("bundle", "cli")}),
         ("__init__.py", "from edge.inference import session", set()),
     ):

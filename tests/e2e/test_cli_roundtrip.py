@@ -21,10 +21,10 @@ from exported import Exports, golden_of, lying, manifest_of, vouch, weights
 from PIL import Image, ImageDraw
 
 import edge
-from edge import image
 from edge.bundle.manifest import Bundle
-from edge.prompt import Turn, segments
-from edge.tokenizer import Tokenizer
+from edge.inputs import image
+from edge.inputs.prompt import Turn, segments
+from edge.inputs.tokenizer import Tokenizer
 from edge.types import Embeddings, Tokens
 from exporters import reference
 from exporters.checkpoint import open_checkpoint

@@ -15,8 +15,8 @@ from exported import Exports
 from torch import Tensor
 
 import edge
-from edge import image
 from edge.inference.session import Session
+from edge.inputs import image
 from edge.types import Embeddings, Tokens
 from exporters import reference
 from exporters.checkpoint import Checkpoint, open_checkpoint

@@ -19,7 +19,7 @@ from edge.devices import host
 from edge.engines import open_part
 from edge.errors import EngineError
 from edge.formats.onnx import Node, filled, model
-from edge.image import pixels
+from edge.inputs.image import pixels
 from edge.spec import DecoderSpec
 from edge.types import Array, Decoder, Graph, OpenOptions, PartFiles, Segment, TensorSpec, Tokens
 from runtimes import onnxruntime

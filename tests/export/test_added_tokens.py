@@ -17,7 +17,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from edge.errors import CheckpointError
-from edge.tokenizer import Tokenizer
+from edge.inputs.tokenizer import Tokenizer
 from exporters.sentencepiece import CONTROL, USER_DEFINED, SentencePiece
 from exporters.tokenizer import convert
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from edge.errors import CheckpointError, EdgeError
-from edge.prompt import Turn, parts
+from edge.inputs.prompt import Turn, parts
 from exporters import standin
 from exporters.checkpoint import open_checkpoint
 

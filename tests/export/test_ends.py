@@ -16,7 +16,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors,
 from transformers import AutoTokenizer, GenerationConfig
 
 from edge.errors import CheckpointError
-from edge.tokenizer import Tokenizer
+from edge.inputs.tokenizer import Tokenizer
 from exporters import standin, stop_ids
 from exporters.checkpoint import open_checkpoint
 from exporters.sentencepiece import SpecialIds

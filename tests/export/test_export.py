@@ -17,9 +17,10 @@ from conftest import REPOSITORY
 from exported import Exports, files_of, golden_of, manifest_of, weights
 from safetensors.torch import load_file, save_file
 
-from edge import devices, image
+from edge import devices
 from edge.bundle.manifest import Bundle
 from edge.errors import CheckpointError, EngineError, UsageError
+from edge.inputs import image
 from edge.planning.fit import fit
 from exporters import golden_sample, preview
 from exporters.export import ExportRequest, export

@@ -18,11 +18,11 @@ from small_models import write
 
 from edge import plugins
 from edge.bundle.manifest import sha256
-from edge.calibration import Record
 from edge.errors import CheckpointError, EdgeError, UsageError
-from edge.prompt import Turn, segments
+from edge.inputs.calibration import Record
+from edge.inputs.prompt import Turn, segments
+from edge.inputs.tokenizer import Tokenizer
 from edge.recipes import Recipe
-from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Tokens
 from edge.verify import distance
 from exporters import pipeline, preview, standin

@@ -20,7 +20,7 @@ from small_models import write
 from tokenizers import Tokenizer as Library
 
 from edge.errors import CheckpointError, EdgeError, UsageError
-from edge.tokenizer import Tokenizer
+from edge.inputs.tokenizer import Tokenizer
 from exporters import pipeline, standin
 from exporters.checkpoint import open_checkpoint
 from exporters.export import ExportRequest, export

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edge import calibration
+from edge.inputs import calibration
 from exporters import reference
 from exporters.checkpoint import open_checkpoint
 from exporters.demo import imatrix_study as study

@@ -14,8 +14,8 @@ from llava_checkpoints import IMAGE, TEXT, VISION, change, respell
 from safetensors.torch import load_file, save_file
 
 from edge.errors import CheckpointError, UsageError
-from edge.image import pixels
 from edge.inference.session import load
+from edge.inputs.image import pixels
 from exporters.checkpoint import open_checkpoint
 from exporters.checkpoints import llava_hf
 from exporters.export import ExportRequest, export
@@ -254,8 +254,8 @@ def test_a_bundle_answers_as_transformers_does(saved, variant, format, tmp_path)
 def transformers_answer(model, values, rows, bundle, question):
     """By `generate`, from the ids of the prompt with as many image tokens as the image gives embeddings."""
     from edge.bundle.manifest import Bundle
-    from edge.prompt import Turn, segments
-    from edge.tokenizer import Tokenizer
+    from edge.inputs.prompt import Turn, segments
+    from edge.inputs.tokenizer import Tokenizer
     from edge.types import Embeddings, Tokens
 
     opened = Bundle.open(bundle)

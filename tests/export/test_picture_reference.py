@@ -1,4 +1,4 @@
-"""The stored arrays of tests/data/preprocessing.npz are what transformers computes; so is edge.image, at any size.
+"""The stored arrays of tests/data/preprocessing.npz are what transformers computes; edge.inputs.image too, at any size.
 
 `python tests/export/test_picture_reference.py` writes the file.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge.image import pixels
+from edge.inputs.image import pixels
 from edge.spec import ImageSpec
 
 STORED = Path(__file__).parents[1] / "data" / "preprocessing.npz"

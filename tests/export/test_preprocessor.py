@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edge.errors import CheckpointError
-from edge.image import pixels
+from edge.inputs.image import pixels
 from edge.spec import ImageSpec
 from exporters import preprocessor
 from exporters.preprocessor import CLIP, DEFAULTS, FILES, IRRELEVANT, LLAVA, PROCESSORS, SIGLIP, TYPES

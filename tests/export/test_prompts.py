@@ -21,9 +21,9 @@ import edge
 from edge.bundle.manifest import Bundle
 from edge.errors import CheckpointError, EdgeError, UsageError
 from edge.formats import gguf
-from edge.pieces import Ids, Questions, Slot, Text
-from edge.prompt import Turn, parts
+from edge.inputs.prompt import Turn, parts
 from edge.spec import PromptSpec
+from edge.spec.pieces import Ids, Questions, Slot, Text
 from edge.types import Embeddings
 from exporters import pipeline, prompts
 from exporters.checkpoint import Checkpoint, open_checkpoint

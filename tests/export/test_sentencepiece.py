@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.errors import CheckpointError
-from edge.tokenizer import Tokenizer
+from edge.inputs.tokenizer import Tokenizer
 from exporters.tokenizer import SpecialIds, convert, special_ids
 
 DATA = Path(__file__).parents[1] / "data"

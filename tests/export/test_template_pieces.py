@@ -16,10 +16,10 @@ from conftest import REPOSITORY
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from edge.pieces import Ids, Slot, Text
-from edge.prompt import Turn, segments
+from edge.inputs.prompt import Turn, segments
+from edge.inputs.tokenizer import Tokenizer
 from edge.spec import PromptSpec
-from edge.tokenizer import Tokenizer
+from edge.spec.pieces import Ids, Slot, Text
 from edge.types import Embeddings, Tokens
 from exporters.gguf import rendering, template
 from exporters.published import prompt

@@ -24,14 +24,14 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from edge import image
 from edge.bundle import safetensors
 from edge.bundle.golden import Golden
 from edge.bundle.manifest import MANIFEST, describe
 from edge.inference.session import load
-from edge.prompt import Turn, segments
+from edge.inputs import image
+from edge.inputs.prompt import Turn, segments
+from edge.inputs.tokenizer import Tokenizer
 from edge.spec import ImageSpec, PromptSpec, parse
-from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Tokens
 
 HERE = Path(__file__).parent

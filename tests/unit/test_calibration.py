@@ -11,9 +11,9 @@ from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.calibration import Record, read
 from edge.errors import UsageError
-from edge.image import open_image
+from edge.inputs.calibration import Record, read
+from edge.inputs.image import open_image
 
 SHIPPED = REPOSITORY / "calib_data"
 

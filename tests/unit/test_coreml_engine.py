@@ -19,7 +19,7 @@ from edge.decoders.stateful import StatefulDecoder
 from edge.engines import installed_engines
 from edge.errors import EngineError, UsageError
 from edge.inference.session import load
-from edge.placement import Placed
+from edge.planning.placement import Placed
 from edge.types import OpenOptions, PartFiles, TensorSpec, Tokens
 
 

@@ -31,9 +31,9 @@ from tiff_files import (
     brightness,
 )
 
-from edge import deep_image
 from edge.errors import ImageError
-from edge.image import open_image
+from edge.inputs import deep_image
+from edge.inputs.image import open_image
 
 GEOMETRY = {"one strip": {}, "strips": {"rows_per_strip": 2}, "tiles": {"tile": (16, 16)}}
 RNG = np.random.default_rng(0)
@@ -375,7 +375,7 @@ def test_declared_sizes_are_believed_only_when_the_file_can_hold_them(monkeypatc
 
 PEAK = """
 import resource, sys
-from edge.image import open_image
+from edge.inputs.image import open_image
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 open_image(sys.argv[1])
 before = peak()

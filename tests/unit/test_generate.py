@@ -16,7 +16,7 @@ from edge.errors import ContextError, EdgeError, EngineError, UsageError
 from edge.inference.generate import Answer, TextGenerator
 from edge.inference.sampling import Sampling
 from edge.inference.stop import StopFilter
-from edge.tokenizer import Tokenizer
+from edge.inputs.tokenizer import Tokenizer
 from edge.types import Array, Embeddings, Segment, Tokens
 
 TOKENIZER = Tokenizer(byte_tokenizer())

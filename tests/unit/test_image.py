@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from edge.errors import ImageError
-from edge.image import MAX_PIXELS, digest, dimensions, open_image, pixels
+from edge.inputs.image import MAX_PIXELS, digest, dimensions, open_image, pixels
 from edge.spec import ImageSpec
 
 STORED = Path(__file__).parents[1] / "data" / "preprocessing.npz"

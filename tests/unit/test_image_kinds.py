@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from edge.errors import ImageError
-from edge.image import open_image
-from edge.image_kinds import KINDS, recognise
+from edge.inputs.image import open_image
+from edge.inputs.image_kinds import KINDS, recognise
 
 
 def iso(brand: bytes, *others: bytes) -> bytes:

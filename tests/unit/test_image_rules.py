@@ -1,4 +1,4 @@
-"""The rules of docs/bundle.md for an image, followed to the letter in NumPy, give the bits of `edge.image.pixels`."""
+"""The rules of docs/bundle.md for an image, followed to the letter in NumPy, give the bits of edge.inputs.image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conftest import SPEC
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge.image import pixels
+from edge.inputs.image import pixels
 from edge.spec import ImageSpec
 
 

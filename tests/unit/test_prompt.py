@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import UsageError
-from edge.pieces import Ids, Questions, Slot, Text
-from edge.prompt import Turn, segments
+from edge.inputs.prompt import Turn, segments
+from edge.inputs.tokenizer import Tokenizer
 from edge.spec import PromptSpec
-from edge.tokenizer import Tokenizer
+from edge.spec.pieces import Ids, Questions, Slot, Text
 from edge.types import Embeddings, Segment, Tokens
 
 TOKENIZER = Tokenizer.open(Path(__file__).parents[1] / "data" / "tokenizer.json")

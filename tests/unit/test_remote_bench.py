@@ -16,8 +16,8 @@ from commands import call
 from remotes import DOCTOR, RESULT, Folder, Machine
 
 from edge.bundle.manifest import Bundle
-from edge.calibration import Record, read
 from edge.errors import BundleError, EdgeError, RemoteError, UsageError
+from edge.inputs.calibration import Record, read
 from edge.remote import fleet, shell
 from edge.remote.bench import Job, remote_command
 from edge.remote.fleet import Outcome, bench_on

@@ -21,8 +21,8 @@ import edge
 from edge.bundle.golden import ARRAYS, Golden
 from edge.bundle.manifest import Bundle, Manifest
 from edge.errors import BundleError
+from edge.inputs.prompt import Turn, segments
 from edge.planning.sizes import guessed, sizes
-from edge.prompt import Turn, segments
 from edge.types import Tokens
 
 OLD = REPOSITORY / "tests" / "data" / "schema1"

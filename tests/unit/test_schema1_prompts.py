@@ -14,9 +14,9 @@ from conftest import REPOSITORY
 from edge.bundle import schema1
 from edge.bundle.manifest import SCHEMA, Bundle, Manifest
 from edge.errors import BundleError
-from edge.prompt import Turn, segments
+from edge.inputs.prompt import Turn, segments
+from edge.inputs.tokenizer import Tokenizer
 from edge.spec import PromptSpec, parse
-from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Tokens
 
 DATA = REPOSITORY / "tests" / "data"

@@ -22,7 +22,7 @@ from edge.inference import session as sessions
 from edge.inference.sampling import Sampling
 from edge.inference.session import Session
 from edge.inference.vision import REMEMBERED, ImageTimes, VisionEncoder
-from edge.prompt import Turn
+from edge.inputs.prompt import Turn
 from edge.types import Array, Graph, OpenOptions, PartFiles
 
 CONTEXT = 400

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from edge.errors import BundleError
-from edge.tokenizer import Tokenizer
+from edge.inputs.tokenizer import Tokenizer
 
 FILE = Path(__file__).parents[1] / "data" / "tokenizer.json"
 TOKENIZER = Tokenizer.open(FILE)

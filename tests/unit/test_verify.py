@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 from fakes import BYTES, write_model_bundle
 
-from edge import image
 from edge import verify as verifying
 from edge.bundle import manifest as bundles
 from edge.bundle.golden import TOKENS, Golden, Outputs
 from edge.bundle.manifest import Bundle, Manifest
 from edge.errors import BundleError, EdgeError
 from edge.inference.session import load
-from edge.prompt import Turn, segments
-from edge.tokenizer import Tokenizer
+from edge.inputs import image
+from edge.inputs.prompt import Turn, segments
+from edge.inputs.tokenizer import Tokenizer
 from edge.types import Embeddings, Tokens
 from edge.verify import Report, Row, compare, distance, verify
 

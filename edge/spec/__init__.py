@@ -8,7 +8,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from edge.errors import BundleError
-from edge.pieces import Pieces, Questions, misplaced, piece, shown
+from edge.spec.pieces import Pieces, Questions, misplaced, piece, shown
 
 T = TypeVar("T")
 MOST = 2**31 - 1  # of whatever is counted, so that every language's int holds it and no arithmetic overflows

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from edge.errors import UsageError
-from edge.pieces import Ids, Pieces, Slot, Text, Trim
+from edge.inputs.tokenizer import Tokenizer
 from edge.spec import PromptSpec
-from edge.tokenizer import Tokenizer
+from edge.spec.pieces import Ids, Pieces, Slot, Text, Trim
 from edge.types import Embeddings, Segment, Tokens
 
 Content = tuple[str | Embeddings, ...]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from edge.errors import ImageError
-from edge.tiff_layout import SCALE
+from edge.inputs.tiff_layout import SCALE
 
 BAND = 1 << 18  # pixels that are converted at a time: a large image takes no second large array
 OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}

@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import PREFIXES, ImageFileDirectory_v2, TiffImageFile
 
 from edge.errors import ImageError
-from edge.image_kinds import RAW
+from edge.inputs.image_kinds import RAW
 
 WHITE_IS_ZERO, RGB, PALETTE, YCBCR = 0, 2, 3, 6
 SENSOR = (32803, 34892)  # one colour a pixel as the sensor has it; linear raw

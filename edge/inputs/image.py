@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from edge import deep_image, image_kinds, tiff_layout
 from edge.errors import ImageError
+from edge.inputs import deep_image, image_kinds, tiff_layout
 from edge.spec import Fit, ImageSpec
 from edge.types import Array
 
