@@ -15,6 +15,7 @@ from edge.devices import host
 from edge.inference.session import Session
 from edge.inference.vision import REMEMBERED
 from edge.inputs.prompt import Turn, segments
+from edge.server.constraints import Wanted
 from edge.server.conversation import Conversation, Picture
 from edge.server.errors import ApiError
 from edge.server.limits import Limits
@@ -66,6 +67,13 @@ class Model:
                 f"{where} needs {needed} tokens, and the context holds {context}",
                 param=where,
                 code="context_length_exceeded",
+            )
+
+    def hold(self, wanted: Wanted | None) -> None:
+        """Have an answer be what is wanted. Raises ApiError: no answer is held to anything yet."""
+        if wanted is not None:
+            raise ApiError(
+                400, f"{wanted.where}: answers are text, and held to nothing", param=wanted.where, code="unsupported"
             )
 
     def to_json(self) -> dict[str, Any]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from edge.inference.sampling import Sampling
+from edge.server.constraints import Wanted
 from edge.server.conversation import Conversation, Item, Picture
 from edge.server.errors import ApiError
 from edge.server.fields import Fields
@@ -26,7 +25,7 @@ class Ask:
     sampling: Sampling
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None  # None: no probabilities at all
-    constraint: Mapping[str, Any] | None = None  # what the answer must be, as the protocol's `response_format`
+    constraint: Wanted | None = None  # what the answer must be
     stream: bool = False
     include_usage: bool = False
 

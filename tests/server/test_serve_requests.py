@@ -64,6 +64,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (chat_with(modalities=["audio"]), "modalities"),
     (chat_with(response_format="json"), "response_format"),
     (chat_with(response_format={"type": "xml"}), "response_format.type"),
+    *(
+        (chat_with(response_format={"type": "json_schema", "json_schema": value}), f"response_format.json_schema{at}")
+        for value, at in ((None, ""), (3, ""), ({}, ".schema"), ({"schema": True}, ".schema"))
+    ),
+    (
+        chat_with(response_format={"type": "json_schema", "json_schema": {"schema": {}, "more": 1}}),
+        "response_format.json_schema.more",
+    ),
+    (chat_with(response_format={"type": "json_object", "json_schema": {}}), "response_format.json_schema"),
+    (chat_with(response_format={"type": "regex"}), "response_format.pattern"),
+    (chat_with(response_format={"type": "choice", "choices": [1]}), "response_format.choices"),
     (chat_with(tempreature=1), "tempreature"),
     *((shown(value), "messages[0].content[0].image_url") for value in (None, 3, [])),
     *((shown({"url": value}), "messages[0].content[0].image_url.url") for value in (None, 3, "", "cat.png")),
@@ -128,6 +139,23 @@ def test_a_number_beyond_all_others(server: Served, key: str) -> None:
 def test_what_is_no_json_object(server: Served, body: bytes) -> None:
     got = server.post(CHAT, body)
     assert (got.status, got.error["code"]) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize(
+    ("format", "param"),
+    [
+        ({"type": "json_object"}, "type"),
+        ({"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}, "json_schema.schema"),
+        ({"type": "regex", "pattern": "[0-9]+"}, "pattern"),
+        ({"type": "choice", "choices": ["yes", "no"]}, "choices"),
+    ],
+)
+def test_an_answer_that_must_be_something_is_refused(server: Served, format: dict[str, Any], param: str) -> None:
+    """Before a stream begins, too."""
+    for stream in (False, True):
+        got = server.chat(MESSAGES, response_format=format, stream=stream)
+        assert (got.status, got.error["code"], got.error["param"]) == (400, "unsupported", f"response_format.{param}")
+    assert server.chat(MESSAGES, response_format={"type": "text"}).status == 200
 
 
 def test_a_model_that_is_not_served(server: Served) -> None:
