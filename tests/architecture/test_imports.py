@@ -363,3 +363,9 @@ def test_the_doctor_of_files_needs_neither_torch_nor_converters(tmp_path: Path) 
 def test_the_report_needs_neither_torch_nor_converters() -> None:
     done = without(HEAVY | CONVERTERS | {"llama_cpp", "onnxruntime"}, "import exporters.report; print('fine')")
     assert (done.stdout, done.stderr) == ("fine\n", "")
+
+
+def test_no_two_files_of_tests_share_a_name() -> None:
+    """pytest imports them by it: one run of all could not collect both."""
+    names = [path.name for path in (REPOSITORY / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
