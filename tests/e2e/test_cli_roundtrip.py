@@ -99,7 +99,7 @@ def truth(exports: Exports, bundle: Path) -> Torch:
 
 def test_export_says_what_it_proved(made: Said, bundle: Path) -> None:
     facts = made.json
-    assert set(facts) == {"path", "bytes", "seconds", "fit", "prompt", "notes", "report", "next_command"}
+    assert set(facts) == {"path", "bytes", "seconds", "fit", "prompt", "notes", "costs", "report", "next_command"}
     assert facts["fit"] is None  # no device was named
     assert facts["report"]["ok"] is True
     assert facts["bytes"] == sum(file.bytes for file in Bundle.open(bundle).manifest.files())
