@@ -28,6 +28,7 @@ from edge.tokenizer import Tokenizer
 from edge.types import Embeddings, Segment, Tokens
 from exporters import reference, targets
 from exporters.checkpoint import Checkpoint
+from exporters.equalizer import Equalizer
 from exporters.formats import Written
 from exporters.gguf import decoder as gguf_decoder
 from exporters.gguf import imatrix, mmproj
@@ -78,12 +79,14 @@ def build(
     other_kinds(decoder, to["decoder"])  # as is a pattern for no tensor
     _require_mmproj((vision, *others), to)
     write = _Writer(checkpoint, to, folder, progress)
+    equalizer = Equalizer(spec, tokenizer, to, calibration)
     apple = {role: {"ane": True} if ane and target.format == "coreml" else {} for role, target in to.items()}
 
     encoder = write.load(vision, Encoder)
     rows = reference.encode(encoder, pixel_values)
     pictures = [pixel_values, *(image.pixels(record.picture, spec.image) for record in calibration)]
     seen = [reference.encode(encoder, pixels) for pixels in pictures[1:]]
+    equalizer.encoder(encoder, vision.role)
     parts: tuple[Part, ...] = ()
     companions: tuple[File, ...] = ()
     if vision.role in ROLES:
@@ -103,18 +106,20 @@ def build(
     for record, picture_rows in zip(calibration, seen, strict=True):
         turn = Turn.about(record.question, (Embeddings(picture_rows[0], "calibration"),), record.answer)
         cuts.append(segments(spec.prompt, tokenizer, [turn]))
-    sequences = [merged(model, conversation) for conversation in cuts]
+    sequences = [reference.merged(model, conversation) for conversation in cuts]
     if calibration and not matters:
         matters = importance.measure(model, sequences[1:])
         if to["decoder"].format == "gguf":  # llama.cpp's own tools take it too
             imatrix.write(folder / IMATRIX, matters, model.config, len(calibration))
             companions += (manifest.describe(folder, folder / IMATRIX),)
+    matters = equalizer.decoder(model, matters)
     parts += (write.part(decoder, model, ("decoder",), matters, sequences, **apple["decoder"]),)
     stored_answer = reference.answer(model, prompt, rows)
     del model
 
     for component in others:
         module = write.load(component, Encoder)
+        equalizer.encoder(module, component.role)
         companions += write.files(component, module, **write.beside(component, position_workaround))[0]
     parts = parts if split else _joined(parts, folder)
     golden = Golden(picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer))
@@ -261,10 +266,3 @@ class _Writer:
 
 def _segments(prompt: Ids, rows: Rows) -> list[Segment]:
     return [Embeddings(rows[0], "golden") if ids is None else Tokens(tuple(ids)) for ids in prompt]
-
-
-def merged(decoder: LanguageModel, conversation: Sequence[Segment]) -> Tensor:
-    """The rows that the decoder sees, `[1, S, hidden]`."""
-    table = decoder.embed_tokens.weight
-    rows = [table[list(s.ids)] if isinstance(s, Tokens) else torch.from_numpy(s.rows) for s in conversation]
-    return torch.cat(rows)[None]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edge.bundle.golden import TOKENS
 from edge.errors import CheckpointError
+from edge.types import Segment, Tokens
 from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
@@ -21,6 +22,13 @@ def encode(encoder: Encoder, pixel_values: NDArray[np.float32]) -> NDArray[np.fl
     """`[1, 3, S, S]` -> `[1, N, D]`. Raises CheckpointError where that is not finite."""
     rows: NDArray[np.float32] = _finite("vision encoder", encoder(torch.from_numpy(pixel_values))).numpy()
     return rows
+
+
+def merged(decoder: LanguageModel, segments: Sequence[Segment]) -> Tensor:
+    """The rows that the decoder sees, `[1, S, hidden]`."""
+    table = decoder.embed_tokens.weight
+    rows = [table[list(s.ids)] if isinstance(s, Tokens) else torch.from_numpy(s.rows) for s in segments]
+    return torch.cat(rows)[None]
 
 
 @torch.inference_mode()

@@ -30,7 +30,7 @@ from exporters.export import CALIBRATION
 from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
-from exporters.pipeline import components, cut, merged, own_tokenizer
+from exporters.pipeline import components, cut, own_tokenizer
 from exporters.quantization import importance
 
 log = logging.getLogger("demo")
@@ -86,7 +86,7 @@ def predictions(decoder: LanguageModel, conversation: Conversation) -> Tensor:
     """Logarithms of the probabilities that `targets` are held against, `[T, vocab]` float32."""
     config = decoder.config
     cache = GrowingCache(config.heads, config.kv_heads, config.rope)
-    logits: Tensor = decoder(merged(decoder, conversation.segments), cache, everywhere=True)[0]
+    logits: Tensor = decoder(reference.merged(decoder, conversation.segments), cache, everywhere=True)[0]
     return logits[-1 - len(conversation.targets) : -1].log_softmax(-1)
 
 
@@ -117,8 +117,8 @@ def statistics(
     text = [[segment for segment in conversation if isinstance(segment, Tokens)] for conversation in whole]
     return {
         NONE: {},
-        TEXT: importance.measure(decoder, (merged(decoder, conversation) for conversation in text)),
-        WHOLE: importance.measure(decoder, (merged(decoder, conversation) for conversation in whole)),
+        TEXT: importance.measure(decoder, (reference.merged(decoder, conversation) for conversation in text)),
+        WHOLE: importance.measure(decoder, (reference.merged(decoder, conversation) for conversation in whole)),
     }
 
 
