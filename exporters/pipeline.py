@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,9 +24,12 @@ from edge.inputs.calibration import Record
 from edge.inputs.prompt import Turn, segments
 from edge.inputs.tokenizer import Tokenizer
 from edge.recipes import Target
+from edge.spec import VLMSpec
 from edge.types import Embeddings, Segment, Tokens
 from exporters import reference, targets, widening
+from exporters.calibration_sample import Sample, samples
 from exporters.checkpoint import Checkpoint
+from exporters.equalizer import Equalizer
 from exporters.formats import NOTHING, Format, Job, Written
 from exporters.gguf import imatrix
 from exporters.judge import MAX_LOSS, Cost, Judge
@@ -82,39 +85,57 @@ def build(order: Order, folder: Path, progress: Stages) -> Built:
     matters = _read(order.importance, decoder) if order.importance else {}
     write = _Writer(order, folder, progress)
     write.check(vision, decoder, *others)
+    equalizer = Equalizer(spec, tokenizer, order.targets, order.calibration)
+    judged = samples(order.calibration)[1:JUDGED]  # beside the golden picture, which is the first
 
     encoder = write.load(vision, Encoder)
     rows = reference.encode(encoder, pixel_values)
     pictures = [pixel_values, *(image.pixels(record.picture, spec.image) for record in order.calibration)]
     seen = [reference.encode(encoder, pixels) for pixels in pictures[1:]]
-    tensors = list(map(torch.from_numpy, pictures))
-    judge = write.judge(vision, encoder, tensors[:JUDGED])
-    write.encoder(vision, encoder, tensors, judge.widened)
+    shown = [image.pixels(sample.image, spec.image) for sample in judged]
+    judged_rows = [reference.encode(encoder, pixels) for pixels in shown]
+    equalizer.encoder(encoder, vision.role)
+    judge = write.judge(vision, encoder, list(map(torch.from_numpy, (pixel_values, *shown))))
+    write.encoder(vision, encoder, map(torch.from_numpy, pictures), judge.widened)
     stored_rows = reference.encode(encoder, pixel_values)
     with judge.rounding():
         rounded_rows = reference.encode(encoder, pixel_values)
-    costs = {"vision": write.held(vision, Encoder, judge)}
+    costs = {"vision": write.held(vision, judge, lambda: equalizer.encoder(write.load(vision, Encoder), vision.role))}
     rounds = judge.rounds
     del encoder, judge
 
     model = write.load(decoder, LanguageModel)
     answer = reference.answer(model, prompt, rows)
-    asked = [reference.conversation(prompt, rows), *_calibration(order, tokenizer, seen)]
-    sequences = [reference.merged(model, conversation) for conversation in asked]
+    sequences = [
+        reference.merged(model, conversation)
+        for conversation in (
+            reference.conversation(prompt, rows),
+            *_conversations(spec, tokenizer, order.calibration, seen),
+        )
+    ]
+    asked = [reference.merged(model, each) for each in _conversations(spec, tokenizer, judged, judged_rows)]
     measured = 0 if matters else len(order.calibration)
-    matters = importance.measure(model, sequences[1:]) if measured else matters
-    judge = write.judge(decoder, model, sequences[:JUDGED])
+    given = importance.measure(model, sequences[1:]) if measured else matters
+    matters = equalizer.decoder(model, given)
+    judge = write.judge(decoder, model, [sequences[0], *asked])
     write.decoder(decoder, model, sequences, matters, measured, judge.widened)
     stored_answer = rounded_answer = reference.answer(model, prompt, rows)
     if judge.rounds:
         with judge.rounding():
             rounded_answer = reference.answer(model, prompt, rows)
-    costs["decoder"] = write.held(decoder, LanguageModel, judge)
+
+    def again() -> LanguageModel:
+        module = write.load(decoder, LanguageModel)
+        equalizer.decoder(module, given)
+        return module
+
+    costs["decoder"] = write.held(decoder, judge, again)
     rounds |= judge.rounds
     del model, judge
 
     for component in others:
-        write.encoder(component, write.load(component, Encoder), widened=order.widened.get(component.role, NOTHING))
+        module = equalizer.encoder(write.load(component, Encoder), component.role)
+        write.encoder(component, module, widened=order.widened.get(component.role, NOTHING))
     write.finish()
     rounded = Outputs(rounded_rows, *rounded_answer) if rounds else None
     golden = Golden(order.picture, pixel_values, Outputs(rows, *answer), Outputs(stored_rows, *stored_answer), rounded)
@@ -128,27 +149,35 @@ def measured(order: Order, tokenizer: Tokenizer) -> list[Side]:
     decoder = components(checkpoint)[1]
     encoder, model = (component.load(checkpoint.weights) for component in (vision, decoder))
     assert isinstance(encoder, Encoder) and isinstance(model, LanguageModel)
-    pictures = [image.pixels(order.picture, spec.image)]
-    pictures += [image.pixels(record.picture, spec.image) for record in order.calibration[: JUDGED - 1]]
+    judged = samples(order.calibration)[1:JUDGED]
+    pictures = [image.pixels(source, spec.image) for source in (order.picture, *(sample.image for sample in judged))]
     rows, *seen = [reference.encode(encoder, pixels) for pixels in pictures]
     asked = [reference.conversation(cut(checkpoint, tokenizer, order.question), rows)]
-    asked += _calibration(replace(order, calibration=order.calibration[: JUDGED - 1]), tokenizer, seen)
+    asked += _conversations(spec, tokenizer, judged, seen)
     sequences = [reference.merged(model, conversation) for conversation in asked]
+    equalizer = Equalizer(spec, tokenizer, order.targets, order.calibration)
+    equalizer.encoder(encoder, vision.role)
+    equalizer.decoder(model, {})
     return [
         Side.measured(vision, encoder, list(map(torch.from_numpy, pictures)), order.targets[vision.role]),
         Side.measured(decoder, model, sequences, order.targets["decoder"]),
     ]
 
 
-def _calibration(order: Order, tokenizer: Tokenizer, seen: Sequence[Rows]) -> list[list[Segment]]:
+def _conversations(
+    spec: VLMSpec,
+    tokenizer: Tokenizer,
+    records: Iterable[Record | Sample],
+    seen: Iterable[Rows],
+) -> list[list[Segment]]:
     """Each record as a conversation about its picture's rows."""
     return [
         segments(
-            order.checkpoint.spec.prompt,
+            spec.prompt,
             tokenizer,
             [Turn.about(record.question, (Embeddings(rows[0], "calibration"),), record.answer)],
         )
-        for record, rows in zip(order.calibration, seen, strict=True)
+        for record, rows in zip(records, seen, strict=True)
     ]
 
 
@@ -216,10 +245,10 @@ class _Writer:
         role, order = component.role, self.order
         return Judge(role, module, samples, order.targets[role], order.widened.get(role), explain=order.explain)
 
-    def held(self, component: Component, kind: type[M], judge: Judge) -> Cost:
-        """What it costs. Raises ParityError where that is too much."""
+    def held(self, component: Component, judge: Judge, again: Callable[[], Encoder | LanguageModel]) -> Cost:
+        """What it costs. Raises ParityError where that is too much; `again` makes the module as it was judged."""
         cost = judge.cost()
-        judge.require(cost, self.order.max_loss, component.role, lambda: self.load(component, kind))
+        judge.require(cost, self.order.max_loss, component.role, again)
         return cost
 
     def encoder(

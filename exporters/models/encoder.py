@@ -6,7 +6,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from exporters.models import folding
 from exporters.models.component import Component
+from exporters.models.folding import Folding
 from exporters.models.vision import VisionConfig
 
 
@@ -30,6 +32,10 @@ class Encoder(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         rows: Tensor = self.projector(self.tower(pixel_values))
         return rows
+
+    def folding(self) -> Folding:
+        parts = (("tower", self.tower), ("projector", self.projector))
+        return folding.joined(folding.folding(module).within(name) for name, module in parts)
 
 
 def fused(tower: Component, projector: Component) -> Component:

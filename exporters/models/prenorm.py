@@ -13,6 +13,7 @@ from edge.errors import CheckpointError
 from exporters.models import ops
 from exporters.models.attention import Attend, Rope
 from exporters.models.decoders import LanguageModel, Rows
+from exporters.models.folding import TIED, Fold, Folding
 from exporters.models.layers import Linear, RMSNorm
 from exporters.models.source import Source
 
@@ -198,6 +199,20 @@ class Decoder(LanguageModel):
             normed, x = layer.post_attention_layernorm.add(x, layer.o_proj(attended))
             delta = layer.down_proj(ops.current().gated(layer.gate_up_proj(normed), "silu"))
         return self.lm_head(self.norm(x if delta is None else x + delta))
+
+    def folding(self) -> Folding:
+        c, folds = cast("Config", self.config), []
+        first, values = (c.heads + c.kv_heads) * c.head_dim, c.kv_heads * c.head_dim
+        for at in (f"layers.{index}" for index in range(c.layers)):
+            folds += [
+                Fold(f"{at}.input_layernorm", (f"{at}.qkv_proj",)),
+                Fold(f"{at}.qkv_proj", (f"{at}.o_proj",), first, values, c.head_dim, c.heads // c.kv_heads),
+                Fold(f"{at}.post_attention_layernorm", (f"{at}.gate_up_proj",)),
+                Fold(f"{at}.gate_up_proj", (f"{at}.down_proj",), c.ffn, c.ffn),  # of the half that is not activated
+            ]
+        if c.tied:
+            return Folding(tuple(folds), {"lm_head": TIED})
+        return Folding((*folds, Fold("norm", ("lm_head",))))
 
 
 def keys(config: Config, traits: Traits, prefix: str) -> dict[str, Source]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edge.errors import CheckpointError
 from exporters.models import ops
+from exporters.models.folding import ACTIVATION, Fold, Folding
 from exporters.models.layers import Activation, LayerNorm, Linear
 from exporters.models.source import Source
 from exporters.models.vision import VisionConfig
@@ -97,6 +98,22 @@ def through(layers: nn.ModuleList, x: Tensor) -> Tensor:
         normed, x = layer.layer_norm2.add(x, layer.self_attn(normed))
         delta = layer.mlp(normed)
     return x if delta is None else x + delta
+
+
+def folding(layers: nn.ModuleList) -> Folding:
+    """Of `through`, whose output is the residual stream: what is added last can be shifted, not scaled."""
+    folds, unfolded = [], {}
+    for at in (f"layers.{index}" for index in range(len(layers))):
+        heads = tuple(f"{at}.self_attn.{name}_proj" for name in "qkv")
+        folds += [
+            Fold(f"{at}.layer_norm1", heads, shifts=True),
+            # The weights of attention have the sum one: it passes constants on.
+            Fold(f"{at}.self_attn.v_proj", (f"{at}.self_attn.out_proj",), shifts=True),
+            Fold(f"{at}.layer_norm2", (f"{at}.mlp.fc1",), shifts=True),
+        ]
+        unfolded[f"{at}.mlp.fc2"] = ACTIVATION
+    last = Fold(f"layers.{len(layers) - 1}.mlp.fc2", (), scales=False, shifts=True) if len(layers) else None
+    return Folding(tuple(folds), unfolded, gives=last)
 
 
 def unused_layers(config: ViTConfig) -> str:

@@ -39,9 +39,9 @@ def rounded(x: Tensor, kind: Kind) -> Tensor:
     - superblock: the same with blocks of 256 (llama.cpp's Q8_K).
     """
     if kind == "tensor":
-        return _asymmetric(x, x.amin(), x.amax())
+        return asymmetric(x, x.amin(), x.amax())
     if kind == "row":
-        return _asymmetric(x, x.amin(-1, keepdim=True), x.amax(-1, keepdim=True))
+        return asymmetric(x, x.amin(-1, keepdim=True), x.amax(-1, keepdim=True))
     if kind == "block":
         return _blocks(x, BLOCK)
     if kind == "superblock":
@@ -49,7 +49,7 @@ def rounded(x: Tensor, kind: Kind) -> Tensor:
     return x
 
 
-def _asymmetric(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def asymmetric(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """256 levels from `low` to `high`, one of which is 0 exactly."""
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale = ((high - low) / 255).clamp(min=_TINY)

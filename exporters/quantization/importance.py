@@ -6,24 +6,28 @@ of the model in use, with the picture's rows among the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edge.errors import CheckpointError
 from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel
-from exporters.models.layers import Linear
+from exporters.quantization.observed import watching
 
 
 @torch.inference_mode()
 def measure(decoder: LanguageModel, sequences: Iterable[Tensor]) -> dict[str, Tensor]:
     """Sequences of rows `[1, S, hidden]` -> weight name -> `[columns]` float32. Raises CheckpointError on what is not
     finite, which would hide in the rounding that it guides."""
-    config = decoder.config
-    with _watching(decoder) as sums:
+    config, sums = decoder.config, dict[str, tuple[Tensor, int]]()
+
+    def seen(path: str, rows: Tensor) -> None:
+        total, count = sums.get(f"{path}.weight", (torch.zeros(rows.shape[1]), 0))
+        sums[f"{path}.weight"] = total + rows.square().sum(dim=0), count + len(rows)
+
+    with watching(decoder, seen):
         for rows in sequences:
             decoder(rows, GrowingCache(config.heads, config.kv_heads, config.rope))
     for name, (total, _) in sums.items():
@@ -33,24 +37,3 @@ def measure(decoder: LanguageModel, sequences: Iterable[Tensor]) -> dict[str, Te
                 hint="its values outgrow float32: was the training stable? Without --calib nothing is measured",
             )
     return {name: total / max(count, 1) for name, (total, count) in sums.items()}
-
-
-@contextmanager
-def _watching(module: nn.Module) -> Iterator[dict[str, tuple[Tensor, int]]]:
-    sums: dict[str, tuple[Tensor, int]] = {}
-
-    def watch(name: str, layer: Linear) -> torch.utils.hooks.RemovableHandle:
-        def seen(_: nn.Module, inputs: tuple[Tensor]) -> None:
-            rows = inputs[0].reshape(-1, layer.in_features)
-            total, count = sums.get(name, (torch.zeros(layer.in_features), 0))
-            sums[name] = total + rows.square().sum(dim=0), count + len(rows)
-
-        return layer.register_forward_pre_hook(seen)
-
-    layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, Linear)]
-    handles = [watch(f"{name}.weight", layer) for name, layer in layers]
-    try:
-        yield sums
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from edge import plugins
 from edge.errors import CheckpointError
 from exporters.models.attention import Attend, Rope
+from exporters.models.folding import Folding
 from exporters.models.source import Source
 
 
@@ -69,6 +70,10 @@ class LanguageModel(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab, config.hidden)
 
     def forward(self, inputs_embeds: Tensor, attend: Attend, everywhere: bool = False) -> Tensor:
+        raise NotImplementedError
+
+    def folding(self) -> Folding:
+        """Where a channel's scale can be moved behind it."""
         raise NotImplementedError
 
 

@@ -2,7 +2,8 @@
 
 A file's `KIND` is its `mm_projector_type`; `{depth}` in it stands for a number. One with settings of its own has a
 config that extends ProjectorConfig, and `from_config(shape, told)`, which reads them from a checkpoint's config.json.
-Those whose keys begin with `mm_` are listed in `SETTINGS`: LLaVA's dialect refuses keys that nobody reads.
+Those whose keys begin with `mm_` are listed in `SETTINGS`: LLaVA's dialect refuses keys that nobody reads. `Projector`
+is the module, with `folding()` (`exporters.models.folding`).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from exporters.models import ops
+from exporters.models.folding import ACTIVATION, Folding
 from exporters.models.layers import Activation, Conv2d, LayerNorm, Linear
 from exporters.models.projectors import ProjectorConfig, need_grid
 
@@ -77,6 +78,9 @@ class Projector(nn.Module):
         x = x.transpose(1, 2).reshape(x.shape[0], -1, self.grid, self.grid)  # [B, D, G, G]
         x = self.model["mb_block"](x)  # [B, D, ceil(G/2), ceil(G/2)]
         return x.flatten(2).transpose(1, 2)
+
+    def folding(self) -> Folding:
+        return Folding(unfolded={"model.mlp.3": ACTIVATION}, reads=("model.mlp.1",))
 
 
 def tokens(config: ProjectorConfig) -> int:

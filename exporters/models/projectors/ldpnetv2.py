@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from exporters.models import ops
+from exporters.models.folding import ACTIVATION, Folding
 from exporters.models.layers import Activation, Conv2d, Linear
 from exporters.models.projectors import ProjectorConfig, need_grid
 
@@ -53,6 +54,9 @@ class Projector(nn.Module):
         x = ops.current().pool(x, SIDE)  # [B, D, 12, 12]
         x = self.peg(x)  # [B, D, 12, 12]
         return x.flatten(2).transpose(1, 2)  # [B, 144, D]
+
+    def folding(self) -> Folding:
+        return Folding(unfolded={"mlp.mlp.2": ACTIVATION}, reads=("mlp.mlp.0",))
 
 
 def tokens(config: ProjectorConfig) -> int:

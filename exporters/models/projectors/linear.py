@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from exporters.models.folding import Folding
 from exporters.models.layers import Linear
 from exporters.models.projectors import ProjectorConfig
 
@@ -15,6 +16,9 @@ class Projector(Linear):
 
     def __init__(self, config: ProjectorConfig) -> None:
         super().__init__(config.inputs, config.hidden)
+
+    def folding(self) -> Folding:
+        return Folding(reads=("",))
 
 
 def tokens(config: ProjectorConfig) -> int:

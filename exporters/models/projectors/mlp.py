@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from edge.errors import CheckpointError
+from exporters.models.folding import ACTIVATION, Fold, Folding
 from exporters.models.layers import Activation, Linear
 from exporters.models.projectors import ProjectorConfig
 
@@ -57,6 +58,13 @@ class Projector(nn.Sequential):
             layers += [Activation(own.activation), Linear(own.hidden, own.hidden, bias=own.bias)]
         super().__init__(*layers)
         self.config = own
+
+    def folding(self) -> Folding:
+        behind = [str(2 * index) for index in range(1, self.config.depth)]
+        if self.config.activation != "relu":
+            return Folding(unfolded=dict.fromkeys(behind, ACTIVATION), reads=("0",))
+        # A ReLU of what is scaled is the scaled ReLU.
+        return Folding(tuple(Fold(str(int(name) - 2), (name,)) for name in behind), reads=("0",))
 
 
 def tokens(config: ProjectorConfig) -> int:

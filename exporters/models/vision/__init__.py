@@ -12,8 +12,9 @@ A family's file has
 - `DEFAULTS`, which stand for the fields that a config leaves out, as in transformers;
 - `from_config(config, *, select_layer, select_feature)`, a config of its own that others ask what VisionConfig says;
 - `GGUF_NAMES`, what llama.cpp calls its tensors, or None where no mmproj is written of it;
-- `Tower(config)`, the module; `keys(config, prefix)`, where its parameters are in a checkpoint; `ignored(config)`, a
-  pattern of the tensors below that prefix which it never computes with;
+- `Tower(config)`, the module, with `folding()` (`exporters.models.folding`); `keys(config, prefix)`, where its
+  parameters are in a checkpoint; `ignored(config)`, a pattern of the tensors below that prefix which it never computes
+  with;
 - `tiny()`, the smallest honest one.
 """
 

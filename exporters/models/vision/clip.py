@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edge.errors import CheckpointError
 from exporters.models import vit
+from exporters.models.folding import Fold, Folding
 from exporters.models.layers import Conv2d, LayerNorm
 from exporters.models.source import Source
 
@@ -166,6 +167,9 @@ class Tower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         x = vit.through(self.layers, self.pre_layrnorm(self.embeddings(pixels)))
         return x if self.config.cls else x[:, 1:]
+
+    def folding(self) -> Folding:
+        return vit.folding(self.layers) if len(self.layers) else Folding(gives=Fold("pre_layrnorm", (), shifts=True))
 
 
 def keys(config: TowerConfig, prefix: str) -> dict[str, Source]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edge.errors import CheckpointError
 from exporters.models import vit
+from exporters.models.folding import Fold, Folding
 from exporters.models.layers import Conv2d, LayerNorm
 from exporters.models.source import Source
 
@@ -119,6 +120,10 @@ class Tower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         x = vit.through(self.layers, self.embeddings(pixels))
         return x if self.post_layernorm is None else self.post_layernorm(x)
+
+    def folding(self) -> Folding:
+        found = vit.folding(self.layers)
+        return found if self.post_layernorm is None else replace(found, gives=Fold("post_layernorm", (), shifts=True))
 
 
 def keys(config: TowerConfig, prefix: str) -> dict[str, Source]:

@@ -1,10 +1,7 @@
-"""A checkpoint of random numbers in exactly the upstream layout, for measuring without the published weights:
-`python -m exporters.standin --shape 1.7b -o DIR` (a minute, 3.4 GB on disk).
-"""
+"""A checkpoint of random numbers in exactly the upstream layout."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import logging
@@ -18,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from sentencepiece import sentencepiece_model_pb2
 
-from edge.errors import EdgeError, UsageError
+from edge.errors import UsageError
 from exporters.models import decoders
 from exporters.models.decoders import DecoderConfig
 from exporters.models.vision.clip import TowerConfig
@@ -77,8 +74,7 @@ def write(
     seed: int = 0,
 ) -> None:
     """Write the checkpoint into an empty or new folder. `shards` 0: as many as keep each under 1 GB."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{str(folder)!r} exists and is not empty", hint="name another place with -o")
+    require_new(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", config(shape, projector, dtype))
     _write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
@@ -86,7 +82,7 @@ def write(
     (folder / "tokenizer.model").write_bytes(tokenizer(shape.decoder.vocab))
     made = RandomWeights(shape, projector, dtype, seed)
     total = sum(math.prod(size) for size in made.shapes.values()) * dtype.itemsize
-    groups = _groups(made.shapes, shards or -(-total // SHARD_BYTES))
+    groups = in_groups(made.shapes, shards or -(-total // SHARD_BYTES))
     stem, suffix = ("model", ".safetensors") if format == "safetensors" else ("pytorch_model", ".bin")
     where: dict[str, str] = {}
     for index, names in enumerate(groups, 1):
@@ -101,6 +97,12 @@ def write(
     if len(groups) > 1:
         index_file = folder / f"{stem}{suffix}.index.json"
         _write_json(index_file, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def require_new(folder: Path) -> None:
+    """Raises UsageError where something is there already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{str(folder)!r} exists and is not empty", hint="name another place with -o")
 
 
 def config(shape: Shape, projector: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def config(shape: Shape, projector: str, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _groups(shapes: Mapping[str, tuple[int, ...]], count: int) -> list[list[str]]:
+def in_groups(shapes: Mapping[str, tuple[int, ...]], count: int) -> list[list[str]]:
     """The names in `count` runs of about equal size."""
     total = sum(math.prod(size) for size in shapes.values())
     groups: list[list[str]] = [[] for _ in range(count)]
@@ -174,32 +176,3 @@ def tokenizer(vocab: int) -> bytes:
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-
-
-def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, required=True)
-    parser.add_argument("--projector", default="ldpnetv2", help="an mm_projector_type (ldpnetv2)")
-    parser.add_argument("--format", choices=("safetensors", "bin"), default="safetensors")
-    parser.add_argument("--shards", type=int, default=0, help="how many files (as many as keep each under 1 GB)")
-    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    call = parser.parse_args()
-    try:
-        write(
-            call.output,
-            SHAPES[call.shape],
-            projector=call.projector,
-            format=call.format,
-            shards=call.shards,
-            dtype=getattr(torch, call.dtype),
-        )
-    except EdgeError as error:
-        log.error("%s", error)
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
