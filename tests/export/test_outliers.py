@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from edge import plugins
+from edge.bundle.manifest import Bundle
 from edge.errors import ParityError
 from edge.verify import Report
 from exporters import standin, targets
@@ -76,9 +77,9 @@ def test_a_constant_in_the_residual_stream_costs_nothing(
     assert cosines(exported(changed(shifted), tmp_path / "out", format))["vision"] > 0.9995
 
 
-@pytest.mark.parametrize(("format", "wide"), [("onnx", "fp16"), ("tflite", "fp32"), ("executorch", "fp32")])
-def test_a_refused_encoder_names_a_scheme_that_works(
-    changed: Callable[..., Path], format: str, wide: str, tmp_path: Path
+@pytest.mark.parametrize("format", ["onnx", "tflite", "executorch"])
+def test_layers_that_nothing_can_be_folded_into_are_widened(
+    changed: Callable[..., Path], format: str, tmp_path: Path
 ) -> None:
     """What is behind a GELU has no norm before it, nor anything linear."""
 
@@ -88,8 +89,16 @@ def test_a_refused_encoder_names_a_scheme_that_works(
             weights[f"{LAYERS}{layer}.mlp.fc2.weight"][:, 5] /= 3000.0
 
     checkpoint = changed(lit)
-    with pytest.raises(ParityError, match="the exported vision is not the same model") as refused:
-        exported(checkpoint, tmp_path / "out", format)
-    assert f"--scheme vision={wide} " in str(refused.value.hint)
+    assert cosines(exported(checkpoint, tmp_path / "out", format))["vision"] > 0.9995
+    widened = Bundle.open(tmp_path / "out").manifest.part("vision").options["widened"]
+    assert {f"tower.layers.{layer}.mlp.fc2.weight" for layer in range(3)} <= set(widened)
+    assert len(widened) < 12
+
+
+def test_a_loss_that_is_not_allowed_is_refused_with_its_layers(plain: Path, tmp_path: Path) -> None:
+    request = ExportRequest(str(plain), tmp_path / "out", threads=1, max_loss=1e-3)
+    with pytest.raises(ParityError, match=r"quantising costs the decoder 0\.0\d+ .*the worst of 3") as refused:
+        export(request, lambda stage, done: None)
+    assert str(refused.value).count(" of its output; its largest input channel is ") == 3
+    assert "--scheme decoder=" in str(refused.value.hint) and "--max-loss" in str(refused.value.hint)
     assert list(tmp_path.iterdir()) == []
-    assert exported(checkpoint, tmp_path / "out", format, f"vision={wide}").ok
