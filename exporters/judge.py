@@ -28,8 +28,8 @@ from exporters.quantization.sensitivity import WEIGHTS, LinearCost, Rounding, li
 HELD = {"vision": 2e-4, "decoder": 1e-3}
 
 
-# What a component may lose, 1 - cosine to fp32, before an export is refused: twice what random weights lose in four bits
-# (0.07), which nobody trained to bear them. The demo loses 0.0001 to 0.002.
+# What a component may lose, 1 - cosine to fp32, before an export is refused: twice what random weights, which nobody
+# trained to bear it, lose in four bits (0.07). The demo loses 0.0001 to 0.002.
 MAX_LOSS = 0.15
 Module = Encoder | LanguageModel
 WORST = 3  # linears that a refusal names
