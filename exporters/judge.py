@@ -29,7 +29,7 @@ HELD = {"vision": 2e-4, "decoder": 1e-3}
 
 
 # What a component may lose, 1 - cosine to fp32, before an export is refused: twice what random weights, which nobody
-# trained to bear it, lose in four bits (0.07). The demo loses 0.0001 to 0.002.
+# trained to bear it, lose in four bits (0.07). The demo loses 0.007 at most (BENCHMARKS.md).
 MAX_LOSS = 0.15
 Module = Encoder | LanguageModel
 WORST = 3  # linears that a refusal names
