@@ -30,7 +30,7 @@ from exporters import reference, targets, widening
 from exporters.calibration_sample import Sample, samples
 from exporters.checkpoint import Checkpoint
 from exporters.equalizer import Equalizer
-from exporters.formats import NOTHING, Format, Job, Written
+from exporters.formats import NOTHING, Format, Job, Measured, Written
 from exporters.gguf import imatrix
 from exporters.judge import MAX_LOSS, Cost, Judge
 from exporters.models.component import Component
@@ -114,8 +114,9 @@ def build(order: Order, folder: Path, progress: Stages) -> Built:
         )
     ]
     asked = [reference.merged(model, each) for each in _conversations(spec, tokenizer, judged, judged_rows)]
-    measured = 0 if matters else len(order.calibration)
-    given = importance.measure(model, sequences[1:]) if measured else matters
+    measure = not matters and len(order.calibration) > 0
+    given = importance.measure(model, sequences[1:]) if measure else matters
+    measured = Measured(given, len(order.calibration)) if measure else None
     matters = equalizer.decoder(model, given)
     judge = write.judge(decoder, model, [sequences[0], *asked])
     write.decoder(decoder, model, sequences, matters, measured, judge.widened)
@@ -267,7 +268,7 @@ class _Writer:
         module: LanguageModel,
         samples: Iterable[Tensor],
         matters: Mapping[str, Tensor],
-        measured: int,
+        measured: Measured | None,
         widened: Mapping[str, str],
     ) -> None:
         samples = self._samples(component, samples)

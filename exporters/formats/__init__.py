@@ -53,6 +53,14 @@ def silent(done: float) -> None:
     """A Progress that nobody watches."""
 
 
+class Measured(NamedTuple):
+    """An importance for other tools, and for another export: of the checkpoint's own weights, before what is done to
+    them here."""
+
+    importance: Mapping[str, Tensor]
+    conversations: int
+
+
 @dataclass(frozen=True)
 class Job:
     """What a format is asked to write."""
@@ -62,9 +70,9 @@ class Job:
     folder: Path
     checkpoint: Checkpoint
     progress: Progress = silent
-    # weight -> its columns' (`exporters.quantization.importance`)
+    # weight -> its columns' (`exporters.quantization.importance`), of the weights as the module has them
     importance: Mapping[str, Tensor] = field(default_factory=dict)
-    measured: int = 0  # conversations that the importance was measured on; 0: it came with the call, or there is none
+    measured: Measured | None = None  # None: the importance came with the call, or there is none
     samples: Sequence[Tensor] = ()  # inputs of the module, as many as the format's SAMPLES
     options: Mapping[str, Any] = field(default_factory=dict)  # this format's, without those left at their defaults
     widened: Mapping[str, str] = field(default_factory=dict)  # a linear layer's weight -> its own scheme, a wider one

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from exported import Exports
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -102,3 +103,16 @@ def test_a_loss_that_is_not_allowed_is_refused_with_its_layers(plain: Path, tmp_
     assert str(refused.value).count(" of its output; its largest input channel is ") == 3
     assert "--scheme decoder=" in str(refused.value.hint) and "--max-loss" in str(refused.value.hint)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_importance_that_was_written_guides_the_next_export_as_it_did_this_one(
+    plain: Path, exports: Exports, tmp_path: Path
+) -> None:
+    """It is of the checkpoint's own weights: that of equalised ones would be divided by the scales a second time."""
+    plant(plain, tmp_path / "planted", outlying=(100, 4))
+    asked = ExportRequest(str(tmp_path / "planted"), tmp_path / "first", recipe="gguf-q4_0", threads=1)
+    export(replace(asked, calib=exports.calibration), lambda stage, done: None)
+    matrix = tmp_path / "first" / "imatrix.gguf"
+    export(replace(asked, output=tmp_path / "second", calib=exports.calibration, imatrix=matrix), lambda *_: None)
+    first, second = (Bundle.open(tmp_path / name).manifest.part("decoder").files for name in ("first", "second"))
+    assert first == second  # bytes and sha256

@@ -160,9 +160,9 @@ def decoder(job: Job, module: LanguageModel) -> Written:
     if model.config.tied:
         model.lm_head.weight.copy_(model.embed_tokens.weight)
     obeyed = {"tensor_type": list(types)} if types else {}
-    if not job.measured:
+    if job.measured is None:
         return Written((path,), options=obeyed)
-    imatrix.write(job.folder / IMATRIX, job.importance, model.config, job.measured)
+    imatrix.write(job.folder / IMATRIX, job.measured.importance, model.config, job.measured.conversations)
     return Written((path,), companions=(job.folder / IMATRIX,), options=obeyed)
 
 
