@@ -36,7 +36,8 @@ class Equalizer:
     ) -> None:
         self._spec, self._tokenizer = spec, tokenizer
         self._how = {role: rounding.of(target.format, target.scheme) for role, target in targets.items()}
-        self._samples = samples(calibration) if any(self._how.values()) else []
+        rounds = any(how.integers for how in self._how.values())
+        self._samples = samples(calibration) if rounds else []
         self._seen: dict[str, Inputs] = {}  # by the encoder, which may be written twice
         self._rows: list[NDArray[np.float32]] = []  # [1, N, hidden] of each image
 
@@ -47,13 +48,13 @@ class Equalizer:
             pixels = {sample.name: image.pixels(sample.image, self._spec.image) for sample in self._samples}
             passes = {name: self._encoding(module, values) for name, values in pixels.items()}
             self._seen = observe(module, equalize.readers(module), passes, ROWS)
-        if how := self._how[role]:
+        if (how := self._how[role]).integers:
             equalize.equalize(module, self._seen, how)
         return module
 
     def decoder(self, module: LanguageModel, importance: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The importance as it is afterwards; to be asked after an encoder. Raises CheckpointError as above."""
-        if not (how := self._how["decoder"]):
+        if not (how := self._how["decoder"]).integers:
             return dict(importance)
         asked = [*zip(self._samples, self._rows, strict=True)][:CONVERSATIONS]
         passes = {}

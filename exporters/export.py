@@ -29,7 +29,8 @@ from edge.verify import Report, Row, verify
 from exporters import finite, golden_sample, malloc, preview, prompts, targets
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.judge import MAX_LOSS, Cost
-from exporters.pipeline import Built, Order, Stages, build, measured, own_tokenizer
+from exporters.order import Order, Stages
+from exporters.pipeline import Built, build, measured, own_tokenizer
 from exporters.search import Budget, search
 from exporters.widening import Widened
 

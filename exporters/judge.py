@@ -3,6 +3,7 @@ storing it cost."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -12,22 +13,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from edge import plugins
 from edge.errors import ParityError
 from edge.recipes import Target
-from exporters import targets, widening
+from exporters import widening
 from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.quantization.activations import Kind, rounding
 from exporters.quantization.remedies import Remedies, distance, settle
-from exporters.quantization.sensitivity import WEIGHTS, LinearCost, Rounding, linears, measure
+from exporters.quantization.rounding import FEW_BITS
+from exporters.quantization.rounding import of as rounding_of
+from exporters.quantization.sensitivity import LayerRounding, LinearCost, layer_rounding, linears, measure
 
 # 1 - cosine of a component's outputs that rounding its activations and 8-bit weights may cost before linears are
 # widened. Models without outliers stay well below: BENCHMARKS.md has both.
 HELD = {"vision": 2e-4, "decoder": 1e-3}
-
-
 # What a component may lose, 1 - cosine to fp32, before an export is refused: twice what random weights, which nobody
 # trained to bear it, lose in four bits (0.07). The demo loses 0.007 at most (BENCHMARKS.md).
 MAX_LOSS = 0.15
@@ -82,9 +82,9 @@ class Judge:
         """
         self._module, self._samples, self._target = module, samples, target
         ladder = [target.scheme, *widening.ladder(target.format, role, target.scheme)]
-        bound = HELD["decoder" if isinstance(module, LanguageModel) else "vision"]
-        # Weights of few bits are taken as they are: their own rounding costs far more, whatever activations are.
-        how = {scheme: Rounding(WEIGHTS.get(scheme, _as_it_is), kind(target.format, scheme)) for scheme in ladder}
+        held = HELD["decoder" if isinstance(module, LanguageModel) else "vision"]
+        bound = held if widened is None else math.inf
+        how = {scheme: _rounding(target.format, scheme) for scheme in ladder}
         self._exact = self._outputs()
         self.rounds = how[target.scheme].activations != "none"
         self.remedies: Remedies | None = None
@@ -124,8 +124,8 @@ class Judge:
         """The linears that were hurt most, the worst first; `original` holds the checkpoint's weights."""
         stored = linears(self._module)
 
-        def written(name: str) -> dict[str, Rounding]:
-            return {self._scheme(name): Rounding(lambda _: stored[name].weight, self._kind(name))}
+        def written(name: str) -> dict[str, LayerRounding]:
+            return {self._scheme(name): LayerRounding(lambda _: stored[name].weight, self._kind(name))}
 
         costs = measure(original, lambda: [outputs(original, sample) for sample in self._samples], written)
         order = sorted(costs, key=lambda name: -max(costs[name].errors.values()))
@@ -139,14 +139,14 @@ class Judge:
         return self.widened.get(f"{linear}.weight", self._target.scheme)
 
     def _kind(self, linear: str) -> Kind:
-        return kind(self._target.format, self._scheme(linear))
+        return rounding_of(self._target.format, self._scheme(linear)).activations
 
 
-def kind(format: str, scheme: str) -> Kind:
-    """How the format's kernels round what a weight of this scheme is multiplied with."""
-    kinds: Mapping[str, Kind] = plugins.facts(targets.FORMATS, format).get("ACTIVATIONS", {})
-    return kinds.get(scheme, "none")
-
-
-def _as_it_is(weight: Tensor) -> Tensor:
-    return weight
+def _rounding(format: str, scheme: str) -> LayerRounding:
+    """Weights of few bits are taken as they are: their own rounding costs far more, whatever activations are."""
+    how = rounding_of(format, scheme)
+    return (
+        LayerRounding(lambda weight: weight, how.activations)
+        if how.weights in FEW_BITS
+        else layer_rounding(format, scheme)
+    )

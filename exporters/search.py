@@ -13,7 +13,7 @@ from edge.units import format_size
 from exporters import judge, widening
 from exporters.models.component import Component
 from exporters.quantization.budget import Choice, allocate
-from exporters.quantization.sensitivity import FEW_BITS, WEIGHTS, Rounding, linears, measure
+from exporters.quantization.sensitivity import layer_rounding, linears, measure
 from exporters.widening import Widened
 
 _ATTEMPTS = 8  # to meet a limit of memory, which is not proportional to bytes
@@ -44,7 +44,7 @@ class Side:
     def measured(cls, component: Component, module: judge.Module, samples: Sequence[Tensor], target: Target) -> Side:
         """What each scheme costs each layer of `module`, which holds the checkpoint's weights."""
         ladder = (target.scheme, *widening.ladder(target.format, component.role, target.scheme))
-        ways = {scheme: _rounding(target.format, scheme) for scheme in ladder}
+        ways = {scheme: layer_rounding(target.format, scheme) for scheme in ladder}
         costs = measure(module, lambda: [judge.outputs(module, sample) for sample in samples], lambda _: ways)
         numbers = {name: layer.weight.numel() for name, layer in linears(module).items()}
         choices = {
@@ -102,7 +102,3 @@ def _require(least: int, limit: int | None, does: str, flag: str) -> None:
             f"the smallest choice of these schemes {does} {format_size(least)}, more than {format_size(limit)}",
             hint=f"{flag} {format_size(least).replace(' ', '')}, or a smaller --scheme, --format or --context",
         )
-
-
-def _rounding(format: str, scheme: str) -> Rounding:
-    return Rounding({**WEIGHTS, **FEW_BITS}[scheme], judge.kind(format, scheme))

@@ -12,8 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TaskProgr
 from rich.table import Table
 from rich.text import Text
 
-from edge.cli.tables import facts as _facts
-from edge.cli.tables import table as _table
+from edge.cli import tables
 from edge.spec.pieces import shown
 from edge.units import format_size
 
@@ -63,7 +62,7 @@ class Stages(Progress):
 
 def parity(report: Report) -> RenderableType:
     """One line per stage and reference: what was measured, and what is allowed."""
-    table = _table("Stage", "Against", *MEASURES.values(), "")
+    table = tables.table("Stage", "Against", *MEASURES.values(), "")
     for row in report.rows:
         verdict = "FAILED" if not row.ok else "ok" if row.tolerance else "cost"
         style = {"ok": "green", "FAILED": "bold red"}.get(verdict, "")
@@ -74,7 +73,7 @@ def parity(report: Report) -> RenderableType:
 def costs(role: str, found: Mapping[str, Any]) -> RenderableType:
     """One line per linear of a part, in the order of its computation: `exporters.judge.Cost` as JSON."""
     widened = found.get("widened", {})
-    table = _table(f"{role.capitalize()}: linear", "Outliers", "Error", "Stored as")
+    table = tables.table(f"{role.capitalize()}: linear", "Outliers", "Error", "Stored as")
     for name, linear in found.get("linears", {}).items():
         error = next(iter(linear["errors"].values()))  # of the part's own scheme
         scheme = widened.get(f"{name}.weight", "")
@@ -154,7 +153,7 @@ def manifest(found: Manifest) -> RenderableType:
     }
     if not found.sees:
         facts["picture"] += "; no part here sees one"
-    return Group(_facts(facts), "", _parts(found.parts), "", _files(found.files()))
+    return Group(tables.facts(facts), "", _parts(found.parts), "", _files(found.files()))
 
 
 def _model(spec: VLMSpec) -> dict[str, str]:
@@ -172,7 +171,7 @@ def _model(spec: VLMSpec) -> dict[str, str]:
 
 
 def _parts(parts: Iterable[Part]) -> Table:
-    table = _table("Part", "Format", "Scheme", "Size", "Measured", right=("Size",))
+    table = tables.table("Part", "Format", "Scheme", "Size", "Measured", right=("Size",))
     for part in parts:
         total = format_size(part.size)
         scheme = "\n".join((part.scheme, *_options(part.options)))
@@ -197,7 +196,7 @@ def _errors(error: Mapping[str, float]) -> list[str]:
 
 
 def _files(files: Iterable[File]) -> Table:
-    table = _table("File", "Size", "sha256", right=("Size",))
+    table = tables.table("File", "Size", "sha256", right=("Size",))
     for file in files:
         table.add_row(file.path, format_size(file.bytes), f"{file.sha256[:12]}…")
     return table
@@ -205,7 +204,7 @@ def _files(files: Iterable[File]) -> Table:
 
 def placements(found: Sequence[Placement]) -> RenderableType:
     """How many operations of each function run where, and why."""
-    table = _table("Part", "Function", "Runs on", "Operations", "Why", right=("Operations",))
+    table = tables.table("Part", "Function", "Runs on", "Operations", "Why", right=("Operations",))
     for part in found:
         runs = Counter((op.function, op.processor, op.why) for op in part.operations)
         for (function, processor, why), count in sorted(runs.items()):
@@ -216,18 +215,18 @@ def placements(found: Sequence[Placement]) -> RenderableType:
 
 def devices(profiles: Sequence[DeviceProfile], here: DeviceProfile) -> RenderableType:
     """The profiles, and below them this machine."""
-    table = _table("Id", "Device", "Memory", "Cores", "Recipe", right=("Memory", "Cores"))
+    table = tables.table("Id", "Device", "Memory", "Cores", "Recipe", right=("Memory", "Cores"))
     table.columns[0].no_wrap = True
     for profile in profiles:
         table.add_row(profile.id, profile.name, _memory(profile), str(profile.threads), profile.recipe)
     features = f", {' '.join(here.isa)}" if here.isa else ""
     about = f"{here.name}, {_memory(here)} free, {here.threads} cores{features}; recipe {here.recipe}"
-    return Group(table, "", _facts({"this machine": about}))
+    return Group(table, "", tables.facts({"this machine": about}))
 
 
 def device(profile: DeviceProfile) -> RenderableType:
     """One, with every figure's source; what nobody read off a device is marked."""
-    table = _table("Figure", "Value", "", "Source", right=("Value",))
+    table = tables.table("Figure", "Value", "", "Source", right=("Value",))
     for name, found in profile.figures.items():
         for figure in found:
             value = " ".join(map(str, figure.value)) if isinstance(figure.value, list) else figure.value
@@ -241,12 +240,12 @@ def device(profile: DeviceProfile) -> RenderableType:
         **{f"{role} on": ", ".join(names) for role, names in profile.engines.items()},
         "recipe": profile.recipe,
     }
-    return Group(_facts(facts), "", table)
+    return Group(tables.facts(facts), "", table)
 
 
 def fit(found: Fit) -> RenderableType:
     """Each prediction with what it assumes."""
-    table = _table("Predicted", "", "Assuming", right=("",))
+    table = tables.table("Predicted", "", "Assuming", right=("",))
     for row in found.rows:
         table.add_row(row.name, _predicted(row), row.assumes)
     parts = [f"{'+'.join(c.part.covers)} {c.part.scheme} on {c.engine}" for c in found.plan.choices]
@@ -275,27 +274,27 @@ def doctor(found: Diagnosis) -> RenderableType:
         "processor": f"{found.processor}, {found.cores} cores",
         "memory": f"{found.memory_bytes / 2**30:.1f} GiB free",
     }
-    features = _table("Processor", "Here", "What it is for")
+    features = tables.table("Processor", "Here", "What it is for")
     for feature in found.features:
         features.add_row(feature.name, "yes" if feature.present else "no", feature.use)
-    engines = _table("Engine", "Opens", "Version", "What to do")
+    engines = tables.table("Engine", "Opens", "Version", "What to do")
     for engine in found.engines:
         state = ("not installed" if engine.todo else "unknown") if engine.version is None else engine.version
         engines.add_row(engine.name, ", ".join(engine.formats), state, engine.todo or "ready")
     lacks = ", ".join(found.export_lacks)
     engines.add_row("edge export", "", "", f"pip install 'edge-vlm[export]' (lacks {lacks})" if lacks else "ready")
-    kernels = _table("Engine", "Kernels in use", "Known by")
+    kernels = tables.table("Engine", "Kernels in use", "Known by")
     for engine in found.engines:
         if engine.kernels:
             kernels.add_row(engine.name, engine.kernels, engine.known_by or "")
-    return Group(_facts(facts), "", features, "", engines, "", kernels)
+    return Group(tables.facts(facts), "", features, "", engines, "", kernels)
 
 
 def findings(found: Findings) -> RenderableType:
     """The files, and each row with what it costs below what was found."""
-    table = _table("File", "Check", "", "Found")
+    table = tables.table("File", "Check", "", "Found")
     for row in found.rows:
         style = {"ok": "green", "wrong": "bold red"}.get(row.status, "yellow")
         verdict = Text(row.status.upper() if row.status == "wrong" else row.status, style)
         table.add_row(row.about, row.check, verdict, f"{row.found}\n→ {row.cost}" if row.cost else row.found)
-    return Group(_facts(found.files), "", table)
+    return Group(tables.facts(found.files), "", table)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from exporters.quantization.sensitivity import LinearCost, Rounding, linears, measure, simulated
+from exporters.quantization.sensitivity import LayerRounding, LinearCost, linears, measure, simulated
 
 Output = Callable[[], Tensor]  # calls the component with one sample
 
@@ -27,7 +27,7 @@ def settle(
     samples: Sequence[Output],
     exact: Sequence[Tensor],
     ladder: Sequence[str],
-    roundings: Mapping[str, Rounding],
+    roundings: Mapping[str, LayerRounding],
     bound: float,
     *,
     explain: bool = False,
@@ -71,7 +71,7 @@ def _next(at: int, cost: LinearCost, ladder: Sequence[str]) -> int:
 
 
 def _loss(
-    module: nn.Module, samples: Sequence[Output], exact: Sequence[Tensor], roundings: Mapping[str, Rounding]
+    module: nn.Module, samples: Sequence[Output], exact: Sequence[Tensor], roundings: Mapping[str, LayerRounding]
 ) -> float:
     with simulated(module, roundings):
         return max(distance(sample(), right) for sample, right in zip(samples, exact, strict=True))

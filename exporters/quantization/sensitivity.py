@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -12,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exporters.models.layers import Linear
-from exporters.quantization import integers
+from exporters.quantization import rounding
 from exporters.quantization.activations import Kind, rounded
 
 _TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
-class Rounding:
-    """How a linear is computed: what its weight `[N, K]` becomes, and how its inputs are rounded."""
+class LayerRounding:
+    """How one linear is computed: what its weight `[N, K]` becomes, and how its inputs are rounded."""
 
     weight: Callable[[Tensor], Tensor]
     activations: Kind
@@ -36,34 +37,10 @@ class LinearCost:
     errors: Mapping[str, float]
 
 
-# A scheme's name -> what it makes of a weight: to choose by, not to store. The formats store the same numbers up to the
-# width of a scale.
-WEIGHTS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "w8a8": lambda weight: integers.per_channel(weight).dequantized(),
-    "w8": lambda weight: integers.blockwise(weight, 8).dequantized(),
-    "q8_0": lambda weight: integers.blockwise(weight, 8).dequantized(),
-    "fp16": lambda weight: weight.half().float(),
-    "f16": lambda weight: weight.half().float(),
-    "bf16": lambda weight: weight.bfloat16().float(),
-    "fp32": lambda weight: weight,
-    "f32": lambda weight: weight,
-}
-# Of few bits, in blocks of 32. llama.cpp's mixes hold several kinds: the usual one is taken.
-FEW_BITS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    **dict.fromkeys(
-        ("w4", "8da4w", "pal4", "q4_0", "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q3_k_m"),
-        lambda weight: integers.blockwise(weight, 4).dequantized(),
-    ),
-    **dict.fromkeys(("q5_k_m", "q5_k_s"), lambda weight: _blocks(weight, 5)),
-    "q6_k": lambda weight: _blocks(weight, 6),
-}
-
-
-def _blocks(weight: Tensor, bits: int) -> Tensor:
-    columns, most = weight.shape[1], 2 ** (bits - 1) - 1
-    blocks = F.pad(weight, (0, -columns % integers.BLOCK)).unflatten(1, (-1, integers.BLOCK))
-    scales = (blocks.abs().amax(-1, keepdim=True) / most).clamp(min=_TINY)
-    return ((blocks / scales).round() * scales).flatten(1)[:, :columns]
+def layer_rounding(format: str, scheme: str) -> LayerRounding:
+    """As a format stores and computes a linear in a scheme."""
+    how = rounding.of(format, scheme)
+    return LayerRounding(partial(rounding.weights, kind=how.weights), how.activations)
 
 
 def linears(module: nn.Module) -> dict[str, Linear]:
@@ -72,7 +49,7 @@ def linears(module: nn.Module) -> dict[str, Linear]:
 
 @torch.inference_mode()
 def measure(
-    module: nn.Module, run: Callable[[], object], roundings: Callable[[str], Mapping[str, Rounding]]
+    module: nn.Module, run: Callable[[], object], roundings: Callable[[str], Mapping[str, LayerRounding]]
 ) -> dict[str, LinearCost]:
     """While `run` calls the module: what each rounding (by scheme, of a linear's name) costs each linear that is
     called. A weight is rounded anew in each call, so that no second model is held."""
@@ -91,8 +68,8 @@ def measure(
             size = exact.square().sum(dim=-1).clamp(min=_TINY)
             rows[name] = rows.get(name, 0) + size.numel()
             sums = lost.setdefault(name, dict.fromkeys(ways, 0.0))
-            for scheme, rounding in ways.items():
-                off = F.linear(rounded(x, rounding.activations), rounding.weight(layer.weight), layer.bias) - exact
+            for scheme, how in ways.items():
+                off = F.linear(rounded(x, how.activations), how.weight(layer.weight), layer.bias) - exact
                 sums[scheme] += float((off.square().sum(dim=-1) / size).sum())
 
         return layer.register_forward_pre_hook(seen)
@@ -110,21 +87,21 @@ def measure(
 
 
 @contextmanager
-def simulated(module: nn.Module, roundings: Mapping[str, Rounding]) -> Iterator[None]:
+def simulated(module: nn.Module, roundings: Mapping[str, LayerRounding]) -> Iterator[None]:
     """Within it the linears that `roundings` names are computed with rounded weights and activations."""
     layers = linears(module)
     changed = [layers[name] for name in roundings]
     try:
-        for layer, rounding in zip(changed, roundings.values(), strict=True):
-            cast("Any", layer).forward = _rounding_forward(layer, rounding)
+        for layer, how in zip(changed, roundings.values(), strict=True):
+            cast("Any", layer).forward = _rounding_forward(layer, how)
         yield
     finally:
         for layer in changed:
             layer.__dict__.pop("forward", None)
 
 
-def _rounding_forward(layer: Linear, rounding: Rounding) -> Callable[[Tensor], Tensor]:
-    return lambda x: F.linear(rounded(x, rounding.activations), rounding.weight(layer.weight), layer.bias)
+def _rounding_forward(layer: Linear, how: LayerRounding) -> Callable[[Tensor], Tensor]:
+    return lambda x: F.linear(rounded(x, how.activations), how.weight(layer.weight), layer.bias)
 
 
 def _ratio(peaks: Tensor) -> float:

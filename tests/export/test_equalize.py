@@ -41,7 +41,12 @@ from exporters.quantization.rounding import Rounding
 
 FLOATS = {"fp32", "fp16", "f16", "bf16"}
 KINDS = sorted(
-    {how for format, table in rounding.WEIGHTS.items() for scheme in table if (how := rounding.of(format, scheme))}
+    {
+        how
+        for format, table in rounding.WEIGHTS.items()
+        for scheme in table
+        if (how := rounding.of(format, scheme)).integers
+    }
 )
 
 
@@ -57,7 +62,7 @@ def test_the_table_knows_every_scheme():
     for format in plugins.names(targets.FORMATS):
         for table in targets.schemes(format).values():
             for scheme in table:
-                assert (rounding.of(format, scheme) is None) == (scheme in FLOATS), (format, scheme)
+                assert rounding.of(format, scheme).integers == (scheme not in FLOATS), (format, scheme)
 
 
 def test_a_tensor_is_rounded_as_by_onnx():
@@ -381,3 +386,15 @@ def test_drawn_images_are_the_same_each_time_and_unlike_each_other():
     assert all(image.dtype == np.uint8 and image.ndim == 3 for _, image, _, _ in first)
     means = {tuple(np.asarray(sample.image).mean((0, 1)).round()) for sample in first}
     assert len(means) == len({sample.name for sample in first}) == len(first)
+
+
+@pytest.mark.parametrize("columns", [64, 50])
+def test_more_bits_lose_less(columns):
+    weight = rows(count=20, columns=columns)
+    lost = [
+        float((rounding.weights(weight, kind) - weight).norm()) for kind in ("block4", "block5", "block6", "block8")
+    ]
+    assert lost == sorted(lost, reverse=True)
+    assert lost[1] > 1.5 * lost[2] > 4 * lost[3]
+    assert torch.equal(rounding.weights(weight, "float32"), weight)
+    assert torch.equal(rounding.weights(weight, "float16"), weight.half().float())

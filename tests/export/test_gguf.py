@@ -37,6 +37,7 @@ from exporters.models.encoder import Encoder
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
 from exporters.models.vision.clip import TowerConfig
+from exporters.order import Order
 from exporters.random_weights import Shape
 from exporters.targets import resolve
 
@@ -374,7 +375,7 @@ def test_a_kept_matrix_makes_the_same_bundle(checkpoint, tmp_path):
         folder.mkdir()
     Image.fromarray(picture).save(tmp_path / "picture.png")
     records = [Record(tmp_path / "picture.png", "Who?", "Nobody.")]
-    order = pipeline.Order(checkpoint, to, {}, picture, "Who?")
+    order = Order(checkpoint, to, {}, picture, "Who?")
     measured = dataclasses.replace(order, calibration=records)
     kept = dataclasses.replace(order, importance=folders[0] / "imatrix.gguf")
     first, second, plain = (
@@ -632,7 +633,7 @@ def test_such_an_encoder_is_refused_before_the_work(checkpoint, tmp_path):
     small = dataclasses.replace(checkpoint, components={**checkpoint.components, **others})
     stages = []
     picture = np.zeros((40, 60, 3), np.uint8)
-    order = pipeline.Order(small, resolve("gguf", [], None, None).targets, {}, picture, "Who?")
+    order = Order(small, resolve("gguf", [], None, None).targets, {}, picture, "Who?")
     with pytest.raises(EdgeError, match="on a grid of 16x16"):
         pipeline.build(order, tmp_path, lambda stage, done: stages.append(stage))
     assert stages == []
@@ -658,7 +659,7 @@ def test_a_bundle_of_two_formats(checkpoint, tmp_path):
     to = resolve("gguf", [], None, None).targets
     picture = np.random.default_rng(9).integers(0, 256, (40, 60, 3), np.uint8)
     stages = []
-    order = pipeline.Order(checkpoint, to, {}, picture, "Who?")
+    order = Order(checkpoint, to, {}, picture, "Who?")
     built = pipeline.build(order, tmp_path, lambda stage, done: stages.append(stage))
     assert [(part.covers, part.format, part.scheme) for part in built.parts] == [
         (("vision", "projector"), "onnx", "w8a8"),

@@ -13,14 +13,10 @@ from exporters.models import vision
 from exporters.models.layers import Linear
 from exporters.quantization import remedies
 from exporters.quantization.remedies import Remedies, distance
-from exporters.quantization.sensitivity import WEIGHTS, Rounding, linears, measure, simulated
+from exporters.quantization.sensitivity import layer_rounding, linears, measure, simulated
 
 LADDER = ("w8a8", "w8", "fp32")
-ROUNDINGS = {
-    "w8a8": Rounding(WEIGHTS["w8a8"], "tensor"),
-    "w8": Rounding(WEIGHTS["w8"], "block"),
-    "fp32": Rounding(WEIGHTS["fp32"], "none"),
-}
+ROUNDINGS = {scheme: layer_rounding("onnx", scheme) for scheme in LADDER}
 BOUND = 2e-4
 
 
