@@ -63,12 +63,14 @@ class Page:
         self._held = b""
         self._number = 0
         self._session = ""
+        self._loaded: set[str] = set()  # documents, by the identifier of their loader
         self.said: list[str] = []  # by the console, and as errors
         targets = self.call("Target.getTargets")["targetInfos"]
         target = next(t["targetId"] for t in targets if t["type"] == "page")
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def call(self, method: str, **parameters: Any) -> Any:
         self._number += 1
@@ -94,6 +96,8 @@ class Page:
             self.said.append(str(found["params"]["exceptionDetails"].get("exception", {}).get("description")))
         if found.get("method") == "Log.entryAdded" and found["params"]["entry"]["level"] == "error":
             self.said.append(found["params"]["entry"]["text"])
+        if found.get("method") == "Page.lifecycleEvent" and found["params"]["name"] == "load":
+            self._loaded.add(found["params"]["loaderId"])
         return found
 
     def size(self, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
@@ -103,7 +107,11 @@ class Page:
         self.call("Emulation.setEmulatedMedia", features=features)
 
     def open(self, url: str) -> None:
-        self.call("Page.navigate", url=url)
+        """Returns when the document and what it names are loaded: before that, `document.body` may be null."""
+        found = self.call("Page.navigate", url=url)
+        assert "errorText" not in found, f"{url}: {found['errorText']}"
+        while found["loaderId"] not in self._loaded:
+            self._next(60)
 
     def value(self, script: str) -> Any:
         """Of an expression; a promise is waited for."""
