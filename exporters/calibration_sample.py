@@ -2,7 +2,7 @@
 
 Outlier channels hardly depend on the image (arXiv 2208.07339, 2402.17762), so none of these needs to be a photograph;
 they are as unlike each other as a few can be: shapes, overlapping leaves and noise with some statistics of natural
-images (arXiv 2106.05963), text, dark, bright, and nothing.
+images (arXiv 2106.05963), and text.
 """
 
 from __future__ import annotations
@@ -19,18 +19,14 @@ from edge.inputs.calibration import Record
 from edge.inputs.image import Source
 from exporters import golden_sample
 
-MOST = 8  # images: each costs a pass through torch, and more hardly change what is largest
+MOST = 4  # images: each costs a pass through torch, and more hardly change what is largest
 SIDE = 336
 WORDS = ("the quick brown fox jumps over the lazy dog", "0123456789", "ANSWER: forty-two", "Total  18.50", "exit")
 TALK = (
     ("What is in this picture?", "A red circle and a blue triangle stand on a green field under a pale sky."),
     ("How many leaves are there, and which colours do they have?", "More than a hundred: green, brown and yellow."),
-    ("Describe the picture in one sentence.", "It is dark, and only a few shapes can be told apart."),
     ("Is it day or night?", "Day."),
-    ("Why is the picture blurred?", "Because the camera was moved while the picture was taken, or out of focus."),
-    ("Is there a person?", "No."),
     ("What does the text say?", "The quick brown fox jumps over the lazy dog. 0123456789."),
-    ("Can you see anything?", "No, it is empty."),
 )
 
 
@@ -46,40 +42,31 @@ def samples(calibration: Sequence[Record]) -> list[Sample]:
     if own := {record.picture: record for record in reversed(calibration)}:
         records = [*reversed(own.values())][:MOST]
         return [Sample(f"the image {str(r.picture)!r}", r.picture, r.question, r.answer) for r in records]
-    drawn = [
-        golden_sample.drawing(),
-        _leaves(seed=1, light=1.0),
-        _leaves(seed=2, light=0.25),
-        _leaves(seed=3, light=1.6),
-        _noise(seed=4, slope=1.0),
-        _noise(seed=5, slope=1.5),
-        _page(),
-        np.full((SIDE, SIDE, 3), 127, np.uint8),
-    ]
+    drawn = [golden_sample.drawing(), _leaves(), _noise(), _page()]
     named = zip(drawn, TALK, strict=True)
     return [Sample(f"the drawn image {index}", image, *talk) for index, (image, talk) in enumerate(named, 1)]
 
 
-def _leaves(seed: int, light: float) -> NDArray[np.uint8]:
+def _leaves() -> NDArray[np.uint8]:
     """Overlapping ellipses, as many of each size as there are in natural images."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(1)
     image = new("RGB", (SIDE, SIDE))
     draw = ImageDraw.Draw(image)
     for _ in range(400):
         radius = 6 / np.sqrt(random.uniform(0.002, 1))
         x, y, stretch = *random.uniform(0, SIDE, 2), random.uniform(0.4, 1)
-        colour = np.clip(random.uniform(0, 255, 3) * light, 0, 255).astype(int)
+        colour = random.uniform(0, 255, 3).astype(int)
         box = (x - radius, y - radius * stretch, x + radius, y + radius * stretch)
         draw.ellipse(box, fill=tuple(map(int, colour)))
     return _array(image)
 
 
-def _noise(seed: int, slope: float) -> NDArray[np.uint8]:
+def _noise() -> NDArray[np.uint8]:
     """Whose amplitude falls with frequency, as that of natural images does."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(4)
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(SIDE), np.fft.rfftfreq(SIDE), indexing="ij"))
     frequency[0, 0] = 1
-    spectrum = np.fft.rfft2(random.normal(size=(3, SIDE, SIDE))) / frequency**slope
+    spectrum = np.fft.rfft2(random.normal(size=(3, SIDE, SIDE))) / frequency
     field = np.fft.irfft2(spectrum, s=(SIDE, SIDE))
     field = (field - field.mean()) / field.std()
     return np.clip(127 + 60 * field, 0, 255).astype(np.uint8).transpose(1, 2, 0)

@@ -24,7 +24,7 @@ from exporters.quantization import equalize, rounding
 from exporters.quantization.observed import Inputs, observe
 
 ROWS = 128  # of what a layer is multiplied with, that errors are measured on
-CONVERSATIONS = 4  # through the decoder, whose passes take longest
+CONVERSATIONS = 2  # through the decoder, whose passes take longest
 
 
 class Equalizer:

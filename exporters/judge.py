@@ -85,12 +85,13 @@ class Judge:
         held = HELD["decoder" if isinstance(module, LanguageModel) else "vision"]
         bound = held if widened is None else math.inf
         how = {scheme: _rounding(target.format, scheme) for scheme in ladder}
-        self._exact = self._outputs()
+        self.exact = self._outputs()  # in fp32
+        self.rounded: list[Tensor] = []  # as stored and computed by kernels; after `cost`
         self.rounds = how[target.scheme].activations != "none"
         self.remedies: Remedies | None = None
         if (self.rounds and widened is None) or explain:
             calls = [partial(outputs, module, sample) for sample in samples]
-            self.remedies = settle(module, calls, self._exact, ladder, how, bound, explain=explain)
+            self.remedies = settle(module, calls, self.exact, ladder, how, bound, explain=explain)
         found = self.remedies.widened if self.remedies else {}
         # A linear layer's weight -> the scheme that it is to be stored in, where that is not the target's.
         self.widened = {f"{name}.weight": scheme for name, scheme in found.items()} if widened is None else widened
@@ -102,7 +103,8 @@ class Judge:
     def cost(self) -> Cost:
         """After the format has written it: the module holds the weights as they are stored."""
         with self.rounding():
-            found = [distance(one, exact) for one, exact in zip(self._outputs(), self._exact, strict=True)]
+            self.rounded = self._outputs()
+        found = [distance(one, exact) for one, exact in zip(self.rounded, self.exact, strict=True)]
         return Cost(max(found), len(found), self.remedies, self.widened)
 
     def require(self, cost: Cost, bound: float, role: str, reload: Callable[[], Module]) -> None:

@@ -111,16 +111,13 @@ def _vision(
     pictures = [image.pixels(record.picture, spec) for record in write.order.calibration]
     seen = [reference.encode(encoder, pixels) for pixels in pictures]
     shown = [image.pixels(sample.image, spec) for sample in judged]
-    judged_rows = [reference.encode(encoder, pixels) for pixels in shown]
     equalizer.encoder(encoder, component.role)
     judge = write.judge(component, encoder, list(map(torch.from_numpy, (pixel_values, *shown))))
     write.encoder(component, encoder, map(torch.from_numpy, (pixel_values, *pictures)), judge.widened)
-    stored, rounded = reference.encode(encoder, pixel_values), None
-    if judge.rounds:
-        with judge.rounding():
-            rounded = reference.encode(encoder, pixel_values)
+    stored = reference.encode(encoder, pixel_values)
     cost = write.held(component, judge, lambda: equalizer.encoder(write.load(component, Encoder), component.role))
-    return _Seen(rows, stored, rounded, cost, seen, judged_rows)
+    rounded = judge.rounded[0].numpy() if judge.rounds else None
+    return _Seen(rows, stored, rounded, cost, seen, [rows.numpy() for rows in judge.exact[1:]])
 
 
 class _Said(NamedTuple):

@@ -374,8 +374,10 @@ def test_an_image_on_which_numbers_overflow_is_named(checkpoint, tmp_path):
 def test_the_users_images_come_once_each_and_are_few():
     records = [Record(Path(f"{index // 2}.png"), f"question {index}", "") for index in range(40)]
     found = calibration_sample.samples(records)
-    assert [sample.image for sample in found] == [Path(f"{index}.png") for index in range(8)]
-    assert [sample.question for sample in found] == [f"question {2 * index}" for index in range(8)]
+    assert [sample.image for sample in found] == [Path(f"{index}.png") for index in range(calibration_sample.MOST)]
+    assert [sample.question for sample in found] == [
+        f"question {2 * index}" for index in range(calibration_sample.MOST)
+    ]
     assert len(calibration_sample.samples(records[:1])) == 1
 
 
