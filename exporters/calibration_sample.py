@@ -1,8 +1,8 @@
 """What activations are looked at with where the user gave no calibration data: images that are drawn, and questions.
 
 Outlier channels hardly depend on the image (arXiv 2208.07339, 2402.17762), so none of these needs to be a photograph;
-they are as unlike each other as a few can be: shapes, overlapping leaves and noise with some statistics of natural
-images (arXiv 2106.05963), and text.
+they are as unlike each other as a few can be: shapes, overlapping leaves with some statistics of natural images
+(arXiv 2106.05963), and text.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from edge.inputs.calibration import Record
 from edge.inputs.image import Source
 from exporters import golden_sample
 
-MOST = 4  # images: each costs a pass through torch, and more hardly change what is largest
+MOST = 3  # images: each costs four passes through torch, and more hardly change what is largest
 SIDE = 336
 WORDS = ("the quick brown fox jumps over the lazy dog", "0123456789", "ANSWER: forty-two", "Total  18.50", "exit")
 TALK = (
     ("What is in this picture?", "A red circle and a blue triangle stand on a green field under a pale sky."),
     ("How many leaves are there, and which colours do they have?", "More than a hundred: green, brown and yellow."),
-    ("Is it day or night?", "Day."),
     ("What does the text say?", "The quick brown fox jumps over the lazy dog. 0123456789."),
 )
 
@@ -38,11 +37,14 @@ class Sample(NamedTuple):
 
 
 def samples(calibration: Sequence[Record]) -> list[Sample]:
-    """The first of the user's own images, each with one question, or those that are drawn."""
-    if own := {record.picture: record for record in reversed(calibration)}:
-        records = [*reversed(own.values())][:MOST]
-        return [Sample(f"the image {str(r.picture)!r}", r.picture, r.question, r.answer) for r in records]
-    drawn = [golden_sample.drawing(), _leaves(), _noise(), _page()]
+    """The first of the user's own images, each with one question, or those that are drawn; golden's is the first."""
+    own: dict[Source, Record] = {}
+    for record in calibration:
+        own.setdefault(record.picture, record)
+    if own:
+        first = [*own.values()][:MOST]
+        return [Sample(f"the image {str(r.picture)!r}", r.picture, r.question, r.answer) for r in first]
+    drawn = [golden_sample.drawing(), _leaves(), _page()]
     named = zip(drawn, TALK, strict=True)
     return [Sample(f"the drawn image {index}", image, *talk) for index, (image, talk) in enumerate(named, 1)]
 
@@ -59,17 +61,6 @@ def _leaves() -> NDArray[np.uint8]:
         box = (x - radius, y - radius * stretch, x + radius, y + radius * stretch)
         draw.ellipse(box, fill=tuple(map(int, colour)))
     return _array(image)
-
-
-def _noise() -> NDArray[np.uint8]:
-    """Whose amplitude falls with frequency, as that of natural images does."""
-    random = np.random.default_rng(4)
-    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(SIDE), np.fft.rfftfreq(SIDE), indexing="ij"))
-    frequency[0, 0] = 1
-    spectrum = np.fft.rfft2(random.normal(size=(3, SIDE, SIDE))) / frequency
-    field = np.fft.irfft2(spectrum, s=(SIDE, SIDE))
-    field = (field - field.mean()) / field.std()
-    return np.clip(127 + 60 * field, 0, 255).astype(np.uint8).transpose(1, 2, 0)
 
 
 def _page() -> NDArray[np.uint8]:

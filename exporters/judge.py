@@ -8,22 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from edge.errors import ParityError
 from edge.recipes import Target
 from exporters import widening
-from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel
-from exporters.models.encoder import Encoder
 from exporters.quantization.activations import Kind, rounding
 from exporters.quantization.remedies import Remedies, distance, settle
 from exporters.quantization.rounding import FEW_BITS
 from exporters.quantization.rounding import of as rounding_of
 from exporters.quantization.sensitivity import LayerRounding, LinearCost, layer_rounding, linears, measure
+from exporters.reference import Module, outputs
 
 # 1 - cosine of a component's outputs that rounding its activations and 8-bit weights may cost before linears are
 # widened. Models without outliers stay well below: BENCHMARKS.md has both.
@@ -31,16 +29,7 @@ HELD = {"vision": 2e-4, "decoder": 1e-3}
 # What a component may lose, 1 - cosine to fp32, before an export is refused: twice what random weights, which nobody
 # trained to bear it, lose in four bits (0.07). The demo loses 0.007 at most (BENCHMARKS.md).
 MAX_LOSS = 0.15
-Module = Encoder | LanguageModel
 WORST = 3  # linears that a refusal names
-
-
-def outputs(module: Module, sample: Tensor) -> Tensor:
-    """The rows of `pixel_values` `[1, 3, S, S]`, or the logits of every position of rows `[1, S, hidden]`."""
-    if isinstance(module, LanguageModel):
-        config = module.config
-        return cast("Tensor", module(sample, GrowingCache(config.heads, config.kv_heads, config.rope), everywhere=True))
-    return cast("Tensor", module(sample))
 
 
 @dataclass(frozen=True)
@@ -71,6 +60,7 @@ class Judge:
         role: str,
         module: Module,
         samples: Sequence[Tensor],
+        exact: Sequence[Tensor],
         target: Target,
         widened: Mapping[str, str] | None = None,
         *,
@@ -78,20 +68,20 @@ class Judge:
     ) -> None:
         """Before the format writes it: the module holds the checkpoint's weights.
 
+        samples, exact: what it is judged by, and what float32 makes of each (`reference.outputs`).
         widened: a linear layer's weight -> its scheme, where that is settled; None: it is settled here.
         """
-        self._module, self._samples, self._target = module, samples, target
+        self._module, self._samples, self._exact, self._target = module, samples, exact, target
         ladder = [target.scheme, *widening.ladder(target.format, role, target.scheme)]
         held = HELD["decoder" if isinstance(module, LanguageModel) else "vision"]
         bound = held if widened is None else math.inf
         how = {scheme: _rounding(target.format, scheme) for scheme in ladder}
-        self.exact = self._outputs()  # in fp32
         self.rounded: list[Tensor] = []  # as stored and computed by kernels; after `cost`
         self.rounds = how[target.scheme].activations != "none"
         self.remedies: Remedies | None = None
         if (self.rounds and widened is None) or explain:
             calls = [partial(outputs, module, sample) for sample in samples]
-            self.remedies = settle(module, calls, self.exact, ladder, how, bound, explain=explain)
+            self.remedies = settle(module, calls, exact, ladder, how, bound, explain=explain)
         found = self.remedies.widened if self.remedies else {}
         # A linear layer's weight -> the scheme that it is to be stored in, where that is not the target's.
         self.widened = {f"{name}.weight": scheme for name, scheme in found.items()} if widened is None else widened
@@ -103,8 +93,8 @@ class Judge:
     def cost(self) -> Cost:
         """After the format has written it: the module holds the weights as they are stored."""
         with self.rounding():
-            self.rounded = self._outputs()
-        found = [distance(one, exact) for one, exact in zip(self.rounded, self.exact, strict=True)]
+            self.rounded = [outputs(self._module, sample) for sample in self._samples]
+        found = [distance(one, exact) for one, exact in zip(self.rounded, self._exact, strict=True)]
         return Cost(max(found), len(found), self.remedies, self.widened)
 
     def require(self, cost: Cost, bound: float, role: str, reload: Callable[[], Module]) -> None:
@@ -132,10 +122,6 @@ class Judge:
         costs = measure(original, lambda: [outputs(original, sample) for sample in self._samples], written)
         order = sorted(costs, key=lambda name: -max(costs[name].errors.values()))
         return {name: costs[name] for name in order[:WORST]}
-
-    @torch.inference_mode()
-    def _outputs(self) -> list[Tensor]:
-        return [outputs(self._module, sample) for sample in self._samples]
 
     def _scheme(self, linear: str) -> str:
         return self.widened.get(f"{linear}.weight", self._target.scheme)

@@ -27,7 +27,7 @@ from edge.types import Embeddings, Segment, Tokens
 from exporters import reference
 from exporters.calibration_sample import Sample, samples
 from exporters.checkpoint import Checkpoint
-from exporters.equalizer import Equalizer
+from exporters.equalizer import Looked, equalised, look
 from exporters.formats import NOTHING, Measured
 from exporters.gguf import imatrix
 from exporters.judge import Cost
@@ -42,7 +42,6 @@ from exporters.writer import Writer
 Ids = list[list[int] | None]
 Rows = NDArray[np.float32]
 Answer = tuple[NDArray[np.float32], NDArray[np.int32]]  # as `reference.answer` gives it
-JUDGED = 3  # images, and conversations: each is computed four times
 
 
 @dataclass(frozen=True)
@@ -66,22 +65,24 @@ def build(order: Order, folder: Path, progress: Stages) -> Built:
     matters = _read(order.importance, decoder) if order.importance else {}
     write = Writer(order, folder, progress)
     write.check(vision, decoder, *others)
-    equalizer = Equalizer(spec, tokenizer, order.targets, order.calibration)
-    judged = samples(order.calibration)[1:JUDGED]  # beside the golden picture, which is the first
+    judged = samples(order.calibration)
 
-    seen = _vision(write, equalizer, vision, pixel_values, judged)
+    seen = _vision(write, vision, pixel_values, judged)
     talks = _conversations(spec, tokenizer, order.calibration, seen.calibration)
-    asked = _conversations(spec, tokenizer, judged, seen.judged)
-    said = _decoder(write, equalizer, decoder, (prompt, seen.rows), talks, asked, matters)
+    named = [f"the conversation about {sample.name}" for sample in judged]
+    asked = _conversations(spec, tokenizer, judged, [rows.numpy() for rows in seen.looked.exact])
+    golden_talk = (prompt, seen.looked.exact[0].numpy())
+    said = _decoder(write, decoder, golden_talk, talks, dict(zip(named, asked, strict=True)), matters)
     for component in others:
-        module = equalizer.encoder(write.load(component, Encoder), component.role)
+        module = write.load(component, Encoder)
+        equalised(module, seen.looked, order.targets[component.role])
         write.encoder(component, module, widened=order.widened.get(component.role, NOTHING))
     write.finish()
     rounded = None
     if seen.rounded is not None or said.rounded is not None:
         rounded = Outputs(seen.stored if seen.rounded is None else seen.rounded, *(said.rounded or said.stored))
     stored = Outputs(seen.stored, *said.stored)
-    golden = Golden(order.picture, pixel_values, Outputs(seen.rows, *said.fp32), stored, rounded)
+    golden = Golden(order.picture, pixel_values, Outputs(golden_talk[1], *said.fp32), stored, rounded)
     costs = {"vision": seen.cost, "decoder": said.cost}
     return Built(tuple(write.parts), golden, prompt, costs, tuple(write.companions))
 
@@ -89,35 +90,34 @@ def build(order: Order, folder: Path, progress: Stages) -> Built:
 class _Seen(NamedTuple):
     """What the vision encoder gave for the golden picture, and fp32 for the other ones."""
 
-    rows: Rows
+    looked: Looked  # golden's is the first
     stored: Rows
     rounded: Rows | None  # None: its kernels round no activations
     cost: Cost
     calibration: list[Rows]
-    judged: list[Rows]
 
 
-def _vision(
-    write: Writer,
-    equalizer: Equalizer,
-    component: Component,
-    pixel_values: Rows,
-    judged: Sequence[Sample],
-) -> _Seen:
+def _vision(write: Writer, component: Component, pixel_values: Rows, judged: Sequence[Sample]) -> _Seen:
     """The encoder is loaded, asked, equalised, judged, written and asked again."""
-    spec = write.order.checkpoint.spec.image
+    order = write.order
+    spec, target = order.checkpoint.spec.image, order.targets[component.role]
     encoder = write.load(component, Encoder)
-    rows = reference.encode(encoder, pixel_values)
-    pictures = [image.pixels(record.picture, spec) for record in write.order.calibration]
+    shown = {sample.name: torch.from_numpy(image.pixels(sample.image, spec)) for sample in judged}
+    looked = look(encoder, shown)
+    pictures = [image.pixels(record.picture, spec) for record in order.calibration]
     seen = [reference.encode(encoder, pixels) for pixels in pictures]
-    shown = [image.pixels(sample.image, spec) for sample in judged]
-    equalizer.encoder(encoder, component.role)
-    judge = write.judge(component, encoder, list(map(torch.from_numpy, (pixel_values, *shown))))
+    equalised(encoder, looked, target)
+    judge = write.judge(component, encoder, [*shown.values()], looked.exact)
     write.encoder(component, encoder, map(torch.from_numpy, (pixel_values, *pictures)), judge.widened)
     stored = reference.encode(encoder, pixel_values)
-    cost = write.held(component, judge, lambda: equalizer.encoder(write.load(component, Encoder), component.role))
-    rounded = judge.rounded[0].numpy() if judge.rounds else None
-    return _Seen(rows, stored, rounded, cost, seen, [rows.numpy() for rows in judge.exact[1:]])
+
+    def again() -> Encoder:
+        module = write.load(component, Encoder)
+        equalised(module, looked, target)
+        return module
+
+    cost = write.held(component, judge, again)
+    return _Seen(looked, stored, judge.rounded[0].numpy() if judge.rounds else None, cost, seen)
 
 
 class _Said(NamedTuple):
@@ -131,30 +131,31 @@ class _Said(NamedTuple):
 
 def _decoder(
     write: Writer,
-    equalizer: Equalizer,
     component: Component,
     golden: tuple[Ids, Rows],
     talks: Sequence[Sequence[Segment]],
-    judged: Sequence[Sequence[Segment]],
+    judged: Mapping[str, Sequence[Segment]],
     matters: Mapping[str, Tensor],
 ) -> _Said:
     """The same for the decoder.
 
     golden: the question, and the rows of the picture that None stands for.
     talks: calibration.
-    judged: what it is judged by, beside the golden question.
+    judged: what it is equalised for and judged by, each with what it is called.
     matters: an importance that came with the call; else it is measured on the calibration, if there is one.
     """
+    target = write.order.targets[component.role]
     model = write.load(component, LanguageModel)
     fp32 = reference.answer(model, *golden)
     sequences = [reference.merged(model, talk) for talk in (reference.conversation(*golden), *talks)]
-    asked = [sequences[0], *(reference.merged(model, talk) for talk in judged)]
+    asked = {name: reference.merged(model, talk) for name, talk in judged.items()}
     measured = None
     if not matters and len(sequences) > 1:
         matters = importance.measure(model, sequences[1:])
         measured = Measured(matters, len(sequences) - 1)
-    followed = equalizer.decoder(model, matters)
-    judge = write.judge(component, model, asked)
+    looked = look(model, asked)
+    followed = equalised(model, looked, target, matters)
+    judge = write.judge(component, model, [*asked.values()], looked.exact)
     write.decoder(component, model, sequences, followed, measured, judge.widened)
     stored, rounded = reference.answer(model, *golden), None
     if judge.rounds:
@@ -163,7 +164,7 @@ def _decoder(
 
     def again() -> LanguageModel:
         module = write.load(component, LanguageModel)
-        equalizer.decoder(module, matters)
+        equalised(module, looked, target, matters)
         return module
 
     return _Said(fp32, stored, rounded, write.held(component, judge, again))
@@ -176,18 +177,16 @@ def measured(order: Order, tokenizer: Tokenizer) -> list[Side]:
     decoder = components(checkpoint)[1]
     encoder, model = (component.load(checkpoint.weights) for component in (vision, decoder))
     assert isinstance(encoder, Encoder) and isinstance(model, LanguageModel)
-    judged = samples(order.calibration)[1:JUDGED]
-    pictures = [image.pixels(source, spec.image) for source in (order.picture, *(sample.image for sample in judged))]
-    rows, *seen = [reference.encode(encoder, pixels) for pixels in pictures]
-    asked = [reference.conversation(cut(checkpoint, tokenizer, order.question), rows)]
-    asked += _conversations(spec, tokenizer, judged, seen)
-    sequences = [reference.merged(model, conversation) for conversation in asked]
-    equalizer = Equalizer(spec, tokenizer, order.targets, order.calibration)
-    equalizer.encoder(encoder, vision.role)
-    equalizer.decoder(model, {})
+    judged = samples(order.calibration)
+    shown = {sample.name: torch.from_numpy(image.pixels(sample.image, spec.image)) for sample in judged}
+    looked = look(encoder, shown)
+    talks = _conversations(spec, tokenizer, judged, [rows.numpy() for rows in looked.exact])
+    asked = {sample.name: reference.merged(model, talk) for sample, talk in zip(judged, talks, strict=True)}
+    equalised(encoder, looked, order.targets[vision.role])
+    equalised(model, look(model, asked), order.targets["decoder"])
     return [
-        Side.measured(vision, encoder, list(map(torch.from_numpy, pictures)), order.targets[vision.role]),
-        Side.measured(decoder, model, sequences, order.targets["decoder"]),
+        Side.measured(vision, encoder, [*shown.values()], order.targets[vision.role]),
+        Side.measured(decoder, model, [*asked.values()], order.targets["decoder"]),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,11 +17,22 @@ from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
 
+Module = Encoder | LanguageModel
+
+
+@torch.inference_mode()
+def outputs(module: Module, sample: Tensor) -> Tensor:
+    """The rows of `pixel_values` `[1, 3, S, S]`, or the logits of every position of rows `[1, S, hidden]`."""
+    if isinstance(module, LanguageModel):
+        config = module.config
+        return cast("Tensor", module(sample, GrowingCache(config.heads, config.kv_heads, config.rope), everywhere=True))
+    return cast("Tensor", module(sample))
+
 
 @torch.inference_mode()
 def encode(encoder: Encoder, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
     """`[1, 3, S, S]` -> `[1, N, D]`. Raises CheckpointError where that is not finite."""
-    rows: NDArray[np.float32] = _finite("vision encoder", encoder(torch.from_numpy(pixel_values))).numpy()
+    rows: NDArray[np.float32] = finite("vision encoder", encoder(torch.from_numpy(pixel_values))).numpy()
     return rows
 
 
@@ -50,12 +62,12 @@ def answer(
     logits = first = decoder(merged(decoder, conversation(prompt, image_embeds)), cache)[0, -1]
     tokens = []
     for _ in range(count):
-        tokens.append(int(_finite("decoder", logits).argmax()))
+        tokens.append(int(finite("decoder", logits).argmax()))
         logits = decoder(decoder.embed_tokens(torch.tensor([[tokens[-1]]])), cache)[0, -1]
     return first.numpy().copy(), np.array(tokens, dtype=np.int32)
 
 
-def _finite(role: str, found: Tensor) -> Tensor:
+def finite(role: str, found: Tensor) -> Tensor:
     """What nothing could be compared with is refused before it is taken for a reference."""
     if wrong := int((~found.isfinite()).sum()):
         raise CheckpointError(

@@ -10,10 +10,11 @@ from torch import Tensor
 from edge.errors import UsageError
 from edge.recipes import Target, bytes_per_weight
 from edge.units import format_size
-from exporters import judge, widening
+from exporters import widening
 from exporters.models.component import Component
 from exporters.quantization.budget import Choice, allocate
 from exporters.quantization.sensitivity import layer_rounding, linears, measure
+from exporters.reference import Module, outputs
 from exporters.widening import Widened
 
 _ATTEMPTS = 8  # to meet a limit of memory, which is not proportional to bytes
@@ -41,11 +42,11 @@ class Side:
     floats: int = 0  # bytes that norms, convolutions and positions take above a weight of the scheme
 
     @classmethod
-    def measured(cls, component: Component, module: judge.Module, samples: Sequence[Tensor], target: Target) -> Side:
+    def measured(cls, component: Component, module: Module, samples: Sequence[Tensor], target: Target) -> Side:
         """What each scheme costs each layer of `module`, which holds the checkpoint's weights."""
         ladder = (target.scheme, *widening.ladder(target.format, component.role, target.scheme))
         ways = {scheme: layer_rounding(target.format, scheme) for scheme in ladder}
-        costs = measure(module, lambda: [judge.outputs(module, sample) for sample in samples], lambda _: ways)
+        costs = measure(module, lambda: [outputs(module, sample) for sample in samples], lambda _: ways)
         numbers = {name: layer.weight.numel() for name, layer in linears(module).items()}
         choices = {
             f"{name}.weight": [

@@ -43,9 +43,15 @@ class Writer:
         assert isinstance(module, kind)
         return module
 
-    def judge(self, component: Component, module: Encoder | LanguageModel, samples: Sequence[Tensor]) -> Judge:
+    def judge(
+        self,
+        component: Component,
+        module: Encoder | LanguageModel,
+        samples: Sequence[Tensor],
+        exact: Sequence[Tensor],
+    ) -> Judge:
         role, order = component.role, self.order
-        return Judge(role, module, samples, order.targets[role], order.widened.get(role), explain=order.explain)
+        return Judge(role, module, samples, exact, order.targets[role], order.widened.get(role), explain=order.explain)
 
     def held(self, component: Component, judge: Judge, again: Callable[[], Encoder | LanguageModel]) -> Cost:
         """What it costs. Raises ParityError where that is too much; `again` makes the module as it was judged."""

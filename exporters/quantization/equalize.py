@@ -12,7 +12,7 @@ without outliers is, bit by bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from typing import NamedTuple
 
@@ -30,6 +30,8 @@ CLEAR = 1.5  # how many times smaller an error must become, as the root of its m
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 USUAL = (0, 1)  # powers of two by which a scale may differ from the others' and is not made: then only outliers change
 ROWS = 256  # of a layer's weight that the error is measured on
+FEW = 32  # of them that tell whether anything is gained: without outliers nothing is, and the search ends there
+LIKE = 1.25  # how far the few may be from the others in that
 # What a parameter may become: float16 holds it, with all its digits.
 LARGEST, SMALLEST = 2.0**14, 2.0**-12
 _FLOOR = 2.0**-20  # of the largest: a column that is nothing weighs as if it were so much
@@ -118,16 +120,28 @@ class _Problem(NamedTuple):
 
 def _best(module: nn.Module, fold: Fold, inputs: Inputs, how: Rounding, importance: Tensor | None) -> Choice | None:
     """None where nothing is clearly better than what is there."""
-    weights = [_some(weight) for weight in _weights(module, fold)]
-    problem = _Problem(fold, inputs, weights, how, importance)
-    usual = problem.error(None)
-    errors = [(problem.error(choice), choice) for choice in _candidates(module, fold, inputs)]
-    least, best = min(errors, key=lambda pair: pair[0], default=(usual, None))
-    return best if least * CLEAR**2 <= usual else None
+    choices = [*_different(_candidates(module, fold, inputs))]
+    for count, clear in ((FEW, CLEAR / LIKE), (ROWS, CLEAR)):
+        weights = [_some(weight, count) for weight in _weights(module, fold)]
+        problem = _Problem(fold, inputs, weights, how, importance)
+        errors = [problem.error(choice) for choice in choices]
+        if not choices or min(errors) * clear**2 > problem.error(None):
+            return None
+    return choices[errors.index(min(errors))]
 
 
-def _some(weight: Tensor) -> Tensor:
-    return weight[torch.linspace(0, len(weight) - 1, min(ROWS, len(weight))).long()]
+def _different(choices: Iterable[Choice]) -> Iterator[Choice]:
+    """Each once, and none that changes nothing: without outliers few are left."""
+    known: set[tuple[bytes, bytes]] = set()
+    for choice in choices:
+        key = (choice.scale.numpy().tobytes(), b"" if choice.shift is None else choice.shift.numpy().tobytes())
+        if key not in known and not (choice.shift is None and bool((choice.scale == 1).all())):
+            known.add(key)
+            yield choice
+
+
+def _some(weight: Tensor, count: int) -> Tensor:
+    return weight[torch.linspace(0, len(weight) - 1, min(count, len(weight))).long()]
 
 
 def _candidates(module: nn.Module, fold: Fold, inputs: Inputs) -> Iterator[Choice]:

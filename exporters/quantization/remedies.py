@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from exporters.quantization.sensitivity import LayerRounding, LinearCost, linears, measure, simulated
 
+LIKE = 1.5  # how many times more than another a sample may lose, where no outlier is shown by one and not by the other
 Output = Callable[[], Tensor]  # calls the component with one sample
 
 
@@ -35,11 +36,15 @@ def settle(
     """`exact`: what the samples give now, unrounded; `ladder`: the schemes that a linear may have, the component's own
     first, each dearer than the one before.
 
-    Nothing is widened where the loss is within the bound, and each linear is measured only then if `explain`. Else
+    Nothing is widened where the loss is within the bound, well within it on the first sample alone; each linear is
+    measured only then if `explain`. Else
     those are widened, a rung at a time, whose outputs are hurt most, until it is; which may be never, and then all
     stand on the last rung.
     """
-    before = loss = _loss(module, samples, exact, dict.fromkeys(linears(module), roundings[ladder[0]]))
+    narrow = dict.fromkeys(linears(module), roundings[ladder[0]])
+    before = loss = _loss(module, samples[:1], exact[:1], narrow)
+    if loss > bound / LIKE or explain:
+        before = loss = _loss(module, samples, exact, narrow)
     if loss <= bound and not explain:
         return Remedies(loss, before)
     ways = {scheme: roundings[scheme] for scheme in ladder}

@@ -19,12 +19,13 @@ from small_models import randomized
 from torch import nn
 
 from edge import plugins
-from edge.errors import CheckpointError, ImageError
+from edge.errors import CheckpointError
+from edge.inputs import image
 from edge.inputs.calibration import Record
-from edge.recipes import RECIPES, Target
+from edge.recipes import Target
 from exporters import calibration_sample, targets
 from exporters.checkpoint import open_checkpoint
-from exporters.equalizer import Equalizer
+from exporters.equalizer import equalised, look
 from exporters.formats.executorch import linears
 from exporters.models import folding, projectors
 from exporters.models.attention import GrowingCache
@@ -33,7 +34,7 @@ from exporters.models.encoder import Encoder
 from exporters.models.layers import Linear
 from exporters.models.projectors import ProjectorConfig, mlp
 from exporters.models.vision import clip, siglip
-from exporters.pipeline import components, own_tokenizer
+from exporters.pipeline import components
 from exporters.quantization import equalize, importance, rounding
 from exporters.quantization.equalize import equalize as run
 from exporters.quantization.observed import observe
@@ -139,7 +140,7 @@ def passes(module, count=3):
     return {f"image {i}": lambda x=x: module(x) for i, x in enumerate(given)}
 
 
-def look(module, count=3):
+def watched(module, count=3):
     return observe(module, equalize.readers(module), passes(module, count), 64)
 
 
@@ -168,7 +169,7 @@ def same(found, expected, digits=1e-5):
 def errors(module, how, absolute=False):
     """Of every layer behind a fold, both sides rounded: the root mean square of each output's, by the output's own."""
     found = {}
-    for path, seen in look(module).items():
+    for path, seen in watched(module).items():
         weight, x = module.get_parameter(f"{path}.weight"), torch.cat(seen.rows)
         parts = zip(seen.rows, seen.least, seen.largest, strict=True)
         rounded = torch.cat([rounding.activations(*part, how.activations) for part in parts])
@@ -184,7 +185,7 @@ def errors(module, how, absolute=False):
 def test_what_has_no_outliers_is_left_as_it_is(name, how):
     module = MODULES[name]()
     before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
-    assert run(module, look(module), how) == {}
+    assert run(module, watched(module), how) == {}
     assert all(torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
 
 
@@ -200,7 +201,7 @@ def test_outliers_go_and_the_function_stays(name, how, factor):
     clean = errors(MODULES[name](), how)
     module = spoil(MODULES[name](), factor)
     before, spoilt = results(module), errors(module, how)
-    made = run(module, look(module), how)
+    made = run(module, watched(module), how)
     assert made
     same(results(module), before)
     found = errors(module, how)
@@ -209,7 +210,7 @@ def test_outliers_go_and_the_function_stays(name, how, factor):
         assert error < 1.6 * clean[path] + 1e-4, path  # scales are powers of two: not all is got back
     for choice in made.values():
         assert torch.equal(torch.exp2(choice.scale.log2().round()), choice.scale)
-    assert run(module, look(module), how) == {}  # nothing is left to do
+    assert run(module, watched(module), how) == {}  # nothing is left to do
 
 
 def test_what_the_residual_stream_is_shifted_by_goes_into_a_bias():
@@ -219,7 +220,7 @@ def test_what_the_residual_stream_is_shifted_by_goes_into_a_bias():
     module.tower.layers[last].mlp.fc2.bias[[3, 17]] += torch.tensor([400.0, -250.0])
     before, clean = results(module), errors(small_encoder(), how, absolute=True)["projector.0"]
     assert errors(module, how, absolute=True)["projector.0"] > 20 * clean
-    made = run(module, look(module), how)
+    made = run(module, watched(module), how)
     (fold,) = made
     assert (fold.source, fold.readers) == (f"tower.layers.{last}.mlp.fc2", ("projector.0",))
     assert made[fold].shift is not None and bool((made[fold].scale == 1).all())
@@ -232,7 +233,7 @@ def test_a_channel_that_a_norm_silences_is_left_alone():
     norm, read = module.tower.layers[0].layer_norm1, module.tower.layers[0].self_attn.q_proj
     norm.weight[5] = 0
     bias, column, before = norm.bias[5].clone(), read.weight[:, 5].clone(), results(module)
-    made = run(module, look(module), how)
+    made = run(module, watched(module), how)
     assert any(fold.source == "tower.layers.0.layer_norm1" for fold in made)
     assert (float(norm.weight[5]), float(norm.bias[5])) == (0, float(bias))
     assert torch.equal(read.weight[:, 5], column)
@@ -246,7 +247,7 @@ def test_no_parameter_outgrows_half_precision():
     layer.layer_norm2.weight[4], layer.layer_norm2.bias[4] = 1e9, 0
     layer.mlp.fc1.weight[:, 4] = 1e-12
     layer.mlp.fc1.weight[0, 4] = 6e3
-    run(module, look(module), how)
+    run(module, watched(module), how)
     assert float(layer.mlp.fc1.weight.abs().max()) <= equalize.LARGEST
     assert float(layer.layer_norm2.weight.abs().max()) <= 1e9
 
@@ -257,7 +258,7 @@ def test_importance_follows(name):
     generator = torch.Generator().manual_seed(2)
     sequences = [torch.randn(1, 9, module.config.hidden, generator=generator) for _ in range(2)]
     matters = importance.measure(module, sequences)
-    made = run(module, look(module), how, matters)
+    made = run(module, watched(module), how, matters)
     assert made
     found, anew = equalize.following(matters, made), importance.measure(module, sequences)
     assert found.keys() == anew.keys()
@@ -270,7 +271,7 @@ def test_importance_guides_the_choice():
     """Columns that are said to matter are those whose rounding counts."""
     module, how = spoil(small_decoder(), 50), Rounding("none", "block4")
     some = {"layers.0.qkv_proj.weight": torch.rand(64, generator=torch.Generator().manual_seed(3))}
-    assert run(module, look(module), how, some)
+    assert run(module, watched(module), how, some)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -279,7 +280,7 @@ def test_an_activation_that_is_not_finite_is_named(name, value):
     module = MODULES[name]()
     module.get_parameter(equalize.readers(module)[4] + ".weight").fill_(value)
     with pytest.raises(CheckpointError, match=r"is multiplied with is NaN or infinite on (image|conversation) 0"):
-        look(module)
+        watched(module)
     assert all(not layer._forward_pre_hooks for layer in module.modules())
 
 
@@ -302,7 +303,7 @@ def test_one_image_or_one_text_is_enough(name):
         one = {"text": lambda: module(rows, GrowingCache(c.heads, c.kv_heads, c.rope), everywhere=True)}
         made = run(module, observe(module, equalize.readers(module), one, 64), how)
     else:
-        made = run(module, look(module, 1), how)
+        made = run(module, watched(module, 1), how)
     assert len(made) > 5
     same(results(module), before)
     found = errors(module, how)
@@ -317,50 +318,40 @@ def checkpoint(exports: Exports):
     return open_checkpoint(str(exports.checkpoint(projector="mlp2x_gelu")))
 
 
-def equalizer(checkpoint, recipe="onnx-w8a8-w4", calibration=()):
-    to = RECIPES[recipe].targets if isinstance(recipe, str) else recipe
-    return Equalizer(checkpoint.spec, own_tokenizer(checkpoint), to, calibration)
+def images(checkpoint, calibration=()):
+    found = calibration_sample.samples(calibration)
+    return {one.name: torch.from_numpy(image.pixels(one.image, checkpoint.spec.image)) for one in found}
 
 
-class Untouched(nn.Module):
-    """Fails when anything is asked of it."""
-
-    def __getattr__(self, name):
-        raise AssertionError(name)
-
-
-def test_floats_are_not_even_looked_at(checkpoint):
-    matters = {"a": torch.ones(1)}
-    floats = equalizer(checkpoint, "onnx-fp32")
-    floats.encoder(Untouched(), "vision")
-    assert floats.decoder(Untouched(), matters) == matters
-
-
-def test_an_encoder_is_equalised_for_each_role(checkpoint):
-    """The images pass once, whatever it is written as."""
-    to = {"vision": Target("onnx", "fp16"), "decoder": Target("gguf", "q4_0"), "mmproj": Target("gguf", "q8_0")}
-    both, loaded = equalizer(checkpoint, to), components(checkpoint)[0]
-    first, second = (spoil(loaded.load(checkpoint.weights), 100) for _ in range(2))
-    before = {key: tensor.clone() for key, tensor in first.state_dict().items()}
-    both.encoder(first, "vision")
-    assert all(torch.equal(tensor, before[key]) for key, tensor in first.state_dict().items())
+def test_samples_pass_once_and_tell_what_they_give(checkpoint):
+    module = components(checkpoint)[0].load(checkpoint.weights)
     passed = []
-    second.register_forward_hook(lambda *_: passed.append(1))
-    both.encoder(second, "mmproj")
-    assert not passed
-    assert any(not torch.equal(tensor, before[key]) for key, tensor in second.state_dict().items())
+    module.register_forward_hook(lambda *_: passed.append(1))
+    shown = images(checkpoint)
+    looked = look(module, shown)
+    assert len(passed) == len(shown) == len(looked.exact)
+    for sample, exact in zip(shown.values(), looked.exact, strict=True):
+        assert torch.equal(module(sample), exact)
+
+
+def test_floats_are_left_alone(checkpoint):
+    module = spoil(components(checkpoint)[0].load(checkpoint.weights), 100)
+    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    looked, matters = look(module, images(checkpoint)), {"a": torch.ones(1)}
+    assert equalised(module, looked, Target("onnx", "fp16"), matters) == matters
+    assert all(torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
+    equalised(module, looked, Target("gguf", "q8_0"))
+    assert any(not torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
+
+
+def test_a_decoder_is_equalised(checkpoint):
     decoder = spoil(components(checkpoint)[1].load(checkpoint.weights), 100)
     stored = decoder.layers[0].qkv_proj.weight.clone()
-    both.decoder(decoder, {})
+    torch.manual_seed(1)
+    looked = look(decoder, {"a conversation": torch.randn(1, 20, decoder.config.hidden)})
+    assert looked.exact[0].shape == (1, 20, decoder.config.vocab)
+    equalised(decoder, looked, Target("gguf", "q4_0"))
     assert not torch.equal(decoder.layers[0].qkv_proj.weight, stored)
-
-
-def test_a_damaged_image_is_refused(checkpoint, tmp_path):
-    (tmp_path / "cat.png").write_bytes(b"no image")
-    with pytest.raises(ImageError, match=r"cat\.png"):
-        equalizer(checkpoint, calibration=[Record(tmp_path / "cat.png", "What?", "")]).encoder(
-            components(checkpoint)[0].load(checkpoint.weights), "vision"
-        )
 
 
 def test_an_image_on_which_numbers_overflow_is_named(checkpoint, tmp_path):
@@ -368,11 +359,11 @@ def test_an_image_on_which_numbers_overflow_is_named(checkpoint, tmp_path):
     module = components(checkpoint)[0].load(checkpoint.weights)
     module.tower.layers[1].layer_norm2.weight.fill_(math.inf)
     with pytest.raises(CheckpointError, match=r"tower\.layers\.1\.mlp\.fc1 is .*dog\.png"):
-        equalizer(checkpoint, calibration=[Record(tmp_path / "dog.png", "What?", "")]).encoder(module, "vision")
+        look(module, images(checkpoint, [Record(tmp_path / "dog.png", "What?", "")]))
 
 
 def test_the_users_images_come_once_each_and_are_few():
-    records = [Record(Path(f"{index // 2}.png"), f"question {index}", "") for index in range(40)]
+    records = [Record(Path(f"{index // 2 % 20}.png"), f"question {index}", "") for index in range(80)]
     found = calibration_sample.samples(records)
     assert [sample.image for sample in found] == [Path(f"{index}.png") for index in range(calibration_sample.MOST)]
     assert [sample.question for sample in found] == [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from edge.errors import ParityError
 from edge.recipes import Target
-from exporters.judge import HELD, Judge, outputs
+from exporters.judge import HELD, Judge
 from exporters.models import vision
 from exporters.models.decoders import llama
 from exporters.models.encoder import Encoder
@@ -18,6 +19,7 @@ from exporters.models.projectors import mlp
 from exporters.quantization import integers
 from exporters.quantization.remedies import distance
 from exporters.quantization.sensitivity import linears
+from exporters.reference import Module, outputs
 
 ONNX = Target("onnx", "w8a8")
 
@@ -38,6 +40,10 @@ def images(module: Encoder) -> list[Tensor]:
     return list(torch.randn(2, 1, 3, module.image_size, module.image_size))
 
 
+def judged(role: str, module: Module, samples: Sequence[Tensor], target: Target, *settled: Any, **how: Any) -> Judge:
+    return Judge(role, module, samples, [outputs(module, sample) for sample in samples], target, *settled, **how)
+
+
 def store(module: torch.nn.Module, widened: Mapping[str, str]) -> None:
     """As ONNX does."""
     for name, layer in linears(module).items():
@@ -52,7 +58,7 @@ def store(module: torch.nn.Module, widened: Mapping[str, str]) -> None:
 
 def test_a_layer_with_an_outlier_is_widened_and_the_loss_held() -> None:
     module = encoder(1000.0)
-    judge = Judge("vision", module, images(module), ONNX)
+    judge = judged("vision", module, images(module), ONNX)
     assert judge.remedies is not None
     assert judge.remedies.before > HELD["vision"]
     assert "tower.layers.1.mlp.fc1.weight" in judge.widened
@@ -65,18 +71,18 @@ def test_a_layer_with_an_outlier_is_widened_and_the_loss_held() -> None:
 
 def test_without_outliers_nothing_is_widened_and_nothing_measured() -> None:
     module = encoder(1.0)
-    judge = Judge("vision", module, images(module), ONNX)
+    judge = judged("vision", module, images(module), ONNX)
     assert judge.widened == {}
     assert judge.remedies is not None
     assert judge.remedies.costs == {}
-    assert set(Judge("vision", module, images(module), ONNX, explain=True).cost().to_json()["linears"]) == set(
+    assert set(judged("vision", module, images(module), ONNX, explain=True).cost().to_json()["linears"]) == set(
         linears(module)
     )
 
 
 def test_what_is_settled_is_taken() -> None:
     module = encoder(1000.0)
-    judge = Judge("vision", module, images(module), ONNX, {})
+    judge = judged("vision", module, images(module), ONNX, {})
     assert judge.widened == {} and judge.remedies is None
     store(module, {})
     with pytest.raises(ParityError, match=r"quantising costs the vision 0\.\d+ .*worst of 2.*more than 0\.001") as told:
@@ -91,7 +97,7 @@ def test_the_rounded_reference_differs_only_within_the_block() -> None:
     module = encoder(30.0)
     image = images(module)[0]
     exact = outputs(module, image)
-    judge = Judge("vision", module, [image], ONNX, {})
+    judge = judged("vision", module, [image], ONNX, {})
     assert judge.rounds
     with judge.rounding():
         assert distance(outputs(module, image), exact) > 1e-7
@@ -101,7 +107,7 @@ def test_the_rounded_reference_differs_only_within_the_block() -> None:
 @pytest.mark.parametrize("target", [Target("onnx", "fp16"), Target("coreml", "w4"), Target("gguf", "f16")])
 def test_kernels_that_round_nothing_are_not_simulated(target: Target) -> None:
     decoder = llama.tiny().eval().requires_grad_(False)
-    judge = Judge("decoder", decoder, [torch.randn(1, 5, decoder.config.hidden)], target)
+    judge = judged("decoder", decoder, [torch.randn(1, 5, decoder.config.hidden)], target)
     assert not judge.rounds
     assert judge.remedies is None and judge.widened == {}
     assert judge.cost().loss == pytest.approx(0, abs=1e-12)
@@ -111,7 +117,7 @@ def test_a_decoder_is_judged_at_every_position() -> None:
     decoder = llama.tiny().eval().requires_grad_(False)
     rows = torch.randn(1, 5, decoder.config.hidden)
     assert outputs(decoder, rows).shape == (1, 5, decoder.config.vocab)
-    judge = Judge("decoder", decoder, [rows], Target("onnx", "w4"))
+    judge = judged("decoder", decoder, [rows], Target("onnx", "w4"))
     assert judge.rounds
     before = judge.cost().loss
     for layer in linears(decoder).values():
