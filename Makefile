@@ -11,6 +11,8 @@ CANDIDATES := python3 python3.13 python3.12 python3.11
 PYTHON ?= $(firstword $(foreach p,$(CANDIDATES),$(shell $(p) -c '$(NEW_ENOUGH)' 2>/dev/null && echo $(p))))
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
+# A file of tests is one process's. A library's own threads would only be in the way of the other process.
+PYTESTS := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
 
 # A plain torch brings gigabytes of CUDA on Linux: its CPU build is taken where the installer's settings list one.
 TORCH := 2.13.0
@@ -54,8 +56,8 @@ demo: $(BUNDLE)/manifest.json  ## install, export the demo checkpoint, ask it th
 	$(BIN)/edge run $(BUNDLE) $(PICTURES)/sign.png "What does the sign say?"
 	$(BIN)/edge run $(BUNDLE) $(PICTURES)/number.png "How many stars are there?"
 
-check: lint  ## lint, types, tests/unit, tests/architecture and tests/server: under three minutes
-	$(PYTEST) tests/unit tests/architecture tests/server
+check: lint  ## lint, types, tests/unit, tests/architecture and tests/server: under two minutes
+	$(PYTESTS) tests/unit tests/architecture tests/server
 
 lint: $(VENV)/installed-dev  ## ruff and mypy
 	$(BIN)/ruff check
@@ -66,9 +68,11 @@ fmt: $(VENV)/installed-dev  ## sort imports and format
 	$(BIN)/ruff check --select I --fix
 	$(BIN)/ruff format
 
+# To watch edge/ and runtimes/ is to slow down all that torch traces: what covers them needs no torch.
 test: lint $(VENV)/legacy/installed  ## lint, types, all tests but those below
-	$(PYTEST) tests/unit tests/architecture tests/server tests/engine tests/export tests/e2e \
+	$(PYTESTS) tests/unit tests/architecture tests/server tests/engine \
 		--cov=edge --cov=runtimes --cov-report=term-missing:skip-covered --cov-fail-under=95
+	$(PYTESTS) tests/export tests/e2e
 
 test-llamacpp: $(MTMD) $(VENV)/installed-dev  ## the GGUF pair in llama.cpp's own multimodal CLI
 	LLAMA_MTMD_CLI='$(MTMD)' $(PYTEST) tests/e2e -m mtmd

@@ -82,7 +82,7 @@ def edge(home: Home, *arguments: object) -> None:
 
 @pytest.mark.parametrize("format", plugins.names(targets.FORMATS))
 def test_an_export_asks_nobody(home: Home, tmp_path, exports: Exports, format):
-    edge(home, "export", exports.checkpoint(), "-o", tmp_path / "out", "--format", format)
+    edge(home, "export", exports.checkpoint(), "-o", tmp_path / "out", "--format", format, "--context", 256)
     edge(home, "verify", tmp_path / "out")
 
 

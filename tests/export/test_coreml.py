@@ -383,7 +383,7 @@ def test_a_product_of_other_than_rows_is_no_convolution(tmp_path):
     options = {"checkpoint": checkpoint, "options": {"ane": True}}
     with pytest.raises(EdgeError, match=r"last.weight multiplies 2 axes") as caught:
         write(coreml, Component("vision", build, {}), randomized(build()), "w8", tmp_path, lambda done: None, **options)
-    assert caught.value.hint == "leave out --ane"
+    assert "--ane" in caught.value.hint
 
 
 def test_a_rule_that_is_missing_is_named(tmp_path):

@@ -191,7 +191,7 @@ def test_tensor_types_count(checkpoint):
     check(large, to)
     with pytest.raises(UsageError, match="down_proj") as caught:
         check(large, to, {"gguf": {"tensor_type": ("ffn_down=f16",)}})
-    assert caught.value.hint == "another --format or --tensor-type"
+    assert all(option in caught.value.hint for option in ("--format", "--tensor-type"))
     check(large, to | {"decoder": Target("gguf", "f16")}, {"gguf": {"tensor_type": ("ffn_down=bf16",)}})
 
 
@@ -201,7 +201,7 @@ def test_a_scheme_that_does_not_take_the_tensor_types_is_no_way_out(checkpoint):
     check(large, to)
     with pytest.raises(UsageError, match="down_proj") as caught:
         check(large, to | {"decoder": Target("gguf", "q4_k_m")}, {"gguf": {"tensor_type": ("attn_q=q5_0",)}})
-    assert caught.value.hint == "another --format or --tensor-type"
+    assert all(option in caught.value.hint for option in ("--format", "--tensor-type"))
 
 
 @given(

@@ -86,25 +86,25 @@ class AddNormCase(NormCase):
 
 
 class ActivationCase(Case):
-    def __init__(self, kind):
-        super().__init__(act=Activation(kind))
+    """Of every kind: three results for each, in their order."""
+
+    def __init__(self):
+        super().__init__(acts=nn.ModuleList(map(Activation, ops.ACTIVATIONS)))
 
     def results(self, image, rows):
-        return [self.act(image), self.act(rows * 4.0), self.act(rows[:, :1])]
+        return [act(x) for act in self.acts for x in (image, rows * 4.0, rows[:, :1])]
 
 
 class GatedCase(Case):
-    def __init__(self, kind):
+    """Of every kind: three results for each, in their order."""
+
+    def __init__(self):
         super().__init__(up=Linear(SIDE, 48), narrow=Linear(SIDE, 10, bias=False))
-        self.kind = kind
 
     def results(self, image, rows):
         gated = ops.current().gated
-        return [
-            gated(self.up(rows), self.kind),
-            gated(rows, self.kind),
-            gated(self.narrow(rows[:, :1]), self.kind),
-        ]
+        given = (self.up(rows), rows, self.narrow(rows[:, :1]))
+        return [gated(x, kind) for kind in ops.ACTIVATIONS for x in given]
 
 
 class AttentionCase(Case):
@@ -168,8 +168,8 @@ ENCODERS = {
     "add_layer_norm": lambda: AddNormCase(LayerNorm),
     "rms_norm": lambda: NormCase(RMSNorm),
     "add_rms_norm": lambda: AddNormCase(RMSNorm),
-    **{f"activation {kind}": lambda kind=kind: ActivationCase(kind) for kind in ops.ACTIVATIONS},
-    **{f"gated {kind}": lambda kind=kind: GatedCase(kind) for kind in ops.ACTIVATIONS},
+    "activation": ActivationCase,
+    "gated": GatedCase,
     "attention": AttentionCase,
     "conv2d": Conv2dCase,
     "conv2d in groups": GroupsCase,
@@ -178,6 +178,11 @@ ENCODERS = {
 
 
 OF_DECODERS = {"head_norms"}  # of what `attend` takes only: the families that have it are in test_decoder_formats.py
+
+
+def test_every_kind_of_activation_is_in_a_decoder_of_every_format():
+    refused = {case for _, case in REFUSED}
+    assert {kind for case in DECODERS.keys() - refused for kind in DECODERS[case][1:]} == set(ops.ACTIVATIONS)
 
 
 def test_every_operation_has_a_case():
@@ -199,34 +204,35 @@ class Config(llama.Config):
 
 
 class OneLayer(LanguageModel):
-    def __init__(self, config, kind):
+    """Of every kind of activation that is named, one after another: alone, and gated."""
+
+    def __init__(self, config, *kinds):
         super().__init__(config)
-        c, self.kind = config, kind
+        c, self.kinds = config, kinds
         self.qkv = Linear(c.hidden, (c.heads + 2 * c.kv_heads) * c.head_dim)
         self.o = Linear(c.heads * c.head_dim, c.hidden)
-        self.norm = (RMSNorm if kind in ("silu", "gelu_tanh") else LayerNorm)(c.hidden, c.eps)
+        self.norm = (RMSNorm if c.rotary_dim else LayerNorm)(c.hidden, c.eps)
         self.up, self.down = Linear(c.hidden, 2 * c.ffn), Linear(c.ffn, c.hidden)
-        self.act, self.back = Activation(kind), Linear(2 * c.ffn, c.hidden)
+        self.acts, self.back = nn.ModuleList(map(Activation, kinds)), Linear(2 * c.ffn, c.hidden)
         self.lm_head = Linear(c.hidden, c.vocab, bias=False)
 
     def forward(self, inputs_embeds, attend, everywhere=False):
         normed, x = self.norm.add(inputs_embeds, self.o(attend(0, self.qkv(inputs_embeds))))
-        x = x + self.down(ops.current().gated(self.up(normed), self.kind))
-        x = x + self.back(self.act(self.up(self.norm(x))))
+        for kind, act in zip(self.kinds, self.acts, strict=True):
+            x = x + self.down(ops.current().gated(self.up(normed), kind))
+            x = x + self.back(act(self.up(self.norm(x))))
         return self.lm_head(x if everywhere else x[:, -1:])
 
 
 CONFIG = Config(layers=1, hidden=48, ffn=40, heads=4, kv_heads=2, head_dim=16, vocab=96, context=40)
+# Two are for every format, and have each kind of activation between them.
 DECODERS = {
-    "rope": (CONFIG, "silu"),
+    "rope": (replace(CONFIG, kv_heads=1), "silu", "relu", "hardswish", "hardsigmoid"),
+    "rope of 16 features": (replace(CONFIG, head_dim=32, rotary_dim=16), "gelu", "gelu_tanh", "quick_gelu"),
     "rope of 8 features": (replace(CONFIG, rotary_dim=8), "gelu_tanh"),
-    "rope of 16 features": (replace(CONFIG, head_dim=32, rotary_dim=16), "silu"),
     "rope of 4 features": (replace(CONFIG, rotary_dim=4, kv_heads=4), "gelu"),
-    "quick_gelu": (replace(CONFIG, kv_heads=1), "quick_gelu"),
-    "relu": (CONFIG, "relu"),
-    "hardswish": (CONFIG, "hardswish"),
-    "hardsigmoid": (CONFIG, "hardsigmoid"),
 }
+SKIPPED = {("executorch", "rope of 4 features")}  # seconds each, and it is that of 8 again
 REFUSED = {("onnx", "rope of 8 features"): "rope of 8", ("onnx", "rope of 4 features"): "rope of 4"}
 
 
@@ -264,40 +270,44 @@ def export_encoder(name, make, folder):
     module = randomized(build())
     pixels = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(8))
     with torch.inference_mode():
-        count = module(pixels).shape[1]
-    source = checkpoint(count, spec_of(replace(CONFIG, hidden=1)))
+        results = module.tower.results(pixels, pixels.reshape(1, 3 * SIDE, SIDE))
+        expected = module(pixels).numpy()
+    source = checkpoint(expected.shape[1], spec_of(replace(CONFIG, hidden=1)))
     _, graph = written(name, Component("vision", build, {}), module, source, folder, ("vision", "projector"))
-    with torch.inference_mode():
-        return graph.run({"pixel_values": pixels.numpy()})["image_embeds"], module(pixels).numpy()
+    found = graph.run({"pixel_values": pixels.numpy()})["image_embeds"]
+    assert found.shape == expected.shape
+    ends = np.cumsum([result.numel() for result in results])
+    assert ends[-1] == expected.size
+    return zip(np.split(found, ends[:-1], axis=1), np.split(expected, ends[:-1], axis=1), strict=True)
 
 
 @each_format
 @pytest.mark.parametrize("case", ENCODERS)
 def test_an_operation_computes_what_torch_does(case, name, tmp_path):
-    found, expected = export_encoder(name, ENCODERS[case], tmp_path)
-    assert found.shape == expected.shape
-    assert expected.std() > 0.01
-    error = distance(found, expected)
-    assert error["cosine"] >= TOLERANCE["cosine"] and error["max_abs"] <= TOLERANCE["max_abs"], error
+    for number, (found, expected) in enumerate(export_encoder(name, ENCODERS[case], tmp_path)):
+        assert expected.size == 3 or expected.std() > 0.01  # a mean of each channel is small
+        error = distance(found, expected)
+        assert error["cosine"] >= TOLERANCE["cosine"] and error["max_abs"] <= TOLERANCE["max_abs"], (number, error)
 
 
-def export_decoder(name, config, kind, folder):
-    module, spec = randomized(OneLayer(config, kind)), spec_of(config)
-    component = Component("decoder", lambda: OneLayer(config, kind), {})
+def export_decoder(name, config, kinds, folder):
+    module, spec = randomized(OneLayer(config, *kinds)), spec_of(config)
+    component = Component("decoder", lambda: OneLayer(config, *kinds), {})
     part, decoder = written(name, component, module, checkpoint(decoder=spec), folder, ("decoder",), spec)
     return module, kv_decoder(decoder, part, spec, config.context) if name == "onnx" else decoder
 
 
-@each_format
-@pytest.mark.parametrize("case", DECODERS)
+@pytest.mark.parametrize(
+    ("name", "case"), [(name, case) for name in FORMATS for case in DECODERS if (name, case) not in SKIPPED]
+)
 def test_a_decoder_of_them_computes_what_torch_does(case, name, tmp_path):
-    config, kind = DECODERS[case]
+    config, *kinds = DECODERS[case]
     if (name, case) in REFUSED:
         with pytest.raises(EdgeError, match=REFUSED[name, case]) as refused:
-            export_decoder(name, config, kind, tmp_path)
+            export_decoder(name, config, kinds, tmp_path)
         assert "--format" in refused.value.hint
         return
-    module, decoder = export_decoder(name, config, kind, tmp_path)
+    module, decoder = export_decoder(name, config, kinds, tmp_path)
     ids = tuple(np.random.default_rng(3).integers(0, config.vocab, 12).tolist())
     rows = module.embed_tokens.weight[list(ids)][None]
     expected = logits_after(module, [rows[:, :9], *rows[:, 9:].split(1, dim=1)])
@@ -324,7 +334,7 @@ class PartlyRotated(llama.Decoder):
 def test_gguf_refuses_a_decoder_that_llama_cpp_would_compute_otherwise(build, named, tmp_path):
     with pytest.raises(EdgeError, match=named) as refused:
         write(gguf, Component("decoder", build, {}), build(), "f16", tmp_path, checkpoint=checkpoint())
-    assert refused.value.hint == "another --format"
+    assert "--format" in refused.value.hint
 
 
 # What is no operation is refused by name, with a way out; ExecuTorch has kernels for most of what torch has.

@@ -214,9 +214,21 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("own", PLACES)
-@pytest.mark.parametrize("known", PLACES)
+BESIDE = [*PLACES][1:] + [*PLACES][:1]  # the last is beside the first
+
+
+@pytest.mark.parametrize(
+    ("own", "known"),
+    [
+        *zip(PLACES, PLACES, strict=True),
+        *zip(PLACES, BESIDE, strict=True),
+        *zip(BESIDE, PLACES, strict=True),
+        ("additional_chat_templates", "chat_template.jinja"),
+        ("chat_template.jinja", "additional_chat_templates"),
+    ],
+)
 def test_places_that_contradict_each_other(folder: Folder, own: str, known: str) -> None:
+    """Each place with itself and two others, and the two of which one is the default."""
     if own == known:
         before = folder.open().sha256
         PLACES[own](folder, CHATML)
@@ -251,7 +263,7 @@ def test_places_that_contradict_each_other(folder: Folder, own: str, known: str)
     ],
 )
 def test_a_template_that_renders_nothing(folder: Folder, monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
-    monkeypatch.setattr(rendering, "_SECONDS", 2)
+    monkeypatch.setattr(rendering, "_SECONDS", 1)
     folder.text("chat_template.jinja", text)
     with pytest.raises(CheckpointError, match=said) as caught:
         folder.settled()

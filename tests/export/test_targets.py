@@ -171,7 +171,7 @@ def test_backends_add_their_roles():
     assert found.name == "custom"
     with pytest.raises(UsageError, match="no backend 'qnn'") as caught:
         targets.resolve("executorch", (), None, None, {"executorch": {"backend": ("mps", "qnn")}})
-    assert caught.value.hint == "one of: coreml, mps, vulkan"
+    assert "coreml, mps, vulkan" in caught.value.hint
 
 
 @pytest.mark.parametrize(

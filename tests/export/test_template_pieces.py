@@ -322,7 +322,7 @@ def test_what_cannot_be_cut_says_why(text: str, said: str) -> None:
 
 @pytest.mark.parametrize(("text", "said"), DAMAGED.values(), ids=DAMAGED.keys())
 def test_a_damaged_or_hostile_template(monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
-    monkeypatch.setattr(rendering, "_SECONDS", 2)
+    monkeypatch.setattr(rendering, "_SECONDS", 1)
     with pytest.raises(Uncut) as caught:
         pieces(text, tokenizer_json((), "always"), "<s>", "</s>")
     assert said in str(caught.value) and len(str(caught.value)) < 400

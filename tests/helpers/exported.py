@@ -1,10 +1,13 @@
-"""Checkpoints of random numbers and the bundles made from them, each made once in a run; and bundles that lie."""
+"""Checkpoints of random numbers and the bundles made from them, each made once in a run of tests; bundles that lie."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
+import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -25,46 +28,61 @@ from exporters.export import Exported, ExportRequest, export
 
 
 class Exports:
-    """What is asked for twice is made once; nobody may change it."""
+    """What is asked for twice is made once; nobody may change it. Other processes may have the same `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._checkpoints: dict[tuple[Any, ...], Path] = {}
         self._exported: dict[tuple[Any, ...], Exported] = {}
 
     def checkpoint(self, projector: str = "ldpnetv2", dtype: str = "float16", **kind: Any) -> Path:
         """The smallest stand-in; `kind` as `standin.write` takes it."""
-        wanted = (projector, dtype, *sorted(kind.items()))
-        if wanted not in self._checkpoints:
-            path = self.folder / f"checkpoint-{len(self._checkpoints)}"
+
+        def write(path: Path) -> Path:
             standin.write(path, standin.SHAPES["tiny"], projector=projector, dtype=getattr(torch, dtype), **kind)
-            self._checkpoints[wanted] = path
-        return self._checkpoints[wanted]
+            return path
+
+        made: Path = self._once("checkpoint", (projector, dtype, *sorted(kind.items())), write)
+        return made
 
     def export(self, *, checkpoint: Path | None = None, **request: Any) -> Exported:
         """Of the default checkpoint unless another is given; `request` as ExportRequest takes it."""
         source = checkpoint or self.checkpoint()
         wanted = (source, repr(sorted((name, value) for name, value in request.items() if value)))
         if wanted not in self._exported:
-            output = self.folder / f"bundle-{len(self._exported)}"
-            asked = ExportRequest(str(source), output, threads=1, **request)
-            self._exported[wanted] = export(asked, lambda stage, done: None)
+
+            def write(path: Path) -> Exported:
+                return export(ExportRequest(str(source), path, threads=1, **request), lambda stage, done: None)
+
+            self._exported[wanted] = self._once("bundle", wanted, write)
         return self._exported[wanted]
 
     @cached_property
     def calibration(self) -> Path:
         """A folder of two pictures and questions."""
-        folder = self.folder / "calibration"
-        folder.mkdir()
-        lines = []
-        for index, question in enumerate(("What colour is it?", "And this?")):
-            Image.new("RGB", (60 + 40 * index, 50), (200, 30 * index, 10)).save(folder / f"{index}.png")
-            lines.append(json.dumps({"image": f"{index}.png", "question": question, "answer": "Red."}))
-        (folder / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
-        return folder
+
+        def write(folder: Path) -> Path:
+            folder.mkdir()
+            lines = []
+            for index, question in enumerate(("What colour is it?", "And this?")):
+                Image.new("RGB", (60 + 40 * index, 50), (200, 30 * index, 10)).save(folder / f"{index}.png")
+                lines.append(json.dumps({"image": f"{index}.png", "question": question, "answer": "Red."}))
+            (folder / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+            return folder
+
+        return self._once("calibration", (), write)
 
     def bundle(self, **request: Any) -> Path:
         return self.export(**request).path
+
+    def _once(self, kind: str, wanted: object, write: Callable[[Path], Any]) -> Any:
+        """What `write` gives for a place; of several processes one writes, and the others wait and read."""
+        path = self.folder / f"{kind}-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:12]}"
+        given = path.with_suffix(".pickle")
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not given.exists():
+                given.write_bytes(pickle.dumps(write(path)))
+            return pickle.loads(given.read_bytes())
 
 
 def weights(bundle: Path, part: str) -> dict[str, Array]:
