@@ -26,12 +26,13 @@ from edge.planning.fit import Fit, fit
 from edge.recipes import Recipe
 from edge.units import format_size
 from edge.verify import Report, Row, verify
-from exporters import finite, golden_sample, malloc, preview, prompts, targets
-from exporters.checkpoint import Checkpoint, open_checkpoint
+from exporters import finite, golden_sample, malloc, preview, targets
 from exporters.judge import MAX_LOSS, Cost
 from exporters.order import Order, Stages
 from exporters.pipeline import Built, build, measured, own_tokenizer
 from exporters.search import Budget, search
+from exporters.sources import prompts
+from exporters.sources.checkpoint import Checkpoint, open_checkpoint
 from exporters.widening import Widened
 
 FLOATS = ("fp16", "f16", "fp32")  # schemes whose activations are not rounded, the smallest first

@@ -14,9 +14,9 @@ from edge import plugins
 from edge.errors import CheckpointError, UsageError
 from edge.recipes import Target
 from exporters import targets
-from exporters.checkpoint import Checkpoint
 from exporters.formats import HALF, NOTHING, SINGLE, Job, Progress
 from exporters.pipeline import components, encoders
+from exporters.sources.checkpoint import Checkpoint
 from exporters.widening import Widened
 
 _NAMED = 8  # tensors in a message: a broken merge may have spoilt all of them

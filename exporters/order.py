@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from edge.inputs.calibration import Record
 from edge.recipes import Target
-from exporters.checkpoint import Checkpoint
 from exporters.judge import MAX_LOSS
+from exporters.sources.checkpoint import Checkpoint
 from exporters.targets import Options
 from exporters.widening import Widened
 

@@ -26,7 +26,6 @@ from edge.spec import VLMSpec
 from edge.types import Embeddings, Segment, Tokens
 from exporters import reference
 from exporters.calibration_sample import Sample, samples
-from exporters.checkpoint import Checkpoint
 from exporters.equalizer import Looked, equalised, look
 from exporters.formats import NOTHING, Measured
 from exporters.gguf import imatrix
@@ -37,6 +36,7 @@ from exporters.models.encoder import Encoder
 from exporters.order import Order, Stages
 from exporters.quantization import importance
 from exporters.search import Side
+from exporters.sources.checkpoint import Checkpoint
 from exporters.writer import Writer
 
 Ids = list[list[int] | None]

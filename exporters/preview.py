@@ -9,9 +9,9 @@ from edge.bundle.golden import GOLDEN
 from edge.bundle.manifest import ROLES, File, Manifest, Part
 from edge.recipes import Recipe, bytes_per_weight
 from exporters import targets, widening
-from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.formats import NOTHING, Job
 from exporters.pipeline import components, encoders
+from exporters.sources.checkpoint import Checkpoint, open_checkpoint
 from exporters.widening import Widened
 
 

@@ -12,11 +12,12 @@ from edge.errors import ParityError, UsageError
 from edge.inference.session import load
 from edge.inputs import image
 from edge.verify import Report, Row, compare, distance
-from exporters import prompts, reference
-from exporters.checkpoint import Checkpoint, open_checkpoint
+from exporters import reference
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.pipeline import Ids, components, cut, own_tokenizer
+from exporters.sources import prompts
+from exporters.sources.checkpoint import Checkpoint, open_checkpoint
 
 _SAME = {"max_abs": 1e-3, "cosine": 0.999999}  # torch against torch, maybe of another version
 

@@ -15,8 +15,6 @@ from typing import Any
 
 from edge.errors import CheckpointError, UsageError
 from edge.spec import ImageSpec, PromptSpec, VLMSpec
-from exporters import chat_template
-from exporters.checkpoint import Checkpoint, check, check_numbers
 from exporters.checkpoints import buildable, decoder_spec, image_spec, shortened, vision_spec
 from exporters.gguf import mmproj as mmprojs
 from exporters.gguf import names, vocabulary
@@ -29,8 +27,10 @@ from exporters.models.decoders import DecoderConfig, Family, family
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
 from exporters.models.vision.clip import TowerConfig
-from exporters.published import MEAN, STD, prompt
-from exporters.weights import Stored, Weights
+from exporters.sources import chat_template
+from exporters.sources.checkpoint import Checkpoint, check, check_numbers
+from exporters.sources.published import MEAN, STD, prompt
+from exporters.sources.weights import Stored, Weights
 
 SUFFIXES = (".gguf",)
 DEPTHS = {768: 12, 1024: 24, 1280: 32}  # layers of the published towers, by width

@@ -12,23 +12,23 @@ from typing import Any
 
 from edge.errors import CheckpointError, UsageError
 from edge.spec import VLMSpec
-from exporters import adapters, chat_template, mm_keys, preprocessor, tokenizer, tower
-from exporters.checkpoint import Checkpoint, check, license_of, read_json
-from exporters.checkpoint_folder import (
+from exporters.checkpoints import decoder_spec, shortened, vision_spec
+from exporters.models import decoders, projectors
+from exporters.models.component import Component
+from exporters.models.projectors import ProjectorConfig
+from exporters.models.vision import VisionConfig
+from exporters.sources import adapters, chat_template, mm_keys, preprocessor, tokenizer, tower
+from exporters.sources.checkpoint import Checkpoint, check, license_of, read_json
+from exporters.sources.checkpoint_folder import (
     decoder_config,
     defaults_named,
     projector_component,
     prompt_spec,
     small_files,
 )
-from exporters.checkpoints import decoder_spec, shortened, vision_spec
-from exporters.models import decoders, projectors
-from exporters.models.component import Component
-from exporters.models.projectors import ProjectorConfig
-from exporters.models.vision import VisionConfig
-from exporters.prompts import CONVERSATIONS
-from exporters.sentencepiece import SentencePiece
-from exporters.weights import Weights
+from exporters.sources.prompts import CONVERSATIONS
+from exporters.sources.sentencepiece import SentencePiece
+from exporters.sources.weights import Weights
 
 MODEL_TYPES = ("mobilevlm", "mobilellama", "llava_llama", "llava", "llava_qwen", "llava_qwen2", "llava_qwen3")
 MARKS = ("mm_vision_tower",)  # transformers writes "llava" too, for a layout of its own that has no mm_* keys

@@ -15,25 +15,25 @@ import tokenizers
 
 from edge.errors import CheckpointError, UsageError
 from edge.spec import VLMSpec
-from exporters import chat_template, preprocessor, tokenizer, tower
-from exporters.checkpoint import Checkpoint, check, license_of, read_json, read_optional_json
-from exporters.checkpoint_folder import (
-    decoder_config,
-    defaults_named,
-    projector_component,
-    prompt_spec,
-    small_files,
-)
 from exporters.checkpoints import decoder_spec, shortened, vision_spec
 from exporters.models import decoders, projectors, vision
 from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, Family
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import VisionConfig
-from exporters.prompts import CONVERSATIONS
-from exporters.sentencepiece import SentencePiece
-from exporters.tower_config import require_layer
-from exporters.weights import Weights
+from exporters.sources import chat_template, preprocessor, tokenizer, tower
+from exporters.sources.checkpoint import Checkpoint, check, license_of, read_json, read_optional_json
+from exporters.sources.checkpoint_folder import (
+    decoder_config,
+    defaults_named,
+    projector_component,
+    prompt_spec,
+    small_files,
+)
+from exporters.sources.prompts import CONVERSATIONS
+from exporters.sources.sentencepiece import SentencePiece
+from exporters.sources.tower_config import require_layer
+from exporters.sources.weights import Weights
 
 MODEL_TYPES = ("llava",)
 MARKS = ("text_config", "vision_config")

@@ -23,11 +23,11 @@ from edge.inputs import image
 from edge.types import Embeddings, Segment, Tokens
 from edge.verify import distance
 from exporters import reference
-from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.demo.heldout import QUESTIONS, Item, items
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.pipeline import components, cut, own_tokenizer
+from exporters.sources.checkpoint import Checkpoint, open_checkpoint
 
 log = logging.getLogger("demo")
 STEPS = 64

@@ -24,7 +24,6 @@ from edge.inputs import calibration, image
 from edge.inputs.prompt import Turn, segments
 from edge.types import Embeddings, Segment, Tokens
 from exporters import reference, targets
-from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.demo.agreement import CHECKPOINT
 from exporters.demo.heldout import QUESTIONS, items
 from exporters.export import CALIBRATION
@@ -34,6 +33,7 @@ from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.pipeline import components, cut, own_tokenizer
 from exporters.quantization import importance
+from exporters.sources.checkpoint import Checkpoint, open_checkpoint
 
 log = logging.getLogger("demo")
 SCHEMES = ("q4_0", "q4_k_m", "iq4_xs", "q3_k_m")

@@ -36,10 +36,10 @@ from torch import Tensor, nn
 
 from edge.bundle.manifest import Part
 from edge.types import TensorSpec
-from exporters.checkpoint import Checkpoint
 from exporters.models.component import Component
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
+from exporters.sources.checkpoint import Checkpoint
 
 # What rounds to infinity in half precision, bfloat16 and float32.
 HALF, BRAIN, SINGLE = 65520.0, (2 - 2**-8) * 2.0**127, (2 - 2**-24) * 2.0**127

@@ -10,7 +10,7 @@ import gguf
 from gguf import TokenType
 
 from edge.errors import CheckpointError
-from exporters.sentencepiece import PIECES
+from exporters.sources.sentencepiece import PIECES
 
 MODEL = "gpt2"  # what byte-level BPE is called there
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"

@@ -16,7 +16,7 @@ from edge.spec.pieces import Slot
 from exporters.gguf import rendering, template
 from exporters.gguf.fault import Change, Rows, shape, values, whole
 from exporters.gguf.names import TEMPLATE
-from exporters.published import prompt
+from exporters.sources.published import prompt
 
 _TOKENIZER = "tokenizer.ggml."
 _TOKENS, _SCORES, _TYPES = (f"{_TOKENIZER}{name}" for name in ("tokens", "scores", "token_type"))

@@ -14,8 +14,8 @@ from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
 import edge
-from exporters.checkpoint import Checkpoint
 from exporters.gguf import packing
+from exporters.sources.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from edge.errors import BundleError
 from edge.formats.gguf import GGUF, GGUFArray, GGUFTensor
 from exporters.gguf.fault import Change, Rows, listed, shape, values, whole
 from exporters.gguf.names import FEATURE_LAYER, GRID, OURS, POSITIONS, WORKAROUND
-from exporters.published import MEAN, STD
+from exporters.sources.published import MEAN, STD
 
 _VISION = "clip.vision."
 _MEAN, _STD = f"{_VISION}image_mean", f"{_VISION}image_std"

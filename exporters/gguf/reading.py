@@ -19,7 +19,7 @@ from edge.errors import BundleError, CheckpointError
 from edge.formats import gguf as head
 from edge.formats.gguf import GGUF, GGUFArray, GGUFTensor
 from exporters.gguf.entries import halved
-from exporters.weights import Stored
+from exporters.sources.weights import Stored
 
 AGAIN = "download the file again"
 _PLAIN = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}

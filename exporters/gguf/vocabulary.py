@@ -7,10 +7,10 @@ from math import isfinite
 import gguf
 
 from edge.errors import CheckpointError
-from exporters.checkpoint import Checkpoint
 from exporters.gguf import bpe, template
 from exporters.gguf.reading import AGAIN, Source
-from exporters.sentencepiece import Piece, SentencePiece, SpecialIds
+from exporters.sources.checkpoint import Checkpoint
+from exporters.sources.sentencepiece import Piece, SentencePiece, SpecialIds
 
 MODEL = "llama"  # what SentencePiece's models are called there
 _KEY = "tokenizer.ggml."

@@ -15,7 +15,7 @@ from edge.errors import CheckpointError
 from exporters.models.source import Source
 
 if TYPE_CHECKING:
-    from exporters.weights import Weights
+    from exporters.sources.weights import Weights
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from edge.errors import UsageError
 from exporters.models import decoders
 from exporters.models.decoders import DecoderConfig
 from exporters.models.vision.clip import TowerConfig
-from exporters.random_weights import RandomWeights, Shape
+from exporters.standin.random_weights import RandomWeights, Shape
 
 log = logging.getLogger(__name__)
 MODEL_TYPE = "mobilevlm"

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from edge.errors import EdgeError, UsageError
-from exporters.checkpoint import open_checkpoint
 from exporters.pipeline import components
+from exporters.sources.checkpoint import open_checkpoint
 from exporters.standin import massive_decoder, massive_encoder, outliers, planting
 from exporters.standin.checkpoint import SHAPES, require_new, write
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from edge.errors import UsageError
-from exporters.checkpoint import Checkpoint
 from exporters.models import ops, prenorm
 from exporters.models.component import Component
 from exporters.models.folding import folding
+from exporters.sources.checkpoint import Checkpoint
 from exporters.standin.planting import Edits, Plan, require
 
 log = logging.getLogger(__name__)

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from edge.errors import UsageError
 from edge.inputs import image
 from exporters import golden_sample
-from exporters.checkpoint import Checkpoint
 from exporters.models import vit
 from exporters.models.component import Component
 from exporters.models.encoder import Encoder
 from exporters.models.folding import folding
+from exporters.sources.checkpoint import Checkpoint
 from exporters.standin.planting import Edit, Edits, Plan, require
 
 log = logging.getLogger(__name__)

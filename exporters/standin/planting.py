@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edge.errors import UsageError
-from exporters.checkpoint import Checkpoint, read_json
 from exporters.models.component import Component
+from exporters.sources.checkpoint import Checkpoint, read_json
 from exporters.standin.checkpoint import SHARD_BYTES, in_groups, require_new
 
 log = logging.getLogger(__name__)

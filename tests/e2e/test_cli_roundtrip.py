@@ -27,9 +27,9 @@ from edge.inputs.prompt import Turn, segments
 from edge.inputs.tokenizer import Tokenizer
 from edge.types import Embeddings, Tokens
 from exporters import reference
-from exporters.checkpoint import open_checkpoint
 from exporters.models.attention import GrowingCache
 from exporters.pipeline import components
+from exporters.sources.checkpoint import open_checkpoint
 
 ANSWER = 32  # tokens
 

@@ -16,10 +16,10 @@ from exported import Exports
 
 import edge
 from edge.bundle.manifest import Bundle
-from exporters.checkpoint import open_checkpoint
 from exporters.demo.agreement import Truth, agreement, table, truths
 from exporters.demo.heldout import Item, items, write
 from exporters.demo.questions import KINDS
+from exporters.sources.checkpoint import open_checkpoint
 
 CHECKPOINT = REPOSITORY / "exporters" / "demo" / "checkpoint"
 SHOWN = {"shapes.png": "Yellow.", "sign.png": "OWL.", "number.png": "Two."}

@@ -16,7 +16,7 @@ from edge.bundle.manifest import Bundle
 from edge.formats import executorch
 from edge.inference.session import load
 from edge.verify import compare, verify
-from exporters.checkpoint import open_checkpoint
+from exporters.sources.checkpoint import open_checkpoint
 
 CONTEXT = 256
 METHODS = {"vision_encoder", "token_embedding", "text_decoder", "get_max_seq_len", "get_max_context_len"}

@@ -19,9 +19,9 @@ from edge.inference.session import Session
 from edge.inputs import image
 from edge.types import Embeddings, Tokens
 from exporters import reference
-from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.models.encoder import Encoder
 from exporters.pipeline import components, cut
+from exporters.sources.checkpoint import Checkpoint, open_checkpoint
 
 pytestmark = pytest.mark.mtmd
 DEMO = REPOSITORY / "exporters" / "demo"

@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 
 from edge.errors import CheckpointError
 from edge.inputs.tokenizer import Tokenizer
-from exporters.sentencepiece import CONTROL, USER_DEFINED, SentencePiece
-from exporters.tokenizer import convert
+from exporters.sources.sentencepiece import CONTROL, USER_DEFINED, SentencePiece
+from exporters.sources.tokenizer import convert
 
 DATA = Path(__file__).parents[1] / "data"
 MODEL = (DATA / "tokenizer.model").read_bytes()

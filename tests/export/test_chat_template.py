@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from edge.errors import CheckpointError
 from edge.formats.gguf import GGUFArray
-from exporters import chat_template
 from exporters.gguf import rendering
-from exporters.published import prompt
+from exporters.sources import chat_template
+from exporters.sources.published import prompt
 
 SPEC = prompt(144, 1, (2,))
 A, B, C = "{{ 'a' }}", "{{ 'b' }}", "{{ 'c' }}"

@@ -9,8 +9,8 @@ import torch
 from checkpoint_copies import CLIP, TOWER, Copy, state
 
 from edge.errors import CheckpointError
-from exporters import hub
 from exporters.models.vision import siglip
+from exporters.sources import hub
 
 
 @pytest.fixture

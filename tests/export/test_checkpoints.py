@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from edge.errors import CheckpointError, EdgeError
 from edge.inputs.prompt import Turn, parts
 from exporters import standin
-from exporters.checkpoint import open_checkpoint
+from exporters.sources.checkpoint import open_checkpoint
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from newcomers import newcomers
 
 from edge import plugins
 from edge.errors import CheckpointError
-from exporters.checkpoint import DIALECTS, open_checkpoint
+from exporters.sources.checkpoint import DIALECTS, open_checkpoint
 
 DIALECT = """
 from dataclasses import dataclass

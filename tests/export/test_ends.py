@@ -17,10 +17,11 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from edge.errors import CheckpointError
 from edge.inputs.tokenizer import Tokenizer
-from exporters import standin, stop_ids
-from exporters.checkpoint import open_checkpoint
-from exporters.sentencepiece import SpecialIds
-from exporters.tokenizer import bos_id, convert, ends, notes, special_ids
+from exporters import standin
+from exporters.sources import stop_ids
+from exporters.sources.checkpoint import open_checkpoint
+from exporters.sources.sentencepiece import SpecialIds
+from exporters.sources.tokenizer import bos_id, convert, ends, notes, special_ids
 
 MODEL = (Path(__file__).parents[1] / "data" / "tokenizer.model").read_bytes()
 ROWS = 512

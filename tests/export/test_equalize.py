@@ -24,7 +24,6 @@ from edge.inputs import image
 from edge.inputs.calibration import Record
 from edge.recipes import Target
 from exporters import calibration_sample, targets
-from exporters.checkpoint import open_checkpoint
 from exporters.equalizer import equalised, look
 from exporters.formats.executorch import linears
 from exporters.models import folding, projectors
@@ -39,6 +38,7 @@ from exporters.quantization import equalize, importance, rounding
 from exporters.quantization.equalize import equalize as run
 from exporters.quantization.observed import observe
 from exporters.quantization.rounding import Rounding
+from exporters.sources.checkpoint import open_checkpoint
 
 FLOATS = {"fp32", "fp16", "f16", "bf16"}
 KINDS = sorted(

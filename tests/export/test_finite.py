@@ -21,7 +21,6 @@ from edge.errors import CheckpointError, UsageError
 from edge.recipes import RECIPES, Target
 from exporters import export as exporting
 from exporters import finite, reference, targets
-from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.export import ExportRequest, export
 from exporters.formats import FITTED, HALF, Job
 from exporters.formats import gguf as gguf_format
@@ -30,7 +29,8 @@ from exporters.models.attention import GrowingCache
 from exporters.models.decoders import llama
 from exporters.pipeline import components, encoders
 from exporters.quantization import importance, integers
-from exporters.weights import Stored, Weights
+from exporters.sources.checkpoint import Checkpoint, open_checkpoint
+from exporters.sources.weights import Stored, Weights
 
 VALUES = (math.nan, math.inf, -math.inf)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -11,9 +11,10 @@ from checkpoint_copies import CLIP, TOWER, Copy, state
 from safetensors.torch import save_file
 
 from edge.errors import CheckpointError
-from exporters import hub, standin
-from exporters.checkpoint import open_checkpoint
-from exporters.preprocessor import FILES
+from exporters import standin
+from exporters.sources import hub
+from exporters.sources.checkpoint import open_checkpoint
+from exporters.sources.preprocessor import FILES
 
 ADAPTERS = [
     "adapter_config.json",

@@ -26,7 +26,6 @@ from edge.recipes import Recipe
 from edge.types import Embeddings, Tokens
 from edge.verify import distance
 from exporters import pipeline, preview, standin
-from exporters.checkpoint import open_checkpoint
 from exporters.formats import gguf as format
 from exporters.gguf import imatrix, packing, quantizer, template
 from exporters.gguf.entries import Entry
@@ -38,7 +37,8 @@ from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
 from exporters.models.vision.clip import TowerConfig
 from exporters.order import Order
-from exporters.random_weights import Shape
+from exporters.sources.checkpoint import open_checkpoint
+from exporters.standin.random_weights import Shape
 from exporters.targets import resolve
 
 TOWER = TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=1, ffn=96)

@@ -22,15 +22,15 @@ from tokenizers import Tokenizer as Library
 from edge.errors import CheckpointError, EdgeError, UsageError
 from edge.inputs.tokenizer import Tokenizer
 from exporters import pipeline, standin
-from exporters.checkpoint import open_checkpoint
 from exporters.export import ExportRequest, export
 from exporters.formats import gguf as format
 from exporters.gguf import vocabulary
 from exporters.models.component import Component
 from exporters.models.decoders import llama
 from exporters.models.vision.clip import TowerConfig
-from exporters.random_weights import Shape
-from exporters.sentencepiece import SentencePiece
+from exporters.sources.checkpoint import open_checkpoint
+from exporters.sources.sentencepiece import SentencePiece
+from exporters.standin.random_weights import Shape
 
 TOWER = TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=1, ffn=96)
 DECODER = llama.Config(layers=2, hidden=256, ffn=512, heads=4, kv_heads=2, head_dim=64, vocab=512, context=1024)

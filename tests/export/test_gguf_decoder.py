@@ -23,12 +23,12 @@ from edge.inference.session import load
 from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
 from edge.verify import distance
 from exporters import pipeline, reference, standin
-from exporters.checkpoint import open_checkpoint
 from exporters.export import ExportRequest, export
 from exporters.formats import gguf as format
 from exporters.models.decoders import llama
 from exporters.models.vision.clip import TowerConfig
-from exporters.random_weights import Shape
+from exporters.sources.checkpoint import open_checkpoint
+from exporters.standin.random_weights import Shape
 from exporters.verify_checkpoint import verify_against
 
 TOWER = TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=1, ffn=96)

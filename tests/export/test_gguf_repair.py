@@ -8,11 +8,11 @@ from edge.engines import open_part
 from edge.errors import UsageError
 from edge.formats import gguf
 from edge.types import OpenOptions, PartFiles, Tokens
-from exporters.checkpoint import open_checkpoint
 from exporters.gguf import doctor
 from exporters.gguf.fault import Change
 from exporters.gguf.names import FEATURE_LAYER, TEMPLATE, WORKAROUND
 from exporters.gguf.rewrite import rewrite
+from exporters.sources.checkpoint import open_checkpoint
 
 PROMPT = (1, 5, 30, 17, 400, 9, 77, 210)
 

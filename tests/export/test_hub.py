@@ -8,8 +8,9 @@ import torch
 from huggingface_hub import constants, errors
 
 from edge.errors import CheckpointError
-from exporters import hub, standin
-from exporters.checkpoint import open_checkpoint
+from exporters import standin
+from exporters.sources import hub
+from exporters.sources.checkpoint import open_checkpoint
 
 NAME = "mtgv/MobileVLM_V2-1.7B"
 

@@ -8,11 +8,11 @@ import torch
 
 from edge.inputs import calibration
 from exporters import reference
-from exporters.checkpoint import open_checkpoint
 from exporters.demo import imatrix_study as study
 from exporters.demo.agreement import CHECKPOINT
 from exporters.demo.heldout import items
 from exporters.pipeline import components, own_tokenizer
+from exporters.sources.checkpoint import open_checkpoint
 
 COUNT = 8
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from edge.errors import CheckpointError, UsageError
 from edge.inference.session import load
 from edge.inputs.image import pixels
-from exporters.checkpoint import open_checkpoint
 from exporters.checkpoints import llava_hf
 from exporters.export import ExportRequest, export
+from exporters.sources.checkpoint import open_checkpoint
 
 VARIANTS = {
     "LLaVA-1.5": {},

@@ -17,7 +17,7 @@ from edge.planning.sizes import sizes
 from exporters import preview, standin
 from exporters.models.decoders import llama
 from exporters.models.vision.clip import TowerConfig
-from exporters.random_weights import Shape
+from exporters.standin.random_weights import Shape
 
 DECODER = llama.Config(layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, head_dim=16, vocab=512, context=1024)
 TOWERS = {  # and its positions, patches, and the layers that are run

@@ -15,7 +15,6 @@ from small_models import write
 
 from edge.formats.gguf import read
 from exporters import pipeline
-from exporters.checkpoint import open_checkpoint
 from exporters.formats import gguf as format
 from exporters.gguf import doctor, quantizer
 from exporters.gguf.fault import Change
@@ -26,6 +25,7 @@ from exporters.models.encoder import Encoder
 from exporters.models.projectors import ProjectorConfig, find
 from exporters.models.vision import clip
 from exporters.models.vision.clip import TowerConfig
+from exporters.sources.checkpoint import open_checkpoint
 
 TOWER = TowerConfig(image_size=336, patch_size=14, hidden=64, layers=4, heads=2, ffn=96)
 PATCHES = TOWER.grid**2

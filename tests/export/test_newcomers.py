@@ -9,8 +9,8 @@ from newcomers import newcomers
 from safetensors.torch import load_file, save_file
 
 from exporters import standin
-from exporters.checkpoint import open_checkpoint
 from exporters.models import projectors, vision
+from exporters.sources.checkpoint import open_checkpoint
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 PROJECTOR = "model.mm_projector."

@@ -16,7 +16,6 @@ from conftest import REPOSITORY
 from onnx import TensorProto, defs, helper, shape_inference
 from small_models import randomized, write
 
-from exporters.checkpoint import open_checkpoint
 from exporters.formats import onnx as format
 from exporters.models.component import Component
 from exporters.models.decoders import llama
@@ -24,6 +23,7 @@ from exporters.models.encoder import Encoder
 from exporters.models.projectors import ProjectorConfig, find
 from exporters.models.vision import clip
 from exporters.pipeline import components
+from exporters.sources.checkpoint import open_checkpoint
 
 WARNING = 2
 TINY = llama.tiny().config

@@ -18,8 +18,8 @@ from edge.errors import ParityError
 from edge.verify import Report
 from exporters import standin, targets
 from exporters.export import ExportRequest, export
-from exporters.random_weights import Shape
 from exporters.standin.command import plant
+from exporters.standin.random_weights import Shape
 
 TINY = standin.SHAPES["tiny"]
 SHAPE = Shape(replace(TINY.tower, image_size=56, hidden=256, heads=4, layers=4, ffn=512), TINY.decoder)

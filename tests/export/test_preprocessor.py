@@ -15,8 +15,8 @@ from PIL import Image
 from edge.errors import CheckpointError
 from edge.inputs.image import pixels
 from edge.spec import ImageSpec
-from exporters import preprocessor
-from exporters.preprocessor import CLIP, DEFAULTS, FILES, IRRELEVANT, LLAVA, PROCESSORS, SIGLIP, TYPES
+from exporters.sources import preprocessor
+from exporters.sources.preprocessor import CLIP, DEFAULTS, FILES, IRRELEVANT, LLAVA, PROCESSORS, SIGLIP, TYPES
 
 SIZE = 48  # of the vision encoder
 # As openai/clip-vit-large-patch14-336 has it, which LLaVA-1.5 and MobileVLM see through.

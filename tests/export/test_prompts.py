@@ -25,15 +25,16 @@ from edge.inputs.prompt import Turn, parts
 from edge.spec import PromptSpec
 from edge.spec.pieces import Ids, Questions, Slot, Text
 from edge.types import Embeddings
-from exporters import pipeline, prompts
-from exporters.checkpoint import Checkpoint, open_checkpoint
+from exporters import pipeline
 from exporters.formats import gguf as format
 from exporters.gguf import rendering
 from exporters.gguf.fault import Change
 from exporters.gguf.names import TEMPLATE
 from exporters.gguf.rewrite import rewrite
-from exporters.published import PROMPTS, SYSTEM
-from exporters.published_templates import SPECIAL, TEMPLATES
+from exporters.sources import prompts
+from exporters.sources.checkpoint import Checkpoint, open_checkpoint
+from exporters.sources.published import PROMPTS, SYSTEM
+from exporters.sources.published_templates import SPECIAL, TEMPLATES
 from exporters.verify_checkpoint import verify_against
 
 HUMAN = SYSTEM.replace("user", "human")

@@ -1,4 +1,4 @@
-"""exporters.tokenizer against SentencePiece itself, on models trained here with a decoder's usual settings.
+"""exporters.sources.tokenizer against SentencePiece itself, on models trained here with a decoder's usual settings.
 
 `python tests/export/test_sentencepiece.py` writes tests/data/tokenizer.model and tokenizer.json.
 """
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from edge.errors import CheckpointError
 from edge.inputs.tokenizer import Tokenizer
-from exporters.tokenizer import SpecialIds, convert, special_ids
+from exporters.sources.tokenizer import SpecialIds, convert, special_ids
 
 DATA = Path(__file__).parents[1] / "data"
 TEXT = """a chat between curious user and an artificial intelligence assistant the gives helpful detailed polite

@@ -14,9 +14,9 @@ from sentencepiece import SentencePieceProcessor
 from edge import plugins
 from edge.errors import UsageError
 from exporters import standin
-from exporters.checkpoint import open_checkpoint
 from exporters.models.encoder import fused
-from exporters.random_weights import RandomWeights
+from exporters.sources.checkpoint import open_checkpoint
+from exporters.standin.random_weights import RandomWeights
 
 KINDS = ["ldpnet", "ldpnetv2", "linear", "mlp2x_gelu"]
 PUBLISHED = [

@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from edge.errors import UsageError
 from exporters import standin
-from exporters.checkpoint import open_checkpoint
 from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel
 from exporters.models.folding import folding
 from exporters.pipeline import components
-from exporters.random_weights import Shape
+from exporters.sources.checkpoint import open_checkpoint
 from exporters.standin import massive_encoder
 from exporters.standin.command import plant
+from exporters.standin.random_weights import Shape
 
 TINY = standin.SHAPES["tiny"]
 SHAPE = Shape(replace(TINY.tower, image_size=56, heads=2), replace(TINY.decoder, layers=3))

@@ -22,10 +22,10 @@ from edge.spec import PromptSpec
 from edge.spec.pieces import Ids, Slot, Text
 from edge.types import Embeddings, Tokens
 from exporters.gguf import rendering, template
-from exporters.published import prompt
-from exporters.published_templates import SPECIAL, TEMPLATES
-from exporters.template_pieces import cut
-from exporters.template_rendered import Template, Uncut, Vocabulary
+from exporters.sources.published import prompt
+from exporters.sources.published_templates import SPECIAL, TEMPLATES
+from exporters.sources.template_pieces import cut
+from exporters.sources.template_rendered import Template, Uncut, Vocabulary
 
 IMAGE = Embeddings(np.zeros((1, 1), np.float32), "image")
 QWEN_2 = (

@@ -18,14 +18,14 @@ from edge.bundle.manifest import Bundle
 from edge.errors import EdgeError, UsageError
 from edge.recipes import bytes_per_weight
 from exporters import pipeline, preview, standin, targets
-from exporters.checkpoint import open_checkpoint
 from exporters.export import ExportRequest, export
 from exporters.formats import Job
 from exporters.formats import gguf as format
 from exporters.gguf import quantizer, tensor_types
 from exporters.models.decoders import llama
 from exporters.models.vision.clip import TowerConfig
-from exporters.random_weights import Shape
+from exporters.sources.checkpoint import open_checkpoint
+from exporters.standin.random_weights import Shape
 
 TOWER = TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=1, ffn=96)
 DECODER = llama.Config(layers=2, hidden=256, ffn=512, heads=4, kv_heads=2, head_dim=64, vocab=512, context=1024)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from edge.errors import CheckpointError
-from exporters import weights as module
-from exporters.weights import Weights
+from exporters.sources import weights as module
+from exporters.sources.weights import Weights
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -19,13 +19,13 @@ from edge.recipes import Recipe, Target
 from edge.types import OpenOptions, PartFiles, Tokens
 from edge.verify import distance
 from exporters import preview, standin, targets
-from exporters.checkpoint import open_checkpoint
 from exporters.evaluators import mil
 from exporters.export import ExportRequest, export
 from exporters.formats import Job, linears
 from exporters.models.decoders import llama
 from exporters.models.vision.clip import TowerConfig
-from exporters.random_weights import Shape
+from exporters.sources.checkpoint import open_checkpoint
+from exporters.standin.random_weights import Shape
 from exporters.widening import check, extra_bytes, ladder
 
 FORMATS = targets.FORMATS

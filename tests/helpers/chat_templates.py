@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exporters.published import SYSTEM
+from exporters.sources.published import SYSTEM
 
 # Vicuna's prompt in several spellings.
 VICUNA = {

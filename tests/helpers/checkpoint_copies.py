@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from edge.errors import CheckpointError
-from exporters.checkpoint import open_checkpoint
+from exporters.sources.checkpoint import open_checkpoint
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 CLIP = {

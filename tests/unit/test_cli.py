@@ -36,7 +36,7 @@ from edge.inference.generate import Answer, Timings
 from edge.inference.sampling import Sampling
 from edge.verify import Report, Row
 from exporters.gguf.template import jinja
-from exporters.published import prompt
+from exporters.sources.published import prompt
 
 Capture = pytest.CaptureFixture[str]
 ANSWER = Answer(

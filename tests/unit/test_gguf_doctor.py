@@ -25,7 +25,7 @@ from edge.formats.gguf_report import Finding, Findings
 from exporters.gguf import doctor, rendering, template
 from exporters.gguf.doctor import LISTS
 from exporters.gguf.names import FEATURE_LAYER, TEMPLATE, WORKAROUND
-from exporters.published import SYSTEM, prompt
+from exporters.sources.published import SYSTEM, prompt
 
 SPECIFIED = prompt(144, 1, (2,))
 OURS = template.jinja(SPECIFIED, lambda i: "</s>")

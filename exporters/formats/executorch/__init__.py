@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from edge.bundle.manifest import Part, describe
 from edge.errors import CheckpointError
 from edge.types import TensorSpec
-from exporters.checkpoint import Checkpoint
 from exporters.formats import FITTED, HALF, Finished, Job, Written, float_specs, linear_bounds
 from exporters.formats.executorch import lower
 from exporters.formats.executorch.join import join
@@ -26,6 +25,7 @@ from exporters.models.decoders import DecoderConfig, LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.models.layers import Linear
 from exporters.quantization import embedding_table
+from exporters.sources.checkpoint import Checkpoint
 
 # The tolerance is on the distance to torch on the same stored weights: where weights are integers, XNNPACK rounds what
 # they are multiplied with to int8 for each position.

@@ -11,13 +11,13 @@ from gguf import GGMLQuantizationType as Kind
 
 from edge.errors import EdgeError
 from edge.recipes import bytes_per_weight
-from exporters.checkpoint import Checkpoint
 from exporters.formats import BRAIN, FITTED, HALF, SINGLE, Job, Written
 from exporters.gguf import decoder as decoders
 from exporters.gguf import entries, imatrix, mmproj, names, packing, quantizer, tensor_types, vocabulary
 from exporters.gguf.entries import Entry
 from exporters.models.decoders import LanguageModel, family
 from exporters.models.encoder import Encoder
+from exporters.sources.checkpoint import Checkpoint
 
 # The tolerance is on the distance to torch on the same stored weights: the kernels round activations to the weights'
 # own kind, float16 or int8. No engine of ours opens the mmproj.

@@ -17,7 +17,7 @@ from exporters.models.layers import Conv2d, LayerNorm
 from exporters.models.source import Source
 
 if TYPE_CHECKING:
-    from exporters.weights import Weights
+    from exporters.sources.weights import Weights
 
 KIND = "clip"
 MODEL_TYPES = ("clip_vision_model", "clip")

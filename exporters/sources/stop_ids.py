@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import CheckpointError
-from exporters.checkpoint import read_optional_json
+from exporters.sources.checkpoint import read_optional_json
 
 KEY = "eos_token_id"
 GENERATION = "generation_config.json"

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edge.errors import CheckpointError
-from exporters.added_tokens import CONFIG
-from exporters.checkpoint import read_optional_json
 from exporters.gguf.names import TEMPLATE
 from exporters.gguf.reading import AGAIN, Source
+from exporters.sources.added_tokens import CONFIG
+from exporters.sources.checkpoint import read_optional_json
 
 T = TypeVar("T")
 KEY, DEFAULT = "chat_template", "default"

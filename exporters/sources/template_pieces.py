@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from edge.spec import PromptSpec
 from edge.spec.pieces import Ids, Piece, Pieces, Questions, Slot, SlotName, Text, Trim
-from exporters.template_rendered import (
+from exporters.sources.template_rendered import (
     ANSWERS,
     MARK,
     PAD,

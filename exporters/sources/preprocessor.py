@@ -13,9 +13,9 @@ from typing import Any, Literal, NoReturn
 
 from edge.errors import CheckpointError
 from edge.spec import Fit, ImageSpec
-from exporters.checkpoint import read_json, read_optional_json
 from exporters.checkpoints import background
-from exporters.published import MEAN, STD
+from exporters.sources.checkpoint import read_json, read_optional_json
+from exporters.sources.published import MEAN, STD
 
 FILES = ("preprocessor_config.json", "processor_config.json")  # in the second, under "image_processor"
 RESAMPLE: dict[int, Literal["bicubic", "bilinear"]] = {3: "bicubic", 2: "bilinear"}  # Pillow's numbers

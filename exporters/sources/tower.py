@@ -13,12 +13,12 @@ from types import ModuleType
 from typing import Any
 
 from edge.errors import CheckpointError
-from exporters import adapters, hub, tower_config
 from exporters.models import vision
 from exporters.models.component import Component
 from exporters.models.vision import VisionConfig
-from exporters.preprocessor import FILES
-from exporters.weights import Weights
+from exporters.sources import adapters, hub, tower_config
+from exporters.sources.preprocessor import FILES
+from exporters.sources.weights import Weights
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ from edge.bundle import schema1
 from edge.errors import CheckpointError, UsageError
 from edge.spec import PromptSpec, parse
 from edge.spec.pieces import Ids, Text
-from exporters.checkpoint import Checkpoint
 from exporters.gguf import rendering
-from exporters.published import PROMPTS
-from exporters.published_templates import SPECIAL, TEMPLATES
-from exporters.template_pieces import cut
-from exporters.template_rendered import Template, Uncut, Vocabulary
+from exporters.sources.checkpoint import Checkpoint
+from exporters.sources.published import PROMPTS
+from exporters.sources.published_templates import SPECIAL, TEMPLATES
+from exporters.sources.template_pieces import cut
+from exporters.sources.template_rendered import Template, Uncut, Vocabulary
 
 FILE = "file"  # what a manifest says of a prompt that was given so
 # Settings of a config.json in which forks of LLaVA name the conversation; LLaVA itself stores none.

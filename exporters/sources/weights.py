@@ -18,7 +18,7 @@ from torch import Tensor
 
 from edge.bundle.manifest import sha256
 from edge.errors import CheckpointError
-from exporters import adapters
+from exporters.sources import adapters
 
 # In order of preference: safetensors cannot carry code, and one file needs no index.
 LAYOUTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -14,8 +14,8 @@ from sentencepiece import sentencepiece_model_pb2 as model_pb2
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from edge.errors import CheckpointError
-from exporters import added_tokens
-from exporters.added_tokens import CONFIG, JSON
+from exporters.sources import added_tokens
+from exporters.sources.added_tokens import CONFIG, JSON
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 ADDED_SCORE = -1000.0  # what converters give a token that was added beside the model

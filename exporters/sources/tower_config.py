@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import CheckpointError
-from exporters.checkpoint import read_json
 from exporters.models.vision import VisionConfig
-from exporters.weights import Weights
+from exporters.sources.checkpoint import read_json
+from exporters.sources.weights import Weights
 
 
 def read(

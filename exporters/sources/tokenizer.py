@@ -13,9 +13,18 @@ from tokenizers import AddedToken, normalizers
 
 from edge.errors import BundleError, CheckpointError
 from edge.inputs.tokenizer import Tokenizer
-from exporters import added_tokens
-from exporters.added_tokens import CONFIG, FLAGS, JSON
-from exporters.sentencepiece import LLAMA, PIECES, SPACE, SentencePiece, SpecialIds, class_name, first_prefix, is_legacy
+from exporters.sources import added_tokens
+from exporters.sources.added_tokens import CONFIG, FLAGS, JSON
+from exporters.sources.sentencepiece import (
+    LLAMA,
+    PIECES,
+    SPACE,
+    SentencePiece,
+    SpecialIds,
+    class_name,
+    first_prefix,
+    is_legacy,
+)
 
 # How the space before each stretch of a text was saved in the years before `legacy`.
 _LEGACY = json.loads(normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]).__getstate__())

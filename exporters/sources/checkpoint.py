@@ -15,11 +15,11 @@ from typing import Any
 from edge import plugins
 from edge.errors import CheckpointError
 from edge.spec import VLMSpec
-from exporters import hub, tokenizer
 from exporters.models.component import Component
 from exporters.models.encoder import fused
-from exporters.sentencepiece import SentencePiece, SpecialIds
-from exporters.weights import Weights, content_hash
+from exporters.sources import hub, tokenizer
+from exporters.sources.sentencepiece import SentencePiece, SpecialIds
+from exporters.sources.weights import Weights, content_hash
 
 DIALECTS = "exporters.checkpoints"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edge import privacy
 from edge.errors import CheckpointError
-from exporters import adapters
+from exporters.sources import adapters
 
 # What a checkpoint is read from, in the order of preference; weights for other frameworks are left there.
 SMALL = ("*.json", "*.jinja", "tokenizer.model", "README.md", "LICENSE*")

@@ -12,14 +12,14 @@ from typing import Any
 
 from edge.errors import CheckpointError
 from edge.spec import PromptSpec
-from exporters import chat_template, preprocessor, stop_ids, tokenizer
-from exporters.checkpoint import check_numbers
 from exporters.checkpoints import buildable
 from exporters.models.component import Component
 from exporters.models.decoders import DecoderConfig, Family
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.source import Source
-from exporters.published import prompt
+from exporters.sources import chat_template, preprocessor, stop_ids, tokenizer
+from exporters.sources.checkpoint import check_numbers
+from exporters.sources.published import prompt
 
 SMALL = (
     "config.json",
