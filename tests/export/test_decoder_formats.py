@@ -43,6 +43,7 @@ MODELS = {  # of transformers: its class, and what is said besides the sizes
     "qwen2, tied": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "qwen3, biases": ("Qwen3", {"head_dim": 32, "attention_bias": True}),
+    "mistral": ("Mistral", {"sliding_window": 48}),
 }
 # Of those whose greedy tokens are near ties with the usual one.
 SEEDS = {}
@@ -173,6 +174,7 @@ def test_what_is_not_computed_is_refused_by_name(kind, said, match):
 
 
 OTHERS = {  # what single families do not compute
+    "mistral": [({"hidden_act": "gelu"}, "hidden_act 'gelu'"), ({"partial_rotary_factor": 0.5}, "partial_rotary")],
 }
 
 
@@ -201,6 +203,26 @@ def test_what_a_config_leaves_out_is_as_in_transformers(kind):
     assert (ours.tied, ours.rope_theta) == (theirs.tie_word_embeddings, rope["rope_theta"])
     assert ours.rope.width == int(width * rope.get("partial_rotary_factor", 1))
     assert ours == family.from_config(json.loads(theirs.to_json_string()))
+
+
+@pytest.mark.parametrize("kind", ["mistral"])
+@pytest.mark.parametrize(("window", "context"), [(None, 64), (48, 48), (4096, 64)])
+def test_positions_reach_as_far_as_the_window(kind, window, context):
+    assert decoders.find(kind).from_config({**SIZES, "sliding_window": window}).context == context
+
+
+@torch.inference_mode()
+def test_beyond_its_window_the_model_is_another():
+    config = transformers.MistralConfig(**SIZES, sliding_window=5)
+    torch.manual_seed(1)
+    theirs, ids = transformers.MistralForCausalLM(config).eval(), torch.tensor([PROMPT])
+    narrow = theirs(ids).logits[0]
+    theirs.config.sliding_window = None
+    for layer in theirs.model.layers:
+        layer.self_attn.config.sliding_window = None
+    whole = theirs(ids).logits[0]
+    torch.testing.assert_close(narrow[:5], whole[:5])  # as many positions as the window has
+    assert not torch.allclose(narrow[5:], whole[5:], atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
