@@ -44,9 +44,11 @@ MODELS = {  # of transformers: its class, and what is said besides the sizes
     "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "qwen3, biases": ("Qwen3", {"head_dim": 32, "attention_bias": True}),
     "mistral": ("Mistral", {"sliding_window": 48}),
+    "phi3": ("Phi3", SPECIAL),
+    "phi3, partly rotated": ("Phi3", {**SPECIAL, **WIDE, "partial_rotary_factor": 0.75, "tie_word_embeddings": True}),
 }
 # Of those whose greedy tokens are near ties with the usual one.
-SEEDS = {}
+SEEDS = {"phi3": 5, "phi3, partly rotated": 3}
 COREML = {"coreml": False, "coreml, channels first": True}  # the latter is what --ane writes
 ENGINES = {"onnx": "onnxruntime", "tflite": "litert", "executorch": "executorch_native"}
 PROMPT, COUNT = (7, 3, 19, 250, 4, 4, 11), 32
@@ -175,6 +177,12 @@ def test_what_is_not_computed_is_refused_by_name(kind, said, match):
 
 OTHERS = {  # what single families do not compute
     "mistral": [({"hidden_act": "gelu"}, "hidden_act 'gelu'"), ({"partial_rotary_factor": 0.5}, "partial_rotary")],
+    "phi3": [
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8}}, "rope_scaling 'longrope'"),
+        ({"rope_scaling": {"type": "su", "short_factor": [1.0] * 8}}, "rope_scaling 'su'"),
+        ({"partial_rotary_factor": 0.2}, "partial_rotary_factor 0.2 rotates 3 features of a head of 16"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor 1.5"),
+    ],
 }
 
 
@@ -205,7 +213,7 @@ def test_what_a_config_leaves_out_is_as_in_transformers(kind):
     assert ours == family.from_config(json.loads(theirs.to_json_string()))
 
 
-@pytest.mark.parametrize("kind", ["mistral"])
+@pytest.mark.parametrize("kind", ["mistral", "phi3"])
 @pytest.mark.parametrize(("window", "context"), [(None, 64), (48, 48), (4096, 64)])
 def test_positions_reach_as_far_as_the_window(kind, window, context):
     assert decoders.find(kind).from_config({**SIZES, "sliding_window": window}).context == context
