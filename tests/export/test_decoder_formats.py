@@ -46,9 +46,11 @@ MODELS = {  # of transformers: its class, and what is said besides the sizes
     "mistral": ("Mistral", {"sliding_window": 48}),
     "phi3": ("Phi3", SPECIAL),
     "phi3, partly rotated": ("Phi3", {**SPECIAL, **WIDE, "partial_rotary_factor": 0.75, "tie_word_embeddings": True}),
+    "stablelm": ("StableLm", {**WIDE, "use_qkv_bias": True}),
+    "stablelm, no biases": ("StableLm", {**WIDE, "num_key_value_heads": 2}),
 }
 # Of those whose greedy tokens are near ties with the usual one.
-SEEDS = {"phi3": 5, "phi3, partly rotated": 3}
+SEEDS = {"phi3": 5, "phi3, partly rotated": 3, "stablelm": 5}
 COREML = {"coreml": False, "coreml, channels first": True}  # the latter is what --ane writes
 ENGINES = {"onnx": "onnxruntime", "tflite": "litert", "executorch": "executorch_native"}
 PROMPT, COUNT = (7, 3, 19, 250, 4, 4, 11), 32
@@ -182,6 +184,12 @@ OTHERS = {  # what single families do not compute
         ({"rope_scaling": {"type": "su", "short_factor": [1.0] * 8}}, "rope_scaling 'su'"),
         ({"partial_rotary_factor": 0.2}, "partial_rotary_factor 0.2 rotates 3 features of a head of 16"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor 1.5"),
+    ],
+    "stablelm": [
+        ({"qk_layernorm": True}, "qk_layernorm True"),
+        ({"use_parallel_residual": True}, "use_parallel_residual True"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 0.25}}, "rope parameters have"),
     ],
 }
 
