@@ -48,9 +48,10 @@ MODELS = {  # of transformers: its class, and what is said besides the sizes
     "phi3, partly rotated": ("Phi3", {**SPECIAL, **WIDE, "partial_rotary_factor": 0.75, "tie_word_embeddings": True}),
     "stablelm": ("StableLm", {**WIDE, "use_qkv_bias": True}),
     "stablelm, no biases": ("StableLm", {**WIDE, "num_key_value_heads": 2}),
+    "phi": ("Phi", {"hidden_size": 128}),
 }
 # Of those whose greedy tokens are near ties with the usual one.
-SEEDS = {"phi3": 5, "phi3, partly rotated": 3, "stablelm": 5}
+SEEDS = {"phi3": 5, "phi3, partly rotated": 3, "stablelm": 5, "phi": 8}
 COREML = {"coreml": False, "coreml, channels first": True}  # the latter is what --ane writes
 ENGINES = {"onnx": "onnxruntime", "tflite": "litert", "executorch": "executorch_native"}
 PROMPT, COUNT = (7, 3, 19, 250, 4, 4, 11), 32
@@ -191,6 +192,7 @@ OTHERS = {  # what single families do not compute
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 0.25}}, "rope parameters have"),
     ],
+    "phi": [({"qk_layernorm": True}, "qk_layernorm"), ({"hidden_act": "gelu"}, "hidden_act 'gelu'")],
 }
 
 

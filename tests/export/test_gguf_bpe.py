@@ -155,7 +155,7 @@ def test_a_rounded_file_computes_what_its_module_does(name, tmp_path):
     llama.close()
 
 
-LINEAR, UNSCALED = {"rope_type": "linear", "factor": 2.0}, ("qwen2", "qwen3", "phi3", "stablelm")
+LINEAR, UNSCALED = {"rope_type": "linear", "factor": 2.0}, ("qwen2", "qwen3", "phi", "phi3", "stablelm")
 
 
 @pytest.mark.parametrize(
