@@ -49,9 +49,10 @@ MODELS = {  # of transformers: its class, and what is said besides the sizes
     "stablelm": ("StableLm", {**WIDE, "use_qkv_bias": True}),
     "stablelm, no biases": ("StableLm", {**WIDE, "num_key_value_heads": 2}),
     "phi": ("Phi", {"hidden_size": 128}),
+    "gemma": ("Gemma", {"head_dim": 32}),
 }
 # Of those whose greedy tokens are near ties with the usual one.
-SEEDS = {"phi3": 5, "phi3, partly rotated": 3, "stablelm": 5, "phi": 8}
+SEEDS = {"phi3": 5, "phi3, partly rotated": 3, "stablelm": 5, "phi": 8, "gemma": 3}
 COREML = {"coreml": False, "coreml, channels first": True}  # the latter is what --ane writes
 ENGINES = {"onnx": "onnxruntime", "tflite": "litert", "executorch": "executorch_native"}
 PROMPT, COUNT = (7, 3, 19, 250, 4, 4, 11), 32
@@ -193,6 +194,11 @@ OTHERS = {  # what single families do not compute
         ({"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 0.25}}, "rope parameters have"),
     ],
     "phi": [({"qk_layernorm": True}, "qk_layernorm"), ({"hidden_act": "gelu"}, "hidden_act 'gelu'")],
+    "gemma": [
+        ({"hidden_act": "silu"}, "hidden_act 'silu'"),
+        ({"hidden_activation": "gelu_fast"}, "hidden_act 'gelu_fast'"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ],
 }
 
 

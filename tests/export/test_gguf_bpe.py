@@ -155,13 +155,14 @@ def test_a_rounded_file_computes_what_its_module_does(name, tmp_path):
     llama.close()
 
 
-LINEAR, UNSCALED = {"rope_type": "linear", "factor": 2.0}, ("qwen2", "qwen3", "phi", "phi3", "stablelm")
+LINEAR, UNSCALED = {"rope_type": "linear", "factor": 2.0}, ("qwen2", "qwen3", "phi", "phi3", "stablelm", "gemma")
 
 
 @pytest.mark.parametrize(
     ("name", "said", "match"),
     [
         ("qwen3", {"attention_bias": True}, "llama.cpp's 'qwen3' has no attention_bias"),
+        ("gemma", {"attention_bias": True}, "llama.cpp's 'gemma' has no attention_bias"),
         *((name, {"rope_scaling": LINEAR}, f"{name}2?' has no rope_scaling") for name in UNSCALED),
     ],
 )
