@@ -20,8 +20,8 @@ _NEEDED = (
     "embedding_length",
     "feed_forward_length",
     "attention.head_count",
-    "attention.layer_norm_rms_epsilon",
 )
+_EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")  # one of them, as the norms are
 
 
 def check_decoder(file: GGUF, spec: DecoderSpec) -> None:
@@ -34,6 +34,8 @@ def check_decoder(file: GGUF, spec: DecoderSpec) -> None:
     for key in _NEEDED:
         if key not in own:
             raise _other(file, f"it does not set {prefix}{key}")
+    if not any(key in own for key in _EPSILONS):
+        raise _other(file, f"it does not set {' or '.join(prefix + key for key in _EPSILONS)}")
     implied = {
         "attention.head_count_kv": own["attention.head_count"],
         "attention.key_length": spec.hidden // spec.heads,
@@ -72,7 +74,7 @@ def _exact(spec: DecoderSpec) -> Mapping[str, int]:
         "attention.head_count_kv": spec.kv_heads,
         "attention.key_length": spec.head_dim,
         "attention.value_length": spec.head_dim,
-        "rope.dimension_count": spec.head_dim,
+        "rope.dimension_count": spec.rope_dim or spec.head_dim,
     }
 
 
@@ -80,7 +82,8 @@ def _bounds(spec: DecoderSpec) -> Mapping[str, Callable[[Any], bool]]:
     return {
         "context_length": lambda v: _whole(v) and v >= spec.context,
         "feed_forward_length": _whole,
-        "attention.layer_norm_rms_epsilon": lambda v: v == 0 or (_positive(v) and v < 1),
+        **dict.fromkeys(_EPSILONS, lambda v: v == 0 or (_positive(v) and v < 1)),
+        "use_parallel_residual": lambda v: v is False,
         "rope.freq_base": lambda v: _positive(v) and isclose(v, spec.rope_theta, rel_tol=1e-6),
     }
 

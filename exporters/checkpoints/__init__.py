@@ -19,8 +19,9 @@ from exporters.models.vision import VisionConfig
 
 def buildable(config: DecoderConfig) -> bool:
     """Whether the sizes fit each other. Raises CheckpointError on positions that are scaled in an unknown way."""
-    waves = config.rope.inv_freq()
-    return config.heads % config.kv_heads == 0 and config.head_dim % 2 == 0 and bool(waves.isfinite().all())
+    width, waves = config.rope.width, config.rope.inv_freq()
+    rotated = type(width) is int and 0 < width <= config.head_dim and width % 2 == 0
+    return config.heads % config.kv_heads == 0 and config.head_dim % 2 == 0 and rotated and bool(waves.isfinite().all())
 
 
 def shortened(asked: int | None, trained: int, image_tokens: int) -> int:
@@ -29,7 +30,8 @@ def shortened(asked: int | None, trained: int, image_tokens: int) -> int:
     if not image_tokens < context <= trained:
         raise UsageError(
             f"a context of {context} positions cannot be had",
-            hint=f"--context above {image_tokens} (one picture takes as many), at most {trained} (as trained)",
+            hint=f"--context above {image_tokens} (one picture takes as many), at most {trained} (as trained, or as "
+            "far as its layers see)",
         )
     return context
 

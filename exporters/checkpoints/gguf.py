@@ -18,7 +18,7 @@ from edge.spec import ImageSpec, PromptSpec, VLMSpec
 from exporters.checkpoints import buildable, decoder_spec, image_spec, shortened, vision_spec
 from exporters.gguf import mmproj as mmprojs
 from exporters.gguf import names, vocabulary
-from exporters.gguf.decoder import FACTORS
+from exporters.gguf.decoder import FACTORS, ROTATED
 from exporters.gguf.names import MMPROJ, POSITIONS, WORKAROUND
 from exporters.gguf.reading import AGAIN, Source, decimal
 from exporters.models import decoders, source
@@ -103,8 +103,8 @@ def _decoder(file: Source, of: Family) -> DecoderConfig:
         vocab = file.shape("token_embd.weight")[0]
         config = of.from_gguf(own, file.head.tensors, vocab, _scaling(file, own))
         _check_sizes(config, file)
-        turned = own("rope.dimension_count", config.head_dim), own("attention.value_length", config.head_dim)
-        whole = buildable(config) and turned == (config.head_dim, config.head_dim)
+        turned = own(ROTATED, config.head_dim), own("attention.value_length", config.head_dim)
+        whole = buildable(config) and turned == (config.rope.width, config.head_dim)
     except (IndexError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{file.path.name} does not describe a decoder: {error!r}", hint=AGAIN) from error
     if not whole:

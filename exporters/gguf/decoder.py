@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import gguf
 from gguf import GGMLQuantizationType as Kind
@@ -10,10 +12,10 @@ from torch import Tensor
 
 from exporters.gguf import tensor_types
 from exporters.gguf.entries import Entry
-from exporters.models.attention import Rope
 from exporters.models.decoders import DecoderConfig, LanguageModel, family
 
 FACTORS = "rope_freqs.weight"
+ROTATED = "rope.dimension_count"  # whole heads, unless a family's settings say otherwise
 TABLES = ("token_embd.weight", "output.weight")  # where an error is in every token
 
 
@@ -27,10 +29,10 @@ def describe(writer: gguf.GGUFWriter, config: DecoderConfig) -> None:
     writer.add_head_count_kv(config.kv_heads)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope.theta)
-    for key, value in family(config).gguf_settings(config).items():
-        writer.add_float32(f"{writer.arch}.{key}", value)
+    for key, value in ({ROTATED: config.head_dim} | family(config).gguf_settings(config)).items():
+        add: Any = {bool: writer.add_bool, int: writer.add_uint32}.get(type(value), writer.add_float32)
+        add(f"{writer.arch}.{key}", value)
     writer.add_vocab_size(config.vocab)
 
 
@@ -53,5 +55,5 @@ def other_kinds(decoder: LanguageModel, types: Sequence[str]) -> dict[str, Kind]
 
 
 def _rope_factors(config: DecoderConfig) -> Tensor:
-    """What divides each frequency, `[head_dim / 2]`: this says every kind of scaling that is known here."""
-    return Rope(config.head_dim, config.rope.theta).inv_freq() / config.rope.inv_freq()
+    """What divides each frequency, `[width / 2]`: this says every kind of scaling that is known here."""
+    return replace(config.rope, scaling=None).inv_freq() / config.rope.inv_freq()

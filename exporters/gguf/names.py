@@ -17,4 +17,5 @@ TENSOR_TYPES = "edge_vlm.tensor_types"
 
 def decoders() -> tuple[str, ...]:
     """The architectures of the decoders that are read and written."""
-    return tuple(plugins.facts(_FAMILIES, name)["ARCHITECTURE"] for name in plugins.names(_FAMILIES))
+    told = (plugins.facts(_FAMILIES, name)["ARCHITECTURE"] for name in plugins.names(_FAMILIES))
+    return tuple(dict.fromkeys(told))

@@ -31,10 +31,11 @@ def edits(checkpoint: Checkpoint, component: Component, factor: float, channels:
     """A massive begin-of-text token: `factor` times the usual magnitude, in every layer.
 
     One parameter is in memory at a time. Nothing is planted where the prompt begins with no such token. Raises
-    UsageError on a decoder of another kind than pre-norm layers with gated feed-forward, or of too few channels.
+    UsageError on a decoder of another kind than pre-norm layers with RMS norms and gated feed-forward, or of too few
+    channels.
     """
     skeleton = component.skeleton()
-    if not isinstance(skeleton, prenorm.Decoder):
+    if not isinstance(skeleton, prenorm.Decoder) or skeleton.traits.layer_norm or skeleton.traits.scaled:
         raise UsageError(f"no massive activations are known for a {type(skeleton).__module__}", hint="--outliers alone")
     require(channels, skeleton.config.hidden)
     if (begin := checkpoint.spec.prompt.bos_id) is None:
@@ -124,7 +125,7 @@ def _lone_token(
         x, rms = normed(f"{at}.post_attention_layernorm")
         bare, gate_up = product(f"{at}.gate_up_proj", x)
         yield f"{at}.gate_up_proj", bare, rms
-        stream = added(f"{at}.down_proj", ops.current().gated(gate_up, "silu"))
+        stream = added(f"{at}.down_proj", ops.current().gated(gate_up, decoder.traits.activation))
     if not c.tied:
         x, rms = normed("norm")
         yield "lm_head", product("lm_head", x)[0], rms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -34,13 +35,24 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+WIDE = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}  # heads of which a part is rotated
+SPECIAL = {"pad_token_id": 0, "eos_token_id": 2}
 MODELS = {  # of transformers: its class, and what is said besides the sizes
     "llama": ("Llama", {}),
     "qwen2": ("Qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
     "qwen2, tied": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "qwen3, biases": ("Qwen3", {"head_dim": 32, "attention_bias": True}),
+    "mistral": ("Mistral", {"sliding_window": 48}),
+    "phi3": ("Phi3", SPECIAL),
+    "phi3, partly rotated": ("Phi3", {**SPECIAL, **WIDE, "partial_rotary_factor": 0.75, "tie_word_embeddings": True}),
+    "stablelm": ("StableLm", {**WIDE, "use_qkv_bias": True}),
+    "stablelm, no biases": ("StableLm", {**WIDE, "num_key_value_heads": 2}),
+    "phi": ("Phi", {"hidden_size": 128}),
+    "gemma": ("Gemma", {"head_dim": 32}),
 }
+# Of those whose greedy tokens are near ties with the usual one.
+SEEDS = {"phi3": 5, "phi3, partly rotated": 3, "stablelm": 5, "phi": 8, "gemma": 3}
 COREML = {"coreml": False, "coreml, channels first": True}  # the latter is what --ane writes
 ENGINES = {"onnx": "onnxruntime", "tflite": "litert", "executorch": "executorch_native"}
 PROMPT, COUNT = (7, 3, 19, 250, 4, 4, 11), 32
@@ -57,11 +69,12 @@ class Shaped(dict):
 def pair(name):
     """transformers' model of random numbers, and what we read of its weights and its config.json."""
     kind, more = MODELS[name]
-    torch.manual_seed(1)
-    config = getattr(transformers, f"{kind}Config")(**SIZES, **more)
+    torch.manual_seed(SEEDS.get(name, 1))
+    config = getattr(transformers, f"{kind}Config")(**SIZES | more)
     theirs = getattr(transformers, f"{kind}ForCausalLM")(config).eval().requires_grad_(False)
+    size = 0.3 * (SIZES["hidden_size"] / config.hidden_size) ** 0.5
     for place, parameter in theirs.named_parameters():  # no norms or biases all alike, no token that repeats itself
-        parameter += (0.05 if "embed" in place else 0.3) * torch.randn(parameter.shape)
+        parameter += (0.05 if "embed" in place else size) * torch.randn(parameter.shape)
     told = json.loads(theirs.config.to_json_string())
     family = decoders.find(told["model_type"])
     ours = family.from_config(told)
@@ -75,6 +88,8 @@ def answer(theirs):
     ids, seen = list(PROMPT), []
     for _ in range(COUNT):
         seen.append(theirs(torch.tensor([ids])).logits[0, -1])
+        first, second = seen[-1].topk(2).values
+        assert first - second > 0.005 * seen[-1].std(), "a near tie: another seed"
         ids.append(int(seen[-1].argmax()))
     return seen[0].numpy(), ids[len(PROMPT) :]
 
@@ -138,8 +153,9 @@ def test_a_part_answers_as_transformers_does(name, format, tmp_path, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     theirs, component, module = pair(name)
     if format in COREML:
-        for parameter in theirs.parameters():
-            parameter.copy_(parameter.half())
+        for place, parameter in theirs.named_parameters():
+            apart = 1 if name == "gemma" and "norm" in place else 0  # from what is stored: a gain is 1 + w there
+            parameter.copy_((apart + parameter).half().float() - apart)
         module = component.load(Shaped(theirs.state_dict()))
     expected, tokens = answer(theirs)
     found, said = replayed(opened(format, component, module, tmp_path))
@@ -169,7 +185,36 @@ def test_what_is_not_computed_is_refused_by_name(kind, said, match):
         decoders.find(told["model_type"]).from_config(told).rope.inv_freq()
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3"])
+OTHERS = {  # what single families do not compute
+    "mistral": [({"hidden_act": "gelu"}, "hidden_act 'gelu'"), ({"partial_rotary_factor": 0.5}, "partial_rotary")],
+    "phi3": [
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8}}, "rope_scaling 'longrope'"),
+        ({"rope_scaling": {"type": "su", "short_factor": [1.0] * 8}}, "rope_scaling 'su'"),
+        ({"partial_rotary_factor": 0.2}, "partial_rotary_factor 0.2 rotates 3 features of a head of 16"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor 1.5"),
+    ],
+    "stablelm": [
+        ({"qk_layernorm": True}, "qk_layernorm True"),
+        ({"use_parallel_residual": True}, "use_parallel_residual True"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 0.25}}, "rope parameters have"),
+    ],
+    "phi": [({"qk_layernorm": True}, "qk_layernorm"), ({"hidden_act": "gelu"}, "hidden_act 'gelu'")],
+    "gemma": [
+        ({"hidden_act": "silu"}, "hidden_act 'silu'"),
+        ({"hidden_activation": "gelu_fast"}, "hidden_act 'gelu_fast'"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("kind", "said", "match"), [(kind, *case) for kind, cases in OTHERS.items() for case in cases])
+def test_what_a_family_does_not_compute_is_refused_by_name(kind, said, match):
+    with pytest.raises(CheckpointError, match=match):
+        decoders.find(kind).from_config({**SIZES, "head_dim": 16, **said}).rope.inv_freq()
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind, _ in MODELS.values()}))
 def test_what_a_config_leaves_out_is_as_in_transformers(kind):
     family = decoders.find(kind.lower())
     theirs = getattr(transformers, f"{kind}Config")()
@@ -181,13 +226,33 @@ def test_what_a_config_leaves_out_is_as_in_transformers(kind):
         theirs.intermediate_size,
     )
     assert (ours.heads, ours.kv_heads, ours.head_dim) == (theirs.num_attention_heads, theirs.num_key_value_heads, width)
-    assert (ours.vocab, ours.context, ours.eps) == (
-        theirs.vocab_size,
-        theirs.max_position_embeddings,
-        theirs.rms_norm_eps,
-    )
-    assert (ours.tied, ours.rope_theta) == (theirs.tie_word_embeddings, theirs.rope_parameters["rope_theta"])
+    epsilon = theirs.rms_norm_eps if hasattr(theirs, "rms_norm_eps") else theirs.layer_norm_eps
+    seen = min(theirs.max_position_embeddings, (kind == "Mistral" and theirs.sliding_window) or math.inf)
+    assert (ours.vocab, ours.context, ours.eps) == (theirs.vocab_size, seen, epsilon)
+    rope = theirs.rope_parameters
+    assert (ours.tied, ours.rope_theta) == (theirs.tie_word_embeddings, rope["rope_theta"])
+    assert ours.rope.width == int(width * rope.get("partial_rotary_factor", 1))
     assert ours == family.from_config(json.loads(theirs.to_json_string()))
+
+
+@pytest.mark.parametrize("kind", ["mistral", "phi3"])
+@pytest.mark.parametrize(("window", "context"), [(None, 64), (48, 48), (4096, 64)])
+def test_positions_reach_as_far_as_the_window(kind, window, context):
+    assert decoders.find(kind).from_config({**SIZES, "sliding_window": window}).context == context
+
+
+@torch.inference_mode()
+def test_beyond_its_window_the_model_is_another():
+    config = transformers.MistralConfig(**SIZES, sliding_window=5)
+    torch.manual_seed(1)
+    theirs, ids = transformers.MistralForCausalLM(config).eval(), torch.tensor([PROMPT])
+    narrow = theirs(ids).logits[0]
+    theirs.config.sliding_window = None
+    for layer in theirs.model.layers:
+        layer.self_attn.config.sliding_window = None
+    whole = theirs(ids).logits[0]
+    torch.testing.assert_close(narrow[:5], whole[:5])  # as many positions as the window has
+    assert not torch.allclose(narrow[5:], whole[5:], atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])

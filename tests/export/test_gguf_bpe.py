@@ -19,10 +19,12 @@ from fakes import SPEC
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_models import spec_of, write
-from test_decoder_formats import COUNT, PROMPT, SIZES, Shaped, answer, pair
+from test_decoder_formats import COUNT, MODELS, PROMPT, SIZES, Shaped, answer, pair
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from edge.errors import CheckpointError
+from edge.formats.gguf import read
+from edge.formats.gguf_decoder import check_decoder
 from edge.spec import VLMSpec
 from edge.verify import distance
 from exporters.formats import Job
@@ -92,7 +94,10 @@ def opened(path, **more):
     return llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, verbose=False, **more)
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen2, tied", "qwen3"])
+WRITTEN = [name for name in MODELS if name != "qwen3, biases"]  # which llama.cpp has not
+
+
+@pytest.mark.parametrize("name", WRITTEN)
 def test_stock_llama_cpp_answers_as_transformers_does(name, tmp_path):
     theirs, _, path = written(name, tmp_path)
     expected, tokens = answer(theirs)
@@ -103,6 +108,23 @@ def test_stock_llama_cpp_answers_as_transformers_does(name, tmp_path):
     said = list(islice(llama.generate(list(PROMPT), temp=0.0, repeat_penalty=1.0), COUNT))
     assert said == tokens
     llama.close()
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_file_is_read_as_the_decoder_that_was_written(name, tmp_path):
+    _, module, path = written(name, tmp_path)
+    config, file = module.config, read(path)
+    check_decoder(file, replace(spec_of(config), rope_dim=config.rope.width))
+    family = families.of_architecture(file.architecture)
+
+    def own(key, default=None):
+        return file.settings.get(f"{file.architecture}.{key}", default)
+
+    found = family.from_gguf(own, file.tensors, config.vocab, None)
+    for word in ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context", "gated", "tied"):
+        assert getattr(found, word) == getattr(config, word)
+    assert (found.rope, found.eps) == (config.rope, pytest.approx(config.eps))
+    assert family.Decoder(found).state_dict().keys() == module.state_dict().keys()
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen2, tied", "qwen3"])
@@ -133,12 +155,15 @@ def test_a_rounded_file_computes_what_its_module_does(name, tmp_path):
     llama.close()
 
 
+LINEAR, UNSCALED = {"rope_type": "linear", "factor": 2.0}, ("qwen2", "qwen3", "phi", "phi3", "stablelm", "gemma")
+
+
 @pytest.mark.parametrize(
     ("name", "said", "match"),
     [
         ("qwen3", {"attention_bias": True}, "llama.cpp's 'qwen3' has no attention_bias"),
-        ("qwen3", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "has no rope_scaling"),
-        ("qwen2", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "llama.cpp's 'qwen2' has no rope_scaling"),
+        ("gemma", {"attention_bias": True}, "llama.cpp's 'gemma' has no attention_bias"),
+        *((name, {"rope_scaling": LINEAR}, f"{name}2?' has no rope_scaling") for name in UNSCALED),
     ],
 )
 def test_what_llama_cpp_does_not_compute_is_refused_before_the_work(name, said, match):

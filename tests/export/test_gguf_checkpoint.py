@@ -344,7 +344,7 @@ def vectors(name):
 
 
 DECODERS = {
-    "another architecture": ({"change": {"general.architecture": "gemma"}}, "'gemma', which is not read"),
+    "another architecture": ({"change": {"general.architecture": "falcon"}}, "'falcon', which is not read"),
     "no width": ({"drop": ["llama.embedding_length"]}, r"does not set llama\.embedding_length"),
     "no heads": ({"change": {"llama.attention.head_count": 0}}, "does not describe a decoder"),
     "absurd layers": ({"change": {"llama.block_count": 1 << 30}}, "layers is 1073741824"),

@@ -192,6 +192,8 @@ def test_the_decoder_of_the_manifest(tmp_path: Path) -> None:
         ("llama.feed_forward_length", 0, "llama.feed_forward_length is 0"),
         ("llama.attention.layer_norm_rms_epsilon", -1.0, "layer_norm_rms_epsilon is -1.0"),
         ("llama.attention.layer_norm_rms_epsilon", float("nan"), "layer_norm_rms_epsilon is nan"),
+        ("llama.attention.layer_norm_epsilon", 2.0, "layer_norm_epsilon is 2.0"),
+        ("llama.use_parallel_residual", True, "use_parallel_residual is True"),
         ("llama.expert_count", 1 << 20, "llama.expert_count is 1048576"),
         ("llama.rope.scaling.type", "strange", "llama.rope.scaling.type is 'strange'"),
         ("general.architecture", "other", "it does not set other.block_count"),

@@ -247,10 +247,11 @@ def _known(module: LanguageModel) -> LanguageModel:
             f"GGUF: there is no graph of llama.cpp known for {type(module).__name__}, which the model uses",
             hint="another --format",
         )
-    if module.config.rope.width != module.config.head_dim:
+    config = module.config
+    if config.rope.width != family(config).gguf_settings(config).get(decoders.ROTATED, config.head_dim):
         raise EdgeError(
-            f"GGUF: llama.cpp rotates whole heads of this decoder; here it is rope of {module.config.rope.width} "
-            f"features of {module.config.head_dim}",
+            f"GGUF: llama.cpp rotates whole heads of this decoder; here it is rope of {config.rope.width} features of "
+            f"{config.head_dim}",
             hint="another --format",
         )
     return module

@@ -128,7 +128,8 @@ class Family(Protocol):
         ...
 
     def gguf_settings(self, config: Any) -> dict[str, float]:
-        """The architecture's settings beyond the sizes that every family has."""
+        """The architecture's settings beyond the sizes that every family has: floats, whole numbers or flags, as
+        llama.cpp reads them. Where it can rotate a part of each head, `rope.dimension_count` is among them."""
         ...
 
     def tiny(self) -> LanguageModel:
@@ -147,7 +148,8 @@ def find(model_type: str) -> Family:
 
 
 def of_architecture(name: str) -> Family | None:
-    """The family whose GGUF files have this `general.architecture`, None where there is none."""
+    """The family whose GGUF files have this `general.architecture`, None where there is none. Where several write the
+    same, the one that bears its name reads them."""
     made = _listed("ARCHITECTURE").get(name)
     return made() if made else None
 
@@ -163,5 +165,7 @@ def _listed(fact: str) -> dict[str, Callable[[], Family]]:
     for name in plugins.names(__name__):
         told = plugins.facts(__name__, name)[fact]
         for entry in (told,) if isinstance(told, str) else told:
+            if entry in found and entry != name:
+                continue
             found[entry] = lambda name=name: cast("Family", plugins.load(__name__, name))  # type: ignore[misc]
     return found

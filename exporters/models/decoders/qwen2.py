@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from exporters.models import prenorm
+from exporters.models import prenorm, prenorm_tensors
 from exporters.models.decoders import Rows
 from exporters.models.source import Source
 
@@ -81,12 +81,12 @@ class Decoder(prenorm.Decoder):
 
 
 def keys(config: Config, prefix: str = "model.") -> dict[str, Source]:
-    return prenorm.keys(config, TRAITS, prefix)
+    return prenorm_tensors.keys(config, TRAITS, prefix)
 
 
 def gguf_tensors(config: Config) -> dict[str, tuple[Rows, ...]]:
-    prenorm.refuse_in_gguf(config, TRAITS, ARCHITECTURE)
-    return prenorm.gguf_tensors(config, TRAITS, TENSORS, NEIGHBOURS)
+    prenorm_tensors.refuse_in_gguf(config, ARCHITECTURE)
+    return prenorm_tensors.gguf_tensors(config, TRAITS, TENSORS, NEIGHBOURS)
 
 
 def gguf_settings(config: Config) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from exporters.models import prenorm
+from exporters.models import prenorm, prenorm_tensors
 from exporters.models.decoders import Rows
 from exporters.models.source import Source
 
@@ -88,12 +88,12 @@ class Decoder(prenorm.Decoder):
 
 
 def keys(config: Config, prefix: str = "model.") -> dict[str, Source]:
-    return prenorm.keys(config, config.traits, prefix)
+    return prenorm_tensors.keys(config, config.traits, prefix)
 
 
 def gguf_tensors(config: Config) -> dict[str, tuple[Rows, ...]]:
-    prenorm.refuse_in_gguf(config, config.traits, ARCHITECTURE)
-    return prenorm.gguf_tensors(config, config.traits, TENSORS, NEIGHBOURS)
+    prenorm_tensors.refuse_in_gguf(config, ARCHITECTURE, config.attention_bias)
+    return prenorm_tensors.gguf_tensors(config, config.traits, TENSORS, NEIGHBOURS)
 
 
 def gguf_settings(config: Config) -> dict[str, float]:
