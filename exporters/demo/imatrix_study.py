@@ -107,15 +107,21 @@ def score(decoder: LanguageModel, asked: Sequence[Conversation], truth: Sequence
     return Score(size, *(np.array(values, np.float64) for values in (nll, kl, positions, exact)))
 
 
+def conversations(checkpoint: Checkpoint, encoder: Encoder, folder: Path) -> list[list[Segment]]:
+    """Those that an export with `--calib` takes."""
+    tokenizer, found = own_tokenizer(checkpoint), []
+    for record in calibration.read(folder)[:CALIBRATION]:
+        rows = reference.encode(encoder, image.pixels(record.picture, checkpoint.spec.image))
+        turn = Turn.about(record.question, (Embeddings(rows[0], "calibration"),), record.answer)
+        found.append(segments(checkpoint.spec.prompt, tokenizer, [turn]))
+    return found
+
+
 def statistics(
     checkpoint: Checkpoint, encoder: Encoder, decoder: LanguageModel, folder: Path
 ) -> dict[str, Mapping[str, Tensor]]:
     """By kind; of the conversations that an export with `--calib` takes."""
-    tokenizer, whole = own_tokenizer(checkpoint), []
-    for record in calibration.read(folder)[:CALIBRATION]:
-        rows = reference.encode(encoder, image.pixels(record.picture, checkpoint.spec.image))
-        turn = Turn.about(record.question, (Embeddings(rows[0], "calibration"),), record.answer)
-        whole.append(segments(checkpoint.spec.prompt, tokenizer, [turn]))
+    whole = conversations(checkpoint, encoder, folder)
     text = [[segment for segment in conversation if isinstance(segment, Tokens)] for conversation in whole]
     return {
         NONE: {},
