@@ -35,7 +35,6 @@ from exporters.search import Budget, search
 from exporters.widening import Widened
 
 FLOATS = ("fp16", "f16", "fp32")  # schemes whose activations are not rounded, the smallest first
-CALIBRATION = 32  # conversations: each costs a prompt through torch, and more hardly change the statistics
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
     widened = request.widened or recipe.widened
     recipe = replace(recipe, name="custom") if any(widened.values()) else recipe
     _require_engines(recipe)
-    calibration = read(request.calib)[:CALIBRATION] if request.calib else []
+    calibration = read(request.calib) if request.calib else []
     picture, question = golden_sample.choose(calibration)
     if request.threads:
         torch.set_num_threads(request.threads)
@@ -103,7 +102,7 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
         request.options,
         picture,
         question,
-        calibration,
+        calibration[: quantizer.conversations(quantize, checkpoint.components["decoder"])],
         request.imatrix,
         widened,
         MAX_LOSS if request.max_loss is None else request.max_loss,

@@ -12,10 +12,21 @@ from edge import plugins
 from edge.errors import UsageError
 from edge.recipes import GPTQ, QUANTIZERS, Recipe, Target
 from exporters.formats import Job, Progress
+from exporters.models.component import Component
 from exporters.models.decoders import LanguageModel
 from exporters.quantization import gptq
 from exporters.quantization.gptq import Grid
 from exporters.targets import FORMATS
+
+CONVERSATIONS = 32  # to calibrate with: each costs a prompt through torch, and more hardly change the statistics
+# GPTQ fits weights to them, and some sets of 32 ask too little (BENCHMARKS.md). A large decoder takes ten minutes with
+# as many.
+CONVERSATIONS_GPTQ, LARGE = 64, 1 << 29  # weights
+
+
+def conversations(quantize: str, decoder: Component) -> int:
+    """How many are taken of those that are given."""
+    return CONVERSATIONS_GPTQ if quantize == GPTQ and decoder.weights < LARGE else CONVERSATIONS
 
 
 def chosen(wanted: str | None, recipe: Recipe, *, calibrated: bool) -> str:

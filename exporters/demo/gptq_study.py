@@ -2,7 +2,8 @@
 
 Each row is a decoder as a file of its scheme holds it; torch computes in fp32 on the weights as stored, so nothing else
 differs. Calibration, importance and GPTQ see the conversations of an export with `--calib`; asked are the questions of
-the test split, with the right answers.
+the test split, with the right answers. Outliers are equalised first, as by an export; not so for Q4_K_M, which is then
+what llama.cpp's own tools make with their importance matrix.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge import plugins
+from edge.inputs import calibration
+from edge.inputs.calibration import Record
 from edge.recipes import GPTQ, QUANTIZERS, SEARCH, Target
 from edge.types import Segment
 from exporters import quantizer, reference, targets
@@ -29,10 +32,11 @@ from exporters.demo import imatrix_study as study
 from exporters.demo.agreement import CHECKPOINT
 from exporters.demo.heldout import QUESTIONS
 from exporters.demo.imatrix_study import Conversation, predictions
+from exporters.equalizer import Equalizer
 from exporters.formats import Job, Written, silent
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
-from exporters.pipeline import components
+from exporters.pipeline import components, own_tokenizer
 from exporters.quantization import importance
 
 log = logging.getLogger("demo")
@@ -47,6 +51,7 @@ class Way:
     quantizer: str  # of edge.recipes.QUANTIZERS
     guided: bool = True  # by an importance matrix
     types: tuple[str, ...] = ()  # PATTERN=KIND, in GGUF
+    equalised: bool = True
 
     def __str__(self) -> str:
         kinds = " ".join(self.types)
@@ -73,8 +78,8 @@ def ways(types: Sequence[str]) -> list[Way]:
     """`types`: PATTERN=KIND for one more row, of q4_0 with some tensors wider."""
     four = Target("gguf", "q4_0")
     found = [
-        Way(Target("gguf", "q4_k_m"), SEARCH, guided=False),
-        Way(Target("gguf", "q4_k_m"), SEARCH),
+        Way(Target("gguf", "q4_k_m"), SEARCH, guided=False, equalised=False),
+        Way(Target("gguf", "q4_k_m"), SEARCH, equalised=False),
         Way(four, SEARCH, guided=False),
         Way(four, SEARCH),
         Way(four, GPTQ),
@@ -86,20 +91,51 @@ def ways(types: Sequence[str]) -> list[Way]:
     return found
 
 
-def stored(
-    checkpoint: Checkpoint, way: Way, matters: Mapping[str, Tensor], conversations: Sequence[Sequence[Segment]]
-) -> tuple[LanguageModel, int, float]:
+@dataclass(frozen=True)
+class Calibration:
+    """What an export with `--calib` knows of a decoder."""
+
+    records: Sequence[Record]
+    encoder: Encoder
+    conversations: Sequence[Sequence[Segment]]  # about the first of the records
+    importance: Mapping[str, Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        encoder: Encoder,
+        decoder: LanguageModel,
+        folder: Path,
+        count: int,
+    ) -> Calibration:
+        conversations = study.conversations(checkpoint, encoder, folder, count)
+        measured = importance.measure(decoder, [reference.merged(decoder, one) for one in conversations])
+        return cls(calibration.read(folder), encoder, conversations, measured)
+
+    def equalised(self, checkpoint: Checkpoint, module: LanguageModel, way: Way) -> dict[str, Tensor]:
+        """The importance that guides, as it is then."""
+        guides = dict(self.importance) if way.guided else {}
+        if not way.equalised:
+            return guides
+        to = {"vision": Target("onnx", "fp32"), "decoder": way.target}
+        equalizer = Equalizer(checkpoint.spec, own_tokenizer(checkpoint), to, self.records)
+        equalizer.encoder(self.encoder, "vision")  # in floats it stays; the decoder is asked about its rows
+        return equalizer.decoder(module, guides)
+
+
+def stored(checkpoint: Checkpoint, way: Way, given: Calibration) -> tuple[LanguageModel, int, float]:
     """The decoder with the weights that a file holds, the bytes of its files, and the bits that a weight of its layers
     takes (0 where that is not read)."""
     component = components(checkpoint)[1]
     module = component.load(checkpoint.weights)
     assert isinstance(module, LanguageModel)
-    format, guides = way.target.format, matters if way.guided else {}
+    format, guides = way.target.format, given.equalised(checkpoint, module, way)
     options = {"tensor_type": way.types} if way.types else {}
     with tempfile.TemporaryDirectory() as folder:
         job = Job(component, way.target.scheme, Path(folder), checkpoint, importance=guides, options=options)
         if way.quantizer == GPTQ:
-            sequences = [reference.merged(module, conversation) for conversation in conversations]
+            sequences = [reference.merged(module, conversation) for conversation in given.conversations]
             job = quantizer.rounded(job, format, module, sequences, silent)
         written: Written = plugins.load(targets.FORMATS, format).decoder(job, module)
         bits = _bits(written.files[0]) if format == "gguf" else 0.0
@@ -163,11 +199,11 @@ def compare(checkpoint: Checkpoint, calib: Path, chosen: Iterable[Way], count: i
     assert isinstance(encoder, Encoder) and isinstance(decoder, LanguageModel)
     asked = list(study.heldout(checkpoint, encoder, count))
     truth = [predictions(decoder, conversation) for conversation in asked]
-    conversations = study.conversations(checkpoint, encoder, calib)
-    matters = importance.measure(decoder, [reference.merged(decoder, one) for one in conversations])
+    counts = {how: quantizer.conversations(how, components(checkpoint)[1]) for how in QUANTIZERS}
+    given = {how: Calibration.of(checkpoint, encoder, decoder, calib, count) for how, count in counts.items()}
     found = {}
     for way in chosen:
-        module, size, bits = stored(checkpoint, way, matters, conversations)
+        module, size, bits = stored(checkpoint, way, given[way.quantizer])
         found[str(way)] = score(module, asked, truth, size, bits)
         log.info("%s: KL %.6f", way, found[str(way)].mean_kl(0))
     return found

@@ -27,13 +27,13 @@ from exporters import reference, targets
 from exporters.checkpoint import Checkpoint, open_checkpoint
 from exporters.demo.agreement import CHECKPOINT
 from exporters.demo.heldout import QUESTIONS, items
-from exporters.export import CALIBRATION
 from exporters.formats import Job, Written
 from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.pipeline import components, cut, own_tokenizer
 from exporters.quantization import importance
+from exporters.quantizer import CONVERSATIONS
 
 log = logging.getLogger("demo")
 SCHEMES = ("q4_0", "q4_k_m", "iq4_xs", "q3_k_m")
@@ -107,10 +107,12 @@ def score(decoder: LanguageModel, asked: Sequence[Conversation], truth: Sequence
     return Score(size, *(np.array(values, np.float64) for values in (nll, kl, positions, exact)))
 
 
-def conversations(checkpoint: Checkpoint, encoder: Encoder, folder: Path) -> list[list[Segment]]:
-    """Those that an export with `--calib` takes."""
+def conversations(
+    checkpoint: Checkpoint, encoder: Encoder, folder: Path, count: int = CONVERSATIONS
+) -> list[list[Segment]]:
+    """The first ones, as many as an export with `--calib` takes."""
     tokenizer, found = own_tokenizer(checkpoint), []
-    for record in calibration.read(folder)[:CALIBRATION]:
+    for record in calibration.read(folder)[:count]:
         rows = reference.encode(encoder, image.pixels(record.picture, checkpoint.spec.image))
         turn = Turn.about(record.question, (Embeddings(rows[0], "calibration"),), record.answer)
         found.append(segments(checkpoint.spec.prompt, tokenizer, [turn]))

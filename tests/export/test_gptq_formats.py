@@ -13,6 +13,7 @@ from rich.console import Console
 from edge.bundle.manifest import Bundle
 from edge.cli import render
 from edge.errors import UsageError
+from edge.recipes import QUANTIZERS
 from exporters import quantizer, targets
 from exporters.checkpoint import open_checkpoint
 from exporters.equalizer import Equalizer
@@ -140,6 +141,13 @@ def test_what_it_cannot_do_is_refused_at_once(request_, why, hint, tmp_path):
     with pytest.raises(UsageError, match=why) as caught:
         export(ExportRequest("nowhere", tmp_path / "out", **request_), lambda stage, done: None)
     assert hint in str(caught.value.hint)
+
+
+def test_more_conversations_are_taken_where_that_takes_no_quarter_of_an_hour(exports: Exports, monkeypatch):
+    decoder = open_checkpoint(str(exports.checkpoint())).components["decoder"]
+    assert [quantizer.conversations(how, decoder) for how in QUANTIZERS] == [32, 64]
+    monkeypatch.setattr(quantizer, "LARGE", decoder.weights)
+    assert [quantizer.conversations(how, decoder) for how in QUANTIZERS] == [32, 32]
 
 
 def test_every_grid_is_one_that_scales_are_made_for():
