@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+# How a decoder's weights come to 4 bits: the best scale of each block alone, or with errors handed on.
+SEARCH, GPTQ = QUANTIZERS = ("search", "gptq")
+
 
 @dataclass(frozen=True)
 class Target:
@@ -23,6 +26,7 @@ class Recipe:
     name: str
     targets: Mapping[str, Target]
     widened: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # role -> a layer's weight -> its own scheme
+    quantize: str = SEARCH  # of QUANTIZERS
 
 
 def _recipe(name: str, vision: Target, decoder: Target, mmproj: Target | None = None) -> Recipe:

@@ -26,7 +26,7 @@ from edge.planning.fit import Fit, fit
 from edge.recipes import Recipe
 from edge.units import format_size
 from edge.verify import Report, Row, verify
-from exporters import finite, golden_sample, malloc, preview, targets
+from exporters import finite, golden_sample, malloc, preview, quantizer, targets
 from exporters.judge import MAX_LOSS, Cost
 from exporters.order import Order, Stages
 from exporters.pipeline import Built, build, measured, own_tokenizer
@@ -36,7 +36,6 @@ from exporters.sources.checkpoint import Checkpoint, open_checkpoint
 from exporters.widening import Widened
 
 FLOATS = ("fp16", "f16", "fp32")  # schemes whose activations are not rounded, the smallest first
-CALIBRATION = 32  # conversations: each costs a prompt through torch, and more hardly change the statistics
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ class ExportRequest:
     target_size: int | None = None  # bytes of all files; single layers are stored wider where they help most
     max_ram: int | None = None  # bytes of memory, as predicted
     prompt: str | None = None  # the name of a published prompt, or a file
+    quantize: str | None = None  # of edge.recipes.QUANTIZERS; None: the recipe's
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,11 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
     start = time.perf_counter()
     malloc.economise()
     recipe = targets.resolve(request.format, request.schemes, request.recipe, request.device, request.options)
+    quantize = quantizer.chosen(request.quantize, recipe, calibrated=bool(request.calib))
     widened = request.widened or recipe.widened
     recipe = replace(recipe, name="custom") if any(widened.values()) else recipe
     _require_engines(recipe)
-    calibration = read(request.calib)[:CALIBRATION] if request.calib else []
+    calibration = read(request.calib) if request.calib else []
     picture, question = golden_sample.choose(calibration)
     if request.threads:
         torch.set_num_threads(request.threads)
@@ -102,11 +103,12 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
         request.options,
         picture,
         question,
-        calibration,
+        calibration[: quantizer.conversations(quantize, checkpoint.components["decoder"])],
         request.imatrix,
         widened,
         MAX_LOSS if request.max_loss is None else request.max_loss,
         request.explain,
+        quantize,
     )
     finite.check(checkpoint, recipe.targets, request.options, lambda done: progress("read", done), order.widened)
     order = _within(Budget(request.target_size, request.max_ram), order, recipe, request.device, progress)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.inputs.calibration import Record
-from edge.recipes import Target
+from edge.recipes import SEARCH, Target
 from exporters.judge import MAX_LOSS
 from exporters.sources.checkpoint import Checkpoint
 from exporters.targets import Options
@@ -33,3 +33,4 @@ class Order:
     widened: Widened = field(default_factory=dict)  # linear layers with schemes of their own; of a role: no others
     max_loss: float = MAX_LOSS  # of each component
     explain: bool = False  # measure each linear layer, whether rounding hurts or not
+    quantize: str = SEARCH  # of edge.recipes.QUANTIZERS

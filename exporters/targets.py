@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from edge import devices, plugins
 from edge.bundle.manifest import MANIFEST, Bundle, Manifest
 from edge.errors import UsageError
-from edge.recipes import DEFAULT, RECIPES, Recipe, Target
+from edge.recipes import DEFAULT, RECIPES, SEARCH, Recipe, Target
 
 FORMATS = "exporters.formats"
 Options = Mapping[str, Mapping[str, Any]]  # format -> option -> value, as `exporters.formats` describes them
@@ -59,7 +59,8 @@ def resolve(
     own = targets == start.targets and not any(option.facts.get("custom") for option in given)
     name = start.name if own else "custom"
     kept = {role: layers for role, layers in start.widened.items() if targets.get(role) == start.targets[role]}
-    return Recipe(name, targets, kept)
+    same = targets.get("decoder") == start.targets["decoder"]
+    return Recipe(name, targets, kept, start.quantize if same else SEARCH)
 
 
 class Option(NamedTuple):
@@ -139,12 +140,14 @@ def _legal(formats: set[str]) -> str:
 
 
 def of_bundle(manifest: Manifest) -> Recipe:
-    """As a bundle's parts were written, with the schemes of single layers; what lies beside the parts is left out."""
+    """As a bundle's parts were written, with the schemes of single layers and how weights came to 4 bits; what lies
+    beside the parts is left out."""
     parts = {"vision" if "vision" in part.covers else "decoder": part for part in manifest.parts}
     return Recipe(
         manifest.recipe,
         {role: Target(part.format, part.scheme) for role, part in parts.items()},
         {role: part.options["widened"] for role, part in parts.items() if "widened" in part.options},
+        parts["decoder"].options.get("quantize", SEARCH),
     )
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from edge import plugins
 from edge.bundle.manifest import ROLES, File, Part, describe
-from exporters import targets, widening
+from edge.recipes import GPTQ
+from exporters import quantizer, targets, widening
 from exporters.formats import NOTHING, Format, Job, Measured, Written
 from exporters.judge import Cost, Judge
 from exporters.models.component import Component
@@ -73,14 +74,25 @@ class Writer:
         self,
         component: Component,
         module: LanguageModel,
-        samples: Iterable[Tensor],
+        sequences: Sequence[Tensor],
         matters: Mapping[str, Tensor],
         measured: Measured | None,
         widened: Mapping[str, str],
     ) -> None:
-        samples = self._samples(component, samples)
-        job = self._job(component, samples=samples, importance=matters, measured=measured, widened=widened)
-        self._keep(component, self._format(component).decoder(job, module), widened)
+        """sequences: rows `[1, S, hidden]` of the golden sample, then those of the calibration."""
+        job = self._job(
+            component,
+            samples=self._samples(component, sequences),
+            importance=matters,
+            measured=measured,
+            widened=widened,
+        )
+        how = {}
+        if self.order.quantize == GPTQ:
+            format, stage = self.order.targets[job.role].format, f"{job.role}: {GPTQ}"
+            job = quantizer.rounded(job, format, module, sequences[1:], lambda done: self.progress(stage, done))
+            how["quantize"] = GPTQ
+        self._keep(component, self._format(component).decoder(job, module), widened, how)
 
     def finish(self) -> None:
         """Each format once more, with all parts that it wrote."""
@@ -92,7 +104,14 @@ class Writer:
                 self.parts = [changed.get(part.covers, part) for part in self.parts]
                 self.companions += self._described(done.companions)
 
-    def _keep(self, component: Component, written: Written, widened: Mapping[str, str]) -> None:
+    def _keep(
+        self,
+        component: Component,
+        written: Written,
+        widened: Mapping[str, str],
+        how: Mapping[str, str] = NOTHING,
+    ) -> None:
+        """how: what every format was told of it, for the manifest."""
         files, target = self._described(written.files), self.order.targets[component.role]
         if component.role not in ROLES:
             self.companions += files
@@ -106,7 +125,7 @@ class Writer:
                 outputs=written.outputs,
                 tolerance=targets.schemes(target.format)[component.role][target.scheme],
                 weights=component.weights,
-                options={**written.options, **({"widened": dict(widened)} if widened else {})},
+                options={**written.options, **({"widened": dict(widened)} if widened else {}), **how},
                 details=dict(written.details),
             )
             self.parts.append(part)

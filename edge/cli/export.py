@@ -14,6 +14,7 @@ from edge import plugins
 from edge.cli.exits import cleanup_on_signal, export_side
 from edge.cli.options import Debug, Json, Mmproj, Threads
 from edge.cli.output import print_json, print_rich, say
+from edge.recipes import QUANTIZERS
 from edge.units import format_size, parse_size
 
 FORMATS = "exporters.formats"
@@ -69,6 +70,10 @@ def export(
     device: Annotated[str | None, typer.Option(help="A device of `edge devices`: its recipe.")] = None,
     calib: Annotated[Path | None, typer.Option(metavar="DIR", help="Pictures and questions to calibrate with.")] = None,
     imatrix: Annotated[Path | None, typer.Option(metavar="FILE", help="An importance matrix: no measuring.")] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(metavar="|".join(QUANTIZERS), help="How a decoder's 4-bit weights are found; gptq needs --calib."),
+    ] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Positions to export for; the checkpoint's own.")] = None,
     vision_tower: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the vision tower lies.")] = None,
     mmproj: Mmproj = None,
@@ -117,6 +122,7 @@ def export(
             target_size=parse_size(target_size) if target_size else None,
             max_ram=parse_size(max_ram) if max_ram else None,
             prompt=prompt,
+            quantize=quantize,
         )
         with render.Stages(console=Console(stderr=True)) as stages:
             done = side.export(request, stages.report)

@@ -26,13 +26,13 @@ from edge.types import Embeddings, Segment, Tokens
 from exporters import reference, targets
 from exporters.demo.agreement import CHECKPOINT
 from exporters.demo.heldout import QUESTIONS, items
-from exporters.export import CALIBRATION
 from exporters.formats import Job, Written
 from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.pipeline import components, cut, own_tokenizer
 from exporters.quantization import importance
+from exporters.quantizer import CONVERSATIONS
 from exporters.sources.checkpoint import Checkpoint, open_checkpoint
 
 log = logging.getLogger("demo")
@@ -107,15 +107,23 @@ def score(decoder: LanguageModel, asked: Sequence[Conversation], truth: Sequence
     return Score(size, *(np.array(values, np.float64) for values in (nll, kl, positions, exact)))
 
 
+def conversations(
+    checkpoint: Checkpoint, encoder: Encoder, folder: Path, count: int = CONVERSATIONS
+) -> list[list[Segment]]:
+    """The first ones, as many as an export with `--calib` takes."""
+    tokenizer, found = own_tokenizer(checkpoint), []
+    for record in calibration.read(folder)[:count]:
+        rows = reference.encode(encoder, image.pixels(record.picture, checkpoint.spec.image))
+        turn = Turn.about(record.question, (Embeddings(rows[0], "calibration"),), record.answer)
+        found.append(segments(checkpoint.spec.prompt, tokenizer, [turn]))
+    return found
+
+
 def statistics(
     checkpoint: Checkpoint, encoder: Encoder, decoder: LanguageModel, folder: Path
 ) -> dict[str, Mapping[str, Tensor]]:
     """By kind; of the conversations that an export with `--calib` takes."""
-    tokenizer, whole = own_tokenizer(checkpoint), []
-    for record in calibration.read(folder)[:CALIBRATION]:
-        rows = reference.encode(encoder, image.pixels(record.picture, checkpoint.spec.image))
-        turn = Turn.about(record.question, (Embeddings(rows[0], "calibration"),), record.answer)
-        whole.append(segments(checkpoint.spec.prompt, tokenizer, [turn]))
+    whole = conversations(checkpoint, encoder, folder)
     text = [[segment for segment in conversation if isinstance(segment, Tokens)] for conversation in whole]
     return {
         NONE: {},

@@ -61,6 +61,11 @@ class Shape:
         )
 
 
+# What is trained: the demo checkpoint, or one whose decoder never sees 4-bit weights. That one's rows are 256 wide, so
+# that llama.cpp's K-quants store it as they store published models, in super-blocks of 256.
+VARIANTS: dict[str, dict[str, int]] = {"demo": {}, "no-qat": {"hidden": 256, "heads": 8, "layers": 4}}
+
+
 class Eye(nn.Module):
     """Tower and projector; pixels `[B, 3, 336, 336]` to image rows `[B, 144, H]`."""
 

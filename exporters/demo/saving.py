@@ -9,11 +9,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from exporters.demo.joint import Whole
-from exporters.demo.model import Shape
+from exporters.demo.model import Eye, Shape
 from exporters.demo.prompts import Prompter
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
@@ -101,6 +101,14 @@ def config(shape: Shape) -> dict[str, object]:
             "patch_size": 14,
         },
     }
+
+
+def keep_tower(eye: Eye) -> None:
+    """The demo checkpoint's tower, not to be trained on."""
+    stored = load_file(CHECKPOINT / "model.safetensors")
+    own = {name.removeprefix(TOWER): tensor for name, tensor in stored.items() if name.startswith(TOWER)}
+    eye.tower.load_state_dict(own)
+    eye.tower.requires_grad_(False)
 
 
 def trained(out: Path, shape: Shape) -> Whole:

@@ -13,15 +13,16 @@ import torch
 from exporters.demo.eye import EyeStage
 from exporters.demo.joint import JointStage
 from exporters.demo.language import LanguageStage
-from exporters.demo.model import Shape
+from exporters.demo.model import VARIANTS, Shape
 from exporters.demo.prompts import Prompter
-from exporters.demo.saving import trained
+from exporters.demo.saving import keep_tower, trained
 from exporters.demo.training import Schedule, Stage, train
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=("eye", "language", "joint"), required=True)
+    parser.add_argument("--variant", choices=VARIANTS, default="demo", help="no-qat: no 4-bit steps, the demo's tower")
     parser.add_argument("--out", type=Path, required=True, help="working directory, kept between runs")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--rate", type=float, required=True, help="learning rate of the plateau")
@@ -44,13 +45,18 @@ def main() -> None:
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prompter = Prompter(Path(__file__).parent / "checkpoint" / "tokenizer.model")
-    shape = Shape(vocab=prompter.pieces.get_piece_size())
+    shape = Shape(prompter.pieces.get_piece_size(), **VARIANTS[args.variant])
+    plain = args.variant == "no-qat"
     stage: Stage
     if args.stage == "eye":
-        stage = EyeStage(shape, args.batch, windowed_until=args.windowed, device=device)
+        stage = EyeStage(shape, args.batch, windowed_until=0 if plain else args.windowed, device=device)
+        if plain:
+            keep_tower(stage.module)
     elif args.stage == "joint":
-        stage = JointStage(shape, prompter, args.batch, rounded_from=int(args.steps * args.rounded), device=device)
+        rounded_from = args.steps if plain else int(args.steps * args.rounded)
+        stage = JointStage(shape, prompter, args.batch, rounded_from, device=device)
         stage.module.load_state_dict(trained(args.out, shape).state_dict())
+        stage.module.eye.tower.requires_grad_(not plain)
     else:
         stage = LanguageStage(shape, prompter, args.batch, sparse=args.sparse, device=device)
     train(stage, Schedule(args.steps, args.rate), args.out / f"{args.stage}.pt", args.every, device)

@@ -51,6 +51,8 @@ def optimisers(module: nn.Module) -> list[torch.optim.Optimizer]:
     inner: list[nn.Parameter] = []
     outer: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         table = any(part in name for part in ("embed", "lm_head"))
         (inner if parameter.ndim == 2 and not table else outer).append(parameter)
     return [

@@ -9,6 +9,8 @@ Literals, read without importing a format:
 - `ACTIVATIONS`: scheme -> how the kernel of a layer that is stored so rounds what it multiplies, to int8 with a dynamic
   scale: "none", not to integers; "tensor", one scale a call; "row", one a position; "block", one a position and block
   of 32; "superblock", of 256.
+- `GRIDS`, if it has schemes of 4-bit integers in blocks of 32: scheme -> which scales those can have
+  (`exporters.quantization.gptq`). Weights of such a job may be rounded already, and come with their scales.
 - `TOOLS`: the packages that write it, whose versions the manifest tells.
 - `OPTIONS`: option -> {"default", "help", "for"}: False makes it a flag, () may be given several times; "for" says of
   what, in a refusal. Where it has them: "metavar", what help shows of its value; "role", the one that it is for;
@@ -20,8 +22,8 @@ Functions: `encoder(job, module)` and `decoder(job, module)` write one component
 weights as they were stored, and so computes the reference of what was written. `bounds(job)` names the parameters that
 a scheme stores in, or with scales of, a type narrower than float32: each with the magnitude from which on it would
 become another number. Where a format has them: `check(job)`, which refuses by the skeleton what cannot be written,
-before any work; `size(job)`, its bytes where options change them; and `finish(parts, folder, options)`, when all parts
-are written.
+before any work; `size(job)`, its bytes where options change them; `apart(job)`, weight -> bool `[N]`, its rows that
+options store otherwise than the scheme does; and `finish(parts, folder, options)`, when all parts are written.
 """
 
 from __future__ import annotations
@@ -72,6 +74,8 @@ class Job:
     progress: Progress = silent
     # weight -> its columns' (`exporters.quantization.importance`), of the weights as the module has them
     importance: Mapping[str, Tensor] = field(default_factory=dict)
+    # weight -> those of its blocks `[N, K / 32]`, where it lies on the scheme's grid already: nothing is searched
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
     measured: Measured | None = None  # None: the importance came with the call, or there is none
     samples: Sequence[Tensor] = ()  # inputs of the module, as many as the format's SAMPLES
     options: Mapping[str, Any] = field(default_factory=dict)  # this format's, without those left at their defaults
@@ -105,7 +109,7 @@ class Finished(NamedTuple):
 
 
 class Format(Protocol):
-    """A folder here, as a module. `check`, `size` and `finish` may be missing."""
+    """A folder here, as a module. `check`, `size`, `apart` and `finish` may be missing."""
 
     def encoder(self, job: Job, module: Encoder) -> Written: ...
 

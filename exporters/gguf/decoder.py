@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import gguf
+import torch
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
+from exporters.formats import NOTHING
 from exporters.gguf import tensor_types
 from exporters.gguf.entries import Entry
 from exporters.models.decoders import DecoderConfig, LanguageModel, family
@@ -36,13 +38,17 @@ def describe(writer: gguf.GGUFWriter, config: DecoderConfig) -> None:
     writer.add_vocab_size(config.vocab)
 
 
-def entries(decoder: LanguageModel, importance: Mapping[str, Tensor]) -> list[Entry]:
-    """`importance` by the module's names."""
+def entries(
+    decoder: LanguageModel, importance: Mapping[str, Tensor], scales: Mapping[str, Tensor] = NOTHING
+) -> list[Entry]:
+    """`importance` and `scales` by the module's names."""
     parameters = dict(decoder.named_parameters())
     found = []
     for name, pieces in family(decoder.config).gguf_tensors(decoder.config).items():
-        rows = parameters[name].split([piece.rows for piece in pieces])
-        found += [Entry(p.name, own, p.heads, importance.get(name)) for p, own in zip(pieces, rows, strict=True)]
+        sizes, matters, given = [piece.rows for piece in pieces], importance.get(name), scales.get(name)
+        shares = [None] * len(pieces) if given is None else given.split(sizes)
+        for piece, own, share in zip(pieces, parameters[name].split(sizes), shares, strict=True):
+            found.append(Entry(piece.name, own, piece.heads, matters, scales=share))
     if decoder.config.rope.scaling:
         found.append(Entry(FACTORS, _rope_factors(decoder.config)))
     return found
@@ -52,6 +58,15 @@ def other_kinds(decoder: LanguageModel, types: Sequence[str]) -> dict[str, Kind]
     """What PATTERN=KIND say, of the names in the file; `decoder` may be a skeleton. Raises UsageError."""
     rows = {e.name: e.tensor.shape[-1] for e in entries(decoder, {}) if e.tensor.ndim == 2}
     return tensor_types.kinds(types, rows)
+
+
+def rows_of(decoder: LanguageModel, names: Collection[str]) -> dict[str, Tensor]:
+    """Parameter -> bool `[N]`, the rows that `names` of the file hold; those of which they hold any."""
+    found = {
+        name: torch.cat([torch.full((piece.rows,), piece.name in names) for piece in pieces])
+        for name, pieces in family(decoder.config).gguf_tensors(decoder.config).items()
+    }
+    return {name: rows for name, rows in found.items() if rows.any()}
 
 
 def _rope_factors(config: DecoderConfig) -> Tensor:

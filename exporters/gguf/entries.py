@@ -27,14 +27,19 @@ class Entry:
     heads: int = 0  # above 0: the rows are those of so many rotary heads
     importance: Tensor | None = None  # of each column
     first: int = 0  # the row that is stored first; those before it come last
+    scales: Tensor | None = None  # of the 4-bit blocks of each row, where the tensor is rounded already
 
     def stored(self) -> Tensor:
-        """As ggml's Llama wants it, which rotates neighbours where checkpoints rotate halves of a head."""
+        return self.ordered(self.tensor)
+
+    def ordered(self, tensor: Tensor) -> Tensor:
+        """The tensor, or what has a row for each of its rows, as ggml's Llama wants it, which rotates neighbours where
+        checkpoints rotate halves of a head."""
         if self.first:
-            return self.tensor.roll(-self.first, 0)
+            return tensor.roll(-self.first, 0)
         if not self.heads:
-            return self.tensor
-        return self.tensor.unflatten(0, (self.heads, 2, -1)).transpose(1, 2).reshape(self.tensor.shape)
+            return tensor
+        return tensor.unflatten(0, (self.heads, 2, -1)).transpose(1, 2).reshape(tensor.shape)
 
     def take(self, stored: Tensor) -> None:
         """Put what was stored back into the module."""
@@ -76,7 +81,8 @@ def write(
     writer.write_ti_data_to_file()
     total, done = sum(entry.tensor.numel() for entry in entries), 0
     for entry, stored in zip(entries, kinds, strict=True):
-        writer.write_tensor_data(packing.pack(entry.stored(), stored, entry.importance))
+        scales = None if entry.scales is None else entry.ordered(entry.scales)
+        writer.write_tensor_data(packing.pack(entry.stored(), stored, entry.importance, scales))
         done += entry.tensor.numel()
         progress(done / total)
     writer.close()

@@ -26,23 +26,26 @@ def fitting(kind: Kind, shape: tuple[int, ...]) -> Kind:
     return kind
 
 
-def pack(weight: Tensor, kind: Kind, importance: Tensor | None = None) -> NDArray[np.generic]:
-    """weight float32 -> the array whose bytes are stored. `importance` `[columns]` guides 4-bit rounding."""
+def pack(
+    weight: Tensor, kind: Kind, importance: Tensor | None = None, scales: Tensor | None = None
+) -> NDArray[np.generic]:
+    """weight float32 -> the array whose bytes are stored. `importance` `[columns]` guides 4-bit rounding; `scales`
+    `[N, blocks]` are those of a weight that is rounded so already."""
     if kind == Kind.Q4_0:
-        return _q4_0(weight, importance)
+        return _q4_0(weight, importance, scales)
     if kind == Kind.Q6_K:
         return np.concatenate([_q6_k(rows.numpy()) for rows in weight.split(max(1, _AT_ONCE // weight.shape[1]))])
     packed: NDArray[np.generic] = quants.quantize(weight.contiguous().numpy(), kind)
     return packed
 
 
-def _q4_0(weight: Tensor, importance: Tensor | None) -> NDArray[np.uint8]:
+def _q4_0(weight: Tensor, importance: Tensor | None, scales: Tensor | None) -> NDArray[np.uint8]:
     """Blocks of 32: a float16 scale, then the levels plus 8, the first half of the block in the low nibbles."""
-    found = integers.blockwise(weight, bits=4, importance=importance)
+    found = integers.blockwise(weight, bits=4, importance=importance, scales=scales)
     levels = (found.values + 8).to(torch.uint8)
     nibbles = levels[..., :16] | levels[..., 16:] << 4  # [N, blocks, 16]
-    scales = found.scales.half()[..., None].view(torch.uint8)  # [N, blocks, 2]
-    packed: NDArray[np.uint8] = torch.cat([scales, nibbles], dim=-1).flatten(1).numpy()
+    halves = found.scales.half()[..., None].view(torch.uint8)  # [N, blocks, 2]
+    packed: NDArray[np.uint8] = torch.cat([halves, nibbles], dim=-1).flatten(1).numpy()
     return packed
 
 

@@ -52,10 +52,25 @@ def per_tensor(weight: Tensor) -> PerChannel:
     return PerChannel((weight / scale).round().to(torch.int8), scale[None])
 
 
-def blockwise(weight: Tensor, bits: int, importance: Tensor | None = None, *, positive: bool = False) -> Blockwise:
-    """weight `[N, K]` float32; bits 4 or 8. `importance` `[K]` weighs the error of each column: the mean square of what
-    it is multiplied with makes it the error of the product. `positive`: 4-bit scales are positive, and have no more
-    digits than both bfloat16 and float16 (as XNNPACK takes them)."""
+def blockwise(
+    weight: Tensor,
+    bits: int,
+    importance: Tensor | None = None,
+    *,
+    positive: bool = False,
+    scales: Tensor | None = None,
+) -> Blockwise:
+    """A weight in blocks of a row.
+
+    weight: `[N, K]` float32.
+    bits: 4 or 8.
+    importance: `[K]`, weighs the error of each column: the mean square of what it is multiplied with makes it the error
+        of the product.
+    positive: 4-bit scales are positive, and have no more digits than both bfloat16 and float16 (as XNNPACK takes them).
+    scales: `[N, blocks]`, of a weight that lies on their 4-bit grid already: nothing is searched.
+    """
+    if scales is not None:
+        return _on_grid(weight, scales, bits)
     rows, columns = weight.shape
     blocks = -(-columns // BLOCK)
     values = torch.empty(rows, blocks, BLOCK, dtype=torch.int8)
@@ -76,6 +91,14 @@ def blockwise(weight: Tensor, bits: int, importance: Tensor | None = None, *, po
     for start, found in zip(starts, _each(pack, starts), strict=True):
         values[start : start + step], scales[start : start + step] = found
     return Blockwise(values, scales, columns, bits)
+
+
+def _on_grid(weight: Tensor, scales: Tensor, bits: int) -> Blockwise:
+    rows, blocks = scales.shape
+    columns = weight.shape[1]
+    padded = torch.nn.functional.pad(weight, (0, blocks * BLOCK - columns)).view(rows, blocks, BLOCK)
+    levels = _levels(padded, torch.where(scales == 0, 1.0, scales), torch.empty_like(padded))
+    return Blockwise(levels.to(torch.int8), scales, columns, bits)
 
 
 def _each(pack: Callable[[int], tuple[Tensor, Tensor]], starts: range) -> Iterator[tuple[Tensor, Tensor]]:

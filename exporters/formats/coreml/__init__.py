@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 import edge
 from edge.bundle.manifest import Part
@@ -48,6 +48,7 @@ WIDER = {
     "decoder": {"w8": ["fp16"], "w4": ["w8", "fp16"], "pal4": ["w8", "fp16"]},
 }
 ACTIVATIONS = {"fp16": "none", "w8": "none", "w4": "none", "pal4": "none"}
+GRIDS = {"w4": "float16"}
 TOOLS = ("coremltools",)
 OPTIONS = {
     "ane": {
@@ -68,7 +69,7 @@ def encoder(job: Job, module: Encoder) -> Written:
     path, spec = job.folder / "Vision.mlpackage", job.checkpoint.spec
     rows, size = (spec.prompt.image_tokens, spec.decoder.hidden), spec.image.size
     graph = trace.encoder(cast("Encoder", job.skeleton))
-    recorded = _recorded(job, graph, module, module, package.weights_folder(path), {})
+    recorded = _recorded(job, graph, module, module, package.weights_folder(path))
     written = [
         functions.encode(recorded, size, rows, job.progress),
         functions.encode_image(recorded, spec.image, rows, silent),
@@ -84,11 +85,10 @@ def encoder(job: Job, module: Encoder) -> Written:
 
 
 def decoder(job: Job, module: LanguageModel) -> Written:
-    """As `encoder`; the importance guides the rounding of 4-bit weights."""
+    """As `encoder`; the importance guides the rounding of 4-bit weights that are not rounded already."""
     path, config = job.folder / "Decoder.mlpackage", module.config
     graph, root = trace.decoder(cast("LanguageModel", job.skeleton)), trace.WithMemory(module)
-    known = {f"decoder.{name}": value for name, value in job.importance.items()}
-    recorded = _recorded(job, graph, module, root, package.weights_folder(path), known)
+    recorded = _recorded(job, graph, module, root, package.weights_folder(path))
     written = [
         functions.decode(recorded, config, PREFILL, None, job.progress),
         functions.decode(recorded, config, DECODE, 1, silent),
@@ -130,16 +130,17 @@ def finish(parts: Sequence[Part], folder: Path, options: Mapping[str, Any]) -> F
     return Finished(tuple(parts), tuple(files))
 
 
-def _recorded(
-    job: Job, graph: fx.Graph, module: nn.Module, root: nn.Module, folder: Path, importance: Mapping[str, Tensor]
-) -> Recorded:
-    """`root` holds the numbers under the graph's names."""
-    ane = bool(job.options.get("ane"))
+def _recorded(job: Job, graph: fx.Graph, module: nn.Module, root: nn.Module, folder: Path) -> Recorded:
+    """`root` holds the numbers under the graph's names: the module itself, or what has it as `decoder`."""
+    ane, within = bool(job.options.get("ane")), "" if module is root else "decoder."
+    importance, scales = (
+        {f"{within}{name}": own for name, own in found.items()} for found in (job.importance, job.scales)
+    )
 
     def scheme(name: str) -> str:
-        return job.stored(name if module is root else name.removeprefix("decoder."))
+        return job.stored(name.removeprefix(within))
 
-    weights = Weights(root.state_dict(), scheme, importance, folder, convolutions=ane)
+    weights = Weights(root.state_dict(), scheme, importance, scales, folder, convolutions=ane)
     return Recorded(graph, root, weights, fp16_overflow.wide(graph, module, job.samples), ane)
 
 

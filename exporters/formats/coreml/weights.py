@@ -59,12 +59,14 @@ class Weights:
         state: Mapping[str, Tensor],
         scheme: Callable[[str], str],
         importance: Mapping[str, Tensor],
+        scales: Mapping[str, Tensor],
         folder: Path,
         convolutions: bool = False,
     ) -> None:
-        """`scheme`: of each product, by its weight's name."""
+        """`scheme`: of each product, by its weight's name; `scales`: of the weights that are rounded already."""
         self._state = state
         self._importance = importance
+        self._given = scales
         self._behind = (1, 1) if convolutions else ()  # the axes of a product's weight after [N, K]
         self._scheme = scheme
         self._writer = BlobWriter(str(folder / FILE))
@@ -122,7 +124,7 @@ class Weights:
         if columns % integers.BLOCK:
             return self.w8(name, wide)
         self.kinds[name] = "w4"
-        packed = integers.blockwise(self._state[name], 4, self._importance.get(name))
+        packed = integers.blockwise(self._state[name], 4, self._importance.get(name), scales=self._given.get(name))
         scales = _finite(name, packed.scales.half())
         dense = packed.values.float() * scales.float()[..., None]
         self._keep(name, dense.flatten(1), wide)

@@ -50,6 +50,7 @@ WIDER = {
     "decoder": {"w8": ["fp32"], "8da4w": ["w8", "fp32"]},
 }
 ACTIVATIONS = {"fp32": "none", "fp16": "none", "w8a8": "row", "w8": "row", "8da4w": "row"}
+GRIDS = {"8da4w": "positive"}
 TOOLS = ("executorch",)
 OPTIONS = {
     "split": {
@@ -183,7 +184,8 @@ def _fill(
             whole = f"{path}.{name}.weight" if path else f"{name}.weight"
             if isinstance(child, Linear):
                 theirs = cast("Linear", module.get_submodule(whole.removesuffix(".weight")))
-                stored = store(whole, theirs.weight.data, theirs.bias, job.stored(whole), job.importance.get(whole))
+                guides = job.importance.get(whole), job.scales.get(whole)
+                stored = store(whole, theirs.weight.data, theirs.bias, job.stored(whole), *guides)
                 products[whole] = Product(stored, rows.get(whole, ()))
                 theirs.weight.data = torch.empty(0)
                 setattr(parent, name, products[whole])

@@ -104,8 +104,16 @@ STORAGE = {
 }
 
 
-def store(name: str, weight: Tensor, bias: Tensor | None, scheme: str, importance: Tensor | None) -> Stored:
-    """A weight f32 [N, K] in the scheme. Raises EdgeError where its shape does not fit it."""
+def store(
+    name: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    scheme: str,
+    importance: Tensor | None,
+    scales: Tensor | None,
+) -> Stored:
+    """A weight f32 [N, K] in the scheme; scales [N, K / BLOCK] where it is rounded already. Raises EdgeError where its
+    shape does not fit it."""
     bits = STORAGE[scheme].bits
     if bits == 32:
         return Stored(weight, None, bias)
@@ -117,7 +125,8 @@ def store(name: str, weight: Tensor, bias: Tensor | None, scheme: str, importanc
             f"{name} is {weight.shape[1]} wide, and 4-bit blocks of an ExecuTorch program are {integers.BLOCK}",
             hint="--scheme decoder=w8",
         )
-    blocks = integers.blockwise(weight, 4, importance, positive=True)  # XNNPACK keeps such scales exactly
+    # XNNPACK keeps such scales exactly.
+    blocks = integers.blockwise(weight, 4, importance, positive=True, scales=scales)
     return Stored(blocks.values.flatten(1), blocks.scales, bias)
 
 

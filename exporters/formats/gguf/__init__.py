@@ -92,6 +92,7 @@ ACTIVATIONS = {
     "iq4_xs": "superblock",
     "q3_k_m": "superblock",
 }
+GRIDS = {"q4_0": "float16"}
 TOOLS = ("gguf",)
 OPTIONS = {
     "gguf_only": {
@@ -141,7 +142,7 @@ def decoder(job: Job, module: LanguageModel) -> Written:
     path, model, types = job.folder / f"{_name(job)}.gguf", _known(module), _types(job)
     wide = None if job.scheme in PACKED else path.with_suffix(".wide")
     kind, tables = (_width(job.checkpoint),) * 2 if wide else map(Kind.__getitem__, PACKED[job.scheme])
-    found = decoders.entries(model, job.importance)
+    found = decoders.entries(model, job.importance, job.scales)
     other = _other_kinds(job, model)
     now = {} if wide else other
     if wide:
@@ -206,6 +207,12 @@ def size(job: Job) -> int:
         block, length = gguf.GGML_QUANT_SIZES[kind]
         total += numbers[name] * (length / block - usual)
     return int(total)
+
+
+def apart(job: Job) -> dict[str, torch.Tensor]:
+    """What PATTERN=KIND stores as anything but the 4-bit integers of q4_0."""
+    model = _known(cast("LanguageModel", job.skeleton))
+    return decoders.rows_of(model, {name for name, kind in _other_kinds(job, model).items() if kind != Kind.Q4_0})
 
 
 def _bound(entry: Entry, kind: Kind) -> float:

@@ -37,6 +37,7 @@ WIDER = {
 }
 # By its source, ONNX Runtime multiplies w4 by KleidiAI on ARM, which rounds a position at once: "row".
 ACTIVATIONS = {"fp32": "none", "fp16": "none", "w8a8": "tensor", "w8": "block", "w4": "block"}
+GRIDS = {"w4": "float32"}
 TOOLS = ("onnx-ir", "onnxruntime")
 OPTIONS: dict[str, dict[str, Any]] = {}
 _INLINE = 1 << 14  # bytes; a smaller initialiser stays in the graph file
@@ -44,7 +45,7 @@ _INLINE = 1 << 14  # bytes; a smaller initialiser stays in the graph file
 
 def encoder(job: Job, module: Encoder) -> Written:
     model = trace.encoder(job.skeleton, module.image_size)
-    return _written(job, Lowering(model, module.state_dict(), job.stored, job.importance), "vision")
+    return _written(job, Lowering(model, module.state_dict(), job.stored, job.importance, job.scales), "vision")
 
 
 def decoder(job: Job, module: LanguageModel) -> Written:
@@ -53,9 +54,9 @@ def decoder(job: Job, module: LanguageModel) -> Written:
     model = trace.decoder(cast("LanguageModel", job.skeleton), config.context)
     cos, sin = config.rope.tables(config.context)
     state = {f"decoder.{name}": tensor for name, tensor in module.state_dict().items()}
-    importance = {f"decoder.{name}": columns for name, columns in job.importance.items()}
+    guides = [{f"decoder.{name}": own for name, own in found.items()} for found in (job.importance, job.scales)]
     state |= {"cos_cache": cos, "sin_cache": sin}
-    lowering = Lowering(model, state, lambda name: job.stored(name.removeprefix("decoder.")), importance)
+    lowering = Lowering(model, state, lambda name: job.stored(name.removeprefix("decoder.")), *guides)
     written = _written(job, lowering, "decoder")
     table = embedding_table.write(module.embed_tokens.weight, STORAGE[job.scheme].table, job.folder)
     return written._replace(files=(*written.files, *table))

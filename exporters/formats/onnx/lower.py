@@ -24,12 +24,14 @@ class Lowering:
         state: Mapping[str, Tensor],
         scheme: Callable[[str], str],
         importance: Mapping[str, Tensor],
+        scales: Mapping[str, Tensor],
     ) -> None:
-        """`scheme`: of each product, by its weight's name."""
+        """`scheme`: of each product, by its weight's name; `scales`: of the weights that are rounded already."""
         self.graph = model.graph
         self.model = model
         self.state = state
         self.importance = importance
+        self.scales = scales
         self.scheme = scheme
         self.quantized_activations: dict[ir.Value, tuple[ir.Value, ...]] = {}
         self.stored: dict[str, tuple[ir.Value, ...]] = {}  # by the weight's name: one may serve several products
@@ -89,7 +91,7 @@ class Lowering:
         """Integers in blocks along the input; accuracy level 4 lets the kernel round activations to int8."""
 
         def store(name: str, tensor: Tensor) -> tuple[ir.Value, ir.Value]:
-            packed = integers.blockwise(tensor, bits, self.importance.get(name))
+            packed = integers.blockwise(tensor, bits, self.importance.get(name), scales=self.scales.get(name))
             tensor.copy_(packed.dequantized())
             data = self._initializer(f"{name}.int{bits}", _stored_bits(packed))
             return data, self._initializer(f"{name}.scale", packed.scales.numpy())

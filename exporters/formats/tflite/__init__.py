@@ -38,6 +38,7 @@ WIDER = {
     "decoder": {"w8": ["fp16", "fp32"], "w4": ["w8", "fp16", "fp32"], "legacy": ["fp32"]},
 }
 ACTIVATIONS = {"fp32": "none", "fp16": "none", "w8a8": "row", "w8": "row", "w4": "row", "legacy": "row"}
+GRIDS = {"w4": "positive"}
 TOOLS = ("ai-edge-litert",)
 OPTIONS: dict[str, dict[str, Any]] = {}
 # How many positions a call computes at most. XNNPACK lays out its memory for so many when a signature is compiled, and
@@ -50,7 +51,7 @@ def encoder(job: Job, module: Encoder) -> Written:
     path, size = job.folder / "vision.tflite", module.image_size
     model = Model()
     inputs = {"pixel_values": (1, 3, size, size)}
-    weights = Weights(module.state_dict(), job.stored, job.importance)
+    weights = Weights(module.state_dict(), job.stored, job.importance, job.scales)
     shapes = lower.run(Graph(model, "encode"), weights, _names(job), inputs, ["image_embeds"], job.skeleton)
     model.save(path, job.progress)
     return Written((path,), float_specs(inputs), float_specs(shapes))
@@ -59,7 +60,7 @@ def encoder(job: Job, module: Encoder) -> Written:
 def decoder(job: Job, module: LanguageModel) -> Written:
     path, config = job.folder / "decoder.tflite", module.config
     model = Model()
-    weights, names = Weights(module.state_dict(), job.stored, job.importance), _names(job)
+    weights, names = Weights(module.state_dict(), job.stored, job.importance, job.scales), _names(job)
     caches = [*(length for length in CACHES if length < config.context), config.context]
     signatures = {steps.PREFILL: 0, **{f"{steps.DECODE}{length}": length for length in caches}}
     skeleton = cast("LanguageModel", job.skeleton)

@@ -55,10 +55,12 @@ class Weights:
         state: Mapping[str, Tensor],
         scheme: Callable[[str], str],
         importance: Mapping[str, Tensor],
+        scales: Mapping[str, Tensor],
     ) -> None:
-        """`scheme`: of each product, by its weight's name."""
+        """`scheme`: of each product, by its weight's name; `scales`: of the weights that are rounded already."""
         self._state = state
         self._importance = importance
+        self._given = scales
         self._scheme = scheme
         self._bytes: dict[str, Array] = {}
         self._scales: dict[str, Array] = {}
@@ -106,7 +108,8 @@ class Weights:
                     f"{name} is {weight.shape[1]} wide, and 4-bit blocks of a TFLite file are {integers.BLOCK}",
                     hint="--scheme decoder=w8",
                 )
-            packed = integers.blockwise(weight, 4, self._importance.get(name), positive=True)
+            guide, given = self._importance.get(name), self._given.get(name)
+            packed = integers.blockwise(weight, 4, guide, positive=True, scales=given)
             self._bytes[name] = _nibbles(packed.values.flatten(1))
             self._scales[name] = packed.scales.half().numpy()
             weight.copy_(packed.dequantized())
