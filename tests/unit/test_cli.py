@@ -468,6 +468,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
     more = "--context 512 --vision-tower tower --mmproj m --gguf-only --threads 3 --max-loss 0.1"
     more += " --mtmd-position-workaround --tensor-type attn_v=Q8_0 --tensor-type blk=q6_k --ane --compile -o out"
     more += " --target-size 1.5GB --max-ram 2GiB --explain --split --backend coreml --backend vulkan --prompt vicuna"
+    more += " --quantize gptq"
     assert call("export", "mtgv/some-model", *given.split(), *more.split()) == 0
     assert exporter.requests == [
         {
@@ -497,6 +498,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
             "target_size": 1_500_000_000,
             "max_ram": 2 * 2**30,
             "prompt": "vicuna",
+            "quantize": "gptq",
         }
     ]
 

@@ -110,7 +110,7 @@ def store(
     bias: Tensor | None,
     scheme: str,
     importance: Tensor | None,
-    scales: Tensor | None,
+    scales: Tensor | None = None,
 ) -> Stored:
     """A weight f32 [N, K] in the scheme; scales [N, K / BLOCK] where it is rounded already. Raises EdgeError where its
     shape does not fit it."""
