@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from edge.cli.output import complain, print_json, say
 from edge.errors import ContextError, ImageError, UsageError
 
 if TYPE_CHECKING:
+    from edge.inference.constraint import Constraint
     from edge.inference.session import Session
 
 # How a picture's file name ends: what tells a picture that is missing from a question.
@@ -37,6 +39,9 @@ def run(
     isa: Isa = None,
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="The most to take at the peak: 1.5GB.")] = None,
     system: Annotated[str | None, typer.Option(help="Instead of the model's own system prompt.")] = None,
+    schema: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A JSON schema: every answer satisfies it.")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -56,6 +61,7 @@ def run(
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
         "sampling": Sampling(temp, top_k, top_p, repeat_penalty, seed),
+        "schema": read_schema(schema) if schema else None,
     }
     limit = parse_size(max_memory) if max_memory else None
     with load(bundle, threads=threads, cache=cast("Any", cache), isa=isa, max_memory=limit, debug=debug) as session:
@@ -85,6 +91,20 @@ def split(inputs: Sequence[str]) -> tuple[list[str], str | None]:
         if not os.path.exists(picture):
             raise ImageError(f"no such picture: {picture!r}", hint='edge run BUNDLE IMAGE "question"')
     return pictures, last or None
+
+
+def read_schema(path: str) -> Constraint:
+    """Raises UsageError on a file that holds none."""
+    from edge.inference.constraint import MOST_BYTES, Constraint
+
+    try:
+        with open(path, "rb") as file:
+            content = file.read(2 * MOST_BYTES)  # it may be indented; what is longer is no JSON any more
+        return Constraint.json(json.loads(content))
+    except OSError as error:
+        raise UsageError(f"cannot read the schema {path}: {error.strerror}", hint="--schema FILE") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is no JSON schema: {error}", hint='{"type": "object", "properties": …}') from error
 
 
 def _chat(session: Session, pictures: list[str], system: str | None, options: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edge.decoders.base import too_long
 from edge.errors import ContextError, UsageError
+from edge.inference.guide import Guide, GuidedSampler
 from edge.inference.kept import WORTH, Kept
 from edge.inference.prefix import Held, Prefix, common, positions
 from edge.inference.sampling import Sampler, Sampling
@@ -96,6 +97,7 @@ class TextGenerator:
         started: float,
         stop: Sequence[str] = (),
         on_token: OnToken | None = None,
+        guide: Guide | None = None,
     ) -> Generator[str, None, Answer]:
         """Yields text and returns the Answer, whose timings know nothing of loading and images.
 
@@ -103,12 +105,20 @@ class TextGenerator:
         - `stop`: texts that end the answer, beside the model's own.
         - `on_token`: called with each token that was picked and the logits f32 [vocab] it was picked from, before its
           text is let out. What it raises ends the answer.
+        - `guide`: what the answer is held to. It ends the answer, and no text does; `stop` beside it is a UsageError.
 
-        Raises ContextError, before anything is computed, when the prompt does not fit.
+        Raises, before anything is computed, ContextError when the prompt does not fit, or the shortest answer that the
+        guide allows beside it, and UsageError when that has more than `max_tokens`.
         """
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}", hint="1 or more")
         begun, wanted = perf_counter(), self._wanted(segments)
+        sampler: Sampler | GuidedSampler = Sampler(sampling)
+        room = self._context + 1 - len(wanted)  # the last token goes through no decoder
+        if guide is not None:
+            guide.require_room(max_tokens, room, self._context)
+            sampler = GuidedSampler(Sampler(sampling), guide, self._spec.stop_ids, min(room, max_tokens))
+        stops = self._stops(stop, guide)
         if self._kept is not None:
             self._switch(self._kept, wanted)
         self._answers += 1
@@ -118,19 +128,21 @@ class TextGenerator:
         self._ready()
         prompt = [i for s in segments if isinstance(s, Tokens) for i in s.ids]
         images = sum(len(s) for s in segments if isinstance(s, Embeddings))
-        text, stops = self._tokenizer.stream(), StopFilter((*self._spec.stop_strings, *stop))
+        text = self._tokenizer.stream()
         ids: list[int] = []
         pieces: list[str] = []
-        for token in self._tokens(run, logits, Sampler(sampling), prompt, on_token):
+        for token in self._tokens(run, logits, sampler, prompt, on_token):
             ids.append(token)
             if piece := stops.push(text.push(token)):
                 pieces.append(piece)
                 yield piece
             if stops.stopped:
                 break
-            if len(ids) == max_tokens:
+            if len(ids) == max_tokens and not sampler.finished:
                 run.reason = "length"
                 break
+        if guide is not None and guide.closed:
+            run.reason = "length" if max_tokens <= room else "context"
         if rest := stops.push(text.finish()) + stops.finish():
             pieces.append(rest)
             yield rest
@@ -149,7 +161,7 @@ class TextGenerator:
         self,
         run: _Run,
         logits: NDArray[np.float32],
-        sampler: Sampler,
+        sampler: Sampler | GuidedSampler,
         prompt: Sequence[int],
         on_token: OnToken | None,
     ) -> Iterator[int]:
@@ -158,11 +170,13 @@ class TextGenerator:
         history = list(prompt)
         token = sampler.pick(logits, history)
         run.first = perf_counter()
-        while token not in self._spec.stop_ids:
+        while token is not None and token not in self._spec.stop_ids:
             history.append(token)
             if on_token is not None:
                 on_token(token, logits)
             yield token
+            if sampler.finished:
+                return
             if self._answers != run.number:
                 raise UsageError(
                     "another question was asked before this answer ended", hint="read an answer to its end, or close it"
@@ -176,6 +190,13 @@ class TextGenerator:
                 return
             run.decode += perf_counter() - before
             run.steps += 1
+
+    def _stops(self, stop: Sequence[str], guide: Guide | None) -> StopFilter:
+        if guide is None:
+            return StopFilter((*self._spec.stop_strings, *stop))
+        if any(stop):
+            raise UsageError(f"an answer of a {guide.kind} ends by itself, and not at a text", hint="leave stop out")
+        return StopFilter(())
 
     def _wanted(self, segments: Sequence[Segment]) -> list[Held]:
         wanted = [held for segment in segments for held in positions(segment)]

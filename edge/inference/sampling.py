@@ -36,16 +36,23 @@ class Sampling:
 class Sampler:
     """Picks token after token; the same seed picks the same ones."""
 
+    finished = False  # a model ends its answer by itself
+
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
 
-    def pick(self, logits: NDArray[np.float32], history: Sequence[int]) -> int:
-        """An id, from logits [vocab]: penalty on the ids in `history`, then temperature, top-k, top-p.
+    def pick(
+        self, logits: NDArray[np.float32], history: Sequence[int], allowed: NDArray[np.bool_] | None = None
+    ) -> int:
+        """An id, from logits [vocab]: penalty on the ids in `history`, then temperature, top-k, top-p, among those that
+        are `allowed`, [vocab].
 
         Equal logits count in the order of their ids. Raises EngineError when a logit is NaN or none is finite.
         """
         scores = self._penalised(logits, history)
+        if allowed is not None:
+            scores = np.where(allowed, scores, np.float32(-np.inf))
         best = int(np.argmax(scores))  # the first NaN, if there is one
         if not math.isfinite(scores[best]):
             raise EngineError(

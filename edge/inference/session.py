@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from time import perf_counter
 from types import TracebackType
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,10 @@ from edge.bundle import checksums
 from edge.bundle.manifest import Bundle
 from edge.devices import detect
 from edge.engines import installed_engines
-from edge.errors import EdgeError, UsageError
+from edge.errors import EdgeError, EngineError, UsageError
+from edge.inference.constraint import Constraint, constraint
 from edge.inference.generate import Answer, OnToken, TextGenerator
+from edge.inference.guide import Guide
 from edge.inference.kept import Kept
 from edge.inference.loader import ModelLoader, in_background
 from edge.inference.prefix import Prefix
@@ -30,7 +32,11 @@ from edge.inputs.tokenizer import Tokenizer
 from edge.planning.plan import Plan, plan
 from edge.types import CacheKind, ComputeUnits, Decoder, Embeddings, Graph, OpenOptions
 
+if TYPE_CHECKING:
+    from edge.inference.grammar import Grammars
+
 Images = Source | Sequence[Source] | None  # no image, one, or several
+Schema = Mapping[str, Any] | Constraint | None  # what the answer must be: a JSON schema, or something else
 _GREEDY = Sampling()
 
 
@@ -113,6 +119,7 @@ class Session:
         self._vision = VisionEncoder(bundle, self._vision_parts)
         self._kept: Kept | None = None
         self._last: Answer | None = None
+        self._grammars: Grammars | None = None  # made when an answer is constrained
 
     @property
     def last(self) -> Answer:
@@ -149,9 +156,11 @@ class Session:
         max_tokens: int = 256,
         system: str | None = None,
         sampling: Sampling = _GREEDY,
+        schema: Schema = None,
     ) -> str:
         """The whole answer; `last` tells more about it. See `stream`."""
-        return "".join(self.stream(image, question, max_tokens=max_tokens, system=system, sampling=sampling))
+        pieces = self.stream(image, question, max_tokens=max_tokens, system=system, sampling=sampling, schema=schema)
+        return "".join(pieces)
 
     def stream(
         self,
@@ -161,12 +170,22 @@ class Session:
         max_tokens: int = 256,
         system: str | None = None,
         sampling: Sampling = _GREEDY,
+        schema: Schema = None,
     ) -> Iterator[str]:
-        """The answer in pieces, as it is made. `image` is None, an image (path, bytes, Pillow image, uint8 array), or
-        a list of images; `system` None takes the model's own. Raises ImageError, ContextError, UsageError."""
+        """The answer in pieces, as it is made.
+
+        - `image`: None, an image (path, bytes, Pillow image, uint8 array), or a list of images.
+        - `system`: None takes the model's own.
+        - `schema`: what the answer must be, a JSON schema or a `Constraint`. It always parses: where `max_tokens` would
+          cut it, it is closed in time, and `last.stop_reason` is "length". Needs the extra `schema`.
+
+        Raises ImageError, ContextError, UsageError, and EngineError without that extra."""
         started, times = perf_counter(), ImageTimes()
+        guide = self.guide(schema)
         turn = Turn.about(question, self._encode_all(image, times))
-        yield from self._answer([turn], started, times, system=system, max_tokens=max_tokens, sampling=sampling)
+        yield from self._answer(
+            [turn], started, times, system=system, max_tokens=max_tokens, sampling=sampling, guide=guide
+        )
 
     def converse(
         self,
@@ -177,10 +196,11 @@ class Session:
         sampling: Sampling = _GREEDY,
         stop: Sequence[str] = (),
         on_token: OnToken | None = None,
+        guide: Guide | None = None,
     ) -> Generator[str, None, Answer]:
         """The answer to the last turn, in pieces; the Answer is returned. Images stand in the turns as `encode_image`
         gave them. `stop`: texts that end the answer; `on_token` is called with each token and its logits f32 [vocab],
-        and ends the answer by raising."""
+        and ends the answer by raising. `guide`: what the answer is held to, where no `stop` is given."""
         return self._answer(
             turns,
             perf_counter(),
@@ -190,6 +210,7 @@ class Session:
             sampling=sampling,
             stop=stop,
             on_token=on_token,
+            guide=guide,
         )
 
     def chat(self, image: Images = None, *, system: str | None = None) -> Chat:
@@ -248,6 +269,23 @@ class Session:
         self._last = replace(answer, timings=timings)
         return self._last
 
+    def guide(self, schema: Schema) -> Guide | None:
+        """What holds one answer to a schema, for `converse`; compiled here, while another answer may be made. Raises
+        UsageError on a schema that cannot be followed, and EngineError without the extra `schema`."""
+        wanted = constraint(schema)
+        if wanted is None:
+            return None
+        if self._grammars is None:
+            try:
+                from edge.inference.grammar import Grammars
+            except ImportError as error:
+                raise EngineError(
+                    f"an answer is held to a {wanted.kind} by llguidance, which is not there: {error}",
+                    hint="pip install 'edge-vlm[schema]'",
+                ) from error
+            self._grammars = Grammars(self.tokenizer, self._spec.decoder.vocab, self._spec.prompt.stop_ids)
+        return self._grammars.guide(wanted)
+
     def _opened(self) -> ModelLoader:
         if self._loader is None:
             raise UsageError("the session is closed", hint="edge.load(path) opens another")
@@ -294,13 +332,16 @@ class Chat:
         self._images = images
         self._system = system
 
-    def ask(self, question: str, *, max_tokens: int = 256, sampling: Sampling = _GREEDY) -> str:
+    def ask(self, question: str, *, max_tokens: int = 256, sampling: Sampling = _GREEDY, schema: Schema = None) -> str:
         """The whole answer; the session's `last` tells more about it."""
-        return "".join(self.stream(question, max_tokens=max_tokens, sampling=sampling))
+        return "".join(self.stream(question, max_tokens=max_tokens, sampling=sampling, schema=schema))
 
-    def stream(self, question: str, *, max_tokens: int = 256, sampling: Sampling = _GREEDY) -> Iterator[str]:
+    def stream(
+        self, question: str, *, max_tokens: int = 256, sampling: Sampling = _GREEDY, schema: Schema = None
+    ) -> Iterator[str]:
         """The answer in pieces. A question whose answer is not read to its end, or fails, is not kept."""
         started = perf_counter()
+        guide = self._session.guide(schema)
         turn = Turn.about(question, () if self.turns else self._images)
         answer = yield from self._session._answer(
             [*self.turns, turn],
@@ -309,6 +350,7 @@ class Chat:
             system=self._system,
             max_tokens=max_tokens,
             sampling=sampling,
+            guide=guide,
         )
         # As the model wrote it, so that the cache holds it; but not with the stop string that ended it.
         whole = self._session.tokenizer.decode(answer.token_ids) == answer.text

@@ -35,7 +35,7 @@ class Tokenizer:
         self._inner = inner
         self._special = {i for i, token in inner.get_added_tokens_decoder().items() if token.special}
         self._byte_level = "ByteLevel" in kinds
-        self._strips_space = any(step["type"] == "Strip" and step.get("start") for step in steps)
+        self.strips_space = any(step["type"] == "Strip" and step.get("start") for step in steps)
         self._spelling = lru_cache(maxsize=None)(self._spell)
 
     @classmethod
@@ -104,11 +104,11 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._held = b""
-        self._at_start = tokenizer._strips_space
+        self._at_start = tokenizer.strips_space
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; "" while a character is cut."""
-        spelling = self._tokenizer._spelling(token_id)
+        spelling = self._tokenizer.spelling(token_id)
         if spelling and self._at_start:
             spelling = spelling.removeprefix(b" ")
             self._at_start = False

@@ -34,7 +34,8 @@ CONVERTERS = {
     "tensorflow",
 }
 LIGHT = {"numpy", "PIL", "tokenizers", "typer", "rich"}
-EXTRAS = {"edge/server": {"starlette", "uvicorn", "h11"}}  # a room -> what its extra brings, for it alone
+# A room or a file -> what its extra brings, for it alone.
+EXTRAS = {"edge/server": {"starlette", "uvicorn", "h11"}, "edge/inference/grammar.py": {"llguidance"}}
 OWN = {"edge", "runtimes", "exporters"}
 MODEL_NAMES = re.compile(
     r"mobile_?vlm|mobile_?llama|llava|vicuna|siglip|\bldp|(?<![a-z])clip(?![a-z])|llama(?!\.?_?-?cpp)|openai/|qwen|gemma",
@@ -99,9 +100,17 @@ def test_there_is_something_to_look_at() -> None:
 
 @each("edge")
 def test_1_edge_imports_the_light_libraries_only(path: Path) -> None:
-    extra = {library for room, brought in EXTRAS.items() if name(path).startswith(f"{room}/") for library in brought}
+    extra = {library for where, brought in EXTRAS.items() if name(path).startswith(where) for library in brought}
     assert outside(path) <= LIGHT | extra
     assert not roots(path) & {"runtimes", "exporters"}
+
+
+@each("edge")
+def test_1_what_needs_an_extra_is_imported_late(path: Path) -> None:
+    """A file among others: of a room with an extra, whose files all need it, that is the command's business."""
+    modules = {file.removesuffix(".py").replace("/", ".") for file in EXTRAS if file.endswith(".py")}
+    early = [node for node in tree(path).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not [module for node, module in imports(path) if node in early and module.rpartition(".")[0] in modules]
 
 
 @each("runtimes")

@@ -32,6 +32,7 @@ from edge.bundle.manifest import Bundle, Manifest
 from edge.cli import render
 from edge.cli.run import split
 from edge.errors import ContextError, EngineError, ImageError, UsageError
+from edge.inference.constraint import Constraint
 from edge.inference.generate import Answer, Timings
 from edge.inference.sampling import Sampling
 from edge.verify import Report, Row
@@ -222,8 +223,37 @@ def test_options_reach_the_session(session: FakeSession, picture: str) -> None:
         {"path": Path("bundle"), "threads": 2, "cache": "q8_0", "isa": "neon", "max_memory": None, "debug": True}
     ]
     sampling = Sampling(temperature=0.5, top_k=40, top_p=0.9, repeat_penalty=1.1, seed=3)
-    options = {"max_tokens": 9, "system": "Short.", "sampling": sampling}
+    options = {"max_tokens": 9, "system": "Short.", "sampling": sampling, "schema": None}
     assert session.calls == [("stream", [picture, picture], "Which?", options)]
+
+
+def test_a_schema_reaches_the_session(session: FakeSession, picture: str, tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text('{\n  "type": "object"\n}\n')
+    assert call("run", "bundle", picture, "Which?", "--schema", str(path)) == 0
+    assert session.calls[0][3]["schema"] == Constraint.json({"type": "object"})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read the schema SCHEMA: No such file"),
+        (b"{", "SCHEMA is no JSON schema: "),
+        (b"\xff", "SCHEMA is no JSON schema: "),
+        (b"[" * 100_000, "SCHEMA is no JSON schema: "),
+        (b"[]", "the schema is a list"),
+        (b'"' + b"x" * 200_000 + b'"', "SCHEMA is no JSON schema: "),
+    ],
+)
+def test_a_file_that_holds_no_schema(
+    session: FakeSession, picture: str, tmp_path: Path, capsys: Capture, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "schema.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert call("run", "bundle", picture, "Which?", "--schema", str(path)) == 2
+    assert capsys.readouterr().err.startswith("error: " + message.replace("SCHEMA", str(path)))
+    assert not session.opened, "before anything is loaded"
 
 
 def test_a_question_without_a_picture(session: FakeSession) -> None:
@@ -296,7 +326,7 @@ def test_chat_reads_lines_when_nobody_types(
     assert shown.err == ""
     assert session.calls[0] == ("chat", [picture], "Short.")
     assert [c[1:3] for c in session.calls[1:]] == [("same", q) for q in ("What is this?", "And that?", "last line")]
-    assert session.calls[1][3] == {"max_tokens": 4, "sampling": Sampling()}
+    assert session.calls[1][3] == {"max_tokens": 4, "sampling": Sampling(), "schema": None}
 
 
 def test_chat_asks_who_types(session: FakeSession, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -920,6 +950,7 @@ def test_a_documented_command_works(line: str, tmp_path: Path, monkeypatch: pyte
             write_answers(tmp_path / name)
     for name in ("photo.jpg", "before.jpg", "after.jpg"):
         (tmp_path / name).touch()
+    (tmp_path / "table.json").write_text('{"type": "object"}')
     decoder, mmproj = pair_decoder(), pair_mmproj()
     decoder[0]["tokenizer.chat_template"] = jinja(prompt(144, 1, (2,)), lambda i: "</s>")
     (tmp_path / "MODEL.gguf").write_bytes(gguf_bytes(*decoder))

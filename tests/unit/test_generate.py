@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from conftest import SPEC
 from fakes import BYTES, Scripted, byte_tokenizer, picture, words
+from grammar_fakes import guide
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import ContextError, EdgeError, EngineError, UsageError
 from edge.inference.generate import Answer, TextGenerator
+from edge.inference.guide import Guide
 from edge.inference.sampling import Sampling
 from edge.inference.stop import StopFilter
 from edge.inputs.tokenizer import Tokenizer
@@ -189,6 +191,66 @@ def test_timings_leave_out_the_callers_own_time() -> None:
     assert times.decode_ms < 100
     assert 0 < times.prefill_ms <= times.ttft_ms < 100
     assert times.decode_tok_s == pytest.approx(3 / times.decode_ms * 1e3)
+
+
+# held to a constraint
+
+WORDS = ["no", "yes", "yet another"]
+
+
+def held() -> Guide:
+    return guide(WORDS, [TOKENIZER.spelling(i) for i in range(259)], [END])
+
+
+@pytest.mark.parametrize(
+    ("says", "most", "text", "reason"),
+    [
+        ("yes", 9, "yes", "stop"),
+        ("yes", 3, "yes", "stop"),
+        ("xxx", 9, "no", "stop"),
+        ("yet", 2, "no", "length"),
+        ("yet an", 8, "yes", "length"),
+        ("yet another", 11, "yet another", "stop"),
+    ],
+)
+def test_an_answer_that_is_held_to_words(says: str, most: int, text: str, reason: str) -> None:
+    decoder = Scripted(ids(says))
+    stream = generator(decoder, stops=["e", "no"]).stream(
+        PROMPT, max_tokens=most, sampling=Sampling(), started=perf_counter(), guide=held()
+    )
+    _, answer = read(stream)
+    assert (answer.text, answer.stop_reason) == (text, reason)
+    assert decoder.fed == [LENGTH] + [1] * (len(text) - 1), "its end is not asked for, where nothing can follow"
+
+
+def test_an_answer_that_is_held_to_words_ends_before_the_context() -> None:
+    made = generator(Scripted(ids("yet another")), context=LENGTH + 2)
+    _, answer = read(made.stream(PROMPT, max_tokens=50, sampling=Sampling(), started=perf_counter(), guide=held()))
+    assert (answer.text, answer.stop_reason) == ("yes", "context")
+
+
+def test_no_text_ends_an_answer_that_is_held_to_words() -> None:
+    decoder = Scripted(ids("yes"))
+    stream = generator(decoder).stream(
+        PROMPT, max_tokens=9, sampling=Sampling(), started=perf_counter(), guide=held(), stop=["e"]
+    )
+    with pytest.raises(UsageError, match="an answer of a choice ends by itself"):
+        next(stream)
+    assert decoder.fed == []
+
+
+def test_no_room_for_any_of_the_words_is_told_before_anything_is_computed() -> None:
+    decoder = Scripted([])
+    for context, most, error, message in (
+        (1000, 1, UsageError, "max_tokens is 1, and an answer of this choice takes 2 or more"),
+        (LENGTH, 50, ContextError, f"needs {LENGTH + 1} positions, and the context holds {LENGTH}"),
+    ):
+        stream = generator(decoder, context=context).stream(
+            PROMPT, max_tokens=most, sampling=Sampling(), started=perf_counter(), guide=held()
+        )
+        with pytest.raises(error, match=message):
+            next(stream)
+    assert decoder.fed == []
 
 
 # what the decoder remembers

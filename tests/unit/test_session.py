@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -266,6 +267,15 @@ def test_snapshots_of_several_conversations_take_turns(session: Session, engine:
             chat = other.chat(photo(number))
             chat.ask("What?", max_tokens=5)
             assert chat.ask("And then?", max_tokens=5) == answer
+
+
+def test_an_answer_is_held_to_a_schema_only_with_its_extra(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    monkeypatch.delitem(sys.modules, "edge.inference.grammar", raising=False)
+    for answer in (session.stream(photo(1), "What?", schema={}), session.chat().stream("What?", schema={})):
+        with pytest.raises(EngineError, match="held to a schema by llguidance, which is not there") as caught:
+            next(answer)
+        assert caught.value.hint == "pip install 'edge-vlm[schema]'"
 
 
 # pictures
