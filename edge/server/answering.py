@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.errors import ContextError, UsageError
 from edge.inference.generate import Answer
+from edge.inference.guide import Guide
 from edge.inputs.tokenizer import Tokenizer
 from edge.server.errors import ApiError, Gone, told
 from edge.server.models import Model, turned
@@ -79,6 +81,21 @@ class Prepared:
     image_seconds: float = 0.0
     vision_seconds: float = 0.0
     submitted: float = 0.0
+    positions: int = 0  # of the prompt
+    guide: Guide | None = None  # what holds the answer to the request's constraint
+
+    def hold(self, guide: Guide | None) -> None:
+        """Raises ApiError where the shortest answer that the guide allows has no room."""
+        wanted, context = self.ask.constraint, self.model.session.plan.context
+        if guide is None or wanted is None:
+            return
+        try:
+            guide.require_room(self.ask.max_tokens, context + 1 - self.positions, context)
+        except ContextError as error:
+            raise ApiError(400, error.message, param=wanted.where, code="context_length_exceeded") from error
+        except UsageError as error:
+            raise ApiError(400, error.message, param=wanted.where) from error
+        self.guide = guide
 
     def encoded(self, picture: Embeddings | Pixels) -> Embeddings:
         if isinstance(picture, Embeddings):
@@ -123,6 +140,7 @@ def _answered(prepared: Prepared, place: Place, emit: Emit) -> Done:
         sampling=ask.sampling,
         stop=ask.stop,
         on_token=on_token,
+        guide=prepared.guide,
     )
     while True:
         try:

@@ -1,22 +1,25 @@
-"""What an answer must be, from the fields of either endpoint to what the session is handed."""
+"""What an answer must be: from the fields of either endpoint to a constraint that the session can follow."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
 
-from edge.server.errors import ApiError
+from edge.errors import UsageError
+from edge.inference.constraint import MOST_CHOICES, Constraint
+from edge.server.errors import ApiError, told
 from edge.server.fields import Fields, as_fields, shown
 
 _ANY_OBJECT = {"type": "object"}
-_MOST_CHOICES = 1000
 
 
 @dataclass(frozen=True)
 class Wanted:
-    kind: Literal["schema", "regex", "choice"]
-    value: Any  # the JSON schema; the expression; the texts
+    constraint: Constraint
     where: str  # the field that it stood in
+
+    def refused(self, error: Exception) -> ApiError:
+        return _refused(error, self.where, self.constraint.kind)
 
 
 def read_response_format(fields: Fields | None) -> Wanted | None:
@@ -39,16 +42,20 @@ def _read(fields: Fields, inside: str | None) -> Wanted | None:
     kind = fields.needed_text("type")
     found: Wanted | None = None
     if kind == "json_object":
-        found = Wanted("schema", _ANY_OBJECT, fields.name("type"))
+        found = Wanted(Constraint.json(_ANY_OBJECT), fields.name("type"))
     elif kind == "json_schema":
         found = _schema(fields if inside is None else as_fields(fields.take(inside), fields.name(inside)))
     elif kind == "regex":
-        found = Wanted("regex", fields.needed_text("pattern"), fields.name("pattern"))
+        pattern, where = fields.needed_text("pattern"), fields.name("pattern")
+        found = _bounded(lambda: Constraint.regex(pattern), where, kind)
     elif kind == "choice":
-        found = Wanted("choice", fields.texts("choices", _MOST_CHOICES), fields.name("choices"))
+        choices, where = fields.texts("choices", MOST_CHOICES), fields.name("choices")
+        found = _bounded(lambda: Constraint.choice(choices), where, kind)
     elif kind != "text":
         where = fields.name("type")
-        raise ApiError(400, f"{where} is {shown(kind)}, expected text, json_object or json_schema", param=where)
+        raise ApiError(
+            400, f"{where} is {shown(kind)}, expected text, json_object, json_schema, regex or choice", param=where
+        )
     fields.end()
     return found
 
@@ -61,4 +68,16 @@ def _schema(fields: Fields) -> Wanted:
     fields.text("description")
     fields.flag("strict")
     fields.end()
-    return Wanted("schema", schema, where)
+    return _bounded(lambda: Constraint.json(schema), where, "schema")
+
+
+def _bounded(make: Callable[[], Constraint], where: str, kind: str) -> Wanted:
+    try:
+        return Wanted(make(), where)
+    except UsageError as error:
+        raise _refused(error, where, kind) from error
+
+
+def _refused(error: Exception, where: str, kind: str) -> ApiError:
+    code = "invalid_json_schema" if kind == "schema" else f"invalid_{kind}"
+    return ApiError(400, f"{where}: {told(error).message}", param=where, code=code)

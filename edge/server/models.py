@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from edge.bundle.manifest import MANIFEST
 from edge.devices import host
+from edge.errors import EngineError, UsageError
+from edge.inference.guide import Guide
 from edge.inference.session import Session
 from edge.inference.vision import REMEMBERED
 from edge.inputs.prompt import Turn, segments
@@ -35,6 +37,7 @@ class Model:
         # Encoding beside decoding: where both engines are open, and a core is there for each.
         self.overlaps = not session.plan.one_at_a_time and host.inspect().cores > 1
         self._eye = threading.Lock()
+        self._grammar = threading.Lock()
         self._files: OrderedDict[str, Embeddings] = OrderedDict()
 
     def known(self, key: str) -> Embeddings | None:
@@ -51,8 +54,9 @@ class Model:
                 self._files.popitem(last=False)
             return found
 
-    def check(self, conversation: Conversation, limits: Limits) -> None:
-        """Make the conversation ready; nothing is computed. Raises ApiError when it does not fit the model."""
+    def check(self, conversation: Conversation, limits: Limits) -> int:
+        """Make the conversation ready, of so many positions; nothing is computed. Raises ApiError when it does not fit
+        the model."""
         where, context = conversation.where, self.session.plan.context
         conversation.finish(limits, context)
         spec = self.manifest.spec.prompt
@@ -68,13 +72,20 @@ class Model:
                 param=where,
                 code="context_length_exceeded",
             )
+        return needed
 
-    def hold(self, wanted: Wanted | None) -> None:
-        """Have an answer be what is wanted. Raises ApiError: no answer is held to anything yet."""
-        if wanted is not None:
-            raise ApiError(
-                400, f"{wanted.where}: answers are text, and held to nothing", param=wanted.where, code="unsupported"
-            )
+    def guide(self, wanted: Wanted | None) -> Guide | None:
+        """What holds an answer to what is wanted. Raises ApiError on what cannot be followed."""
+        if wanted is None:
+            return None
+        try:
+            with self._grammar:
+                return self.session.guide(wanted.constraint)
+        except UsageError as error:
+            raise wanted.refused(error) from error
+        except EngineError as error:  # its library is not there
+            message = f"{wanted.where}: {error.message}; {error.hint}"
+            raise ApiError(400, message, param=wanted.where, code="unsupported") from error
 
     def to_json(self) -> dict[str, Any]:
         """The protocol's object, and under `edge` what the page shows of a bundle."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge import __version__
+from edge.inference.constraint import MOST_CHOICES
 from edge.server.limits import Limits
 from edge.server.request import MOST
 
@@ -109,12 +110,19 @@ def _stop(limits: Limits) -> Schema:
     return {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "maxItems": limits.stops}]}
 
 
-def _format() -> Schema:
-    kinds: dict[str, Schema] = {
-        "type": {"enum": ["text", "json_object", "json_schema"]},
-        "json_schema": {"type": "object"},
+def _format(inside: str | None = "json_schema") -> Schema:
+    """What an answer must be. `inside`: the field that holds the schema's; None: they stand beside the type."""
+    described: dict[str, Schema] = {"schema": {"type": "object"}, "name": _TEXT, "description": _TEXT, "strict": _FLAG}
+    choices = {"type": "array", "items": {**_TEXT, "minLength": 1}, "minItems": 1, "maxItems": MOST_CHOICES}
+    schema = described if inside is None else {inside: _object(described, ("schema",))}
+    return {
+        "anyOf": [
+            _object({"type": {"enum": ["text", "json_object"]}}, ("type",)),
+            _object({"type": {"const": "json_schema"}, **schema}, ("type", inside or "schema")),
+            _object({"type": {"const": "regex"}, "pattern": _TEXT}, ("type", "pattern")),
+            _object({"type": {"const": "choice"}, "choices": choices}, ("type", "choices")),
+        ]
     }
-    return _object(kinds, ("type",))
 
 
 def _image(url: Schema, key: str, kind: str) -> Schema:
@@ -161,7 +169,7 @@ def _response(limits: Limits) -> Schema:
         "input": {"anyOf": [_TEXT, _messages(parts, limits)]},
         "instructions": _TEXT,
         "max_output_tokens": _tokens(),
-        "text": _object({"format": _format()}, ()),
+        "text": _object({"format": _format(None)}, ()),
         "stream": _FLAG,
     }
     return _object(properties, ("input",))

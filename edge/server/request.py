@@ -29,6 +29,12 @@ class Ask:
     stream: bool = False
     include_usage: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises ApiError: an answer that is cut at a text may not be what it must be."""
+        if self.constraint is not None and any(self.stop):
+            where = self.constraint.where
+            raise ApiError(400, f"stop cannot be together with {where}", param="stop", code="unsupported")
+
 
 def read_sampling(fields: Fields) -> Sampling:
     """The protocol's own fields, and those of `edge run`. Absent: the most probable token, as `edge run` picks."""

@@ -103,8 +103,8 @@ class Service:
 
     def _prepared(self, ask: Ask, arrived: float) -> Prepared:
         prepared = Prepared(ask, self.models[ask.model], arrived)
-        prepared.model.check(ask.conversation, self.limits)
-        prepared.model.hold(ask.constraint)
+        prepared.positions = prepared.model.check(ask.conversation, self.limits)
+        prepared.hold(prepared.model.guide(ask.constraint))
         for picture in ask.conversation.pictures:
             prepared.pictures.append(self._looked_at(picture, prepared))
         prepared.submitted = perf_counter()

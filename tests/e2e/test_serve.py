@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
@@ -21,6 +21,7 @@ from commands import call
 from conftest import REPOSITORY
 from exported import Exports
 from huggingface_hub import InferenceClient
+from pydantic import BaseModel, Field
 from serving import serving, uri
 from soak import Soak, questions
 
@@ -92,6 +93,43 @@ def test_the_official_client_reads_the_events_of_responses(client: openai.OpenAI
     with client.responses.stream(model=client.models.list().data[0].id, input="Is there a star?") as events:
         text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
         assert events.get_final_response().output_text == text != ""
+
+
+class Star(BaseModel):
+    colour: Literal["Red", "Green", "Blue", "Yellow"]
+    points: Literal[4, 5, 6]
+    near: list[Literal["circle", "square"]] = Field(max_length=3)
+
+
+def test_the_official_client_gets_objects_of_its_classes(client: openai.OpenAI) -> None:
+    """Of Pydantic models, in both endpoints, whole and streamed."""
+    name, messages = client.models.list().data[0].id, about("shapes.png", "What colour is the star?")
+    chat = client.chat.completions.parse(model=name, messages=messages, response_format=Star)
+    found = chat.choices[0].message.parsed
+    assert isinstance(found, Star)
+    with client.chat.completions.stream(model=name, messages=messages, response_format=Star) as events:
+        assert events.get_final_completion().choices[0].message.parsed == found
+    response = client.responses.parse(model=name, input="What colour is the star?", text_format=Star)
+    assert isinstance(response.output_parsed, Star)
+    with client.responses.stream(model=name, input="What colour is the star?", text_format=Star) as events:
+        assert events.get_final_response().output_parsed == response.output_parsed
+
+
+def test_the_official_client_is_told_of_an_object_that_was_closed(client: openai.OpenAI) -> None:
+    name, messages = client.models.list().data[0].id, about("shapes.png", "What colour is the star?")
+    asked: Any = {"model": name, "messages": messages, "max_tokens": 40}
+    text = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    held: Any = {"type": "json_schema", "json_schema": {"name": "told", "schema": text}}
+    answers = [
+        client.chat.completions.create(**asked, temperature=2, seed=seed, response_format=held).choices[0]
+        for seed in range(3)
+    ]
+    assert "length" in {answer.finish_reason for answer in answers}
+    assert all("text" in json.loads(answer.message.content or "") for answer in answers)
+    held["json_schema"]["schema"] = {"not": {}}
+    with pytest.raises(openai.BadRequestError) as told:
+        client.chat.completions.create(**asked, response_format=held)
+    assert (told.value.code, told.value.param) == ("invalid_json_schema", "response_format.json_schema.schema")
 
 
 def test_its_errors_are_the_clients_own(client: openai.OpenAI) -> None:

@@ -141,23 +141,6 @@ def test_what_is_no_json_object(server: Served, body: bytes) -> None:
     assert (got.status, got.error["code"]) == (400, "invalid_json")
 
 
-@pytest.mark.parametrize(
-    ("format", "param"),
-    [
-        ({"type": "json_object"}, "type"),
-        ({"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}, "json_schema.schema"),
-        ({"type": "regex", "pattern": "[0-9]+"}, "pattern"),
-        ({"type": "choice", "choices": ["yes", "no"]}, "choices"),
-    ],
-)
-def test_an_answer_that_must_be_something_is_refused(server: Served, format: dict[str, Any], param: str) -> None:
-    """Before a stream begins, too."""
-    for stream in (False, True):
-        got = server.chat(MESSAGES, response_format=format, stream=stream)
-        assert (got.status, got.error["code"], got.error["param"]) == (400, "unsupported", f"response_format.{param}")
-    assert server.chat(MESSAGES, response_format={"type": "text"}).status == 200
-
-
 def test_a_model_that_is_not_served(server: Served) -> None:
     got = server.chat(MESSAGES, model="gpt-" + "4" * 1000)
     assert (got.status, got.error["code"], got.error["param"]) == (404, "model_not_found", "model")
