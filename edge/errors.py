@@ -7,6 +7,7 @@ EdgeError                    1   something failed
 ├── BundleError              1   a bundle that is missing, damaged, newer than the reader, or unsafe
 ├── EngineError              1   an engine that is missing, refuses a part, or fails while running
 ├── ContextError             1   more positions than the context holds
+├── SessionError             1   a saved conversation that is missing, damaged, or of another bundle
 ├── RemoteError              1   another machine that cannot be reached, drops, or fails
 └── ParityError              1   an artifact that does not compute the same model
 """
@@ -49,6 +50,10 @@ class EngineError(EdgeError):
 
 
 class ContextError(EdgeError):
+    pass
+
+
+class SessionError(EdgeError):
     pass
 
 

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from edge.cli.exits import cleanup_on_signal
 from edge.cli.options import BundleArgument, Cache, Debug, Isa, Json, Threads
 from edge.cli.output import complain, print_json, say
 from edge.errors import ContextError, ImageError, UsageError
 
 if TYPE_CHECKING:
+    from edge.inference.chat import Chat
     from edge.inference.constraint import Constraint
     from edge.inference.session import Session
 
@@ -41,6 +43,10 @@ def run(
     system: Annotated[str | None, typer.Option(help="Instead of the model's own system prompt.")] = None,
     schema: Annotated[
         str | None, typer.Option(metavar="FILE", help="A JSON schema: every answer satisfies it.")
+    ] = None,
+    saved: Annotated[
+        str | None,
+        typer.Option("--session", metavar="FILE", help="Go on with the conversation in a file, and save it there."),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -69,16 +75,14 @@ def run(
             say("little memory: " + ", ".join(session.plan.given_up))
         if session.plan.free:
             say(f"--isa {isa} does not bind {', '.join(session.plan.free)}: what its kernels use is its own choice")
-        if question is None:
-            _chat(session, pictures, system, options)
-        elif as_json:
-            session.ask(pictures or None, question, system=system, **options)
-            print_json(_answer(session))
-        else:
-            from edge.cli import render
-
-            _stream(session.stream(pictures or None, question, system=system, **options))
-            say(render.answer(session.last))
+        if saved is None and question is not None:
+            _show(session, session.stream(pictures or None, question, system=system, **options), as_json)
+            return
+        with _conversation(session, pictures, system, saved) as chat:
+            if question is None:
+                _chat(chat, options)
+            else:
+                _show(session, chat.stream(question, **options), as_json)
 
 
 def split(inputs: Sequence[str]) -> tuple[list[str], str | None]:
@@ -107,8 +111,28 @@ def read_schema(path: str) -> Constraint:
         raise UsageError(f"{path} is no JSON schema: {error}", hint='{"type": "object", "properties": …}') from error
 
 
-def _chat(session: Session, pictures: list[str], system: str | None, options: dict[str, Any]) -> None:
-    chat = session.chat(pictures or None, system=system)
+@contextlib.contextmanager
+def _conversation(session: Session, pictures: list[str], system: str | None, saved: str | None) -> Iterator[Chat]:
+    """A new one, or that of a file; it is saved there when it ends, however it does."""
+    if saved is None or not os.path.exists(saved):
+        chat = session.chat(pictures or None, system=system)
+    else:
+        chat = session.resume(saved, pictures or None)
+        if system not in (None, chat.system):
+            raise UsageError(f"{saved} has a system prompt of its own", hint="leave --system out")
+    if saved is None:
+        yield chat
+        return
+    before = len(chat.turns)
+    with cleanup_on_signal():
+        try:
+            yield chat
+        finally:
+            if len(chat.turns) > before:
+                chat.save(saved)
+
+
+def _chat(chat: Chat, options: dict[str, Any]) -> None:
     for question in _questions():
         try:
             _stream(chat.stream(question, **options))
@@ -128,6 +152,19 @@ def _questions() -> Iterator[str]:
             line = input("> " if typed and sys.stdout.isatty() else "")
             if line.strip():
                 yield line.strip()
+
+
+def _show(session: Session, pieces: Iterable[str], as_json: bool) -> None:
+    """An answer while it is made, or all that is known of it."""
+    if as_json:
+        for _ in pieces:
+            pass
+        print_json(_answer(session))
+        return
+    from edge.cli import render
+
+    _stream(pieces)
+    say(render.answer(session.last))
 
 
 def _stream(pieces: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.decoders.base import too_long
-from edge.errors import ContextError, UsageError
+from edge.errors import ContextError, EngineError, UsageError
 from edge.inference.guide import Guide, GuidedSampler
 from edge.inference.kept import WORTH, Kept
 from edge.inference.prefix import Held, Prefix, common, positions
@@ -74,11 +75,18 @@ class TextGenerator:
         self._held = []
         return self._decoder
 
-    def snapshot(self) -> Prefix | None:
-        """What the KV cache holds, copied; None where the engine keeps it out of reach. Raises EngineError."""
+    def snapshot(self, of: Sequence[Segment] | None = None) -> Prefix | None:
+        """What the KV cache holds, copied; None where the engine keeps it out of reach. `of`: what it has in common
+        with these, the rest is forgotten; None where that is nothing. Raises EngineError."""
         if self._decoder.layout is None:
             return None
         held = tuple(self._held[: self._decoder.position])
+        if of is not None:
+            held = held[: common(held, [position for segment in of for position in positions(segment)])]
+            if len(held) < self._decoder.position:
+                self._answers += 1  # an answer that is still read has lost what it stood on
+            if not held:
+                return None
         self._decoder.rewind(len(held))  # somebody else may have extended it
         return Prefix(held, self._decoder.snapshot())
 
@@ -87,6 +95,11 @@ class TextGenerator:
         that the decoder does not take; it then holds nothing."""
         self.release().restore(prefix.snapshot)
         self._held = list(prefix.held)
+
+    def take_up(self, prefix: Prefix) -> None:
+        """As `restore`, of what a file holds: an engine that keeps its KV cache otherwise holds nothing then."""
+        with contextlib.suppress(EngineError):
+            self.restore(prefix)
 
     def stream(
         self,

@@ -18,6 +18,7 @@ from edge.bundle.manifest import Bundle
 from edge.devices import detect
 from edge.engines import installed_engines
 from edge.errors import EdgeError, EngineError, UsageError
+from edge.inference.chat import Chat
 from edge.inference.constraint import Constraint, constraint
 from edge.inference.generate import Answer, OnToken, TextGenerator
 from edge.inference.guide import Guide
@@ -25,6 +26,7 @@ from edge.inference.kept import Kept
 from edge.inference.loader import ModelLoader, in_background
 from edge.inference.prefix import Prefix
 from edge.inference.sampling import Sampling
+from edge.inference.saved import read as read_saved
 from edge.inference.vision import ImageTimes, VisionEncoder
 from edge.inputs.image import Source
 from edge.inputs.prompt import Turn, segments
@@ -219,6 +221,17 @@ class Session:
         self._check.result()
         return Chat(self, images, system)
 
+    def resume(self, path: str | os.PathLike[str], image: Images = None) -> Chat:
+        """A conversation that `Chat.save` wrote, of this bundle; the next question is about `image`, too. Where the
+        engine, or how it was opened, keeps its KV cache otherwise, what was said is computed anew with that question.
+        Raises SessionError on a file that is torn, damaged, no conversation or another bundle's."""
+        saved = read_saved(path, self.bundle)
+        images = (*saved.images, *self._encode_all(image, ImageTimes()))
+        if saved.prefix is not None:
+            self._open().take_up(saved.prefix)
+        self._check.result()
+        return Chat(self, images, saved.system, saved.turns)
+
     def snapshot(self) -> Prefix | None:
         """A copy of what the KV cache holds, to go on from later; None where the engine keeps it out of reach. Of so
         many `nbytes`. Raises EngineError."""
@@ -286,6 +299,12 @@ class Session:
             self._grammars = Grammars(self.tokenizer, self._spec.decoder.vocab, self._spec.prompt.stop_ids)
         return self._grammars.guide(wanted)
 
+    def _prefix(self, turns: Sequence[Turn], system: str | None) -> Prefix | None:
+        """What the KV cache holds of a conversation, without anything of others; None: nothing within reach."""
+        if self._text is None:
+            return None
+        return self._text.snapshot(segments(self._spec.prompt, self.tokenizer, [*turns, Turn.about("?")], system))
+
     def _opened(self) -> ModelLoader:
         if self._loader is None:
             raise UsageError("the session is closed", hint="edge.load(path) opens another")
@@ -321,37 +340,3 @@ class Session:
             self._text.release()  # ends an answer that is still being read: its decoder is closed
             self._text = None
         return loader.vision()
-
-
-class Chat:
-    """Questions about the same images; what was said before is still in the decoder's cache."""
-
-    def __init__(self, session: Session, images: tuple[Embeddings, ...], system: str | None) -> None:
-        self.turns: list[Turn] = []  # those that were answered to the end
-        self._session = session
-        self._images = images
-        self._system = system
-
-    def ask(self, question: str, *, max_tokens: int = 256, sampling: Sampling = _GREEDY, schema: Schema = None) -> str:
-        """The whole answer; the session's `last` tells more about it."""
-        return "".join(self.stream(question, max_tokens=max_tokens, sampling=sampling, schema=schema))
-
-    def stream(
-        self, question: str, *, max_tokens: int = 256, sampling: Sampling = _GREEDY, schema: Schema = None
-    ) -> Iterator[str]:
-        """The answer in pieces. A question whose answer is not read to its end, or fails, is not kept."""
-        started = perf_counter()
-        guide = self._session.guide(schema)
-        turn = Turn.about(question, () if self.turns else self._images)
-        answer = yield from self._session._answer(
-            [*self.turns, turn],
-            started,
-            ImageTimes(),
-            system=self._system,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            guide=guide,
-        )
-        # As the model wrote it, so that the cache holds it; but not with the stop string that ended it.
-        whole = self._session.tokenizer.decode(answer.token_ids) == answer.text
-        self.turns.append(replace(turn, answer=answer.text, answer_ids=answer.token_ids if whole else None))

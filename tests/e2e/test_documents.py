@@ -41,6 +41,7 @@ def place(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
     benchmarks(folder / "benchmark_data")
     for name in ("fp32.jsonl", "w8a8.jsonl"):
         write_answers(folder / name)
+    (folder / "table.json").write_text('{"type": "object", "properties": {"things": {"type": "array"}}}')
     for seed, name in enumerate(("photo.jpg", "before.jpg", "after.jpg")):
         noise = np.random.default_rng(seed).integers(0, 256, (60, 80, 3)).astype(np.uint8)
         Image.fromarray(noise).save(folder / name)

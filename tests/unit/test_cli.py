@@ -97,10 +97,26 @@ class FakeSession:
 
     def chat(self, image: Any = None, *, system: str | None = None) -> Any:
         self.calls.append(("chat", image, system))
-        return SimpleNamespace(
-            stream=lambda question, **options: self.stream("same", question, **options),
-            ask=lambda question, **options: self.ask("same", question, **options),
-        )
+        return self._chat(system)
+
+    def resume(self, path: str, image: Any = None) -> Any:
+        self.calls.append(("resume", path, image))
+        return self._chat("As it was.")
+
+    def _chat(self, system: str | None) -> Any:
+        turns: list[str] = []
+
+        def stream(question: str, **options: Any) -> Iterator[str]:
+            yield from self.stream("same", question, **options)
+            turns.append(question)
+
+        def save(path: str) -> None:
+            Path(path).write_text(" ".join(turns))
+
+        def ask(question: str, **options: Any) -> str:
+            return "".join(stream(question, **options))
+
+        return SimpleNamespace(stream=stream, ask=ask, turns=turns, system=system, save=save)
 
     def __enter__(self) -> FakeSession:
         return self
@@ -327,6 +343,46 @@ def test_chat_reads_lines_when_nobody_types(
     assert session.calls[0] == ("chat", [picture], "Short.")
     assert [c[1:3] for c in session.calls[1:]] == [("same", q) for q in ("What is this?", "And that?", "last line")]
     assert session.calls[1][3] == {"max_tokens": 4, "sampling": Sampling(), "schema": None}
+
+
+def test_a_conversation_is_begun_in_a_file_and_gone_on_with(
+    session: FakeSession, picture: str, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "talk"
+    assert call("run", "bundle", picture, "What?", "--session", str(path), "--system", "Short.") == 0
+    assert session.calls[0] == ("chat", [picture], "Short.")
+    assert path.read_text() == "What?"
+    assert call("run", "bundle", "Why?", "--session", str(path), "--json") == 0
+    assert session.calls[2] == ("resume", str(path), None)
+    assert path.read_text() == "Why?"
+    assert call("run", "bundle", picture, "And this?", "--session", str(path), "--system", "As it was.") == 0
+    assert session.calls[4] == ("resume", str(path), [picture])
+    assert f'"text": "{ANSWER.text}"' in capsys.readouterr().out
+    assert call("run", "bundle", "Why?", "--session", str(path), "--system", "Long.") == 2
+    assert "leave --system out" in capsys.readouterr().err
+    assert path.read_text() == "And this?"
+
+
+@pytest.mark.parametrize("end", [EngineError("no kernel"), KeyboardInterrupt()])
+def test_what_was_said_before_an_end_is_saved(
+    session: FakeSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
+    path = tmp_path / "talk"
+
+    def second(number: int) -> None:
+        if len(session.calls) == 3:
+            raise end
+
+    session.before_piece = second
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is this?\nAnd that?\n"))
+    assert call("run", "bundle", "--session", str(path)) != 0
+    assert path.read_text() == "What is this?"
+
+
+def test_a_conversation_of_no_answers_is_not_saved(session: FakeSession, tmp_path: Path) -> None:
+    session.pieces = [EngineError("no kernel")]
+    assert call("run", "bundle", "What?", "--session", str(tmp_path / "talk")) == 1
+    assert not (tmp_path / "talk").exists()
 
 
 def test_chat_asks_who_types(session: FakeSession, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

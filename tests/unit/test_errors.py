@@ -29,6 +29,7 @@ def test_only_the_users_call_exits_with_2() -> None:
         "BundleError": 1,
         "EngineError": 1,
         "ContextError": 1,
+        "SessionError": 1,
         "RemoteError": 1,
         "ParityError": 1,
     }
