@@ -1,0 +1,117 @@
+"""Bunny, nanoLLaVA and LLaVA with other decoders: an image and a question are answered as their own code does."""
+
+from __future__ import annotations
+
+import json
+
+import llava_kin as made
+import numpy as np
+import pytest
+import tokenizers
+from PIL import Image
+from test_gguf_bpe import trained
+
+from edge.errors import CheckpointError
+from edge.inference.session import load
+from edge.inputs.image import pixels
+from exporters.checkpoint import open_checkpoint
+from exporters.export import ExportRequest, export
+from exporters.published import SYSTEM
+
+END, QUESTION, COUNT = "<|endoftext|>", "What is in this picture?", 32
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+BUNNY = (f"{SYSTEM} USER: ", f"\n{QUESTION} ASSISTANT:")  # around the image
+KIN = {  # what is saved, and the texts around the image
+    "Bunny, Phi-2": (("bunny-phi", "Phi", {"hidden_size": 128}), BUNNY),
+    "Bunny, Phi-3": (("bunny-phi3", "Phi3", {}), BUNNY),
+    "Bunny, Qwen1.5": (("bunny-qwen2", "Qwen2", {}), BUNNY),
+    "Bunny, Llama 3": (("bunny-llama", "Llama", {}), BUNNY),
+    "nanoLLaVA": (
+        ("llava-qwen2", "Qwen2", {"tie_word_embeddings": True}),
+        ("<|im_start|>user\n", f"\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"),
+    ),
+    "LLaVA, Mistral": (("llava_mistral", "Mistral", {"sliding_window": 256, "conv_version": "v1"}), BUNNY),
+}
+
+
+def tokenizer():
+    return trained("gpt-2", 512)
+
+
+def saved(name, root, **more):
+    (model_type, kind, said), _ = KIN[name]
+    found = made.save(root / "checkpoint", model_type, kind, tokenizer().to_str(), END, **said | more)
+    if name in ("nanoLLaVA", "Bunny, Phi-3"):  # the former's own, and what the latter's language model came with
+        path = found.folder / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": CHATML}))
+    return found
+
+
+def picture():
+    return np.random.default_rng(4).integers(0, 256, (40, 61, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", KIN)
+def test_a_bundle_answers_as_the_models_own_code(name, tmp_path):
+    kin, (before, after) = saved(name, tmp_path), KIN[name][1]
+    request = ExportRequest(str(kin.folder), tmp_path / "out", schemes=("fp32",), threads=1)
+    done = export(request, lambda *_: None)
+    assert done.report.ok
+    cut, ids = tokenizer(), tokenizers.Tokenizer.from_str(tokenizer().to_str())
+    ends = {cut.token_to_id(END), cut.token_to_id("<|im_end|>")}
+    rows = kin.embeddings(kin.pixels(Image.fromarray(picture()), pad=True))
+    expected = kin.answer(ids.encode(before).ids, rows, ids.encode(after).ids, ends, COUNT)
+    with load(done.path, threads=1) as session:
+        session.ask(picture(), QUESTION, max_tokens=COUNT)
+        assert list(session.last.token_ids) == expected[: len(session.last.token_ids)]
+        assert len(session.last.token_ids) >= len(expected) - 1  # the end may be left out
+
+
+SHAPES = [(1, 1), (1, 90), (90, 1), (28, 28), (29, 28), (300, 200), (17, 333)]
+
+
+@pytest.mark.parametrize(("ratio", "pad"), [("pad", True), (None, False), ("square", False)])
+def test_images_are_fitted_as_the_processor_does(ratio, pad, tmp_path):
+    kin = saved("Bunny, Phi-2", tmp_path, image_aspect_ratio=ratio)
+    spec = open_checkpoint(str(kin.folder)).spec.image
+    assert spec.fit == ("pad" if pad else "stretch")
+    for shape in SHAPES:
+        image = np.random.default_rng(sum(shape)).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        expected = kin.pixels(Image.fromarray(image), pad)[0]
+        np.testing.assert_allclose(pixels(image, spec)[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("said", "match"),
+    [
+        ({"use_s2": True}, "use_s2 True, which is not supported: features of several image sizes"),
+        ({"mm_projector_type": "minigpt"}, "minigpt"),
+        ({"mm_hidden_size": 96}, "mm_hidden_size is 96"),
+        ({"model_type": "bunny-stablelm"}, "bunny-stablelm"),
+        ({"model_type": "bunny-minicpm"}, "bunny-minicpm"),
+    ],
+)
+def test_what_is_another_model_is_refused_by_name(said, match, tmp_path):
+    path = saved("Bunny, Phi-2", tmp_path).folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | said))
+    with pytest.raises(CheckpointError, match=match):
+        open_checkpoint(str(path.parent))
+
+
+def test_a_template_of_the_language_model_is_told_and_left_out(tmp_path):
+    found = open_checkpoint(str(saved("Bunny, Phi-3", tmp_path).folder))
+    assert not found.templates
+    assert any("Bunny's own programs" in note for note in found.notes)
+
+
+def test_a_tuned_tower_that_is_missing_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    kin = saved("Bunny, Phi-2", tmp_path, unfreeze_vision_tower=True)
+    path = kin.folder / "model.safetensors"
+    save_file({name: t for name, t in load_file(path).items() if "vision_tower" not in name}, path)
+    with pytest.raises(CheckpointError, match="unfreeze_vision_tower is true"):
+        open_checkpoint(str(kin.folder))
