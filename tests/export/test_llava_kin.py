@@ -1,13 +1,15 @@
-"""Bunny, nanoLLaVA and LLaVA with other decoders: an image and a question are answered as their own code does."""
+"""Bunny, nanoLLaVA, TinyLLaVA-Factory and LLaVA with other decoders: answers are those of their own code."""
 
 from __future__ import annotations
 
 import json
+import shutil
 
 import llava_kin as made
 import numpy as np
 import pytest
 import tokenizers
+import torch
 from PIL import Image
 from test_gguf_bpe import trained
 
@@ -24,6 +26,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 BUNNY = (f"{SYSTEM} USER: ", f"\n{QUESTION} ASSISTANT:")  # around the image
+WIDE = {"hidden_size": 128, "num_attention_heads": 2}  # heads of which 16 features are rotated
 KIN = {  # what is saved, and the texts around the image
     "Bunny, Phi-2": (("bunny-phi", "Phi", {"hidden_size": 128}), BUNNY),
     "Bunny, Phi-3": (("bunny-phi3", "Phi3", {}), BUNNY),
@@ -33,6 +36,9 @@ KIN = {  # what is saved, and the texts around the image
         ("llava-qwen2", "Qwen2", {"tie_word_embeddings": True}),
         ("<|im_start|>user\n", f"\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"),
     ),
+    "TinyLLaVA, Phi-2": ((None, "Phi", {"hidden_size": 128}), BUNNY),
+    "TinyLLaVA, StableLM 2": ((None, "StableLm", {**WIDE, "use_qkv_bias": True}), BUNNY),
+    "TinyLLaVA, Gemma": ((None, "Gemma", {"head_dim": 32}), BUNNY),
     "LLaVA, Mistral": (("llava_mistral", "Mistral", {"sliding_window": 256, "conv_version": "v1"}), BUNNY),
 }
 
@@ -44,6 +50,8 @@ def tokenizer():
 def saved(name, root, **more):
     (model_type, kind, said), _ = KIN[name]
     found = made.save(root / "checkpoint", model_type, kind, tokenizer().to_str(), END, **said | more)
+    if model_type is None:
+        made.as_factory(found)
     if name in ("nanoLLaVA", "Bunny, Phi-3"):  # the former's own, and what the latter's language model came with
         path = found.folder / "tokenizer_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": CHATML}))
@@ -62,12 +70,54 @@ def test_a_bundle_answers_as_the_models_own_code(name, tmp_path):
     assert done.report.ok
     cut, ids = tokenizer(), tokenizers.Tokenizer.from_str(tokenizer().to_str())
     ends = {cut.token_to_id(END), cut.token_to_id("<|im_end|>")}
-    rows = kin.embeddings(kin.pixels(Image.fromarray(picture()), pad=True))
+    factory = KIN[name][0][0] is None  # its code takes the first patch for a class token, and pads where asked only
+    rows = kin.embeddings(kin.pixels(Image.fromarray(picture()), pad=not factory), first=int(factory))
     expected = kin.answer(ids.encode(before).ids, rows, ids.encode(after).ids, ends, COUNT)
     with load(done.path, threads=1) as session:
         session.ask(picture(), QUESTION, max_tokens=COUNT)
         assert list(session.last.token_ids) == expected[: len(session.last.token_ids)]
         assert len(session.last.token_ids) >= len(expected) - 1  # the end may be left out
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("strategy", "first"), [("patch", 1), ("cls_patch", 0)])
+def test_what_the_factory_takes_of_an_encoder_without_class_token(strategy, first, tmp_path):
+    kin = made.as_factory(saved("Bunny, Phi-2", tmp_path), vision_feature_select_strategy=strategy)
+    found = open_checkpoint(str(kin.folder))
+    values = torch.randn(1, 3, 28, 28)
+    see, project = (found.components[role].load(found.weights) for role in ("vision", "projector"))
+    torch.testing.assert_close(project(see(values))[0], kin.embeddings(values, first), rtol=1e-4, atol=1e-5)
+    assert found.spec.prompt.image_tokens == 16 - first
+
+
+FACTORY = {
+    "resampler": ({"connector_type": "resampler"}, "connector_type 'resampler'"),
+    "two encoders": ({"vision_model_name_or_path2": "dinov2:facebook/dinov2-large"}, "two vision encoders"),
+    "tiles": ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio 'anyres'"),
+    "a strategy": ({"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy is 'full'"),
+    "a layer": ({"vision_feature_layer": [-2, -3]}, r"vision_feature_layer is \[-2, -3\]"),
+    "beyond": ({"vision_feature_layer": -7}, "vision_feature_layer is -7"),
+    "another width": ({"vision_hidden_size": 33}, "vision_hidden_size is 33"),
+    "unknown": ({"video_frames": 8}, "video_frames 8"),
+    "a decoder": ({"text_config": {"model_type": "openelm"}}, "openelm"),
+    "no encoder": ({"vision_config": None}, "vision_config None"),
+    "an encoder": ({"vision_config": {"model_type": "dinov2"}}, "dinov2"),
+}
+
+
+@pytest.fixture(scope="module")
+def factory(tmp_path_factory):
+    return made.as_factory(saved("Bunny, Phi-2", tmp_path_factory.mktemp("factory"))).folder
+
+
+@pytest.mark.parametrize("case", FACTORY)
+def test_what_the_factory_makes_otherwise_is_refused_by_name(factory, case, tmp_path):
+    said, match = FACTORY[case]
+    copy = shutil.copytree(factory, tmp_path / "copy")
+    told = json.loads((copy / "config.json").read_text()) | said
+    (copy / "config.json").write_text(json.dumps(told))
+    with pytest.raises(CheckpointError, match=match):
+        open_checkpoint(str(copy))
 
 
 SHAPES = [(1, 1), (1, 90), (90, 1), (28, 28), (29, 28), (300, 200), (17, 333)]

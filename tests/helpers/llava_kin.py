@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from small_models import randomized
 from torch import nn
 
@@ -51,13 +51,15 @@ class Kin(NamedTuple):
         return torch.as_tensor(self.processor(image, return_tensors="pt")["pixel_values"])
 
     @torch.inference_mode()
-    def embeddings(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.projector(self.tower(pixels, output_hidden_states=True).hidden_states[-2])[0]
+    def embeddings(self, pixels: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """`[N, hidden]`, from the patch `first` on."""
+        return self.projector(self.tower(pixels, output_hidden_states=True).hidden_states[-2][:, first:])[0]
 
     @torch.inference_mode()
     def answer(self, before: list[int], rows: torch.Tensor, after: list[int], ends: set[int], most: int) -> list[int]:
         """Greedy tokens after ids, the rows of an image, and ids."""
         table = self.language.get_input_embeddings()
+        rows = rows * getattr(table, "scalar_embed_scale", 1.0)  # of Gemma, whose code scaled all that went in
         given = torch.cat([table(torch.tensor(before)), rows, table(torch.tensor(after))])[None]
         told: list[int] = []
         while len(told) < most and not (told and told[-1] in ends):
@@ -106,3 +108,33 @@ def save(folder: Path, model_type: str, kind: str, tokenizer_json: str, end: str
     processor = SiglipImageProcessorPil(size={"height": side, "width": side})
     processor.save_pretrained(beside)
     return Kin(folder, language, tower, projector, processor)
+
+
+def as_factory(kin: Kin, **said: Any) -> Kin:
+    """The same model as TinyLLaVA-Factory saves it."""
+    renamed = {"model.mm_projector.": "connector._connector.", "model.vision_tower.": "vision_tower._"}
+    path, tensors = kin.folder / "model.safetensors", {}
+    for name, tensor in load_file(path).items():
+        prefix = next((prefix for prefix in renamed if name.startswith(prefix)), "")
+        tensors[renamed.get(prefix, "language_model.") + name.removeprefix(prefix)] = tensor
+    save_file(tensors, path)
+    text, seen = (json.loads(part.config.to_json_string()) for part in (kin.language, kin.tower))
+    config = {
+        "model_type": "tinyllava",
+        "llm_model_name_or_path": "some/language-model",
+        "vision_model_name_or_path": TOWER,
+        "vision_model_name_or_path2": "",
+        "connector_type": "mlp2x_gelu",
+        "image_aspect_ratio": "square",
+        "image_token_index": -200,
+        "num_queries": 128,
+        "num_resampler_layers": 3,
+        "text_config": text,
+        "tune_type_vision_tower": "frozen",
+        "vision_config": seen | {"model_name_or_path": TOWER, "model_name_or_path2": ""},
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "patch",
+        "vision_hidden_size": VISION["hidden_size"],
+    }
+    (kin.folder / "config.json").write_text(json.dumps(config | said))
+    return kin
