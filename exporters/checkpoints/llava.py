@@ -1,5 +1,5 @@
-"""The dialect of LLaVA's own code base: MobileVLM V1 and V2, LLaVA-1.5, and its kin of other decoders (`mm_*` keys in
-config.json)."""
+"""The dialect of LLaVA's own code base: MobileVLM V1 and V2, LLaVA-1.5, Bunny, and their kin of other decoders (`mm_*`
+keys in config.json)."""
 
 from __future__ import annotations
 
@@ -30,9 +30,24 @@ from exporters.sources.prompts import CONVERSATIONS
 from exporters.sources.sentencepiece import SentencePiece
 from exporters.sources.weights import Weights
 
-MODEL_TYPES = ("mobilevlm", "mobilellama", "llava_llama", "llava", "llava_qwen", "llava_qwen2", "llava_qwen3")
+MODEL_TYPES = (
+    "mobilevlm",
+    "mobilellama",
+    "llava_llama",
+    "llava",
+    "llava_mistral",
+    "llava_qwen",
+    "llava_qwen2",
+    "llava_qwen3",
+    "llava-qwen2",  # nanoLLaVA
+    "bunny-llama",
+    "bunny-phi",
+    "bunny-phi3",
+    "bunny-qwen2",
+)
 MARKS = ("mm_vision_tower",)  # transformers writes "llava" too, for a layout of its own that has no mm_* keys
 PROJECTOR = "model.mm_projector."
+_TEMPLATE = "the chat template is the language model's; the prompt is the one that Bunny's own programs ask with"
 
 
 def recognise(config: Mapping[str, Any]) -> bool:
@@ -63,6 +78,8 @@ def read(folder: Path, *, vision_tower: Path | None, mmproj: Path | None, contex
         }
         tied = r"|lm_head\.weight" if decoder.tied else ""  # some savers store it all the same
         check(components.values(), seen.weights, re.compile(rf".*\.rotary_emb\.inv_freq|{seen.ignored}{tied}"))
+    bunny = config["model_type"].startswith("bunny")
+    templates = chat_template.find(folder)
     fit = mm_keys.FITS[config.get("image_aspect_ratio")]
     spec = VLMSpec(
         image=preprocessor.find(
@@ -81,11 +98,12 @@ def read(folder: Path, *, vision_tower: Path | None, mmproj: Path | None, contex
         folder=folder,
         sentencepiece=SentencePiece.open(folder),
         small=small_files(folder, seen.described),
-        templates=chat_template.find(folder),
+        # Bunny's programs ask every model with Vicuna's prompt; a template is what its language model came with.
+        templates={} if bunny else templates,
         origins={key: config[key] for key in (*CONVERSATIONS, "_name_or_path") if config.get(key)},
-        published=config["model_type"].startswith("mobile"),
+        published=bunny or config["model_type"].startswith("mobile"),
         special=tokenizer.special_ids(folder),
-        notes=tokenizer.notes(folder, decoder.vocab),
+        notes=(*tokenizer.notes(folder, decoder.vocab), *(_TEMPLATE,) * (bunny and bool(templates))),
     )
 
 

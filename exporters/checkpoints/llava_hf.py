@@ -17,13 +17,12 @@ from edge.errors import CheckpointError, UsageError
 from edge.spec import VLMSpec
 from exporters.checkpoints import decoder_spec, shortened, vision_spec
 from exporters.models import decoders, projectors, vision
-from exporters.models.component import Component
-from exporters.models.decoders import DecoderConfig, Family
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import VisionConfig
 from exporters.sources import chat_template, preprocessor, tokenizer, tower
 from exporters.sources.checkpoint import Checkpoint, check, license_of, read_json, read_optional_json
 from exporters.sources.checkpoint_folder import (
+    decoder_component,
     decoder_config,
     defaults_named,
     projector_component,
@@ -70,8 +69,8 @@ class Spelling(NamedTuple):
 
 
 SPELLINGS = (
-    Spelling("language_model.model.", "language_model.lm_head.weight", "multi_modal_projector."),  # 4, and 5 on disk
-    Spelling("model.language_model.", "lm_head.weight", "model.multi_modal_projector."),
+    Spelling("language_model.model.", "language_model.lm_head.", "multi_modal_projector."),  # 4, and 5 on disk
+    Spelling("model.language_model.", "lm_head.", "model.multi_modal_projector."),
 )
 
 
@@ -105,9 +104,9 @@ def read(folder: Path, *, vision_tower: Path | None, mmproj: Path | None, contex
         components = {
             "vision": tower.component(eyes, encoder, prefix),
             "projector": projector_component(module, projector, partial(_projector_key, spelling)),
-            "decoder": _decoder_component(family, decoder, spelling),
+            "decoder": decoder_component(family, decoder, spelling.decoder, spelling.head),
         }
-        ignored = f"{re.escape(prefix)}(?:{eyes.ignored(encoder)})" + rf"|{re.escape(spelling.head)}" * tied
+        ignored = f"{re.escape(prefix)}(?:{eyes.ignored(encoder)})" + rf"|{re.escape(spelling.head)}weight" * tied
         check(components.values(), weights, re.compile(rf".*\.rotary_emb\.inv_freq|{ignored}"))
     _require_rows(folder, told, encoder, image_tokens)
     eos = {"eos_token_id": next((c["eos_token_id"] for c in (config, text) if "eos_token_id" in c), None)}
@@ -206,14 +205,6 @@ def _projector(told: Mapping[str, Any], seen: VisionConfig, hidden: int) -> tupl
 def _projector_key(spelling: Spelling, name: str) -> str:
     layer, _, kind = name.partition(".")
     return f"{spelling.projector}{_LINEARS[layer]}.{kind}"
-
-
-def _decoder_component(family: Family, decoder: DecoderConfig, spelling: Spelling) -> Component:
-    keys = {
-        name: replace(source, names=tuple(spelling.head if n == "lm_head.weight" else n for n in source.names))
-        for name, source in family.keys(decoder, spelling.decoder).items()
-    }
-    return Component("decoder", partial(family.Decoder, decoder), keys)
 
 
 def _require_rows(folder: Path, told: Mapping[str, Any], seen: VisionConfig, image_tokens: int) -> None:

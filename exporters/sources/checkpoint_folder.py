@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -69,6 +70,15 @@ def projector_component(module: ModuleType, config: ProjectorConfig, key: Callab
     """`key` is the checkpoint's name of a parameter."""
     component = Component("projector", partial(module.Projector, config), {})
     return replace(component, keys={name: Source((key(name),)) for name in component.skeleton().state_dict()})
+
+
+def decoder_component(family: Family, config: DecoderConfig, prefix: str, head: str) -> Component:
+    """Of a checkpoint that names its language model's tensors with `prefix`, and its head's with `head`."""
+    keys = {
+        name: replace(source, names=tuple(re.sub(r"^lm_head\.", lambda _: head, own) for own in source.names))
+        for name, source in family.keys(config, prefix).items()
+    }
+    return Component("decoder", partial(family.Decoder, config), keys)
 
 
 def prompt_spec(folder: Path, config: Mapping[str, Any], image_tokens: int, vocab: int) -> PromptSpec:

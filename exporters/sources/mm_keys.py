@@ -18,6 +18,7 @@ WHY = {
     "mm_resampler_type": "a resampler between vision encoder and projector",
     "mm_patch_merge_type": "images in tiles",
     "s2": "features of several image sizes",
+    "use_s2": "features of several image sizes",
 }
 
 
@@ -27,7 +28,7 @@ def refuse(config: Mapping[str, Any], own: Collection[str] = ()) -> None:
     if config.get("quantization_config"):
         raise CheckpointError("the checkpoint is quantised already", hint="give the one in float16 or bfloat16")
     for key, value in config.items():
-        asks = key == "s2" or (key.startswith("mm_") and key not in (*READ, *IRRELEVANT, *own))
+        asks = key in ("s2", "use_s2") or (key.startswith("mm_") and key not in (*READ, *IRRELEVANT, *own))
         if asks and value and value != NEUTRAL.get(key):
             what = WHY.get(key, "a part of the model that is unknown here")
             neutral = NEUTRAL.get(key, "false or null")

@@ -95,9 +95,9 @@ def _places(folder: Path, name: str) -> list[Path]:
 
 def _search(folder: Path, name: str, config: Mapping[str, Any]) -> Path:
     """The folder with the weights of a tower that is not in the checkpoint."""
-    if config.get("unfreeze_mm_vision_tower"):
+    if tuned := next((key for key in ("unfreeze_mm_vision_tower", "unfreeze_vision_tower") if config.get(key)), None):
         raise CheckpointError(
-            "unfreeze_mm_vision_tower is true: the vision tower was tuned, and the checkpoint does not hold it",
+            f"{tuned} is true: the vision tower was tuned, and the checkpoint does not hold it",
             hint="--vision-tower DIR with the tuned one",
         )
     places = _places(folder, name)

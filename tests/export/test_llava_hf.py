@@ -27,6 +27,7 @@ VARIANTS = {
     "the second layer, counted from the front": {"vision_feature_layer": 2},
     "a list of one layer": {"vision_feature_layer": [-3]},
     "no biases, tanh-GELU": {"multimodal_projector_bias": False, "projector_hidden_act": "gelu_pytorch_tanh"},
+    "Mistral": {"language": "Mistral", "text": {"sliding_window": 256}},
     "SiLU": {"projector_hidden_act": "silu"},
     "tied": {"text": {"tie_word_embeddings": True}},
     "tied by the whole": {"tie_word_embeddings": True},

@@ -125,7 +125,14 @@ def test_an_unknown_vision_encoder_is_refused_with_the_legal_ones(model_type):
 
 def written(format, scheme, kind, grid, select_layer, folder):
     tower = siglip.TowerConfig(
-        image_size=2 * grid, patch_size=2, hidden=32, layers=2, heads=2, ffn=64, select_layer=select_layer
+        image_size=2 * grid,
+        patch_size=2,
+        hidden=32,
+        layers=2,
+        heads=2,
+        ffn=64,
+        select_layer=select_layer,
+        skipped=int(kind == "mlp2x_gelu"),
     )
     projector, depth = projectors.find(kind)
     sizes = ProjectorConfig(inputs=32, hidden=64, grid=grid, depth=depth)
@@ -136,7 +143,7 @@ def written(format, scheme, kind, grid, select_layer, folder):
     module = randomized(build())
     spec = VLMSpec(
         dataclasses.replace(SPEC.image, size=tower.image_size),
-        dataclasses.replace(SPEC.prompt, image_tokens=projector.tokens(sizes)),
+        dataclasses.replace(SPEC.prompt, image_tokens=projector.tokens(sizes) - tower.skipped),
         dataclasses.replace(SPEC.decoder, hidden=64),
         None,
     )

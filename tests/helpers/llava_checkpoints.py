@@ -32,11 +32,13 @@ TEXT = {
 }
 
 
-def save(folder: Path, *, siglip: bool = False, text: dict[str, Any] | None = None, **settings: Any) -> Any:
+def save(
+    folder: Path, *, siglip: bool = False, language: str = "Llama", text: dict[str, Any] | None = None, **settings: Any
+) -> Any:
     """Writes the checkpoint; gives the model. `settings` are LlavaConfig's."""
+    import transformers
     from transformers import (
         CLIPVisionConfig,
-        LlamaConfig,
         LlamaTokenizer,
         LlavaConfig,
         LlavaForConditionalGeneration,
@@ -47,7 +49,9 @@ def save(folder: Path, *, siglip: bool = False, text: dict[str, Any] | None = No
 
     seen = (SiglipVisionConfig if siglip else CLIPVisionConfig)(**VISION)
     config = LlavaConfig(
-        vision_config=seen, text_config=LlamaConfig(**TEXT, **(text or {})), **{"image_token_index": IMAGE, **settings}
+        vision_config=seen,
+        text_config=getattr(transformers, f"{language}Config")(**TEXT, **(text or {})),
+        **{"image_token_index": IMAGE, **settings},
     )
     torch.manual_seed(0)
     model = randomized(LlavaForConditionalGeneration(config))

@@ -13,7 +13,7 @@ from exporters.models.decoders import Rows
 from exporters.models.source import Source
 
 KIND = "llama"
-MODEL_TYPES = ("llama", "mobilevlm", "mobilellama", "llava_llama", "llava")
+MODEL_TYPES = ("llama", "mobilevlm", "mobilellama", "llava_llama", "llava", "bunny-llama")
 ARCHITECTURE = "llama"
 NEIGHBOURS = True  # llama.cpp rotates neighbouring rows of a head, where checkpoints have its halves
 TENSORS = {  # of a layer, in a GGUF file

@@ -19,7 +19,7 @@ from exporters.models.layers import Activation, LayerNorm, Linear
 from exporters.models.source import Source
 
 KIND = "phi"
-MODEL_TYPES = ("phi",)
+MODEL_TYPES = ("phi", "bunny-phi")
 ARCHITECTURE = "phi2"
 EPSILON = "attention.layer_norm_epsilon"
 PARTIAL = 0.5  # of each head is rotated, where a config does not say

@@ -14,7 +14,7 @@ from exporters.models.decoders import Rows
 from exporters.models.source import Source
 
 KIND = "phi3"
-MODEL_TYPES = ("phi3",)
+MODEL_TYPES = ("phi3", "bunny-phi3")
 ARCHITECTURE = "phi3"
 NEIGHBOURS = False  # llama.cpp rotates the halves of a head, as checkpoints have them
 JOINED = {"qkv_proj": ("self_attn.qkv_proj",), "gate_up_proj": ("mlp.gate_up_proj",)}  # of a layer, in a checkpoint

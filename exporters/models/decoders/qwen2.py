@@ -13,7 +13,7 @@ from exporters.models.decoders import Rows
 from exporters.models.source import Source
 
 KIND = "qwen2"
-MODEL_TYPES = ("qwen2", "llava_qwen2", "llava_qwen")
+MODEL_TYPES = ("qwen2", "llava_qwen2", "llava_qwen", "llava-qwen2", "bunny-qwen2")
 ARCHITECTURE = "qwen2"
 NEIGHBOURS = False  # llama.cpp rotates the halves of a head, as checkpoints have them
 TENSORS = {  # of a layer, in a GGUF file

@@ -50,6 +50,7 @@ class TowerConfig:
     activation: str = "gelu_tanh"
     select_layer: int | None = -2  # of the hidden states, as in CLIP; None: the last one, normalised
     cls: bool = False  # there is no class token
+    skipped: int = 0  # patches that are left out at the beginning
 
     @property
     def grid(self) -> int:
@@ -67,7 +68,7 @@ class TowerConfig:
 
     @property
     def tokens(self) -> int:
-        return self.grid**2
+        return self.grid**2 - self.skipped
 
 
 def from_config(
@@ -75,10 +76,10 @@ def from_config(
 ) -> TowerConfig:
     """From the `vision_config` of a SigLIP checkpoint; what it leaves out is as in transformers' SiglipVisionConfig.
 
-    `select_layer` None takes what the encoder gives by itself, `last_hidden_state`. Raises CheckpointError that names
-    the field.
+    `select_layer` None takes what the encoder gives by itself, `last_hidden_state`; `select_feature` may be
+    "patch_but_first", where code took the first patch for a class token. Raises CheckpointError that names the field.
     """
-    if select_feature != "patch":
+    if select_feature not in ("patch", "patch_but_first"):
         raise CheckpointError(
             f"mm_vision_select_feature is {select_feature!r}, and SigLIP has no class token", hint="it must be 'patch'"
         )
@@ -93,6 +94,7 @@ def from_config(
         eps=told["layer_norm_eps"],
         activation=ACTIVATIONS[told["hidden_act"]],
         select_layer=select_layer,
+        skipped=int(select_feature == "patch_but_first"),
     )
 
 
@@ -108,7 +110,7 @@ class Embeddings(nn.Module):
 
 
 class Tower(nn.Module):
-    """`pixel_values` `[B, 3, H, W]` -> `[B, G*G, hidden]` float32: the hidden state `select_layer`."""
+    """`pixel_values` `[B, 3, H, W]` -> `[B, tokens, hidden]` float32: the hidden state `select_layer`."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
@@ -119,6 +121,7 @@ class Tower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = vit.through(self.layers, self.embeddings(pixels))
+        x = x[:, self.config.skipped :] if self.config.skipped else x
         return x if self.post_layernorm is None else self.post_layernorm(x)
 
     def folding(self) -> Folding:
