@@ -141,7 +141,7 @@ def test_every_family_is_compared_with_transformers():
     assert families == set(plugins.names("exporters.models.decoders"))
 
 
-# Variants of a family that differ from another by a bias, a width or a tied head only: ExecuTorch takes seconds for each.
+# Variants that differ from another by a bias, a width or a tied head only: ExecuTorch takes seconds for each.
 ALIKE = ("qwen2", "qwen3", "phi3, partly rotated", "stablelm, no biases")
 WRITTEN = [
     (n, f) for n in MODELS if n != "llama" for f in (*ENGINES, *COREML) if (n in ALIKE, f) != (True, "executorch")
