@@ -61,5 +61,5 @@ def test_there_is_no_other_way_to_these_libraries() -> None:
     assert importers("onnxruntime") == [Path("runtimes/onnxruntime.py")]
     assert importers("runtimes") == []
     assert importers("huggingface_hub") == [Path("exporters/sources/hub.py")]
-    source = (REPOSITORY / "exporters" / "hub.py").read_text(encoding="utf-8")
+    source = (REPOSITORY / "exporters" / "sources" / "hub.py").read_text(encoding="utf-8")
     assert source.index("privacy.keep()") < source.index("from huggingface_hub import")
