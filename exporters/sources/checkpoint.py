@@ -15,7 +15,7 @@ from edge.errors import CheckpointError, UsageError
 from edge.spec import VLMSpec
 from exporters.models.component import Component
 from exporters.models.encoder import fused
-from exporters.sources import adapters, dialects, hub, lora_config, tokenizer
+from exporters.sources import adapters, dialects, hub, lora_config, tokenizer, tuned_tokenizer
 from exporters.sources.lora import Adapter
 from exporters.sources.sentencepiece import SentencePiece, SpecialIds
 from exporters.sources.weights import LAYOUTS, Weights, content_hash
@@ -123,9 +123,11 @@ def _tuned(source: str, base: str, options: Mapping[str, Any]) -> Checkpoint:
     adapter.compare(read_json(under / "config.json"), known or under.resolve().name)
     found = _read(under, name or folder.resolve().name, adapter, options)
     adapter.require_used(found.components, found.weights)
+    tuned_tokenizer.require_same(folder, found.tokenizer_json, found.spec.decoder.vocab)
     own = license_of(folder, {})
     return replace(
         found,
+        notes=(*found.notes, *tuned_tokenizer.notes(folder, found.templates.values())),
         license=found.license if own in ("unknown", found.license) else f"{own} (base: {found.license})",
         small=(*found.small, *filter(Path.is_file, (folder / file for file in described))),
     )

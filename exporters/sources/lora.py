@@ -79,6 +79,7 @@ class Adapter:
         """The base's weights with this in them; what is not asked for is not computed. Raises CheckpointError that
         names what the base has not, or in another shape."""
         changed: dict[str, Stored] = {}
+        multiplied: dict[str, str] = {}
         faults = []
         for name, stored in self.whole.items():
             spelled = _spelled(name, base) or name  # a projector or a vision encoder may be new
@@ -91,6 +92,9 @@ class Adapter:
                 faults.append(f"{module}, which the base has not")
                 continue
             under = changed.get(spelled) or base.stored(spelled)
+            if spelled in multiplied:
+                faults.append(f"{module}, which is {multiplied[spelled]} by another name")
+            multiplied[spelled] = module
             if product.shape != under.shape:
                 faults.append(f"{module} {list(product.shape)}, the base's is {list(under.shape)}")
             changed[spelled] = Stored(under.shape, torch.float32, partial(product.merged, under.read))

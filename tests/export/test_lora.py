@@ -269,6 +269,37 @@ def test_the_hub_has_both(tune, base, monkeypatch):
     assert_merged(found, tuned)
 
 
+SENTENCEPIECE = {"<s>": 1, "</s>": 2}  # as a tokenizer that is saved beside an adapter lists them
+
+
+@pytest.mark.parametrize(
+    ("added", "match"),
+    [
+        (SENTENCEPIECE, None),
+        (SENTENCEPIECE | {"<image>": 512}, None),  # no row: nothing but text
+        (SENTENCEPIECE | {"<box>": 511}, "adds '<box>' as 511, which the base's does not have"),
+        ({"<s>": 2}, "adds '<s>' as 2, which the base's has as 1"),
+    ],
+)
+def test_a_tokenizer_beside_the_adapter_must_be_the_base_s(tune, base, added, match):
+    tuned = tune().low_rank(QUERY).save()
+    (tuned.folder / "added_tokens.json").write_text(json.dumps(added))
+    refused(tuned, base, match) if match else assert_merged(opened(tuned, base), tuned)
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_chat_template_beside_the_adapter_is_told(tune, base, tmp_path, file):
+    tuned, text = tune().low_rank(QUERY).save(), "{{ messages[0]['content'] }}"
+    assert not opened(tuned, base).notes
+    (tuned.folder / file).write_text(text if file.endswith("jinja") else json.dumps({"chat_template": text}))
+    assert opened(tuned, base).notes == (
+        f"the adapter's own chat template ({file}) is not taken: --prompt FILE.jinja takes it",
+    )
+    copy = Copy(base, tmp_path / "copy")
+    (copy.folder / "chat_template.jinja").write_text(text)
+    assert not opened(tuned, copy.folder).notes
+
+
 # Refused
 
 SWITCHES = {
@@ -339,6 +370,15 @@ def test_a_layer_that_the_base_has_not(tune, base):
     tuned = tune().low_rank(QUERY, called="model.layers.7.self_attn.q_proj").save()
     error = refused(tuned, base, "trained on another base: it changes\n  model.layers.7.self_attn.q_proj, which")
     assert "--base some/base" in error.hint
+
+
+def test_a_weight_by_two_names(tmp_path):
+    made.save(tmp_path / "base")
+    layer = "layers.1.self_attn.v_proj"
+    tuned = Tuned(tmp_path / "tuned", {f"{layer}.weight": torch.zeros(32, 64)})
+    for prefix in ("language_model.model.", "model.language_model."):
+        tuned.low_rank(layer, called=prefix + layer)
+    refused(tuned.save(), tmp_path / "base", f"language_model.{layer}, which is .*{layer} by another name")
 
 
 @pytest.mark.parametrize(
