@@ -88,6 +88,7 @@ def open_checkpoint(
     if not given.is_dir() and (module := dialects.of_file(given.suffix.lower())):
         return cast("Checkpoint", module.read(given, **options))
     path, name = _folder(source, hub.fetch)
+    adapters.refuse(path)  # first: one seldom has a config.json, and the base is what is missing
     return _read(path, name, None, options)
 
 

@@ -166,6 +166,16 @@ def test_a_projector_on_a_language_model(tune, tensors, base, tmp_path, file):
                 torch.testing.assert_close(state[name], expected)
 
 
+def test_a_vision_encoder_that_was_tuned_whole(tune, tensors, base, tmp_path):
+    under = language_model(base, tmp_path / "vicuna").folder
+    shutil.rmtree(tmp_path / "clip-vit-large-patch14-336")
+    tuned = tune().low_rank(QUERY)
+    for name in (name for name in tensors if "mm_projector" in name or name.startswith(TOWER)):
+        tuned.whole(name, WRAP + name, tensors[name] + 1)
+    found = opened(tuned.save(config_of(base) | {"unfreeze_mm_vision_tower": True}), under)
+    assert_merged(found, tuned)
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("spelling", ["4", "5", "5 with vision_model"])
 @pytest.mark.parametrize("called", ["language_model.model.", "model.language_model."])
@@ -454,9 +464,11 @@ def test_a_base_goes_with_a_lora_folder_only(tune, base, tmp_path):
     refused(tuned, base, "--base goes with a LoRA folder", UsageError)
 
 
-def test_without_its_base_the_option_is_named(tune, base):
+@pytest.mark.parametrize("described", [True, False])
+def test_without_its_base_the_option_is_named(tune, base, described):
     tuned = tune().low_rank(QUERY).save()
-    shutil.copy(base / "config.json", tuned.folder)
+    if described:
+        shutil.copy(base / "config.json", tuned.folder)
     with pytest.raises(CheckpointError, match="holds an adapter") as caught:
         open_checkpoint(str(tuned.folder))
     assert f"edge export {tuned.folder} --base CKPT" in caught.value.hint
