@@ -53,6 +53,7 @@ class ExportRequest:
     context: int | None = None
     vision_tower: Path | None = None
     mmproj: Path | None = None
+    base: str | None = None  # of a LoRA folder
     threads: int = 0
     options: targets.Options = field(default_factory=dict)  # each format's own
     widened: Widened = field(default_factory=dict)  # linear layers with schemes of their own
@@ -92,7 +93,11 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
         torch.set_num_threads(request.threads)
     progress("read", 0.0)
     checkpoint = open_checkpoint(
-        request.checkpoint, vision_tower=request.vision_tower, mmproj=request.mmproj, context=request.context
+        request.checkpoint,
+        vision_tower=request.vision_tower,
+        mmproj=request.mmproj,
+        context=request.context,
+        base=request.base,
     )
     checkpoint, note = prompts.settle(checkpoint, request.prompt)
     origin = prompts.origin(checkpoint, request.prompt)

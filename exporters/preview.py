@@ -23,10 +23,11 @@ def foresee(
     *,
     vision_tower: Path | None = None,
     mmproj: Path | None = None,
+    base: str | None = None,
 ) -> Manifest:
     """Names and shapes of the weights are read, and no weight. Raises as an export does."""
     resolved = targets.resolve(format, schemes, recipe, None)
-    checkpoint = open_checkpoint(source, vision_tower=vision_tower, mmproj=mmproj)
+    checkpoint = open_checkpoint(source, vision_tower=vision_tower, mmproj=mmproj, base=base)
     return manifest(checkpoint, resolved)
 
 

@@ -23,7 +23,12 @@ _SAME = {"max_abs": 1e-3, "cosine": 0.999999}  # torch against torch, maybe of a
 
 
 def verify_against(
-    bundle: Bundle, checkpoint: str, mmproj: Path | None, threads: int, isa: str | None = None
+    bundle: Bundle,
+    checkpoint: str,
+    mmproj: Path | None,
+    threads: int,
+    isa: str | None = None,
+    base: str | None = None,
 ) -> Report:
     """Golden's fp32 side is computed anew, compared with the bundle's (rows against "checkpoint"), and replayed.
 
@@ -31,7 +36,7 @@ def verify_against(
     Raises ParityError when the bundle was made from another checkpoint.
     """
     manifest = bundle.manifest
-    source = open_checkpoint(checkpoint, mmproj=mmproj, context=manifest.spec.decoder.context)
+    source = open_checkpoint(checkpoint, mmproj=mmproj, base=base, context=manifest.spec.decoder.context)
     if source.sha256 != manifest.source["sha256"]:
         raise ParityError(
             f"{checkpoint!r} is not the checkpoint that this bundle was made from ({manifest.source['name']}): "

@@ -12,7 +12,7 @@ import typer
 
 from edge import plugins
 from edge.cli.exits import cleanup_on_signal, export_side
-from edge.cli.options import Debug, Json, Mmproj, Threads
+from edge.cli.options import Base, Debug, Json, Mmproj, Threads
 from edge.cli.output import print_json, print_rich, say
 from edge.recipes import QUANTIZERS
 from edge.units import format_size, parse_size
@@ -77,6 +77,7 @@ def export(
     context: Annotated[int | None, typer.Option(min=1, help="Positions to export for; the checkpoint's own.")] = None,
     vision_tower: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the vision tower lies.")] = None,
     mmproj: Mmproj = None,
+    base: Base = None,
     prompt: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="The prompt it learned: a published one, a .jinja, or JSON.")
     ] = None,
@@ -112,6 +113,7 @@ def export(
             context=context,
             vision_tower=vision_tower,
             mmproj=mmproj,
+            base=base,
             threads=threads,
             options={
                 format: {name: type(facts["default"])(options[name]) for name, facts in declared.items()}

@@ -9,7 +9,7 @@ import typer
 
 from edge import plugins
 from edge.cli.exits import export_side
-from edge.cli.options import Cache, Debug, Json, Mmproj
+from edge.cli.options import Base, Cache, Debug, Json, Mmproj
 from edge.cli.output import print_json, print_rich
 
 
@@ -23,6 +23,7 @@ def fit(
     cache: Cache = None,
     vision_tower: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the vision tower lies.")] = None,
     mmproj: Mmproj = None,
+    base: Base = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -39,7 +40,13 @@ def fit(
     else:
         with export_side():
             manifest = plugins.load("exporters", "preview").foresee(
-                model, recipe or target.recipe, format, tuple(scheme or ()), vision_tower=vision_tower, mmproj=mmproj
+                model,
+                recipe or target.recipe,
+                format,
+                tuple(scheme or ()),
+                vision_tower=vision_tower,
+                mmproj=mmproj,
+                base=base,
             )
     found = planning.fit(manifest, target, context=context, cache=cast("Any", cache))
     print_json(found.to_json()) if as_json else print_rich(render.fit(found))

@@ -12,6 +12,9 @@ Cache = Annotated[str | None, typer.Option(metavar="f16|q8_0", help="How llama.c
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")]
 Mmproj = Annotated[Path | None, typer.Option(metavar="FILE", help="The vision part of a GGUF checkpoint.")]
+Base = Annotated[
+    str | None, typer.Option(metavar="CKPT", help="What a LoRA folder was trained on; it is merged into it.")
+]
 Isa = Annotated[
     str | None, typer.Option("--isa", metavar="NAME", help="The widest instruction set to use: neon, avx2, …")
 ]

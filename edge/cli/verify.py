@@ -9,9 +9,9 @@ import typer
 
 from edge import plugins
 from edge.cli.exits import cleanup_on_signal, export_side
-from edge.cli.options import BundleArgument, Debug, Isa, Json, Mmproj, Threads
+from edge.cli.options import Base, BundleArgument, Debug, Isa, Json, Mmproj, Threads
 from edge.cli.output import print_json, print_rich, say
-from edge.errors import ParityError
+from edge.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
     from edge.verify import Report
@@ -23,6 +23,7 @@ def verify(
         str | None, typer.Option(metavar="CHECKPOINT", help="Compare anew with this checkpoint.")
     ] = None,
     mmproj: Mmproj = None,
+    base: Base = None,
     threads: Threads = 0,
     isa: Isa = None,
     as_json: Json = False,
@@ -31,7 +32,7 @@ def verify(
     """Replay what the export recorded, and compare stage by stage."""
     from edge.cli import render
 
-    report = _verified(bundle, against, mmproj, threads, isa)
+    report = _verified(bundle, against, mmproj, base, threads, isa)
     if as_json:
         print_json(report.to_json())
     else:
@@ -43,16 +44,26 @@ def verify(
     say(f"{bundle} computes the same model{how}")
 
 
-def _verified(bundle: Path, against: str | None, mmproj: Path | None, threads: int, isa: str | None) -> Report:
+def _verified(
+    bundle: Path,
+    against: str | None,
+    mmproj: Path | None,
+    base: str | None,
+    threads: int,
+    isa: str | None,
+) -> Report:
     from edge.bundle.manifest import Bundle
 
     opened = Bundle.open(bundle)
     if against is None:
+        for option, given in (("--mmproj", mmproj), ("--base", base)):
+            if given is not None:
+                raise UsageError(f"{option} is for a checkpoint that the bundle is held to", hint="--against CKPT")
         from edge.verify import verify
 
         return verify(opened, threads=threads, isa=isa)
     with export_side(), cleanup_on_signal():
         report: Report = plugins.load("exporters", "verify_checkpoint").verify_against(
-            opened, against, mmproj, threads, isa
+            opened, against, mmproj, threads, isa, base=base
         )
     return report

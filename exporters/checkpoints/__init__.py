@@ -3,7 +3,7 @@
 A dialect of folders has `MODEL_TYPES`, the `model_type`s that it may read, `MARKS`, the keys of a config.json by which
 it knows its layout of them, and `recognise(config)`. All that list a `model_type` are asked, and exactly one must
 recognise the config. A dialect of files has `SUFFIXES`. `read(source, *, vision_tower, mmproj, context)` gives the
-Checkpoint.
+Checkpoint; of a folder also with `adapter`, what a fine-tune changes of it.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from exporters.models.component import Component
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import VisionConfig
 from exporters.sources import adapters, chat_template, mm_keys, preprocessor, tokenizer, tower
-from exporters.sources.checkpoint import Checkpoint, check, license_of, read_json
+from exporters.sources.checkpoint import Checkpoint, check, config_of, license_of, weights_of
 from exporters.sources.checkpoint_folder import (
     decoder_config,
     defaults_named,
@@ -26,9 +26,9 @@ from exporters.sources.checkpoint_folder import (
     prompt_spec,
     small_files,
 )
+from exporters.sources.lora import Adapter
 from exporters.sources.prompts import CONVERSATIONS
 from exporters.sources.sentencepiece import SentencePiece
-from exporters.sources.weights import Weights
 
 MODEL_TYPES = (
     "mobilevlm",
@@ -54,16 +54,23 @@ def recognise(config: Mapping[str, Any]) -> bool:
     return config["model_type"] != "llava" or any(mark in config for mark in MARKS)
 
 
-def read(folder: Path, *, vision_tower: Path | None, mmproj: Path | None, context: int | None) -> Checkpoint:
+def read(
+    folder: Path,
+    *,
+    vision_tower: Path | None,
+    mmproj: Path | None,
+    context: int | None,
+    adapter: Adapter | None,
+) -> Checkpoint:
     """Raises CheckpointError on what is missing or not understood, UsageError on a context that cannot be."""
     if mmproj:
         raise UsageError("--mmproj goes with a decoder's GGUF file", hint=f"edge export MODEL.gguf --mmproj {mmproj}")
-    config = read_json(folder / "config.json")
+    config = config_of(folder, adapter)
     module, depth = projectors.find(str(config.get("mm_projector_type", "linear")))  # upstream's default
     mm_keys.refuse(config, getattr(module, "SETTINGS", ()))
     family = decoders.find(config["model_type"])
     decoder = decoder_config(family, config)
-    weights = Weights.open(folder)
+    weights = weights_of(folder, adapter)
     adapters.refuse_delta(weights)
     adapters.check_projector(folder, weights, PROJECTOR)
     seen = tower.find(folder, config, weights, vision_tower)

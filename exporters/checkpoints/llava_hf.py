@@ -20,7 +20,7 @@ from exporters.models import decoders, projectors, vision
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import VisionConfig
 from exporters.sources import chat_template, preprocessor, tokenizer, tower
-from exporters.sources.checkpoint import Checkpoint, check, license_of, read_json, read_optional_json
+from exporters.sources.checkpoint import Checkpoint, check, config_of, license_of, read_optional_json, weights_of
 from exporters.sources.checkpoint_folder import (
     decoder_component,
     decoder_config,
@@ -29,6 +29,7 @@ from exporters.sources.checkpoint_folder import (
     prompt_spec,
     small_files,
 )
+from exporters.sources.lora import Adapter
 from exporters.sources.prompts import CONVERSATIONS
 from exporters.sources.sentencepiece import SentencePiece
 from exporters.sources.tower_config import require_layer
@@ -78,13 +79,20 @@ def recognise(config: Mapping[str, Any]) -> bool:
     return "mm_vision_tower" not in config and any(mark in config for mark in MARKS)
 
 
-def read(folder: Path, *, vision_tower: Path | None, mmproj: Path | None, context: int | None) -> Checkpoint:
+def read(
+    folder: Path,
+    *,
+    vision_tower: Path | None,
+    mmproj: Path | None,
+    context: int | None,
+    adapter: Adapter | None,
+) -> Checkpoint:
     """Raises CheckpointError on what is missing or not understood, UsageError on a context that cannot be."""
     if mmproj:
         raise UsageError("--mmproj goes with a decoder's GGUF file", hint=f"edge export MODEL.gguf --mmproj {mmproj}")
     if vision_tower:
         raise UsageError("--vision-tower does not go with this checkpoint, which has its own", hint="leave it out")
-    config = read_json(folder / "config.json")
+    config = config_of(folder, adapter)
     told = {**DEFAULTS, **config}
     _refuse(config)
     text, seen = _section(config, "text_config", {}), _section(config, "vision_config", VISION)
@@ -92,7 +100,7 @@ def read(folder: Path, *, vision_tower: Path | None, mmproj: Path | None, contex
     family = decoders.find(str(text.get("model_type", "llama")))
     decoder = decoder_config(family, {**text, "tie_word_embeddings": tied}, "text_config")
     eyes, encoder = _encoder(told, seen)
-    weights = Weights.open(folder)
+    weights = weights_of(folder, adapter)
     spelling, prefix = _spelling(weights), tower.prefix_of(eyes, weights)
     if prefix is None:
         raise CheckpointError("the checkpoint holds no vision encoder", hint="download the checkpoint again")

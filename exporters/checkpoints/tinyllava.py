@@ -16,7 +16,7 @@ from exporters.models import decoders, projectors, vision
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import VisionConfig
 from exporters.sources import chat_template, mm_keys, preprocessor, tokenizer, tower
-from exporters.sources.checkpoint import Checkpoint, check, license_of, read_json
+from exporters.sources.checkpoint import Checkpoint, check, config_of, license_of, weights_of
 from exporters.sources.checkpoint_folder import (
     decoder_component,
     decoder_config,
@@ -25,9 +25,9 @@ from exporters.sources.checkpoint_folder import (
     prompt_spec,
     small_files,
 )
+from exporters.sources.lora import Adapter
 from exporters.sources.sentencepiece import SentencePiece
 from exporters.sources.tower_config import require_layer
-from exporters.sources.weights import Weights
 
 MODEL_TYPES = ("tinyllava",)
 MARKS = ("connector_type",)
@@ -48,20 +48,27 @@ def recognise(config: Mapping[str, Any]) -> bool:
     return any(mark in config for mark in MARKS)
 
 
-def read(folder: Path, *, vision_tower: Path | None, mmproj: Path | None, context: int | None) -> Checkpoint:
+def read(
+    folder: Path,
+    *,
+    vision_tower: Path | None,
+    mmproj: Path | None,
+    context: int | None,
+    adapter: Adapter | None,
+) -> Checkpoint:
     """Raises CheckpointError on what is missing or not understood, UsageError on a context that cannot be."""
     if mmproj:
         raise UsageError("--mmproj goes with a decoder's GGUF file", hint=f"edge export MODEL.gguf --mmproj {mmproj}")
     if vision_tower:
         raise UsageError("--vision-tower does not go with this checkpoint, which has its own", hint="leave it out")
-    config = read_json(folder / "config.json")
+    config = config_of(folder, adapter)
     told = {**DEFAULTS, **config}
     _refuse(told)
     text, seen = (_section(config, name) for name in ("text_config", "vision_config"))
     family = decoders.find(str(text.get("model_type")))
     decoder = decoder_config(family, text, "text_config")
     eyes, encoder = _encoder(told, seen)
-    weights = Weights.open(folder)
+    weights = weights_of(folder, adapter)
     if (prefix := tower.prefix_of(eyes, weights)) is None:
         raise CheckpointError("the checkpoint holds no vision encoder", hint="download the checkpoint again")
     sizes = {name: size for name, size in eyes.DEFAULTS.items() if type(size) is int and name not in seen}

@@ -1,6 +1,7 @@
 """Files of a folder that are no whole model: adapters, lone projectors, shards without their index, deltas.
 
-LLaVA's code and transformers load some of them on top of a base; none is merged here, so each is refused by name.
+LLaVA's code and transformers load some of them on top of a base; so does `exporters.sources.lora` where a base is
+given. Without one each is refused by name.
 """
 
 from __future__ import annotations
@@ -21,10 +22,6 @@ ADAPTER = re.compile(r"adapter_(config\.json|\w+([.-].*)?\.(safetensors|bin|pt|p
 PROJECTOR = "mm_projector.bin"
 WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|gguf|ggml|h5|msgpack|npz|onnx)(\.index\.json)?")
 SHARD = re.compile(r"(?P<stem>.+)-\d+-of-\d+(?P<suffix>\.safetensors|\.bin)")
-MERGE = (
-    "merge it into its base first: model.merge_and_unload().save_pretrained(DIR) in PEFT, or LLaVA's "
-    "scripts/merge_lora_weights.py; if it is merged already, move the file away"
-)
 # A decoder's norms scale its activations by numbers around one; the differences between two decoders' norms are
 # hundredths. No trained decoder has all of its norms below this.
 DELTA = 0.1
@@ -33,7 +30,15 @@ DELTA = 0.1
 def refuse(folder: Path) -> None:
     """Raises CheckpointError where an adapter lies in the folder, whole weights beside it or not."""
     if found := [name for name in _names(folder) if ADAPTER.fullmatch(name)]:
-        raise CheckpointError(f"{str(folder)!r} holds an adapter, which is not read: {', '.join(found)}", hint=MERGE)
+        raise CheckpointError(
+            f"{str(folder)!r} holds an adapter, which is not read without its base: {', '.join(found)}",
+            hint=f"edge export {folder} --base CKPT merges it into CKPT; if it is merged already, move the file away",
+        )
+
+
+def present(folder: Path) -> bool:
+    """Whether what a fine-tune changes lies in the folder."""
+    return any(ADAPTER.fullmatch(name) or name == PROJECTOR for name in _names(folder))
 
 
 def nothing(folder: Path, layouts: Iterable[str]) -> CheckpointError:
@@ -51,7 +56,7 @@ def nothing(folder: Path, layouts: Iterable[str]) -> CheckpointError:
     if PROJECTOR in found:
         return CheckpointError(
             f"{str(folder)!r} has no weights but the projector's, {PROJECTOR}",
-            hint="load it on its base model in LLaVA's code (model_base) and save the whole with save_pretrained",
+            hint=f"edge export {folder} --base CKPT puts it onto the language model CKPT",
         )
     if files := [name for name in found if name.endswith(".gguf")]:
         hint = f"edge export {folder / files[0]}"

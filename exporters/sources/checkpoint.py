@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
-from edge import plugins
-from edge.errors import CheckpointError
+from edge.errors import CheckpointError, UsageError
 from edge.spec import VLMSpec
 from exporters.models.component import Component
 from exporters.models.encoder import fused
-from exporters.sources import hub, tokenizer
+from exporters.sources import adapters, dialects, hub, lora_config, tokenizer, tuned_tokenizer
+from exporters.sources.lora import Adapter
 from exporters.sources.sentencepiece import SentencePiece, SpecialIds
-from exporters.sources.weights import Weights, content_hash
-
-DIALECTS = "exporters.checkpoints"
+from exporters.sources.weights import LAYOUTS, Weights, content_hash
 
 NO_IDS = SpecialIds(None, None, None)
 
@@ -70,68 +67,82 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    source: str, *, vision_tower: Path | None = None, mmproj: Path | None = None, context: int | None = None
+    source: str,
+    *,
+    vision_tower: Path | None = None,
+    mmproj: Path | None = None,
+    context: int | None = None,
+    base: str | None = None,
 ) -> Checkpoint:
     """A folder, a name on the hub, or a file. Names and shapes of all weights are compared; none is read but a norm, by
     which deltas are told from weights.
 
     `vision_tower` is a folder with the tower's weights, its config, or both; `mmproj` the file with the vision part
-    that belongs to a decoder's; `context` shortens the decoder's.
+    that belongs to a decoder's; `context` shortens the decoder's. With a `base`, a folder or a name on the hub,
+    `source` is what a fine-tune changes of it: a LoRA folder, or a projector.
     """
-    path, name = Path(source), None
-    suffix = path.suffix.lower()
-    if (claims := _claims("SUFFIXES", suffix)) and not path.is_dir():
-        module = _only([plugins.load(DIALECTS, claim) for claim in claims], f"files that end in {suffix!r}")
-    else:
-        if not path.exists():
-            if not hub.is_name(source):
-                raise CheckpointError(
-                    f"no such folder: {source!r}", hint="a checkpoint's folder, a GGUF file, or a hub id: owner/name"
-                )
-            path, name = hub.fetch(source), source.partition("/")[2]
-        module = _folder_dialect(path)
-    found: Checkpoint = module.read(path, vision_tower=vision_tower, mmproj=mmproj, context=context)
+    options = {"vision_tower": vision_tower, "mmproj": mmproj, "context": context}
+    if base is not None:
+        return _tuned(source, base, options)
+    given = Path(source)
+    if not given.is_dir() and (module := dialects.of_file(given.suffix.lower())):
+        return cast("Checkpoint", module.read(given, **options))
+    path, name = _folder(source, hub.fetch)
+    adapters.refuse(path)  # first: one seldom has a config.json, and the base is what is missing
+    return _read(path, name, None, options)
+
+
+def _read(folder: Path, name: str | None, adapter: Adapter | None, options: Mapping[str, Any]) -> Checkpoint:
+    """By the one dialect that recognises the model's config.json."""
+    file = (adapter.folder if adapter and adapter.config else folder) / "config.json"
+    module = dialects.of_folder(file, config_of(folder, adapter))
+    found: Checkpoint = module.read(folder, adapter=adapter, **options)
     return replace(found, name=name) if name else found
 
 
-def _folder_dialect(folder: Path) -> ModuleType:
-    """The one dialect that recognises the folder's config.json, of all that claim its model_type."""
-    file, config = folder / "config.json", read_json(folder / "config.json")
-    kind = config.get("model_type")
-    claims = _claims("MODEL_TYPES", kind)
-    if not claims:
-        known = {name for dialect in plugins.names(DIALECTS) for name in _fact(dialect, "MODEL_TYPES")}
+def _folder(source: str, fetch: Callable[[str], Path]) -> tuple[Path, str | None]:
+    """Where it lies, and its name on the hub if it is from there."""
+    if (path := Path(source)).exists():
+        return path, None
+    if not hub.is_name(source):
         raise CheckpointError(
-            f"{file} describes a {kind!r}, which no dialect reads", hint="known: " + ", ".join(sorted(known))
+            f"no such folder: {source!r}", hint="a checkpoint's folder, a GGUF file, or a hub id: owner/name"
         )
-    modules = [plugins.load(DIALECTS, claim) for claim in claims]
-    found = [module for module in modules if module.recognise(config)]
-    if not found:
-        marks = "; ".join(f"{claim} by {' or '.join(_fact(claim, 'MARKS'))}" for claim in claims)
-        raise CheckpointError(
-            f"{file} describes a {kind!r} in a layout that no dialect recognises",
-            hint=f"is config.json complete? A {kind!r} is recognised as {marks}",
-        )
-    return _only(found, str(file))
+    return fetch(source), source.partition("/")[2]
 
 
-def _claims(fact: str, entry: Any) -> list[str]:
-    """The dialects that list `entry` under a fact of theirs."""
-    return [name for name in plugins.names(DIALECTS) if entry in _fact(name, fact)]
+def _tuned(source: str, base: str, options: Mapping[str, Any]) -> Checkpoint:
+    """A base with what a fine-tune changes of it."""
+    folder, name = _folder(source, hub.fetch_adapter)
+    if not adapters.present(folder) or any((folder / layout).is_file() for layout in LAYOUTS):
+        raise UsageError(f"--base goes with a LoRA folder, which {source!r} is not", hint=f"edge export {source}")
+    under, known = _folder(base, hub.fetch)
+    if not under.is_dir():
+        raise UsageError(f"--base {base} is not a folder", hint="--base CKPT: a folder with a checkpoint, or a hub id")
+    described = (lora_config.NAME, "config.json")
+    adapter = Adapter.open(folder, *(read_optional_json(folder / file) for file in described))
+    adapter.compare(read_json(under / "config.json"), known or under.resolve().name)
+    found = _read(under, name or folder.resolve().name, adapter, options)
+    adapter.require_used(found.components, found.weights)
+    tuned_tokenizer.require_same(folder, found.tokenizer_json, found.spec.decoder.vocab)
+    own = license_of(folder, {})
+    return replace(
+        found,
+        notes=(*found.notes, *tuned_tokenizer.notes(folder, found.templates.values())),
+        license=found.license if own in ("unknown", found.license) else f"{own} (base: {found.license})",
+        small=(*found.small, *filter(Path.is_file, (folder / file for file in described))),
+    )
 
 
-def _fact(dialect: str, fact: str) -> tuple[str, ...]:
-    listed: tuple[str, ...] = plugins.facts(DIALECTS, dialect).get(fact, ())
-    return listed
+def config_of(folder: Path, adapter: Adapter | None) -> Mapping[str, Any]:
+    """config.json of the model: a fine-tune's own, else that of the folder."""
+    return (adapter and adapter.config) or read_json(folder / "config.json")
 
 
-def _only(found: list[ModuleType], what: str) -> ModuleType:
-    if len(found) > 1:
-        names = ", ".join(module.__name__.rpartition(".")[2] for module in found)
-        raise CheckpointError(
-            f"several dialects read {what}: {names}", hint="report this: their `recognise` must tell them apart"
-        )
-    return found[0]
+def weights_of(folder: Path, adapter: Adapter | None) -> Weights:
+    """Of the folder, with what the adapter changes. Raises CheckpointError as `Weights.open` and `Adapter.onto`."""
+    weights = Weights.open(folder)
+    return adapter.onto(weights) if adapter else weights
 
 
 def read_json(path: Path) -> dict[str, Any]:

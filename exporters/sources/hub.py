@@ -12,6 +12,7 @@ from exporters.sources import adapters
 # What a checkpoint is read from, in the order of preference; weights for other frameworks are left there.
 SMALL = ("*.json", "*.jinja", "tokenizer.model", "README.md", "LICENSE*")
 CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
+ADAPTERS = ("adapter_model.*", "non_lora_trainables.bin", "mm_projector.bin")
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
@@ -30,6 +31,11 @@ def fetch(name: str) -> Path:
             return folder
     adapters.refuse(folder)
     raise CheckpointError(f"{name!r} on the hub has no weights", hint="wanted: " + ", ".join(WEIGHTS))
+
+
+def fetch_adapter(name: str) -> Path:
+    """The folder of what a fine-tune changes. Raises CheckpointError as `fetch`."""
+    return _download(name, [*SMALL, *ADAPTERS])
 
 
 def fetch_configs(name: str) -> Path:

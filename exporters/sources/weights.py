@@ -59,8 +59,13 @@ class Weights(Mapping[str, Tensor]):
         adapters.refuse(folder)
         for layout in LAYOUTS:
             if (path := folder / layout).is_file():
-                return cls._sharded(path) if path.suffix == ".json" else cls(_read(path), (path,))
+                return cls._sharded(path) if path.suffix == ".json" else cls.file(path)
         raise adapters.nothing(folder, LAYOUTS)
+
+    @classmethod
+    def file(cls, path: Path) -> Weights:
+        """Of one file. Raises CheckpointError on one that is damaged or unsafe."""
+        return cls(_read(path), (path,))
 
     @classmethod
     def _sharded(cls, index: Path) -> Weights:
@@ -72,7 +77,7 @@ class Weights(Mapping[str, Tensor]):
         for path in paths:
             tensors = _read(path)
             if lost := [name for name, shard in shard_of.items() if shard == path.name and name not in tensors]:
-                raise CheckpointError(f"{path.name} lacks what {index.name} names: {_listed(lost)}", hint=AGAIN)
+                raise CheckpointError(f"{path.name} lacks what {index.name} names: {listed(lost)}", hint=AGAIN)
             stored |= {name: tensor for name, tensor in tensors.items() if shard_of.get(name, path.name) == path.name}
         return cls(stored, (index, *paths))
 
@@ -91,6 +96,9 @@ class Weights(Mapping[str, Tensor]):
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._stored)
+
+    def stored(self, name: str) -> Stored:
+        return self._stored[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._stored[name].shape
@@ -191,5 +199,6 @@ def _wanted() -> str:
     return "save the checkpoint in float32, float16 or bfloat16"
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+def listed(names: list[str], between: str = ", ") -> str:
+    """The first of them."""
+    return between.join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -9,7 +9,8 @@ from newcomers import newcomers
 
 from edge import plugins
 from edge.errors import CheckpointError
-from exporters.sources.checkpoint import DIALECTS, open_checkpoint
+from exporters.sources.checkpoint import open_checkpoint
+from exporters.sources.dialects import DIALECTS
 
 DIALECT = """
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ def recognise(config):
     return any(mark in config for mark in MARKS)
 
 
-def read(source, *, vision_tower, mmproj, context):
+def read(source, *, vision_tower, mmproj, context, adapter):
     return Read(__name__.rpartition(".")[2], source.name)
 """
 FILES = """

@@ -38,8 +38,8 @@ def copy(exports, tmp_path):
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_an_adapter_is_named_beside_whole_weights_and_alone(copy, name):
     (copy.folder / name).write_text("{}")
-    beside = copy.refused(f"holds an adapter, which is not read: {name}")
-    assert "merge" in beside.hint
+    beside = copy.refused(f"holds an adapter, which is not read without its base: {name}")
+    assert "--base" in beside.hint
     (copy.folder / "model.safetensors").unlink()
     assert copy.refused("holds an adapter").message == beside.message
 

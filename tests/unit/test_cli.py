@@ -485,8 +485,10 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     fake = SimpleNamespace(requests=[], error=None, notes=(), ExportRequest=lambda **asked: SimpleNamespace(**asked))
     fake.costs = {"vision": {"loss": 1e-4, "samples": 3, "widened": {}}}
 
-    def verify_against(bundle: Bundle, checkpoint: str, mmproj: Path | None, threads: int, isa: str | None) -> Report:
-        fake.requests.append((bundle.path, checkpoint, mmproj, threads, isa))
+    def verify_against(
+        bundle: Bundle, checkpoint: str, mmproj: Path | None, threads: int, isa: str | None, base: str | None
+    ) -> Report:
+        fake.requests.append((bundle.path, checkpoint, mmproj, threads, isa, base))
         return REPORT
 
     def export(request: Any, progress: Callable[[str, float], None]) -> Any:
@@ -524,7 +526,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
     more = "--context 512 --vision-tower tower --mmproj m --gguf-only --threads 3 --max-loss 0.1"
     more += " --mtmd-position-workaround --tensor-type attn_v=Q8_0 --tensor-type blk=q6_k --ane --compile -o out"
     more += " --target-size 1.5GB --max-ram 2GiB --explain --split --backend coreml --backend vulkan --prompt vicuna"
-    more += " --quantize gptq"
+    more += " --quantize gptq --base owner/base"
     assert call("export", "mtgv/some-model", *given.split(), *more.split()) == 0
     assert exporter.requests == [
         {
@@ -539,6 +541,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
             "context": 512,
             "vision_tower": Path("tower"),
             "mmproj": Path("m"),
+            "base": "owner/base",
             "threads": 3,
             "options": {
                 "gguf": {
@@ -715,6 +718,13 @@ def test_verify_shows_what_was_measured_and_what_is_allowed(
     assert shown.err == f"{path} computes the same model\n"
 
 
+@pytest.mark.parametrize("option", ["--base", "--mmproj"])
+def test_verify_refuses_what_only_a_checkpoint_has(option: str, tmp_path: Path, capsys: Capture) -> None:
+    path = str(write_bundle(tmp_path / "tiny").path)
+    assert call("verify", path, option, str(tmp_path)) == 2
+    assert "hint: --against CKPT" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_verify_fails_when_a_stage_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, options: tuple[str, ...]
@@ -751,8 +761,11 @@ def test_verify_against_a_checkpoint_asks_the_export_side(
     tmp_path: Path, exporter: SimpleNamespace, capsys: Capture
 ) -> None:
     path = write_bundle(tmp_path / "bundle").path
-    assert call("verify", path, "--against", "ckpt", "--mmproj", "m", "-t", "2", "--isa", "neon", "--json") == 0
-    assert exporter.requests == [(path, "ckpt", Path("m"), 2, "neon")]
+    assert (
+        call("verify", path, "--against", "ckpt", "--mmproj", "m", "-t", "2", "--isa", "neon", "--base", "b", "--json")
+        == 0
+    )
+    assert exporter.requests == [(path, "ckpt", Path("m"), 2, "neon", "b")]
     assert json.loads(capsys.readouterr().out)["ok"] is True
 
 
@@ -835,8 +848,8 @@ def test_fit_of_a_checkpoint(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_bundle(tmp_path / "OUT")
-    assert call("fit", "CKPT", "--device", "rpi_zero_2w", "--scheme", "w4", "--mmproj", "m") == 0
-    places = {"vision_tower": None, "mmproj": Path("m")}
+    assert call("fit", "CKPT", "--device", "rpi_zero_2w", "--scheme", "w4", "--mmproj", "m", "--base", "b") == 0
+    places = {"vision_tower": None, "mmproj": Path("m"), "base": "b"}
     assert exporter.requests == [("CKPT", "onnx-w8a8-w4", None, ("w4",), places)], "the device's recipe"
     assert "tiny fits Raspberry Pi Zero 2 W" in " ".join(capsys.readouterr().out.split())
 
