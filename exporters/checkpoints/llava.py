@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edge.errors import CheckpointError, UsageError
+from edge.errors import CheckpointError
 from edge.spec import VLMSpec
 from exporters.checkpoints import decoder_spec, shortened, vision_spec
 from exporters.models import decoders, projectors
@@ -24,6 +24,7 @@ from exporters.sources.checkpoint_folder import (
     defaults_named,
     projector_component,
     prompt_spec,
+    refuse_options,
     small_files,
 )
 from exporters.sources.lora import Adapter
@@ -63,8 +64,7 @@ def read(
     adapter: Adapter | None,
 ) -> Checkpoint:
     """Raises CheckpointError on what is missing or not understood, UsageError on a context that cannot be."""
-    if mmproj:
-        raise UsageError("--mmproj goes with a decoder's GGUF file", hint=f"edge export MODEL.gguf --mmproj {mmproj}")
+    refuse_options(mmproj)
     config = config_of(folder, adapter)
     module, depth = projectors.find(str(config.get("mm_projector_type", "linear")))  # upstream's default
     mm_keys.refuse(config, getattr(module, "SETTINGS", ()))

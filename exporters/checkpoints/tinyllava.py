@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edge.errors import CheckpointError, UsageError
+from edge.errors import CheckpointError
 from edge.spec import VLMSpec
 from exporters.checkpoints import decoder_spec, shortened, vision_spec
 from exporters.models import decoders, projectors, vision
@@ -23,6 +23,7 @@ from exporters.sources.checkpoint_folder import (
     defaults_named,
     projector_component,
     prompt_spec,
+    refuse_options,
     small_files,
 )
 from exporters.sources.lora import Adapter
@@ -57,10 +58,7 @@ def read(
     adapter: Adapter | None,
 ) -> Checkpoint:
     """Raises CheckpointError on what is missing or not understood, UsageError on a context that cannot be."""
-    if mmproj:
-        raise UsageError("--mmproj goes with a decoder's GGUF file", hint=f"edge export MODEL.gguf --mmproj {mmproj}")
-    if vision_tower:
-        raise UsageError("--vision-tower does not go with this checkpoint, which has its own", hint="leave it out")
+    refuse_options(mmproj, vision_tower)
     config = config_of(folder, adapter)
     told = {**DEFAULTS, **config}
     _refuse(told)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edge.errors import CheckpointError
+from edge.errors import CheckpointError, UsageError
 from edge.spec import PromptSpec
 from exporters.checkpoints import buildable
 from exporters.models.component import Component
@@ -32,6 +32,14 @@ SMALL = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
+
+
+def refuse_options(mmproj: Path | None, vision_tower: Path | None = None) -> None:
+    """Of a call, those that do not go with this folder. Raises UsageError where one is given."""
+    if mmproj:
+        raise UsageError("--mmproj goes with a decoder's GGUF file", hint=f"edge export MODEL.gguf --mmproj {mmproj}")
+    if vision_tower:
+        raise UsageError("--vision-tower does not go with this checkpoint, which has its own", hint="leave it out")
 
 
 def small_files(folder: Path, described: Iterable[Path] = ()) -> tuple[Path, ...]:
