@@ -90,7 +90,7 @@ test-arm: arm-machine $(ARM_WHEEL) $(ARM_EXECUTORCH) $(VENV)/installed-dev  ## t
 	@echo "installing the run side for Python 3.11 on ARM"
 	@$(PIP) wheel --quiet --no-deps --wheel-dir '$(ARM)/source/dist' '$(ARM)/source'
 	@$(PIP) install --quiet --target '$(ARM)/site' $(ARM_PIP) --find-links '$(WHEELS)' $(ARM_TESTS) \
-		"$$(ls '$(ARM)'/source/dist/*.whl)[onnxruntime,llamacpp,litert,executorch-native,serve]"
+		"$$(ls '$(ARM)'/source/dist/*.whl)[onnxruntime,llamacpp,litert,executorch-native,schema,serve]"
 	EDGE_ARM='$(ARM)' $(PYTEST) tests/arm -m arm -rs
 
 test-android: android-tools $(BUNDLE)/manifest.json  ## the Android demo's Kotlin on the JVM, to the last bit of Python's

@@ -17,6 +17,7 @@ from typing import get_origin, get_type_hints
 import pytest
 from conftest import REPOSITORY
 from gguf_fakes import gguf_bytes, pair_decoder, pair_mmproj
+from guests import ABSENT
 
 from edge import plugins
 from edge.types import EngineFacts
@@ -372,6 +373,14 @@ def test_the_doctor_of_files_needs_neither_torch_nor_converters(tmp_path: Path) 
 def test_the_report_needs_neither_torch_nor_converters() -> None:
     done = without(HEAVY | CONVERTERS | {"llama_cpp", "onnxruntime"}, "import exporters.report; print('fine')")
     assert (done.stdout, done.stderr) == ("fine\n", "")
+
+
+def test_what_is_tested_on_a_device_is_collected_without_torch() -> None:
+    """Emulated processors run these tests where neither torch nor its exporters are installed."""
+    arguments = ["--collect-only", "-qq", "tests/unit", "tests/engine", *(f"--ignore={path}" for path in ABSENT)]
+    blocked = (HEAVY | {"executorch", "coremltools", "gguf"}) - {"safetensors"}
+    done = without(blocked, f"import pytest, sys; sys.exit(pytest.main({arguments!r}))")
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_no_two_files_of_tests_share_a_name() -> None:

@@ -16,7 +16,7 @@ import pytest
 from commands import call
 from conftest import REPOSITORY
 from exported import Exports
-from guests import CPUS, Guest, Job, Jobs, passed
+from guests import ABSENT, CPUS, Guest, Job, Jobs, passed
 from rich.console import Console
 from rich.table import Table
 
@@ -32,8 +32,6 @@ RECIPES = {  # of the bundles that are run
 }
 # Tests that start processes which start others take longer here than all others together.
 STARTING = ("subprocess", "from remotes import", "runner.bench(")
-# Of engines that are not installed there.
-ABSENT = [REPOSITORY / "tests" / "engine" / f"test_{name}.py" for name in ("tflite_runtime", "executorch_runtime")]
 MANY = {"unit": 1000, "engine": 100}  # tests that a tier has at least
 
 each_cpu = pytest.mark.parametrize("cpu", CPUS)

@@ -23,8 +23,8 @@ from edge.errors import BundleError, EngineError
 from edge.formats import tflite, xnnpack_cache
 from edge.formats.native_stderr import CapturedStderr
 from edge.types import Array, Graph, OpenOptions, PartFiles, TensorSpec
-from exporters.formats.tflite.model import Graph as Subgraph
-from exporters.formats.tflite.model import Model
+from exporters.tflite_model import Graph as Subgraph
+from exporters.tflite_model import Model
 from runtimes import litert
 
 OPTIONS = OpenOptions(threads=1, context=64)

@@ -224,7 +224,7 @@ def test_scales_are_what_xnnpack_takes():
 def test_large_files_keep_their_numbers_behind_the_structure(exact, tmp_path, monkeypatch):
     """As beyond 2 GiB, where a flatbuffer ends."""
     module, _ = exact
-    monkeypatch.setattr("exporters.formats.tflite.model._INLINE", 1000)
+    monkeypatch.setattr("exporters.tflite_model._INLINE", 1000)
     module, part = written_decoder(dataclasses.replace(CONFIG, context=64), "fp32", tmp_path)
     ids, rows = prompt(module, 20)
     logits = open_part(part, "litert", OPTIONS).extend([Tokens(ids)])

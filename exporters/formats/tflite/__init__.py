@@ -12,11 +12,11 @@ from edge.types import Array
 from exporters.formats import FITTED, HALF, Job, Written, float_specs, linear_bounds
 from exporters.formats.tflite import lower
 from exporters.formats.tflite.components import Step, longest, slots
-from exporters.formats.tflite.model import Graph, Model
 from exporters.formats.tflite.weights import STORAGE, Weights
 from exporters.models.decoders import DecoderConfig, LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.quantization import embedding_table
+from exporters.tflite_model import Graph, Model
 
 # The tolerance is on the distance to torch on the same stored weights: the kernels round activations to int8 where
 # weights are integers. "legacy" is int8 with one scale for a whole product, the only one that tflite-runtime computes.

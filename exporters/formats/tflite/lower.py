@@ -12,10 +12,10 @@ from torch.overrides import TorchFunctionMode
 
 from edge.errors import EdgeError
 from exporters.formats.tflite.components import PlainOps
-from exporters.formats.tflite.model import Graph
 from exporters.formats.tflite.weights import Product, Weights
 from exporters.models import ops
 from exporters.models.pooling import windows
+from exporters.tflite_model import Graph
 
 _RELU6 = 3  # schema.fbs, ActivationFunctionType
 _VALID = 1  # schema.fbs, Padding

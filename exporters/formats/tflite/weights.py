@@ -12,8 +12,8 @@ from torch import Tensor
 
 from edge.errors import EdgeError
 from edge.types import Array
-from exporters.formats.tflite.model import Graph
 from exporters.quantization import embedding_table, integers
+from exporters.tflite_model import Graph
 
 # Of FULLY_CONNECTED, as TensorFlow Lite's op_version.cc counts: with kept dimensions; with int8 weights of one scale;
 # with several scales. A library that knows none of the last refuses the file: it would take the first scale for all.

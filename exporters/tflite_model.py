@@ -2,7 +2,7 @@
 
 The schema is TensorFlow Lite's `schema.fbs`, version 3, as ai-edge-litert brings it. The numbers are not put through
 the flatbuffer builder, which would hold them twice: they are appended behind the packed structure, and each buffer is
-pointed at its place.
+pointed at its place. No torch is needed here: tests of the engine write their graphs with it, on a device too.
 """
 
 from __future__ import annotations
