@@ -67,7 +67,7 @@ def read(
     refuse_options(mmproj)
     config = config_of(folder, adapter)
     module, depth = projectors.find(str(config.get("mm_projector_type", "linear")))  # upstream's default
-    mm_keys.refuse(config, getattr(module, "SETTINGS", ()))
+    mm_keys.refuse(config, projectors.settings(module))
     family = decoders.find(config["model_type"])
     decoder = decoder_config(family, config)
     weights = weights_of(folder, adapter)

@@ -72,9 +72,12 @@ def read(
     sizes = {name: size for name, size in eyes.DEFAULTS.items() if type(size) is int and name not in seen}
     with defaults_named({"text_config": family.left_out(text), "vision_config": sizes}):
         module, depth = projectors.find(str(told["connector_type"]))
-        shape = ProjectorConfig(encoder.hidden, decoder.hidden, encoder.grid, encoder.cls, depth)
-        projector = projectors.configure(module, shape, {})
-        decoder = replace(decoder, context=shortened(context, decoder.context, encoder.tokens))
+        skipped = encoder.grid**2 + encoder.cls - encoder.tokens
+        shape = ProjectorConfig(encoder.hidden, decoder.hidden, encoder.grid, encoder.cls, depth, skipped)
+        own = {name: told[name] for name in projectors.settings(module) if name in told}
+        projector = projectors.configure(module, shape, own)
+        image_tokens: int = module.tokens(projector)
+        decoder = replace(decoder, context=shortened(context, decoder.context, image_tokens))
         components = {
             "vision": tower.component(eyes, encoder, prefix),
             "projector": projector_component(module, projector, PROJECTOR.__add__),
@@ -90,7 +93,7 @@ def read(
             image=preprocessor.find(
                 (folder,), encoder.image_size, mm_keys.FITS[told["image_aspect_ratio"]], eyes.PROCESSOR
             ),
-            prompt=prompt_spec(folder, {"eos_token_id": text.get("eos_token_id")}, encoder.tokens, decoder.vocab),
+            prompt=prompt_spec(folder, {"eos_token_id": text.get("eos_token_id")}, image_tokens, decoder.vocab),
             decoder=decoder_spec(decoder),
             vision=vision_spec(encoder),
         ),
@@ -117,8 +120,10 @@ def _refuse(told: Mapping[str, Any]) -> None:
             f"vision_model_name_or_path2 is {second!r}: features of two vision encoders are not mixed",
             hint="a checkpoint of one vision encoder",
         )
-    if not re.fullmatch(r"linear|mlp\d+x_gelu", kind := str(told["connector_type"])):
-        raise CheckpointError(f"connector_type {kind!r} is not supported", hint="one of: linear, mlpNx_gelu")
+    if not re.fullmatch(r"linear|mlp\d+x_gelu|resampler|qformer", kind := str(told["connector_type"])):
+        raise CheckpointError(
+            f"connector_type {kind!r} is not supported", hint="one of: linear, mlpNx_gelu, resampler, qformer"
+        )
     if (fit := told["image_aspect_ratio"]) not in tuple(mm_keys.FITS):
         raise CheckpointError(f"image_aspect_ratio {fit!r} is not supported", hint="one of: pad, square, or none")
     for key, value in told.items():

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Shape = tuple[int, ...]
 
@@ -136,3 +137,22 @@ class OnePlus:
 
     def __call__(self, tensor: Tensor) -> Tensor:
         return 1 + tensor
+
+
+@dataclass(frozen=True)
+class Standardise:
+    """A layer norm without weights, over the last axis: of numbers that it always gives the same."""
+
+    width: int
+    eps: float
+
+    def shape(self, shape: Shape) -> Shape:
+        if not shape or shape[-1] != self.width:
+            raise ValueError(f"the last axis must have {self.width} numbers")
+        return shape
+
+    def largest(self, value: float) -> float:
+        return float(self.width**0.5)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return functional.layer_norm(tensor, (self.width,), eps=self.eps)

@@ -77,7 +77,9 @@ def decoder_config(family: Family, config: Mapping[str, Any], where: str = "conf
 def projector_component(module: ModuleType, config: ProjectorConfig, key: Callable[[str], str]) -> Component:
     """`key` is the checkpoint's name of a parameter."""
     component = Component("projector", partial(module.Projector, config), {})
-    return replace(component, keys={name: Source((key(name),)) for name in component.skeleton().state_dict()})
+    transforms = module.transforms(config) if hasattr(module, "transforms") else {}
+    names = component.skeleton().state_dict()
+    return replace(component, keys={name: Source((key(name),), transforms.get(name)) for name in names})
 
 
 def decoder_component(family: Family, config: DecoderConfig, prefix: str, head: str) -> Component:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from sentencepiece import sentencepiece_model_pb2
 
 from edge.errors import UsageError
-from exporters.models import decoders
+from exporters.models import decoders, projectors
 from exporters.models.decoders import DecoderConfig
 from exporters.models.vision.clip import TowerConfig
 from exporters.standin.random_weights import RandomWeights, Shape
@@ -134,6 +134,7 @@ def config(shape: Shape, projector: str, dtype: torch.dtype) -> dict[str, Any]:
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
         "image_aspect_ratio": "pad",
+        **projectors.settings(projectors.find(projector)[0]),
     }
 
 

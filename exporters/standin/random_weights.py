@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from exporters.models.decoders import DecoderConfig, family
-from exporters.models.projectors import ProjectorConfig, find
+from exporters.models.projectors import ProjectorConfig, configure, find, settings
 from exporters.models.vision import clip
 from exporters.models.vision.clip import TowerConfig
 
 EMBEDDING_STD = 0.02
 TOWER = "model.vision_tower.vision_tower.vision_model."
 # Each layer adds these to what it was given: small ones, or deep stacks grow.
-ADDED = ("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight")
+ADDED = (
+    *("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight"),
+    *("output.dense.weight", "output_query.dense.weight", "to_out.weight"),
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def _projector(shape: Shape, kind: str, generator: torch.Generator) -> Mapping[s
     """Its last weights that set the scale of its rows are chosen so that they are as large as token rows."""
     module, depth = find(kind)
     tower = shape.tower
-    built: nn.Module = module.Projector(ProjectorConfig(tower.hidden, shape.decoder.hidden, tower.grid, depth=depth))
+    place = ProjectorConfig(tower.hidden, shape.decoder.hidden, tower.grid, depth=depth)
+    built: nn.Module = module.Projector(configure(module, place, settings(module)))
     state = {name: _random(name, tuple(t.shape), generator) for name, t in built.state_dict().items()}
     built.load_state_dict(state, assign=True)
     rows = torch.randn(1, tower.grid**2, tower.hidden, generator=generator)

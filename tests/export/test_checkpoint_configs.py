@@ -33,7 +33,11 @@ def copy(exports, tmp_path):
         ({"vision_config": CLIP | {"num_attention_heads": 5}}, "cannot be built", None),
         ({"vision_config": [1]}, "vision_config", "object"),
         ({"mm_hidden_size": 1024}, "mm_hidden_size is 1024, the vision tower is 64", None),
-        ({"mm_projector_type": "ldpnetv3"}, "'ldpnetv3'", "ldpnet, ldpnetv2, linear, mlp{depth}x_gelu"),
+        (
+            {"mm_projector_type": "ldpnetv3"},
+            "'ldpnetv3'",
+            "ldpnet, ldpnetv2, linear, mlp{depth}x_gelu, qformer, resampler",
+        ),
         ({"mm_vision_select_feature": "cls_patch"}, "ldpnetv2 cannot place the class token", None),
         ({"model_type": "qwen2_vl"}, "'qwen2_vl'", ", ".join(sorted(llava.MODEL_TYPES))),
         (

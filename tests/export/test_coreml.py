@@ -14,7 +14,7 @@ import torch
 from conftest import SPEC
 from coremltools.converters.mil.frontend.milproto.load import load
 from coremltools.models import MLModel
-from small_models import logits_after, random_decoder, randomized, spec_of, write
+from small_models import logits_after, random_decoder, randomized, small_projector, spec_of, write
 
 from edge import plugins
 from edge.errors import ContextError, EdgeError, EngineError
@@ -62,8 +62,8 @@ def write_decoder(folder, scheme, config=TINY, module=None, samples=(), ane=Fals
 
 def write_encoder(folder, scheme, name="ldpnetv2", module=None, samples=(), ane=False):
     tower = dataclasses.replace(clip.tiny().config, image_size=56 if name != "ldpnetv2" else 336)
-    sizes = ProjectorConfig(inputs=tower.hidden, hidden=64, grid=tower.grid, depth=2)
     projector = plugins.load("exporters.models.projectors", name)
+    sizes = small_projector(projector, tower, 64)
 
     def build():
         return Encoder(clip.Tower(tower), projector.Projector(sizes))

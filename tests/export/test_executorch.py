@@ -16,7 +16,7 @@ import torch
 from conftest import REPOSITORY, SPEC
 from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program
 from executorch.exir._serialize._program import _get_extended_header
-from small_models import write
+from small_models import small_projector, write
 
 from edge import plugins
 from edge.engines import open_part
@@ -32,7 +32,6 @@ from exporters.models.attention import GrowingCache
 from exporters.models.component import Component
 from exporters.models.decoders import llama
 from exporters.models.encoder import Encoder
-from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
 
 OPTIONS = OpenOptions(threads=1, context=48)
@@ -83,8 +82,8 @@ def written_decoder(folder, scheme, config=CONFIG, importance=None, **checkpoint
 
 def written_encoder(folder, scheme, name="ldpnetv2", role="vision"):
     tower = dataclasses.replace(clip.tiny().config, image_size=56 if name != "ldpnetv2" else 336, layers=2)
-    sizes = ProjectorConfig(inputs=tower.hidden, hidden=CONFIG.hidden, grid=tower.grid, depth=2)
     projector = plugins.load("exporters.models.projectors", name)
+    sizes = small_projector(projector, tower, CONFIG.hidden)
 
     def build():
         return Encoder(clip.Tower(tower), projector.Projector(sizes))
@@ -175,7 +174,16 @@ def test_a_picture_stands_between_tokens(engine, exact):
     np.testing.assert_allclose(logits, reference(module, torch.cat([rows[:10], 2 * rows[10:20], rows[20:]])), atol=1e-4)
 
 
-@pytest.mark.parametrize(("scheme", "projector"), [("fp32", "ldpnetv2"), ("w8a8", "ldpnetv2"), ("w8a8", "ldpnet")])
+@pytest.mark.parametrize(
+    ("scheme", "projector"),
+    [
+        ("fp32", "ldpnetv2"),
+        ("w8a8", "ldpnetv2"),
+        ("w8a8", "ldpnet"),
+        ("w8a8", "resampler"),
+        ("fp32", "qformer"),
+    ],
+)
 def test_a_vision_part_computes_what_torch_does_on_its_weights(scheme, projector, tmp_path):
     module, part = written_encoder(tmp_path, scheme, projector)
     values = pixels(part.inputs[0].shape[2])

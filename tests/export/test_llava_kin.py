@@ -91,7 +91,7 @@ def test_what_the_factory_takes_of_an_encoder_without_class_token(strategy, firs
 
 
 FACTORY = {
-    "resampler": ({"connector_type": "resampler"}, "connector_type 'resampler'"),
+    "a connector": ({"connector_type": "mof_mlp"}, "connector_type 'mof_mlp'"),
     "two encoders": ({"vision_model_name_or_path2": "dinov2:facebook/dinov2-large"}, "two vision encoders"),
     "tiles": ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio 'anyres'"),
     "a strategy": ({"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy is 'full'"),

@@ -87,7 +87,7 @@ from exporters.models.layers import Linear
 from exporters.models.projectors import ProjectorConfig
 
 KIND = "fold"
-SETTINGS = ("mm_hidden_fold",)
+SETTINGS = {"mm_hidden_fold": 2}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from small_models import logits_after, randomized, spec_of, write
+from small_models import logits_after, randomized, small_projector, spec_of, write
 
 from edge import plugins
 from edge.decoders.kv_graph import kv_decoder
@@ -18,7 +18,6 @@ from exporters.formats import onnx
 from exporters.models.component import Component
 from exporters.models.decoders import llama
 from exporters.models.encoder import Encoder
-from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import clip
 
 OPTIONS = OpenOptions(threads=1, context=64)
@@ -102,7 +101,7 @@ def test_cached_split_and_rewound_are_whole(scheme, tmp_path):
     assert_within(decoder.extend([Tokens(ids[150:])]), whole, tolerance)
 
 
-PROJECTORS = {"ldpnetv2": 144, "ldpnet": 144, "linear": 576, "mlp": 576}
+PROJECTORS = {"ldpnetv2": 144, "ldpnet": 144, "linear": 576, "mlp": 576, "qformer": 9, "resampler": 9}
 
 
 ENCODERS = [
@@ -117,7 +116,7 @@ ENCODERS = [
 def test_encoder_computes_its_reference(name, scheme, tmp_path):
     tower = dataclasses.replace(clip.tiny().config, image_size=336)
     projector = plugins.load("exporters.models.projectors", name)
-    sizes = ProjectorConfig(inputs=tower.hidden, hidden=64, grid=tower.grid, depth=2)
+    sizes = small_projector(projector, tower, 64)
 
     def build():
         return Encoder(clip.Tower(tower), projector.Projector(sizes))

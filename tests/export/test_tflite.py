@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from small_models import logits_after, random_decoder, randomized, spec_of, write
+from small_models import logits_after, random_decoder, randomized, small_projector, spec_of, write
 
 from edge.engines import open_part
 from edge.errors import EdgeError
@@ -104,13 +104,13 @@ def test_a_picture_stands_between_tokens(exact):
 
 
 @pytest.mark.parametrize("scheme", list(format.SCHEMES["vision"]))
-@pytest.mark.parametrize("projector", ["ldpnetv2", "ldpnet", "mlp2x_gelu", "linear"])
+@pytest.mark.parametrize("projector", ["ldpnetv2", "ldpnet", "mlp2x_gelu", "linear", "resampler", "qformer"])
 def test_a_vision_part_computes_what_torch_does_on_its_weights(scheme, projector, tmp_path):
     found, _ = projectors.find(projector)
     tower = clip.TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=2, ffn=96)
 
     def build():
-        return Encoder(clip.Tower(tower), found.Projector(ProjectorConfig(inputs=64, hidden=64, grid=24, depth=2)))
+        return Encoder(clip.Tower(tower), found.Projector(small_projector(found, tower, 64)))
 
     module = randomized(build())
     written = write(format, Component("vision", build, {}), module, scheme, tmp_path, lambda done: None)

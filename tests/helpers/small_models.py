@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from edge.spec import DecoderSpec
 from exporters.formats import Job, silent
 from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel, llama
+from exporters.models.projectors import ProjectorConfig
 
 
 def randomized(module):
@@ -21,6 +24,13 @@ def randomized(module):
 def random_decoder(config, seed=0):
     torch.manual_seed(seed)
     return randomized(llama.Decoder(config))
+
+
+def small_projector(module, tower, hidden):
+    """How a projector is built behind this tower, with its own settings as its tiny twin has them."""
+    shape = ProjectorConfig(tower.hidden, hidden, tower.grid, depth=2)
+    own = getattr(module.tiny(), "config", shape)
+    return dataclasses.replace(own, inputs=shape.inputs, hidden=hidden, grid=shape.grid)
 
 
 def spec_of(config):

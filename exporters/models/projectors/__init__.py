@@ -2,8 +2,9 @@
 
 A file's `KIND` is its `mm_projector_type`; `{depth}` in it stands for a number. One with settings of its own has a
 config that extends ProjectorConfig, and `from_config(shape, told)`, which reads them from a checkpoint's config.json.
-Those whose keys begin with `mm_` are listed in `SETTINGS`: LLaVA's dialect refuses keys that nobody reads. `Projector`
-is the module, with `folding()` (`exporters.models.folding`).
+They are listed in `SETTINGS`, with usual values: dialects refuse keys that nobody reads. `Projector` is the module,
+with `folding()` (`exporters.models.folding`). One whose parameters are not the checkpoint's tensors as they stand says
+by `transforms(config)` what is done with which (`exporters.models.source`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ class ProjectorConfig:
     grid: int  # patches a side; the tower gives grid * grid rows
     cls: bool = False  # and the class token's row before them
     depth: int = 1  # linear layers, where KIND counts them
+    skipped: int = 0  # the first rows of the grid, which the tower leaves out
+
+    @property
+    def rows(self) -> int:
+        """What the tower gives."""
+        return self.grid**2 + self.cls - self.skipped
 
 
 def find(kind: str) -> tuple[ModuleType, int]:
@@ -47,9 +54,25 @@ def configure(module: ModuleType, shape: ProjectorConfig, told: Mapping[str, Any
     return config
 
 
+def settings(module: ModuleType) -> Mapping[str, Any]:
+    """The keys of a checkpoint's config that it reads, with usual values."""
+    found: Mapping[str, Any] = getattr(module, "SETTINGS", {})
+    return found
+
+
+def count(told: Mapping[str, Any], name: str, most: int = 4096) -> int:
+    """A number of things. Raises CheckpointError that names the field, where it is none or far too many."""
+    found = told.get(name)
+    if type(found) is not int or not 1 <= found <= most:
+        raise CheckpointError(f"config.json has {name} {found!r}", hint=f"a whole number from 1 to {most}")
+    return found
+
+
 def need_grid(config: ProjectorConfig, kind: str) -> None:
     """For projectors that see the rows as a square picture."""
     if config.cls:
         raise CheckpointError(
             f"{kind} cannot place the class token of mm_vision_select_feature 'cls_patch'", hint="it needs 'patch'"
         )
+    if config.skipped:
+        raise CheckpointError(f"{kind} cannot place rows of a grid whose first is left out", hint="an MLP can")

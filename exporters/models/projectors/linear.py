@@ -22,7 +22,7 @@ class Projector(Linear):
 
 
 def tokens(config: ProjectorConfig) -> int:
-    return config.grid**2 + config.cls
+    return config.rows
 
 
 def tiny() -> Projector:

@@ -68,7 +68,7 @@ class Projector(nn.Sequential):
 
 
 def tokens(config: ProjectorConfig) -> int:
-    return config.grid**2 + config.cls
+    return config.rows
 
 
 def tiny() -> Projector:
