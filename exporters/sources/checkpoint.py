@@ -39,6 +39,7 @@ class Checkpoint:
     prompt_given: str | None = None  # by the user instead: the name of a published one, or "file"
     special: SpecialIds = NO_IDS  # of its tokenizer: what a template calls bos_token, eos_token
     notes: tuple[str, ...] = ()  # what an export does otherwise than the files say, for the user
+    image_text: str = ""  # what its processor writes for the "<image>" of a template, in which that stands for the rows
 
     @cached_property
     def sha256(self) -> str:

@@ -102,7 +102,7 @@ def test_cached_split_and_rewound_are_whole(scheme, tmp_path):
     assert_within(decoder.extend([Tokens(ids[150:])]), whole, tolerance)
 
 
-PROJECTORS = {"ldpnetv2": 144, "ldpnet": 144, "linear": 576, "mlp": 576}
+PROJECTORS = {"ldpnetv2": 144, "ldpnet": 144, "linear": 576, "mlp": 576, "pixel_shuffle": 144}
 
 
 ENCODERS = [

@@ -65,7 +65,7 @@ def test_unknown_kind_lists_the_legal_ones(kind):
     with pytest.raises(CheckpointError, match="mm_projector_type") as caught:
         find(kind)
     assert repr(kind) in caught.value.message
-    assert "ldpnet, ldpnetv2, linear, mlp{depth}x_gelu" in caught.value.hint
+    assert "ldpnet, ldpnetv2, linear, mlp{depth}x_gelu, pixel_shuffle" in caught.value.hint
 
 
 @torch.inference_mode()
@@ -75,7 +75,8 @@ def test_tiny_twin_gives_finite_rows(name):
     projector = module.tiny().eval()
     first = next(p for p in projector.parameters() if p.ndim == 2)
     grid = getattr(projector, "grid", 4)
-    config = ProjectorConfig(inputs=first.shape[1], hidden=64, grid=grid)
+    inputs = getattr(getattr(projector, "config", None), "inputs", first.shape[1])
+    config = ProjectorConfig(inputs=inputs, hidden=64, grid=grid)
     rows = projector(torch.randn(2, grid * grid, config.inputs, generator=torch.Generator().manual_seed(0)))
     assert rows.shape == (2, module.tokens(config), 64)
     assert torch.isfinite(rows).all()
