@@ -26,7 +26,7 @@ class ImageSpec(
             if (mean.size != 3) told.odd("mean")
             if (std.size != 3) told.odd("std")
             val fit: Fit = one(told, "fit")
-            val longEdge = if (told["long_edge"] == null) null else told.count("long_edge")
+            val longEdge = if ("long_edge" in told && told["long_edge"] != null) told.count("long_edge") else null
             if ((fit == Fit.LONG_EDGE) == (longEdge == null) || (longEdge ?: 1) > LONGEST_EDGE) told.odd("long_edge")
             return ImageSpec(told.count("size"), fit, background, one(told, "resample"), mean, std, longEdge)
         }
