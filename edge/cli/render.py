@@ -159,7 +159,12 @@ def manifest(found: Manifest) -> RenderableType:
 def _model(spec: VLMSpec) -> dict[str, str]:
     image, prompt, decoder = spec.image, spec.prompt, spec.decoder
     padded = f"padded with RGB {' '.join(map(str, image.background))}"
-    fit = {"pad": padded, "crop": "cropped to the centre", "stretch": "stretched to the square"}[image.fit]
+    fit = {
+        "pad": padded,
+        "crop": "cropped to the centre",
+        "stretch": "stretched to the square",
+        "long_edge": f"stretched to the square from {image.long_edge} at the longer edge",
+    }[image.fit]
     stops = [f"id {i}" for i in prompt.stop_ids] + [repr(s) for s in prompt.stop_strings]
     return {
         "picture": f"{image.size}×{image.size}, {fit}, {image.resample}; {prompt.image_tokens} rows",

@@ -35,7 +35,11 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+RESAMPLE = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 # Pillow knows more, but some are drawings that it hands to another program (EPS to Ghostscript), and others no image
 # that is asked about. TGA has no magic number and comes last.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "JPEG2000", "AVIF", "HEIF", "ICO", "PPM", "TGA")
@@ -111,7 +115,26 @@ def _stretch(image: Image.Image, spec: ImageSpec) -> Image.Image:
     return image.resize((spec.size, spec.size), RESAMPLE[spec.resample])
 
 
-FITS: Mapping[Fit, Callable[[Image.Image, ImageSpec], Image.Image]] = {"pad": _pad, "crop": _crop, "stretch": _stretch}
+def _long_edge(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    image = image.resize(scaled(image.width, image.height, spec.long_edge or spec.size), RESAMPLE[spec.resample])
+    return image.resize((spec.size, spec.size), RESAMPLE[spec.resample])
+
+
+def scaled(width: int, height: int, long_edge: int) -> tuple[int, int]:
+    """Width and height of an image whose longer edge becomes `long_edge`; the shorter one is rounded down, and up to an
+    even number."""
+    ratio = width / height
+    short = int(long_edge / ratio) if width >= height else int(long_edge * ratio)
+    short = max(1, short + short % 2)
+    return (long_edge, short) if width >= height else (short, long_edge)
+
+
+FITS: Mapping[Fit, Callable[[Image.Image, ImageSpec], Image.Image]] = {
+    "pad": _pad,
+    "crop": _crop,
+    "stretch": _stretch,
+    "long_edge": _long_edge,
+}
 
 
 def _open(source: str | bytes | os.PathLike[str]) -> ImageFile.ImageFile:

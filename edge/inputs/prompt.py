@@ -72,7 +72,8 @@ def parts(spec: PromptSpec, turns: Sequence[Turn], system: str | None = None) ->
         raise UsageError("the model's prompt has no place for a system message", hint="say it in the question")
     system = spec.default_system if system is None else system
     for number, turn in enumerate(turns, 1):
-        asked = spec.questions(any(isinstance(item, Embeddings) for item in turn.content))
+        shown = [isinstance(item, Embeddings) for item in turn.content]
+        asked = spec.questions(any(shown[:1] if spec.image_question_when == "first" else shown))
         if number > 1:
             question = asked.later
         else:

@@ -11,20 +11,32 @@ from edge.errors import BundleError
 from edge.spec.pieces import Pieces, Questions, misplaced, piece, shown
 
 T = TypeVar("T")
+LONGEST_EDGE = 8192  # that an image is enlarged to: a square of it takes 200 MB
 MOST = 2**31 - 1  # of whatever is counted, so that every language's int holds it and no arithmetic overflows
-Fit = Literal["pad", "crop", "stretch"]
+Fit = Literal["pad", "crop", "stretch", "long_edge"]
+Resample = Literal["bicubic", "bilinear", "lanczos"]
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How an image becomes pixels. `fit` pads to a square of `background`, crops the centre, or stretches all to it."""
+    """How an image becomes pixels. `fit` pads to a square of `background`, crops the centre, or stretches all to it,
+    with "long_edge" after the longer edge was resized to that."""
 
     size: int
     fit: Fit
     background: tuple[int, int, int]
-    resample: Literal["bicubic", "bilinear"]
+    resample: Resample
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    long_edge: int | None = None
+
+    def faults(self) -> list[str]:
+        """What no reader could follow."""
+        if (self.fit == "long_edge") == (self.long_edge is None):
+            return [f"has the fit {self.fit!r} and long_edge {self.long_edge}"]
+        if self.long_edge is not None and not 1 <= self.long_edge <= LONGEST_EDGE:
+            return [f"has long_edge {self.long_edge}, of at most {LONGEST_EDGE}"]
+        return []
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class PromptSpec:
     end_ids: tuple[int, ...]  # close an answer
     stop_ids: tuple[int, ...]
     stop_strings: tuple[str, ...]
+    image_question_when: Literal["anywhere", "first"] = "anywhere"  # where an image stands in such a question
 
     def questions(self, image: bool) -> Questions:
         return self.image_question if image and self.image_question else self.question
@@ -138,6 +151,10 @@ class VLMSpec:
         whole = asdict(self)
         decoder = whole["decoder"]
         decoder["rope"] = {name: decoder.pop(f"rope_{name}") for name in _ROPE}
+        for section, spec in (("image", self.image), ("prompt", self.prompt)):
+            for name, default in _ADDED[type(spec)].items():
+                if getattr(spec, name) == default:
+                    del whole[section][name]
         return whole
 
     @classmethod
@@ -156,6 +173,11 @@ class VLMSpec:
 
 
 _ROPE = ("theta", "scaling", "dim")
+# What a manifest leaves out where it is so: schema 2 did not have these fields at first.
+_ADDED: Mapping[type, Mapping[str, Any]] = {
+    ImageSpec: {"long_edge": None},
+    PromptSpec: {"image_question_when": "anywhere"},
+}
 _UNTOLD = tuple(f.name for f in fields(DecoderSpec) if f.default is not MISSING)
 
 
@@ -172,7 +194,7 @@ def _read(kind: type[T], data: Mapping[str, Any], name: str, optional: Collectio
         found = parse(kind, section, optional)
         if kind in (VisionSpec, DecoderSpec):
             _require_counts(found, all_told=not optional)
-        if isinstance(found, PromptSpec) and (faults := found.faults()):
+        if isinstance(found, PromptSpec | ImageSpec) and (faults := found.faults()):
             raise ValueError("; ".join(faults))
         return found
     except ValueError as error:
@@ -192,7 +214,7 @@ def parse(kind: type[T], section: Mapping[str, Any], optional: Collection[str] =
     """One of these dataclasses from a JSON object; keys that it does not know are passed over. Raises ValueError, which
     names the fields that are missing and not `optional`, or no value of their type."""
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    if missing := known - set(optional) - section.keys():
+    if missing := known - set(optional) - section.keys() - _ADDED.get(kind, {}).keys():
         raise ValueError(f"lacks {', '.join(sorted(missing))}")
     values = {}
     for key, expected in get_type_hints(kind).items():

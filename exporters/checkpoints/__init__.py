@@ -9,10 +9,9 @@ Checkpoint; of a folder also with `adapter`, what a fine-tune changes of it.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 from edge.errors import CheckpointError, UsageError
-from edge.spec import DecoderSpec, Fit, ImageSpec, VisionSpec
+from edge.spec import DecoderSpec, Fit, ImageSpec, Resample, VisionSpec
 from exporters.models.decoders import DecoderConfig, family
 from exporters.models.vision import VisionConfig
 
@@ -67,7 +66,7 @@ def vision_spec(config: VisionConfig) -> VisionSpec:
 def image_spec(
     size: int,
     fit: Fit,
-    resample: Literal["bicubic", "bilinear"],
+    resample: Resample,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> ImageSpec:

@@ -15,12 +15,14 @@ from exporters.sources.sentencepiece import PIECES
 MODEL = "gpt2"  # what byte-level BPE is called there
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# `tokenizer.ggml.pre`, by how a text is cut before its bytes are merged (`Split`'s pattern, or "ByteLevel" for its own)
-# and whether words of the vocabulary are taken whole (`ignore_merges`). llama.cpp has each in its code by this name.
+# `tokenizer.ggml.pre`, by how a text is cut before its bytes are merged (`Split`'s pattern, "ByteLevel" for its own, or
+# "Digits" for that between single digits) and whether words of the vocabulary are taken whole (`ignore_merges`).
+# llama.cpp has each in its code by this name.
 PRE = {
     (_WORDS + r"\p{N}" + _REST, False): "qwen2",
     (_WORDS + r"\p{N}{1,3}" + _REST, True): "llama-bpe",
     ("ByteLevel", False): "gpt-2",
+    ("Digits", False): "smollm",
 }
 
 
@@ -70,6 +72,8 @@ def _pre(data: Mapping[str, Any], ignore_merges: bool) -> str:
     kinds = [step.get("type") for step in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         pattern = "ByteLevel"
+    elif kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and steps[1].get("use_regex", True):
+        pattern = "Digits"
     elif kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
         cut = steps[0]
         pattern = cut["pattern"].get("Regex") if (cut["behavior"], cut["invert"]) == ("Isolated", False) else None

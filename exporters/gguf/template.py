@@ -56,7 +56,10 @@ def _questions(spec: PromptSpec, spell: Spell, marks: str) -> str:
         plain = "raise_exception('no system message')" if found is None else _written(found, spell, marks)
         if spec.image_question is None or (shown := of(spec.image_question)) is None:
             return plain
-        return f"({_written(shown, spell, marks)}) if {_text(MEDIA)} in message['content'] else ({plain})"
+        asks = f"{_text(MEDIA)} in message['content']"
+        if spec.image_question_when == "first":
+            asks = f"message['content'].startswith({_text(MEDIA)})"
+        return f"({_written(shown, spell, marks)}) if {asks} else ({plain})"
 
     return (
         "{% if messages and messages[0]['role'] == 'system' %}"

@@ -72,6 +72,8 @@ class Folding:
     unfolded: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))  # linear layer -> why
     reads: tuple[str, ...] = ()  # linear layers that read the module's input, which nothing else does; "": the module
     gives: Fold | None = None  # the module's output, whose readers are elsewhere
+    width: int = 0  # how `reads` read the input, as a Fold's readers do
+    repeats: int = 1
 
     def within(self, prefix: str) -> Folding:
         return Folding(
@@ -79,6 +81,8 @@ class Folding:
             {f"{prefix}.{name}": why for name, why in self.unfolded.items()},
             tuple(f"{prefix}.{name}".removesuffix(".") for name in self.reads),
             self.gives.within(prefix) if self.gives else None,
+            self.width,
+            self.repeats,
         )
 
 
@@ -99,7 +103,8 @@ def joined(parts: Iterable[Folding]) -> Folding:
     unfolded: dict[str, str] = {name: why for part in parts for name, why in part.unfolded.items()}
     for before, after in pairwise(parts):
         if before.gives and after.reads:
-            folds.append(replace(before.gives, readers=after.reads))
+            given, read = before.gives, after.reads
+            folds.append(replace(given, readers=read, width=after.width, repeats=after.repeats))
         else:
             unfolded |= dict.fromkeys(after.reads, SHARED)
     return Folding(tuple(folds), unfolded, parts[0].reads, parts[-1].gives)

@@ -76,6 +76,22 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Squeeze:
+    """Without a first axis of one."""
+
+    def shape(self, shape: Shape) -> Shape:
+        if len(shape) < 2 or shape[0] != 1:
+            raise ValueError("its first axis is not one")
+        return shape[1:]
+
+    def largest(self, value: float) -> float:
+        return value
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return tensor[0]
+
+
+@dataclass(frozen=True)
 class Permute:
     """Rows in another order: row `i` of the parameter is row `order[i]` of the checkpoint's tensor."""
 

@@ -39,6 +39,8 @@ class Checkpoint:
     prompt_given: str | None = None  # by the user instead: the name of a published one, or "file"
     special: SpecialIds = NO_IDS  # of its tokenizer: what a template calls bos_token, eos_token
     notes: tuple[str, ...] = ()  # what an export does otherwise than the files say, for the user
+    added: tuple[str, ...] = ()  # special tokens that its code puts behind those of the tokenizer's files
+    image_text: str = ""  # what its processor writes for the "<image>" of a template, in which that stands for the rows
 
     @cached_property
     def sha256(self) -> str:
@@ -63,7 +65,8 @@ class Checkpoint:
     def _tokenizer_json(self) -> str:
         """Converting a SentencePiece model takes seconds."""
         rows = self.spec.decoder.vocab
-        return self.sentencepiece.to_json(rows) if self.sentencepiece else tokenizer.convert(self.folder, rows)
+        text = self.sentencepiece.to_json(rows) if self.sentencepiece else tokenizer.convert(self.folder, rows)
+        return tokenizer.with_special(text, self.added) if self.added else text
 
 
 def open_checkpoint(

@@ -23,8 +23,10 @@ def of_folder(file: Path, config: Mapping[str, Any]) -> ModuleType:
     """The one that recognises a config.json, of all that claim its model_type. Raises CheckpointError."""
     kind = config.get("model_type")
     claims = _claims("MODEL_TYPES", kind)
+    if kind is None:  # a config that names nothing describes one of those that do not, or is none
+        claims = [claim for claim in claims if plugins.load(DIALECTS, claim).recognise(config)]
     if not claims:
-        known = {name for dialect in plugins.names(DIALECTS) for name in _fact(dialect, "MODEL_TYPES")}
+        known = {name for dialect in plugins.names(DIALECTS) for name in _fact(dialect, "MODEL_TYPES") if name}
         raise CheckpointError(
             f"{file} describes a {kind!r}, which no dialect reads", hint="known: " + ", ".join(sorted(known))
         )

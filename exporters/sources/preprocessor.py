@@ -6,19 +6,19 @@ Every field that changes pixels is honoured or refused by name. Defaults are tho
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn
 
 from edge.errors import CheckpointError
-from edge.spec import Fit, ImageSpec
+from edge.spec import Fit, ImageSpec, Resample
 from exporters.checkpoints import background
 from exporters.sources.checkpoint import read_json, read_optional_json
 from exporters.sources.published import MEAN, STD
 
 FILES = ("preprocessor_config.json", "processor_config.json")  # in the second, under "image_processor"
-RESAMPLE: dict[int, Literal["bicubic", "bilinear"]] = {3: "bicubic", 2: "bilinear"}  # Pillow's numbers
+RESAMPLE: dict[int, Resample] = {3: "bicubic", 2: "bilinear", 1: "lanczos"}  # Pillow's numbers
 TYPES = ("image_processor_type", "feature_extractor_type")  # the second is the first's name before transformers 4.26
 DEFAULTS: Mapping[str, Any] = {  # of CLIPImageProcessor
     "do_resize": True,
@@ -76,9 +76,12 @@ def find(folders: Iterable[Path], size: int, fit: Literal["pad", "crop"], proces
     `fit` says what happens before: "pad" makes the image square. Raises CheckpointError on what an ImageSpec cannot
     say, and on files that disagree.
     """
-    specs = {path: _Processor(path, told, processor).spec(size, fit) for path, told in _told(folders)}
-    if not specs:
-        return _Processor(Path(FILES[0]), {}, processor).spec(size, fit)
+    specs = {path: Processor(path, told, processor).spec(size, fit) for path, told in told_in(folders)}
+    return agreed(specs) if specs else Processor(Path(FILES[0]), {}, processor).spec(size, fit)
+
+
+def agreed(specs: Mapping[Path, ImageSpec]) -> ImageSpec:
+    """What all of these files say. Raises CheckpointError where two disagree."""
     first, *others = specs
     for other in others:
         if specs[other] != specs[first]:
@@ -89,7 +92,8 @@ def find(folders: Iterable[Path], size: int, fit: Literal["pad", "crop"], proces
     return specs[first]
 
 
-def _told(folders: Iterable[Path]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+def told_in(folders: Iterable[Path]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """The fields of each file that describes an image processor."""
     for folder in dict.fromkeys(folders):
         if (path := folder / FILES[0]).is_file():
             yield path, read_json(path)
@@ -100,10 +104,14 @@ def _told(folders: Iterable[Path]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
 
 
 @dataclass(frozen=True)
-class _Processor:
+class Processor:
+    """An image processor that a file describes."""
+
     path: Path
     told: Mapping[str, Any]  # the file's own fields
     usual: str  # the class of a file that names none
+    classes: ClassVar[Mapping[str, Mapping[str, Any]]] = PROCESSORS
+    irrelevant: ClassVar[Collection[str]] = IRRELEVANT
 
     @property
     def kind(self) -> str:
@@ -111,7 +119,7 @@ class _Processor:
         return next((str(kind) for kind in named if kind is not None), self.usual)
 
     def __getitem__(self, name: str) -> Any:
-        default = PROCESSORS[self.kind][name]
+        default = self.classes[self.kind][name]
         value = self.told.get(name, default)
         # As transformers has it, null switches a step off and is no number; elsewhere it stands for the default.
         return default if value is None and not isinstance(default, bool | int | float) else value
@@ -121,35 +129,36 @@ class _Processor:
 
     def spec(self, size: int, fit: Literal["pad", "crop"]) -> ImageSpec:
         self._require_known()
-        found = self._fitted(size, fit)
+        found = self.fitted(size, fit)
         if type(self["resample"]) is not int or self["resample"] not in RESAMPLE:
-            self.refuse("resample", "no such filter is computed", "2 (bilinear) or 3 (bicubic)")
+            self.refuse("resample", "no such filter is computed", "1 (Lanczos), 2 (bilinear) or 3 (bicubic)")
         told_mean = self._three("image_mean", zero=True)
         mean, std = self._normalised(told_mean, self._three("image_std", zero=False))
         return ImageSpec(size, found, background(told_mean), RESAMPLE[self["resample"]], mean, std)
 
     def _require_known(self) -> None:
         for name in TYPES:
-            if (kind := self.told.get(name)) is not None and kind not in tuple(PROCESSORS):
+            if (kind := self.told.get(name)) is not None and kind not in tuple(self.classes):
                 raise CheckpointError(
                     f"{self.path.name} has {name} {kind!r}: another processor, which is not computed",
-                    hint=f"one of: {', '.join(PROCESSORS)}",
+                    hint=f"one of: {', '.join(self.classes)}",
                 )
+        defaults = self.classes[self.kind]
         for name, value in self.told.items():
-            known = name in DEFAULTS or name in IRRELEVANT or name in TYPES or name.startswith("_")
+            known = name in defaults or name in self.irrelevant or name in TYPES or name.startswith("_")
             # What a later processor can do besides is harmless where it is switched off.
             if not known and value is not None and not (name.startswith("do_") and value is False):
                 raise CheckpointError(
                     f"{self.path.name} has {name} {value!r}: {self.kind} has no such setting",
                     hint="take the field out if the checkpoint was trained without it",
                 )
-        for name, default in DEFAULTS.items():
+        for name, default in defaults.items():
             if isinstance(default, bool) and not isinstance(self[name], bool | None):
                 self.refuse(name, "neither true nor false", "true or false")
         if self["data_format"] != "channels_first":
             self.refuse("data_format", "the vision encoder takes channels first", "channels_first")
 
-    def _fitted(self, size: int, fit: Literal["pad", "crop"]) -> Fit:
+    def fitted(self, size: int, fit: Literal["pad", "crop"]) -> Fit:
         """How the image becomes the vision encoder's square; nothing is cut off but by "crop"."""
         square, hint = (
             {"height": size, "width": size},
@@ -162,18 +171,18 @@ class _Processor:
             self.refuse("do_resize", "images that are not resized do not fit the vision encoder", "true")
         if self["use_square_size"]:
             self.refuse("use_square_size", "its size is not told", hint)
-        edges = _edges(self["size"], square=self["default_to_square"])
+        edges = edges_of(self["size"], square=self["default_to_square"])
         # Neither is told: no other size than the vision encoder's own would work.
         if self.told.get("size") is not None or self.told.get("crop_size") is not None:
             if edges not in ({"shortest_edge": size}, square):
                 self.refuse("size", f"not {size}", hint)
-            if self["do_center_crop"] and _edges(self["crop_size"], square=True) != square:
+            if self["do_center_crop"] and edges_of(self["crop_size"], square=True) != square:
                 self.refuse("crop_size", f"not {size}", hint)
         both = isinstance(edges, dict) and "height" in edges
         if not self["do_center_crop"] and fit == "crop" and not both:
             self.refuse("do_center_crop", "images that are not square would not fit the vision encoder", "true")
         padded = self["pad_size"]
-        if self["do_pad"] and not pads_first and padded is not None and _edges(padded, square=True) != square:
+        if self["do_pad"] and not pads_first and padded is not None and edges_of(padded, square=True) != square:
             self.refuse("pad_size", "images are not padded after they are cropped", hint)
         return "stretch" if both and fit == "crop" else fit
 
@@ -198,7 +207,7 @@ class _Processor:
         return tuple(m / scale for m in mean), tuple(s / scale for s in std)
 
 
-def _edges(value: Any, *, square: bool) -> Any:
+def edges_of(value: Any, *, square: bool) -> Any:
     """A size as a mapping, as transformers reads one number or two."""
     if type(value) is int:
         return {"height": value, "width": value} if square else {"shortest_edge": value}

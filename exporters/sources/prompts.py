@@ -127,7 +127,7 @@ def _cut(text: str, checkpoint: Checkpoint) -> tuple[Template, PromptSpec]:
     """A template, as the published prompt that it renders or as its own pieces. Raises Uncut, CheckpointError."""
     base = checkpoint.spec.prompt
     try:
-        template = Template(text, base, _vocabulary(checkpoint))
+        template = Template(text, base, _vocabulary(checkpoint), checkpoint.image_text)
         published = (named(name, base) for name in PROMPTS)
         spec = next((spec for spec in published if template.differs(spec) is None), None)
         return template, spec or cut(template)
@@ -155,6 +155,8 @@ def _vocabulary(checkpoint: Checkpoint) -> Vocabulary:
 
 def _of_names(checkpoint: Checkpoint) -> tuple[PromptSpec, str | None]:
     """The published prompt of a checkpoint without a template, and a note where nothing but its layout says so."""
+    if checkpoint.image_text:
+        raise CheckpointError("the checkpoint has no chat template, and nothing else tells its prompt", hint=_HINT)
     name, note = _by_name(checkpoint)
     return named(name, checkpoint.spec.prompt), note
 

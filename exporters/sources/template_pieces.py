@@ -8,7 +8,11 @@ may look at renders something else than they do in one of the conversations.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
+
+from tokenizers import AddedToken
 
 from edge.spec import PromptSpec
 from edge.spec.pieces import Ids, Piece, Pieces, Questions, Slot, SlotName, Text, Trim
@@ -32,6 +36,16 @@ def cut(template: Template) -> PromptSpec:
     if apart := template.differs(spec):
         raise Uncut(apart)
     return spec
+
+
+def pieces(text: str, special: Mapping[str, tuple[int, AddedToken]], mark: str = "") -> Pieces:
+    """Text, and the ids of special tokens, of which the longest name counts; the slot of an image for its `mark`."""
+    if mark:
+        before, _, after = text.partition(mark)
+        return (*pieces(before, special), Slot("image"), *pieces(after, special))
+    names = sorted(special, key=len, reverse=True)
+    found = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+    return tuple(_one(special[part][0]) if n % 2 else Text(part) for n, part in enumerate(found) if part)
 
 
 def _between(text: str, *markers: str) -> list[str]:
@@ -84,6 +98,7 @@ class _Cutter:
         return PromptSpec(
             question=question,
             image_question=shown_question,
+            image_question_when=self._when(shown_question),
             image=image,
             answer=self._stripped(answer)[: -len(ends) or None],
             generation=self._stripped(self._pieces(self.generation)),
@@ -149,7 +164,8 @@ class _Cutter:
         """The questions that have an image, where they are others, what an image becomes, and its mark."""
         if not self.template.typed_images:
             return None, self.base.image, MARK
-        mark = self.template.mark()
+        mark, whole_image = self.template.mark(), self.template.whole_image()
+        image = pieces(whole_image, self.special, mark)
         first = _between(self.template.text("image"), *_markers(2))
         second = _between(self.template.text("later image"), *_markers(2))
         if mark not in first[0]:
@@ -159,16 +175,22 @@ class _Cutter:
         if first[1:] != [self.answer, self.later, self.generation] or second[:2] != [self.start, self.answer]:
             raise Uncut("changes more with an image than what stands before its question")
         if first[0].startswith(self.start) and second[2].startswith(self.later):
-            before, _, after = first[0].removeprefix(self.start).partition(mark)
-            return None, (*self._pieces(before), Slot("image"), *self._pieces(after)), mark
-        starts = [text.partition(mark)[0] for text in (first[0], second[2])]
-        after = first[0].partition(mark)[2]
+            before, _, after = first[0].removeprefix(self.start).partition(whole_image)
+            return None, (*self._pieces(before), *image, *self._pieces(after)), mark
+        starts = [text.partition(whole_image)[0] for text in (first[0], second[2])]
+        after = first[0].partition(whole_image)[2]
         around = None
         if system is not None:
             whole = _between(self.template.text("system image"), SYSTEM, *_markers(2))
-            around = (whole[0], whole[1].partition(mark)[0])
+            around = (whole[0], whole[1].partition(whole_image)[0])
         questions = self._questions(starts[0], around, self._ended(starts[1])[1])
-        return questions, (Slot("image"), *self._pieces(after)), mark
+        return questions, (*image, *self._pieces(after)), mark
+
+    def _when(self, shown: Questions | None) -> Literal["anywhere", "first"]:
+        """Where an image must stand for that question to be asked."""
+        late = self.template.probes["image last"]
+        begins = isinstance(late, str) and late.startswith(self.start + QUESTIONS[0])
+        return "first" if shown is not None and begins else "anywhere"
 
     def _slot(self, name: SlotName, probe: str, marker: str) -> Slot:
         """With the sides that the template strips."""
@@ -183,10 +205,7 @@ class _Cutter:
         return Slot(name, trims[left, right])
 
     def _pieces(self, text: str) -> Pieces:
-        """Text, and the ids of special tokens; the longest name counts."""
-        names = sorted(self.special, key=len, reverse=True)
-        found = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
-        return tuple(_one(self.special[part][0]) if n % 2 else Text(part) for n, part in enumerate(found) if part)
+        return pieces(text, self.special)
 
     def _stripped(self, pieces: Pieces) -> Pieces:
         """Some special tokens take the white space beside them: it is left out here, once."""

@@ -95,8 +95,9 @@ _PROBES = {
     "image": _talk(2, images={0: 1}),
     "later image": _talk(2, images={1: 1}),
     "system image": _talk(2, SYSTEM, images={0: 1}),
+    "image last": _Talk((Turn((QUESTIONS[0], _IMAGE)),)),
 }
-_SHOWN = ("image", "later image", "system image")
+_SHOWN = ("image", "later image", "system image", "image last")
 
 
 def _proofs() -> Iterator[_Talk]:
@@ -118,21 +119,30 @@ def _shown_proofs() -> Iterator[_Talk]:
         )
 
 
-_PROOFS, _SHOWN_PROOFS = tuple(_proofs()), tuple(_shown_proofs())
+def _late_proofs() -> Iterator[_Talk]:
+    """With images behind a text."""
+    for content, system in product((("Look:", _IMAGE), ("One: ", _IMAGE, "\ntwo:", _IMAGE, "?")), _SYSTEMS[:2]):
+        yield _Talk((Turn(content, "A cat."), Turn((_IMAGE, *content), "Two."), Turn(content)), system)
+
+
+_PROOFS, _SHOWN_PROOFS, _LATE_PROOFS = tuple(_proofs()), tuple(_shown_proofs()), tuple(_late_proofs())
 
 
 class Template:
-    """What a chat template renders of these conversations, with contents as texts and in typed entries.
+    """What a chat template renders of these conversations, with contents as texts and in typed entries. `image_text`
+    is what a processor makes of each MARK in it, in which MARK stands for the image's rows.
 
     Raises Uncut where it makes no chat of either, ModuleNotFoundError without jinja2.
     """
 
-    def __init__(self, template: str, base: PromptSpec, vocabulary: Vocabulary) -> None:
-        self.base, self.vocabulary, self._template = base, vocabulary, template
-        mark = shown(base.image, {"image": MARK})
-        talks = [*_PROBES.values(), *_PROOFS, *_SHOWN_PROOFS]
+    def __init__(self, template: str, base: PromptSpec, vocabulary: Vocabulary, image_text: str = "") -> None:
+        self.base, self.vocabulary, self._template, self._image_text = base, vocabulary, template, image_text
+        mark = MARK if image_text else shown(base.image, {"image": MARK})
+        talks = [*_PROBES.values(), *_PROOFS, *_SHOWN_PROOFS, *_LATE_PROOFS]
         asked = [talk.messages(typed, mark) for typed in (False, True) for talk in talks]
         said = rendering.render(template, asked, vocabulary.bos, vocabulary.eos)
+        if image_text:
+            said = [text if isinstance(text, Failure) else text.replace(MARK, image_text) for text in said]
         plain, typed = said[: len(talks)], said[len(talks) :]
         faults = [_fault(of[: len(_PROBES)]) for of in (plain, typed)]
         if all(faults):
@@ -164,6 +174,10 @@ class Template:
         )
         return "" if isinstance(said, Failure) else said.partition(ANSWERS[0])[2]
 
+    def whole_image(self) -> str:
+        """What is rendered of an image, its mark within."""
+        return self._image_text or self.mark()
+
     def excerpt(self) -> str:
         return shortened(self.text("one").replace(QUESTIONS[0], "What is this?"))
 
@@ -174,8 +188,10 @@ class Template:
         tokenizer, proven = Tokenizer(tokenizers.Tokenizer.from_str(self.vocabulary.json)), 0
         for form in self.forms:
             said = form[len(_PROBES) :]
-            for talk, found in zip((*_PROOFS, *_SHOWN_PROOFS), said, strict=True):
-                has_image = talk in _SHOWN_PROOFS
+            for talk, found in zip((*_PROOFS, *_SHOWN_PROOFS, *_LATE_PROOFS), said, strict=True):
+                has_image = talk in (*_SHOWN_PROOFS, *_LATE_PROOFS)
+                if talk in _LATE_PROOFS and spec.image_question_when == "anywhere":
+                    continue  # many templates write images first, whatever their order
                 if isinstance(found, Failure) or (has_image and form is not self.forms[-1]):
                     continue
                 if talk.system is not None and spec.question.after_system is None:

@@ -50,6 +50,13 @@ def convert(checkpoint: Path, rows: int | None = None) -> str:
     return _without(inner, beyond, checkpoint) if beyond else str(inner.to_str())
 
 
+def with_special(text: str, added: tuple[str, ...]) -> str:
+    """A tokenizer.json with these special tokens behind its own; those that it has stay where they are."""
+    inner = tokenizers.Tokenizer.from_str(text)
+    inner.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in added])
+    return str(inner.to_str())
+
+
 def special_ids(checkpoint: Path) -> SpecialIds:
     """The ids that begin a text, end one, and stand for the unknown; None for what the tokenizer lacks."""
     roles = added_tokens.read(checkpoint).roles

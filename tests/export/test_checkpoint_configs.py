@@ -8,7 +8,6 @@ import torch
 from checkpoint_copies import CLIP, TOWER, Copy, state
 
 from edge.errors import UsageError
-from exporters.checkpoints import llava
 
 
 @pytest.fixture
@@ -36,10 +35,10 @@ def copy(exports, tmp_path):
         (
             {"mm_projector_type": "ldpnetv3"},
             "'ldpnetv3'",
-            "ldpnet, ldpnetv2, linear, mlp{depth}x_gelu, qformer, resampler",
+            "ldpnet, ldpnetv2, linear, mlp{depth}x_gelu, pixel_shuffle, qformer, resampler",
         ),
         ({"mm_vision_select_feature": "cls_patch"}, "ldpnetv2 cannot place the class token", None),
-        ({"model_type": "qwen2_vl"}, "'qwen2_vl'", ", ".join(sorted(llava.MODEL_TYPES))),
+        ({"model_type": "qwen2_vl"}, "'qwen2_vl'", "llava_llama, llava_mistral, llava_qwen"),
         (
             {"model_type": "llava", "mm_vision_tower": ...},
             "describes a 'llava' in a layout that no dialect recognises",

@@ -16,7 +16,7 @@ from exporters.models.decoders import LanguageModel, llama
 from exporters.models.encoder import Encoder
 from exporters.models.folding import Fold, Folding
 from exporters.models.layers import LayerNorm, Linear
-from exporters.models.projectors import ProjectorConfig, linear, mlp
+from exporters.models.projectors import ProjectorConfig, linear, mlp, pixel_shuffle
 from exporters.models.vision import clip, siglip
 
 PACKAGES = (decoders, vision, projectors)
@@ -45,6 +45,7 @@ MADE = {
     "clip, with its class token": lambda: encoder(tower(clip, select_feature="cls_patch")),
     "clip, of the embeddings": lambda: encoder(tower(clip, select_layer=0)),
     "clip and an MLP of ReLU": lambda: encoder(tower(clip), mlp, projector_hidden_act="relu"),
+    "siglip and pixel shuffle": lambda: encoder(tower(siglip, select_layer=None), pixel_shuffle),
     "llama with biases": lambda: llama_of(attention_bias=True, mlp_bias=True),
     "llama of one layer": lambda: llama_of(layers=1, kv_heads=1),
     "llama, tied": lambda: llama_of(tied=True),

@@ -42,12 +42,14 @@ def patterns():
     return {name: (pattern, whole) for (pattern, whole), name in bpe.PRE.items()}
 
 
-def trained(pre="qwen2", vocab=320):
-    """A tokenizer as `pre` cuts texts, with Qwen's special tokens and one that is not special."""
+def trained(pre="qwen2", vocab=320, special=SPECIAL):
+    """A tokenizer as `pre` cuts texts, with Qwen's special tokens, or other ones, and one that is not special."""
     pattern, whole = patterns()[pre]
     made = tokenizers.Tokenizer(models.BPE(ignore_merges=whole))
-    if pattern == "ByteLevel":
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if pattern in ("ByteLevel", "Digits"):
+        own = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        made.pre_tokenizer = own if pattern == "ByteLevel" else pre_tokenizers.Sequence([digits, own])
     else:
         made.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -59,9 +61,10 @@ def trained(pre="qwen2", vocab=320):
         made.normalizer = normalizers.NFC()
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab - 12, initial_alphabet=alphabet, show_progress=False)
+    size = vocab - 9 - len(special)
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     made.train_from_iterator([WORDS] * 4, trainer)
-    made.add_special_tokens(list(SPECIAL))
+    made.add_special_tokens(list(special))
     made.add_tokens([AddedToken("<tool_call>", special=False, normalized=False)])
     return made
 

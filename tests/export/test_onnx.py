@@ -101,7 +101,15 @@ def test_cached_split_and_rewound_are_whole(scheme, tmp_path):
     assert_within(decoder.extend([Tokens(ids[150:])]), whole, tolerance)
 
 
-PROJECTORS = {"ldpnetv2": 144, "ldpnet": 144, "linear": 576, "mlp": 576, "qformer": 9, "resampler": 9}
+PROJECTORS = {
+    "ldpnetv2": 144,
+    "ldpnet": 144,
+    "linear": 576,
+    "mlp": 576,
+    "pixel_shuffle": 144,
+    "qformer": 9,
+    "resampler": 9,
+}
 
 
 ENCODERS = [

@@ -18,7 +18,7 @@ from exporters.models.encoder import fused
 from exporters.sources.checkpoint import open_checkpoint
 from exporters.standin.random_weights import RandomWeights
 
-KINDS = ["ldpnet", "ldpnetv2", "linear", "mlp2x_gelu", "qformer", "resampler"]
+KINDS = ["ldpnet", "ldpnetv2", "linear", "mlp2x_gelu", "pixel_shuffle", "qformer", "resampler"]
 PUBLISHED = [
     r"model\.embed_tokens\.weight",
     r"model\.layers\.\d+\.self_attn\.[qkvo]_proj\.weight",

@@ -104,7 +104,9 @@ def test_a_picture_stands_between_tokens(exact):
 
 
 @pytest.mark.parametrize("scheme", list(format.SCHEMES["vision"]))
-@pytest.mark.parametrize("projector", ["ldpnetv2", "ldpnet", "mlp2x_gelu", "linear", "resampler", "qformer"])
+@pytest.mark.parametrize(
+    "projector", ["ldpnetv2", "ldpnet", "mlp2x_gelu", "linear", "pixel_shuffle", "resampler", "qformer"]
+)
 def test_a_vision_part_computes_what_torch_does_on_its_weights(scheme, projector, tmp_path):
     found, _ = projectors.find(projector)
     tower = clip.TowerConfig(image_size=336, patch_size=14, hidden=64, layers=3, heads=2, ffn=96)

@@ -39,7 +39,7 @@ FILES = HERE / "tokenizers"
 FUZZED = 3000
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-PATTERNS = {"gpt2": None, "qwen2": _WORDS + r"\p{N}" + _REST, "llama3": _WORDS + r"\p{N}{1,3}" + _REST}
+PATTERNS = {"gpt2": None, "smollm": None, "qwen2": _WORDS + r"\p{N}" + _REST, "llama3": _WORDS + r"\p{N}{1,3}" + _REST}
 
 TEXTS = [
     "", " ", "  two  spaces ", "What is in the picture?", "\n", "a\nb\tc", "ÄÖÜ ß é e\u0301", "日本語のテキスト",
@@ -65,9 +65,14 @@ IMAGES: list[dict[str, Any]] = [
             (20, 20, "crop", "bicubic", 28), (100, 100, "crop", "bilinear", 48), (200, 100, "crop", "bicubic", 50),
             (5, 400, "crop", "bilinear", 8), (28, 40, "crop", "bilinear", 28), (64, 64, "stretch", "bicubic", 24),
             (30, 20, "stretch", "bilinear", 64), (9000, 3, "pad", "bicubic", 16), (2, 9000, "stretch", "bicubic", 16),
+            (61, 47, "stretch", "lanczos", 40),
         ]
     )
 ]  # fmt: skip
+IMAGES += [
+    {**IMAGES[-1], "width": width, "height": height, "seed": seed, "fit": "long_edge", "long_edge": 96}
+    for seed, (width, height) in enumerate([(1, 1), (130, 77), (40, 96), (500, 2)], 21)
+]
 BACKGROUND, MEAN, STD = (122, 116, 104), (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 _CHATML = {
@@ -179,7 +184,7 @@ def _open(name: str) -> Tokenizer:
 
 def _hashed(entry: dict[str, Any]) -> dict[str, Any]:
     rgb = picture(entry["width"], entry["height"], entry["seed"], entry["hard"])
-    spec = ImageSpec(entry["size"], entry["fit"], BACKGROUND, entry["resample"], MEAN, STD)
+    spec = ImageSpec(entry["size"], entry["fit"], BACKGROUND, entry["resample"], MEAN, STD, entry.get("long_edge"))
     values = image.pixels(rgb, spec).astype("<f4")
     return {**entry, "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
 
@@ -214,6 +219,7 @@ def train() -> None:
         inner = tokenizers.Tokenizer(models.BPE(ignore_merges=name == "llama3"))
         own = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
         split = [] if pattern is None else [pre_tokenizers.Split(Regex(pattern), "isolated")]
+        split = [pre_tokenizers.Digits(individual_digits=True)] if name == "smollm" else split
         inner.pre_tokenizer = pre_tokenizers.Sequence([*split, own]) if split else own
         inner.decoder = decoders.ByteLevel()
         if name == "qwen2":

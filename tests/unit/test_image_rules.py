@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from conftest import SPEC
@@ -11,13 +12,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge.inputs.image import pixels
-from edge.spec import ImageSpec
+from edge.spec import Fit, ImageSpec, Resample
 
 
 def kernel(name: str, x: float) -> float:
     x = abs(x)
     if name == "bilinear":
         return max(0.0, 1 - x)
+    if name == "lanczos":
+        return float(np.sinc(x) * np.sinc(x / 3)) if x < 3 else 0.0
     if x < 1:
         return (1.5 * x - 2.5) * x * x + 1
     return (((x - 5) * x + 8) * x - 4) * -0.5 if x < 2 else 0.0
@@ -30,7 +33,7 @@ def along_rows(image: Any, new: int, name: str) -> Any:
         return image
     scale = old / new
     stretch = max(1.0, scale)
-    support = (2.0 if name == "bicubic" else 1.0) * stretch
+    support = {"bicubic": 2.0, "bilinear": 1.0, "lanczos": 3.0}[name] * stretch
     made = np.empty((len(image), new, 3), np.uint8)
     for i in range(new):
         centre = (i + 0.5) * scale
@@ -53,7 +56,7 @@ def resized(image: Any, width: int, height: int, name: str, rows_first: bool) ->
     return along_rows(along_columns(image, height, name), width, name)
 
 
-def fitted(image: Any, spec: ImageSpec, rows_first: bool) -> Any:
+def fitted(image: Any, spec: ImageSpec, rows_first: bool, then: bool) -> Any:
     height, width, _ = image.shape
     size = spec.size
     if spec.fit == "pad":
@@ -63,6 +66,13 @@ def fitted(image: Any, spec: ImageSpec, rows_first: bool) -> Any:
         left, top = (side - width) // 2, (side - height) // 2
         square[top : top + height, left : left + width] = image
         return resized(square, size, size, spec.resample, rows_first)
+    if spec.long_edge is not None:
+        ratio = width / height
+        other = int(spec.long_edge / ratio) if width >= height else int(spec.long_edge * ratio)
+        other = max(1, other + (other % 2 == 1))
+        edges = (spec.long_edge, other) if width >= height else (other, spec.long_edge)
+        image = resized(image, *edges, spec.resample, rows_first)
+        return resized(image, size, size, spec.resample, then)
     cut_x, cut_y = max(0, (width - 16 * height) // 2), max(0, (height - 16 * width) // 2)
     image = image[cut_y : height - cut_y, cut_x : width - cut_x]
     height, width, _ = image.shape
@@ -72,8 +82,9 @@ def fitted(image: Any, spec: ImageSpec, rows_first: bool) -> Any:
     return resized(image, width, height, spec.resample, rows_first)[top : top + size, left : left + size]
 
 
-def by_the_page(image: Any, spec: ImageSpec, rows_first: bool) -> Any:
-    values = (fitted(image, spec, rows_first) / 255.0 - np.array(spec.mean)) / np.array(spec.std)
+def by_the_page(image: Any, spec: ImageSpec, orders: tuple[bool, bool]) -> Any:
+    """`orders`: whether rows come first, where an image is resized, and where it is once more."""
+    values = (fitted(image, spec, *orders) / 255.0 - np.array(spec.mean)) / np.array(spec.std)
     return values.astype(np.float32).transpose(2, 0, 1)[None]
 
 
@@ -81,20 +92,23 @@ def by_the_page(image: Any, spec: ImageSpec, rows_first: bool) -> Any:
     width=st.integers(1, 70),
     height=st.integers(1, 70),
     size=st.integers(1, 40),
-    fit=st.sampled_from(["pad", "crop"]),
-    resample=st.sampled_from(["bicubic", "bilinear"]),
+    fit=st.sampled_from(["pad", "crop", "long_edge"]),
+    resample=st.sampled_from(["bicubic", "bilinear", "lanczos"]),
     seed=st.integers(0, 2**32 - 1),
 )
 @example(width=70, height=2, size=28, fit="crop", resample="bicubic", seed=0)  # its ends are cut
+@example(width=70, height=1, size=28, fit="long_edge", resample="lanczos", seed=0)  # less than a row
 @example(width=28, height=40, size=28, fit="crop", resample="bilinear", seed=0)  # nothing is resized
 @settings(max_examples=150, deadline=None)
 def test_the_rules_give_the_very_bits(
-    width: int, height: int, size: int, fit: Literal["pad", "crop"], resample: Literal["bicubic", "bilinear"], seed: int
+    width: int, height: int, size: int, fit: Fit, resample: Resample, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
     image = random.integers(0, 256, (height, width, 3)).astype(np.uint8)
     if seed % 2:
         image = np.where(image < 128, 0, 255).astype(np.uint8)  # edges overshoot
-    spec = replace(SPEC.image, size=size, fit=fit, resample=resample)
+    long_edge = size + 13 if fit == "long_edge" else None
+    spec = replace(SPEC.image, size=size, fit=fit, resample=resample, long_edge=long_edge)
     found = pixels(image, spec)
-    assert any(np.array_equal(by_the_page(image, spec, rows_first), found) for rows_first in (True, False))
+    orders = itertools.product((True, False), repeat=2)
+    assert any(np.array_equal(by_the_page(image, spec, order), found) for order in orders)

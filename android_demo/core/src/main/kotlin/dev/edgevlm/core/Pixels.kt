@@ -4,8 +4,10 @@ package dev.edgevlm.core
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
 import java.security.MessageDigest
+import kotlin.math.PI
 import kotlin.math.ceil
 import kotlin.math.round
+import kotlin.math.sin
 
 /** 8 bits a channel, rows from the top: r, g, b, r, … Upright, and on white where it was transparent. */
 class Picture(val width: Int, val height: Int, val rgb: ByteArray) {
@@ -34,6 +36,7 @@ fun pixels(picture: Picture, spec: ImageSpec): FloatArray {
         Fit.PAD -> padded(picture, spec)
         Fit.CROP -> cropped(picture, spec)
         Fit.STRETCH -> stretched(picture, spec)
+        Fit.LONG_EDGE -> stretched(scaled(picture, spec), spec)
     }
     val tables = Array(3) { c -> FloatArray(256) { ((it / 255.0 - spec.mean[c]) / spec.std[c]).toFloat() } }
     val area = spec.size * spec.size
@@ -81,6 +84,16 @@ private fun stretched(picture: Picture, spec: ImageSpec): Picture {
     return resized(held, spec.size, spec.size, spec.resample)
 }
 
+/** With its longer edge as long as `long_edge` says. */
+private fun scaled(picture: Picture, spec: ImageSpec): Picture {
+    val long = checkNotNull(spec.longEdge)
+    val ratio = picture.width.toDouble() / picture.height
+    val wide = picture.width >= picture.height
+    val rounded = (if (wide) long / ratio else long * ratio).toInt()
+    val short = maxOf(1, rounded + rounded % 2)
+    return resized(picture, if (wide) long else short, if (wide) short else long, spec.resample)
+}
+
 /** As Pillow does it: rows, then columns, each rounded to 8 bits, weights in fixed point. */
 internal fun resized(picture: Picture, width: Int, height: Int, how: Resample): Picture {
     val wide = if (picture.width == width) picture.rgb else
@@ -98,7 +111,7 @@ private class Pass(old: Int, private val new: Int, how: Resample) {
     init {
         val scale = old.toDouble() / new
         val stretch = maxOf(scale, 1.0)
-        val support = (if (how == Resample.BICUBIC) 2.0 else 1.0) * stretch
+        val support = how.support * stretch
         val raw = DoubleArray(ceil(support).toInt() * 2 + 1)
         weights = Array(new) { x ->
             val center = (x + 0.5) * scale
@@ -140,8 +153,11 @@ private fun kernel(how: Resample, at: Double): Double {
     val x = if (at < 0) -at else at
     return when {
         how == Resample.BILINEAR -> if (x < 1.0) 1.0 - x else 0.0
+        how == Resample.LANCZOS -> if (x < 3.0) sinc(x) * sinc(x / 3) else 0.0
         x < 1.0 -> (1.5 * x - 2.5) * x * x + 1
         x < 2.0 -> (((x - 5) * x + 8) * x - 4) * -0.5
         else -> 0.0
     }
 }
+
+private fun sinc(x: Double) = if (x == 0.0) 1.0 else sin(x * PI) / (x * PI)

@@ -44,6 +44,7 @@ private class Assembly(private val spec: PromptSpec, private val tokenizer: Toke
         }
         val system = told ?: spec.defaultSystem
         turns.forEachIndexed { number, turn ->
+            // Images stand first in a turn: wherever `image_question_when` wants one, it is.
             val asked = (if (turn.images.isEmpty()) null else spec.imageQuestion) ?: spec.question
             val first = if (system.isEmpty()) null else asked.afterSystem
             fill(if (number > 0) asked.later else first ?: asked.first, turn, system)

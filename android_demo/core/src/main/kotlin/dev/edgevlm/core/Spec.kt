@@ -1,9 +1,12 @@
 /** What a manifest says of a model: its images, its prompt, its decoder's sizes. Schema 2, and 1 as 2 spells it. */
 package dev.edgevlm.core
 
-enum class Fit { PAD, CROP, STRETCH }
+enum class Fit { PAD, CROP, STRETCH, LONG_EDGE }
 
-enum class Resample { BICUBIC, BILINEAR }
+/** [support]: pixels to either side that a kernel looks at. */
+enum class Resample(val support: Double) { BICUBIC(2.0), BILINEAR(1.0), LANCZOS(3.0) }
+
+private const val LONGEST_EDGE = 8192
 
 /** How an image becomes pixels. */
 class ImageSpec(
@@ -13,6 +16,7 @@ class ImageSpec(
     val resample: Resample,
     val mean: List<Double>,
     val std: List<Double>,
+    val longEdge: Int? = null,
 ) {
     companion object {
         fun of(told: Fields): ImageSpec {
@@ -21,7 +25,10 @@ class ImageSpec(
             if (background.size != 3 || background.any { it > 255 }) told.odd("background")
             if (mean.size != 3) told.odd("mean")
             if (std.size != 3) told.odd("std")
-            return ImageSpec(told.count("size"), one(told, "fit"), background, one(told, "resample"), mean, std)
+            val fit: Fit = one(told, "fit")
+            val longEdge = if ("long_edge" in told && told["long_edge"] != null) told.count("long_edge") else null
+            if ((fit == Fit.LONG_EDGE) == (longEdge == null) || (longEdge ?: 1) > LONGEST_EDGE) told.odd("long_edge")
+            return ImageSpec(told.count("size"), fit, background, one(told, "resample"), mean, std, longEdge)
         }
 
         private inline fun <reified T : Enum<T>> one(told: Fields, name: String): T =

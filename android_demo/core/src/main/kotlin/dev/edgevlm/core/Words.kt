@@ -15,6 +15,7 @@ private val KNOWN = mapOf(
     "Qwen2" to "$CONTRACTIONS\\p{N}$REST",
     "Llama 3" to "$CONTRACTIONS\\p{N}{1,3}$REST",
 )
+private val DIGIT = Pattern.compile("\\p{N}")
 private const val GPT2 = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 
 internal fun refused(what: String): Nothing =
@@ -61,6 +62,7 @@ internal fun interface Words {
                 listOf("Metaspace") -> Metaspace(steps[0])
                 listOf("ByteLevel") -> byteLevel(steps[0], Pattern.compile(GPT2.wide()))
                 listOf("Split", "ByteLevel") -> byteLevel(steps[1], pattern(steps[0]))
+                listOf("Digits", "ByteLevel") -> digits(steps[0], byteLevel(steps[1], Pattern.compile(GPT2.wide())))
                 else -> refused("cuts a text by $types")
             }
         }
@@ -71,6 +73,12 @@ internal fun interface Words {
                 refused("has the pre-tokenizer ${Json.write(told)}")
             }
             return Words { text, _ -> isolated(text, pattern).map(ByteLevel::spelled) }
+        }
+
+        /** Each digit for itself, and what lies between as [others] cut it. */
+        private fun digits(told: Map<*, *>, others: Words): Words {
+            if (told["individual_digits"] != true) refused("has the pre-tokenizer ${Json.write(told)}")
+            return Words { text, begins -> isolated(text, DIGIT).flatMap { others.cut(it, begins) } }
         }
 
         private fun pattern(told: Map<*, *>): Pattern {

@@ -77,7 +77,7 @@ class TokenizerTest {
     }
 
     private fun eachTokenizer(test: (String, Tokenizer, Map<String, Any?>) -> Unit) {
-        assertEquals(6, told.size)
+        assertEquals(7, told.size)
         for ((name, own) in told) test(name, tokenizer(name), own)
     }
 
