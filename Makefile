@@ -110,6 +110,7 @@ android-tools: | $(BIN)/pip
 
 test-ios: ios-tools $(BUNDLE)/manifest.json  ## the iOS demo's Swift on Linux, to the last bit of Python's
 	ios_demo/test-core '$(IOS)' $(BIN)/python $(BUNDLE) $(VENV)/ios
+	ios_demo/typecheck '$(IOS)' $(VENV)/ios
 
 ios-tools:
 	@scripts/ios-tools '$(IOS)'

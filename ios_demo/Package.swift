@@ -2,16 +2,20 @@
 // The run side as a package: VLMCore for an app, and vlm, which answers on a command line.
 import PackageDescription
 
-// Linux: swift build -Xcc -IHEADERS -Xlinker -LLIBRARY, as ./in-root and ./test-core do.
+// Linux and macOS take the library and its headers from folders that the command names: see README.md.
 #if os(Linux)
     let framework: [Target] = []
     let needed: [Target.Dependency] = []
-    let linked: [LinkerSetting] = [.linkedLibrary("onnxruntime")]
 #else
     let framework: [Target] = [.binaryTarget(name: "onnxruntime", path: "Frameworks/onnxruntime.xcframework")]
-    let needed: [Target.Dependency] = ["onnxruntime"]
-    let linked: [LinkerSetting] = [.linkedLibrary("c++"), .linkedFramework("CoreML"), .linkedFramework("Foundation")]
+    let needed: [Target.Dependency] = [.target(name: "onnxruntime", condition: .when(platforms: [.iOS, .macCatalyst]))]
 #endif
+let linked: [LinkerSetting] = [
+    .linkedLibrary("onnxruntime", .when(platforms: [.linux, .macOS])),
+    .linkedLibrary("c++", .when(platforms: [.iOS, .macCatalyst])),
+    .linkedFramework("CoreML", .when(platforms: [.iOS, .macCatalyst])),
+    .linkedFramework("Foundation", .when(platforms: [.iOS, .macCatalyst])),
+]
 
 let package = Package(
     name: "VLMCore",

@@ -31,14 +31,14 @@ public actor Assistant {
         progress: @escaping @Sendable (Double) -> Void = { _ in }
     ) async throws -> Assistant {
         let made = Assistant(bundle, engine, settings)
-        try engine.require(bundle, settings, free: Memory.available())
+        try engine.require(bundle, settings, free: Machine.availableMemory())
         try await engine.prepare(bundle)
         try await made.open(stop, progress)
         return made
     }
 
     private func open(_ stop: Stop, _ progress: (Double) -> Void) throws {
-        session = try Session(bundle, engine, settings, free: Memory.available()) {
+        session = try Session(bundle, engine, settings, free: Machine.availableMemory()) {
             try stop.check()
             progress($0)
         }

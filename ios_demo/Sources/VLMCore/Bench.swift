@@ -52,7 +52,7 @@ struct Bench {
         facts.append(Json.Member("agreement_cosine", .number(report.error("prefill", "fp32")["cosine"] ?? 0)))
         facts.append(Json.Member("agreement_tokens", .number(report.error("tokens", "fp32")["tokens"] ?? 0)))
         var rows: [Json] = []
-        if let peak = Memory.peak() {
+        if let peak = Machine.peakMemory() {
             rows.append(row("peak memory", 0, 0, [Json.Member("peak_bytes", .whole(peak))]))
         }
         for measure in [seeing, prefilling, generating, firstToken] {

@@ -27,18 +27,20 @@ public final class Latest<Value: Sendable>: @unchecked Sendable {  // all is beh
         taker?.resume(returning: new)
     }
 
-    /// The newest, once there is one; nil after the end. For one taker.
+    /// The newest, once there is one; nil after the end, or when another asks.
     public func take() async -> Value? {
         await withCheckedContinuation { taker in
+            var before: CheckedContinuation<Value?, Never>?
             let found = lock.withLock { () -> Value?? in
                 if ended { return .some(nil) }
                 if let value {
                     self.value = nil
                     return value
                 }
-                waiting = taker
+                (before, waiting) = (waiting, taker)
                 return nil
             }
+            before?.resume(returning: nil)
             if let found { taker.resume(returning: found) }
         }
     }

@@ -24,7 +24,14 @@ final class CameraTests: XCTestCase {
         frames.put(4)
         let second = await waited
         XCTAssertEqual(second, 4)
+        async let replaced = frames.take()
+        try? await Task.sleep(for: .milliseconds(5))
+        async let replacing = frames.take()
+        let nothing = await replaced
+        XCTAssertNil(nothing)
         frames.end()
+        let ended = await replacing
+        XCTAssertNil(ended)
         frames.put(5)
         let last = await frames.take()
         XCTAssertNil(last)

@@ -173,9 +173,9 @@ final class SessionTests: XCTestCase {
             _ = try chat.ask("Hi", of: Session(bundle, OrtEngine(), Settings(threads: 1)), Ask(maxTokens: 2))
         }
         for _ in 0..<10 { try once() }  // until the allocator has what it keeps
-        let before = Memory.now() ?? 0
+        let before = Machine.memory() ?? 0
         for _ in 0..<20 { try once() }
-        let grown = ((Memory.now() ?? 0) - before) >> 20
+        let grown = ((Machine.memory() ?? 0) - before) >> 20
         XCTAssertLessThan(grown, 60, "MB more after twenty times")  // the weights alone would be 90
     }
 

@@ -1,4 +1,4 @@
-// Memory that this process takes, and may take, as the system tells it.
+// What the system tells of itself: the memory that this process takes and may take, and the machine's name.
 import Foundation
 
 #if canImport(Darwin)
@@ -8,9 +8,16 @@ import Foundation
     #endif
 #endif
 
-public enum Memory {
+public enum Machine {
+    /// As its maker calls it: `iPhone17,1`.
+    public static var name: String {
+        var told = utsname()
+        uname(&told)
+        return withUnsafeBytes(of: &told.machine) { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
+    }
+
     /// Bytes that this process may still take before the system ends it; nil where nobody tells.
-    public static func available() -> Int? {
+    public static func availableMemory() -> Int? {
         #if os(iOS) && !targetEnvironment(macCatalyst) && !targetEnvironment(simulator)
             return os_proc_available_memory()
         #elseif os(Linux)
@@ -21,7 +28,7 @@ public enum Memory {
     }
 
     /// Bytes that it takes now; nil where the system does not tell.
-    public static func now() -> Int? {
+    public static func memory() -> Int? {
         #if canImport(Darwin)
             return footprint().map { Int($0.phys_footprint) }
         #else
@@ -30,7 +37,7 @@ public enum Memory {
     }
 
     /// At most, so far.
-    public static func peak() -> Int? {
+    public static func peakMemory() -> Int? {
         #if canImport(Darwin)
             return footprint().map { Int($0.ledger_phys_footprint_peak) }
         #else
