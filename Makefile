@@ -2,7 +2,7 @@
 
 .DELETE_ON_ERROR:
 .PHONY: help demo check lint fmt golden test test-llamacpp test-browser test-remote test-arm arm-machine android test-android \
-	apk-tools android-tools wheel-arm wheel-executorch wheel-executorch-arm
+	apk-tools android-tools test-ios ios-tools wheel-arm wheel-executorch wheel-executorch-arm
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,6 +40,7 @@ ARM_PIP := --platform linux_aarch64 $(foreach n,17 27 28 31 34 35 36,--platform 
 ANDROID := $(CACHE)/android
 ANDROID_WORK := $(VENV)/android
 APK := $(ANDROID_WORK)/edge-vlm-demo.apk
+IOS := $(CACHE)/ios
 ARM_TESTS := pytest hypothesis jsonschema jinja2 safetensors 'onnx>=1.20'
 
 CHECKPOINT := exporters/demo/checkpoint
@@ -106,6 +107,13 @@ apk-tools: android-tools
 
 android-tools: | $(BIN)/pip
 	@scripts/android-tools '$(ANDROID)' $(BIN)/python
+
+test-ios: ios-tools $(BUNDLE)/manifest.json  ## the iOS demo's Swift on Linux, to the last bit of Python's
+	ios_demo/test-core '$(IOS)' $(BIN)/python $(BUNDLE) $(VENV)/ios
+	ios_demo/typecheck '$(IOS)' $(VENV)/ios
+
+ios-tools:
+	@scripts/ios-tools '$(IOS)'
 
 golden: $(VENV)/installed-dev  ## write the golden vectors of tests/golden anew
 	$(BIN)/python tests/golden/write.py

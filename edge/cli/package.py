@@ -1,4 +1,4 @@
-"""`edge package`: a bundle as one file for an app."""
+"""`edge package`: a bundle as an app takes it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,28 @@ from edge.units import format_size
 
 def package(
     bundle: BundleArgument,
-    android: Annotated[Path, typer.Option(metavar="ZIP", help="For the Android demo: what its Model button imports.")],
+    android: Annotated[
+        Path | None, typer.Option(metavar="ZIP", help="For the Android demo: what its Model button imports.")
+    ] = None,
+    ios: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="For the iOS demo: what it imports through Files, or embeds.")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check a bundle, and write it as one file that an app imports."""
-    from edge.bundle.archive import package as write
+    """Check a bundle, and write it as an app takes it: --android ZIP or --ios FOLDER."""
+    from edge.bundle import app_folder, archive
     from edge.bundle.manifest import Bundle
+    from edge.errors import UsageError
 
     opened = Bundle.open(bundle)
-    written = write(opened, android)
-    if as_json:
-        print_json({"path": str(android), "bytes": written, "name": opened.manifest.name})
+    if android is not None and ios is None:
+        place, written = android, archive.package(opened, android)
+    elif ios is not None and android is None:
+        place, written = ios, app_folder.package(opened, ios)
     else:
-        say(f"{android}: {format_size(written)}")
+        raise UsageError("a bundle is packaged for one app at a time", hint=f"edge package {bundle} --ios FOLDER")
+    if as_json:
+        print_json({"path": str(place), "bytes": written, "name": opened.manifest.name})
+    else:
+        say(f"{place}: {format_size(written)}")

@@ -1,0 +1,71 @@
+// Screen: a photo, what was said about it, and the next question.
+import Foundation
+import PhotosUI
+import SwiftUI
+import VLMCore
+
+struct AskView: View {
+    let model: DemoModel
+    @State private var question = ""
+    @State private var picked: PhotosPickerItem?
+
+    var body: some View {
+        NavigationStack {
+            VStack {
+                ScrollView {
+                    VStack(alignment: .leading, spacing: 12) {
+                        PictureView(picture: model.picture)
+                        ForEach(model.exchanges.indices, id: \.self) { place in
+                            SaidView(question: model.exchanges[place].question, answer: model.exchanges[place].answer)
+                        }
+                        if let question = model.question { SaidView(question: question, answer: model.answer) }
+                        Text(model.timings).font(.caption).foregroundStyle(.secondary)
+                        if let problem = model.problem { Text(problem).foregroundStyle(.red) }
+                    }
+                    .padding()
+                }
+                if let busy = model.busy { ProgressView(busy) }
+                HStack {
+                    TextField("Ask about the photo", text: $question).textFieldStyle(.roundedBorder).onSubmit(ask)
+                    if model.busy == nil {
+                        Button("Ask", action: ask).disabled(model.opened == nil || question.isEmpty)
+                    } else {
+                        Button("Stop") { model.stop() }
+                    }
+                }
+                .padding()
+            }
+            .navigationTitle(model.opened?.manifest.name ?? "Edge VLM")
+            .toolbar {
+                PhotosPicker("Photo", selection: $picked, matching: .images)
+                NavigationLink("Camera") { CameraView(model: model) }
+                NavigationLink("Model") { ModelView(model: model) }
+            }
+            .onChange(of: picked) { load() }
+        }
+    }
+
+    private func ask() {
+        model.ask(question)
+        question = ""
+    }
+
+    private func load() {
+        guard let picked else { return }
+        Task {
+            if let data = try? await picked.loadTransferable(type: Data.self) { model.look(at: data) }
+        }
+    }
+}
+
+struct SaidView: View {
+    let question: String
+    let answer: String
+
+    var body: some View {
+        VStack(alignment: .leading, spacing: 4) {
+            Text(question).bold()
+            Text(answer)
+        }
+    }
+}

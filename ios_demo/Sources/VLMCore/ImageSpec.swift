@@ -1,0 +1,47 @@
+// What a manifest says of images, and of the decoder's sizes.
+
+/// How an image becomes pixels.
+public struct ImageSpec: Sendable {
+    enum Fit: String { case pad, crop, stretch }
+    enum Resample: String { case bicubic, bilinear }
+
+    public let size: Int
+    let fit: Fit
+    let background: [UInt8]
+    let resample: Resample
+    let mean: [Double]
+    let std: [Double]
+
+    init(_ told: Fields) throws {
+        size = try told.count("size")
+        guard let fit = Fit(rawValue: try told.text("fit")) else { throw told.odd("fit") }
+        guard let resample = Resample(rawValue: try told.text("resample")) else { throw told.odd("resample") }
+        self.fit = fit
+        self.resample = resample
+        background = try told.list("background") { $0.whole.flatMap(UInt8.init(exactly:)) }
+        mean = try told.numbers("mean")
+        std = try told.numbers("std")
+        if background.count != 3 { throw told.odd("background") }
+        if mean.count != 3 { throw told.odd("mean") }
+        if std.count != 3 { throw told.odd("std") }
+    }
+}
+
+/// Sizes of the decoder. `context`: positions that its part was made for.
+public struct DecoderSpec: Sendable {
+    let layers: Int
+    let kvHeads: Int
+    let headDim: Int
+    let hidden: Int
+    let vocab: Int
+    public let context: Int
+
+    init(_ told: Fields) throws {
+        layers = try told.count("layers")
+        kvHeads = try told.count("kv_heads")
+        headDim = try told.count("head_dim")
+        hidden = try told.count("hidden")
+        vocab = try told.count("vocab")
+        context = try told.count("context")
+    }
+}

@@ -1,0 +1,7 @@
+// Stand-in for what only Apple's Foundation has, compiled with the app: the declarations that it uses.
+import Foundation
+
+extension URL {
+    func startAccessingSecurityScopedResource() -> Bool { fatalError() }
+    func stopAccessingSecurityScopedResource() { fatalError() }
+}
