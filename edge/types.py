@@ -36,10 +36,12 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """Rows that stand where tokens would. Two segments of equal `key` hold the same rows."""
+    """Rows that stand where tokens would. Two segments of equal `key` and `first` hold the same rows."""
 
     rows: NDArray[np.float32]  # [N, hidden]
     key: str
+    first: int = 0  # which of the rows of this key the first one is
+    grid: tuple[int, int] | None = None  # rows and columns of tiles, where these are several views of an image
 
     def __len__(self) -> int:
         return len(self.rows)

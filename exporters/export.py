@@ -33,6 +33,7 @@ from exporters.pipeline import Built, build, measured, own_tokenizer
 from exporters.search import Budget, search
 from exporters.sources import prompts
 from exporters.sources.checkpoint import Checkpoint, open_checkpoint
+from exporters.sources.image_budget import budgeted
 from exporters.widening import Widened
 
 FLOATS = ("fp16", "f16", "fp32")  # schemes whose activations are not rounded, the smallest first
@@ -51,6 +52,7 @@ class ExportRequest:
     calib: Path | None = None
     imatrix: Path | None = None
     context: int | None = None
+    image_tokens: int | None = None  # embeddings that an image may take
     vision_tower: Path | None = None
     mmproj: Path | None = None
     base: str | None = None  # of a LoRA folder
@@ -99,7 +101,7 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
         context=request.context,
         base=request.base,
     )
-    checkpoint, note = prompts.settle(checkpoint, request.prompt)
+    checkpoint, note = prompts.settle(budgeted(checkpoint, request.image_tokens), request.prompt)
     origin = prompts.origin(checkpoint, request.prompt)
     notes = (*checkpoint.notes, *([note] if note else ()))
     order = Order(

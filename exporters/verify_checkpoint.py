@@ -18,6 +18,7 @@ from exporters.models.encoder import Encoder
 from exporters.pipeline import Ids, components, cut, own_tokenizer
 from exporters.sources import prompts
 from exporters.sources.checkpoint import Checkpoint, open_checkpoint
+from exporters.sources.image_budget import budgeted
 
 _SAME = {"max_abs": 1e-3, "cosine": 0.999999}  # torch against torch, maybe of another version
 
@@ -43,7 +44,8 @@ def verify_against(
             f"sha256 {source.sha256[:12]}…, expected {manifest.source['sha256'][:12]}…",
             hint="give the checkpoint that was exported, or export this one",
         )
-    source = _prompted(source, manifest)
+    views = manifest.spec.image.views
+    source = _prompted(budgeted(source, views.image_tokens if views else manifest.spec.prompt.image_tokens), manifest)
     if not manifest.spec.tells_of(source.spec):
         raise UsageError(
             "this edge-vlm reads the checkpoint in another way than the one that exported it did",

@@ -12,7 +12,7 @@ import typer
 
 from edge import plugins
 from edge.cli.exits import cleanup_on_signal, export_side
-from edge.cli.options import Base, Debug, Json, Mmproj, Threads
+from edge.cli.options import Base, Debug, ImageTokens, Json, Mmproj, Threads
 from edge.cli.output import print_json, print_rich, say
 from edge.recipes import QUANTIZERS
 from edge.units import format_size, parse_size
@@ -75,6 +75,7 @@ def export(
         typer.Option(metavar="|".join(QUANTIZERS), help="How a decoder's 4-bit weights are found; gptq needs --calib."),
     ] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Positions to export for; the checkpoint's own.")] = None,
+    image_tokens: ImageTokens = None,
     vision_tower: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the vision tower lies.")] = None,
     mmproj: Mmproj = None,
     base: Base = None,
@@ -111,6 +112,7 @@ def export(
             calib=calib,
             imatrix=imatrix,
             context=context,
+            image_tokens=image_tokens,
             vision_tower=vision_tower,
             mmproj=mmproj,
             base=base,

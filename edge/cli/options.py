@@ -15,6 +15,10 @@ Mmproj = Annotated[Path | None, typer.Option(metavar="FILE", help="The vision pa
 Base = Annotated[
     str | None, typer.Option(metavar="CKPT", help="What a LoRA folder was trained on; it is merged into it.")
 ]
+ImageTokens = Annotated[
+    int | None,
+    typer.Option("--image-tokens", metavar="N", min=1, help="Tokens that an image may take: fewer tiles, or one view."),
+]
 Isa = Annotated[
     str | None, typer.Option("--isa", metavar="NAME", help="The widest instruction set to use: neon, avx2, …")
 ]

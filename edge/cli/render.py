@@ -165,9 +165,10 @@ def _model(spec: VLMSpec) -> dict[str, str]:
         "stretch": "stretched to the square",
         "long_edge": f"stretched to the square from {image.long_edge} at the longer edge",
     }[image.fit]
+    tiles = f" a view, {spec.most_views} views at most" if image.views else ""
     stops = [f"id {i}" for i in prompt.stop_ids] + [repr(s) for s in prompt.stop_strings]
     return {
-        "picture": f"{image.size}×{image.size}, {fit}, {image.resample}; {prompt.image_tokens} rows",
+        "picture": f"{image.size}×{image.size}, {fit}, {image.resample}; {prompt.image_tokens} rows{tiles}",
         "prompt": (prompt.user + shown(prompt.generation, {})).replace("\n", "\\n"),
         "stops at": ", ".join(stops),
         "decoder": f"{decoder.layers} layers, hidden {decoder.hidden}, {decoder.heads} heads of {decoder.head_dim} "

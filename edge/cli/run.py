@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from edge.cli.exits import cleanup_on_signal
-from edge.cli.options import BundleArgument, Cache, Debug, Isa, Json, Threads
+from edge.cli.options import BundleArgument, Cache, Debug, ImageTokens, Isa, Json, Threads
 from edge.cli.output import complain, print_json, say
 from edge.errors import ContextError, ImageError, UsageError
 
@@ -40,6 +40,7 @@ def run(
     cache: Cache = None,
     isa: Isa = None,
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="The most to take at the peak: 1.5GB.")] = None,
+    image_tokens: ImageTokens = None,
     system: Annotated[str | None, typer.Option(help="Instead of the model's own system prompt.")] = None,
     schema: Annotated[
         str | None, typer.Option(metavar="FILE", help="A JSON schema: every answer satisfies it.")
@@ -70,7 +71,15 @@ def run(
         "schema": read_schema(schema) if schema else None,
     }
     limit = parse_size(max_memory) if max_memory else None
-    with load(bundle, threads=threads, cache=cast("Any", cache), isa=isa, max_memory=limit, debug=debug) as session:
+    with load(
+        bundle,
+        threads=threads,
+        cache=cast("Any", cache),
+        isa=isa,
+        max_memory=limit,
+        image_tokens=image_tokens,
+        debug=debug,
+    ) as session:
         if session.plan.given_up:
             say("little memory: " + ", ".join(session.plan.given_up))
         if session.plan.free:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from edge.cli.exits import requires_extra
-from edge.cli.options import Cache, Debug, Isa, Threads
+from edge.cli.options import Cache, Debug, ImageTokens, Isa, Threads
 from edge.cli.output import say
 from edge.errors import EdgeError, UsageError
 
@@ -41,6 +41,7 @@ def serve(
     threads: Threads = 0,
     cache: Cache = None,
     isa: Isa = None,
+    image_tokens: ImageTokens = None,
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="The most for the models: 1.5GB.")] = None,
     debug: Debug = False,
 ) -> None:
@@ -76,6 +77,7 @@ def serve(
         raise UsageError(f"two bundles are called {', '.join(sorted(twice))}", hint="rename one of the folders")
     with ExitStack() as stack:
         options: dict[str, Any] = {"threads": threads, "cache": cast("Any", cache), "isa": isa, "debug": debug}
+        options["image_tokens"] = image_tokens
         left = parse_size(max_memory) if max_memory else None
         sessions = []
         for name, bundle in zip(names, bundles, strict=True):

@@ -139,10 +139,15 @@ def require_held(position: int, held: int) -> None:
         raise EngineError(f"cannot rewind to {position} from {held}")
 
 
-def too_long(needed: int, context: int) -> ContextError:
+def too_long(needed: int, context: int, tiles: int = 0) -> ContextError:
+    """`tiles`: how many of the positions are those of images that could be divided into fewer."""
+    rest = needed - tiles
     return ContextError(
-        f"the prompt needs {needed} positions, and the context holds {context}",
-        hint="ask something shorter, or export again with a larger --context",
+        f"the prompt needs {needed} positions, {f'{tiles} of them for tiles, ' * bool(tiles)}and the context holds "
+        f"{context}",
+        hint=f"--image-tokens {context - rest} or less, of all images together"
+        if tiles and context > rest
+        else "ask something shorter, or export again with a larger --context",
     )
 
 

@@ -216,7 +216,8 @@ class TextGenerator:
         if not wanted:
             raise UsageError("the prompt is empty", hint="ask something")
         if len(wanted) > self._context:
-            raise too_long(len(wanted), self._context)
+            seen = [len(segment) for segment in segments if isinstance(segment, Embeddings)]
+            raise too_long(len(wanted), self._context, sum(seen) if self._spec.views else 0)
         return wanted
 
     def _switch(self, kept: Kept, wanted: Sequence[Held]) -> None:
@@ -283,5 +284,5 @@ def _after(segments: Sequence[Segment], count: int) -> Iterator[Segment]:
             yield Tokens(segment.ids[count:])
             count = 0
         else:
-            yield Embeddings(segment.rows[count:], f"{segment.key}[{count}:]")
+            yield Embeddings(segment.rows[count:], segment.key, segment.first + count)
             count = 0

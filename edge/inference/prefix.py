@@ -35,4 +35,4 @@ def positions(segment: Segment) -> Iterator[Held]:
     if isinstance(segment, Tokens):
         yield from segment.ids
     else:
-        yield from ((segment.key, row) for row in range(len(segment)))
+        yield from ((segment.key, segment.first + row) for row in range(len(segment)))

@@ -72,7 +72,7 @@ def read(path: str | os.PathLike[str], bundle: Bundle) -> SavedChat:
 
 def _arrays(chat: SavedChat, bundle: str) -> dict[str, Array]:
     shown = [item for turn in chat.turns for item in turn.content if isinstance(item, Embeddings)]
-    images = {image.key: image.rows for image in (*shown, *chat.images)}
+    images = {image.key: image for image in (*shown, *chat.images)}
     numbers = {key: number for number, key in enumerate(images)}
     said = {
         "version": VERSION,
@@ -80,12 +80,13 @@ def _arrays(chat: SavedChat, bundle: str) -> dict[str, Array]:
         "system": chat.system,
         "turns": [_turn(turn, numbers) for turn in chat.turns],
         "images": list(images),
+        "grids": [image.grid for image in images.values()],
         "next": [numbers[image.key] for image in chat.images],
         "layout": chat.prefix and chat.prefix.snapshot.layout,
     }
     text = json.dumps(said).encode()
     arrays: dict[str, Array] = {"conversation": np.frombuffer(text, np.uint8)}
-    arrays |= {f"image.{number}": np.asarray(rows, np.float32) for number, rows in enumerate(images.values())}
+    arrays |= {f"image.{number}": np.asarray(image.rows, np.float32) for number, image in enumerate(images.values())}
     if chat.prefix is not None:
         arrays["held"] = _table(chat.prefix.held, numbers)
         arrays |= {f"kv.{name}": array for name, array in chat.prefix.snapshot.arrays.items()}
@@ -153,7 +154,9 @@ def _parsed(arrays: Mapping[str, Array], bundle: Bundle) -> SavedChat:
     said = json.loads(content.tobytes())
     _require(isinstance(said, dict) and said["version"] == VERSION, f"its version is not {VERSION}")
     _require_bundle(said["bundle"], bundle)
-    images = [_image(arrays, number, key, bundle) for number, key in enumerate(_list(said["images"]))]
+    keys = _list(said["images"])
+    grids = _list(said.get("grids", [None] * len(keys)))
+    images = [_image(arrays, number, key, grids[number], bundle) for number, key in enumerate(keys)]
     turns = tuple(_told(turn, images, bundle) for turn in _list(said["turns"]))
     system = said["system"]
     _require(system is None or isinstance(system, str), "its system prompt is no text")
@@ -169,11 +172,18 @@ def _require_bundle(told: object, bundle: Bundle) -> None:
         )
 
 
-def _image(arrays: Mapping[str, Array], number: int, key: object, bundle: Bundle) -> Embeddings:
-    rows, hidden = arrays[f"image.{number}"], bundle.manifest.spec.decoder.hidden
+def _image(arrays: Mapping[str, Array], number: int, key: object, grid: object, bundle: Bundle) -> Embeddings:
+    spec = bundle.manifest.spec
+    rows, hidden = arrays[f"image.{number}"], spec.decoder.hidden
     fits = rows.dtype == np.float32 and rows.ndim == 2 and rows.shape[1] == hidden and len(rows) > 0
     _require(isinstance(key, str) and fits, f"image {number} is no array of rows of {hidden}")
-    return Embeddings(rows, str(key))
+    if grid is None:
+        return Embeddings(rows, str(key))
+    high, wide = (_index(edge, len(rows) + 1) for edge in _list(grid))
+    _require(
+        len(rows) == (high * wide + 1) * spec.prompt.image_tokens, f"image {number} is not of {high} x {wide} tiles"
+    )
+    return Embeddings(rows, str(key), grid=(high, wide))
 
 
 def _told(turn: Any, images: Sequence[Embeddings], bundle: Bundle) -> Turn:

@@ -27,10 +27,11 @@ from edge.inference.loader import ModelLoader, in_background
 from edge.inference.prefix import Prefix
 from edge.inference.sampling import Sampling
 from edge.inference.saved import read as read_saved
-from edge.inference.vision import ImageTimes, VisionEncoder
+from edge.inference.vision import ImageTimes, VisionEncoder, most_views
 from edge.inputs.image import Source
 from edge.inputs.prompt import Turn, segments
 from edge.inputs.tokenizer import Tokenizer
+from edge.inputs.views import Views, views
 from edge.planning.plan import Plan, plan
 from edge.types import CacheKind, ComputeUnits, Decoder, Embeddings, Graph, OpenOptions
 
@@ -52,6 +53,7 @@ def load(
     units: ComputeUnits = "all",
     isa: str | None = None,
     max_memory: int | None = None,
+    image_tokens: int | None = None,
     debug: bool = False,
     evaluators: bool = False,
 ) -> Session:
@@ -66,6 +68,8 @@ def load(
     - `max_memory`: bytes that the process may take at its peak, as `edge.planning.memory` predicts it; None: what is
       free. Where that is little, the plan stores the KV cache in 8 bits, or opens the vision encoder and the decoder
       one at a time: a new image then costs opening both again.
+    - `image_tokens`: embeddings that an image may take, of a model that sees large images in tiles; None: as the bundle
+      says.
     - `debug`: let the engines' libraries write their messages.
     - `evaluators`: what no engine opens may be computed by the export side, to prove it.
 
@@ -80,6 +84,7 @@ def load(
     if units not in get_args(ComputeUnits):
         raise UsageError(f"no compute units {units!r}", hint="one of: " + ", ".join(get_args(ComputeUnits)))
     bundle = Bundle.open(path)
+    most_views(bundle.manifest.spec, image_tokens)  # refused before anything is opened
     here = detect()
     if max_memory is not None:
         here = replace(here, memory_bytes=min(here.memory_bytes, max_memory))
@@ -95,7 +100,7 @@ def load(
     except EdgeError:
         check.result()  # a damaged file explains more than what an engine says of it
         raise
-    return Session(bundle, chosen, loader, tokenizer, check, 1e3 * (perf_counter() - started))
+    return Session(bundle, chosen, loader, tokenizer, check, 1e3 * (perf_counter() - started), image_tokens)
 
 
 class Session:
@@ -109,6 +114,7 @@ class Session:
         tokenizer: Tokenizer,
         check: Future[None],
         load_ms: float,
+        image_tokens: int | None = None,
     ) -> None:
         self.bundle = bundle
         self.plan = chosen
@@ -118,7 +124,7 @@ class Session:
         self._check = check
         self.load_ms = load_ms  # until all was open, once the decoder was waited for; until images could be encoded
         self._text: TextGenerator | None = None  # made when the decoder is there
-        self._vision = VisionEncoder(bundle, self._vision_parts)
+        self._vision = VisionEncoder(bundle, self._vision_parts, image_tokens)
         self._kept: Kept | None = None
         self._last: Answer | None = None
         self._grammars: Grammars | None = None  # made when an answer is constrained
@@ -136,17 +142,22 @@ class Session:
         return self._open().release()
 
     def encode_image(self, source: Source) -> Embeddings:
-        """What the decoder sees of an image: f32 [N, hidden]. An image that was encoded before is not computed again.
+        """What the decoder sees of an image: f32 [N, hidden] of each view. What was encoded before is not computed again.
         Raises ImageError."""
         self._opened()
         embeddings = self._vision.encode(source, ImageTimes())
         self._check.result()
         return embeddings
 
-    def encode_pixels(self, values: NDArray[np.float32]) -> Embeddings:
-        """As `encode_image`, from pixels f32 [1, 3, size, size]."""
+    def views(self, source: Source) -> Views:
+        """An image as the vision encoder sees it; nothing is computed. Raises ImageError."""
+        return views(source, self._spec.image, self._vision.most_views)
+
+    def encode_pixels(self, values: NDArray[np.float32] | Views) -> Embeddings:
+        """As `encode_image`, from pixels f32 [1, 3, size, size] of one view, or from what `views` gave."""
         self._opened()
-        embeddings = self._vision.encode_views([values], ImageTimes())
+        image = values if isinstance(values, Views) else Views((values,), None)
+        embeddings = self._vision.encode_views(image.pixels, ImageTimes(), image.grid)
         self._check.result()
         return embeddings
 

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.bundle.manifest import Bundle
-from edge.errors import EngineError
-from edge.inputs.image import Source, digest, pixels
+from edge.errors import EngineError, UsageError
+from edge.inputs.image import Source, digest
+from edge.inputs.views import views
+from edge.spec import VLMSpec
 from edge.types import Array, Embeddings, Graph
 
 REMEMBERED = 32  # views whose embeddings are kept
@@ -26,15 +28,29 @@ class ImageTimes:
     vision: float = 0.0  # the vision encoder; nothing for views that it remembers
 
 
+def most_views(spec: VLMSpec, image_tokens: int | None) -> int:
+    """Of an image that may take so many embeddings; None: as many as the bundle says. Raises UsageError where one view
+    gives more."""
+    if image_tokens is None:
+        return spec.most_views
+    if image_tokens < (one := spec.prompt.image_tokens):
+        raise UsageError(
+            f"an image cannot be {image_tokens} embeddings: one view of it gives {one}", hint=f"--image-tokens {one}"
+        )
+    return image_tokens // one
+
+
 class VisionEncoder:
     """Every view of an image goes through the vision parts once; the latest views are remembered by their pixels, so
-    that a tile or a frame which comes again costs nothing. Today an image has one view."""
+    that a tile or a frame which comes again costs nothing."""
 
-    def __init__(self, bundle: Bundle, parts: Callable[[], Sequence[Graph]]) -> None:
+    def __init__(self, bundle: Bundle, parts: Callable[[], Sequence[Graph]], image_tokens: int | None = None) -> None:
         """`parts` opens the vision parts, in order, when a view must be computed. They are not kept: the memory may
-        hold them only for a while."""
+        hold them only for a while. `image_tokens`: what an image may take, instead of what the bundle says; raises
+        UsageError where that is less than a view gives."""
         self._bundle = bundle
         self._spec = bundle.manifest.spec
+        self.most_views = most_views(self._spec, image_tokens)
         self._parts = parts
         self._views: OrderedDict[str, Embeddings] = OrderedDict()
 
@@ -42,17 +58,21 @@ class VisionEncoder:
         """Embeddings f32 [N, hidden]. Raises ImageError, and EngineError where the bundle has no vision part."""
         self._require_vision()
         started = perf_counter()
-        views = [pixels(image, self._spec.image)]
+        found = views(image, self._spec.image, self.most_views)
         times.image += perf_counter() - started
-        return self.encode_views(views, times)
+        return self.encode_views(found.pixels, times, found.grid)
 
-    def encode_views(self, views: Sequence[NDArray[np.float32]], times: ImageTimes) -> Embeddings:
-        """The embeddings of several views f32 [1, 3, size, size], joined in their order: f32 [views * N, hidden]."""
+    def encode_views(
+        self, pixels: Sequence[NDArray[np.float32]], times: ImageTimes, grid: tuple[int, int] | None = None
+    ) -> Embeddings:
+        """The embeddings of several views f32 [1, 3, size, size], joined in their order: f32 [views * N, hidden].
+        `grid`: the rows and columns of tiles that all but the last are."""
         self._require_vision()
-        encoded = [self._encode_view(view, times) for view in views]
+        encoded = [self._encode_view(view, times) for view in pixels]
         if len(encoded) == 1:
             return encoded[0]
-        return Embeddings(np.concatenate([one.rows for one in encoded]), "+".join(one.key for one in encoded))
+        key = "+".join(one.key for one in encoded)
+        return Embeddings(np.concatenate([one.rows for one in encoded]), key, grid=grid)
 
     def forget(self) -> None:
         """Compute every view anew."""

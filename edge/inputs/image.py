@@ -72,8 +72,11 @@ def dimensions(data: bytes) -> tuple[int, int]:
 
 def pixels(source: Source, spec: ImageSpec) -> NDArray[np.float32]:
     """float32 [1, 3, size, size]: fitted to the square, resampled as Pillow does, scaled to 0..1, normalised."""
-    image = open_image(source)
-    square = FITS[spec.fit](image, spec)
+    return normalised(FITS[spec.fit](open_image(source), spec), spec)
+
+
+def normalised(square: Image.Image, spec: ImageSpec) -> NDArray[np.float32]:
+    """float32 [1, 3, size, size] of an image of that size: scaled to 0..1, then as `mean` and `std` say."""
     mean, std = np.array(spec.mean)[:, None], np.array(spec.std)[:, None]
     table = ((np.arange(256) / 255 - mean) / std).astype(np.float32)  # [3, 256]: a channel value has one result
     channels = np.asarray(square).transpose(2, 0, 1)

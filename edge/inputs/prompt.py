@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from edge.errors import UsageError
 from edge.inputs.tokenizer import Tokenizer
 from edge.spec import PromptSpec
-from edge.spec.pieces import Ids, Pieces, Slot, Text, Trim
+from edge.spec.pieces import Ids, Piece, Pieces, Slot, Text, Trim
 from edge.types import Embeddings, Segment, Tokens
 
 Content = tuple[str | Embeddings, ...]
@@ -78,7 +78,7 @@ def parts(spec: PromptSpec, turns: Sequence[Turn], system: str | None = None) ->
             question = asked.later
         else:
             question = asked.after_system if system and asked.after_system is not None else asked.first
-        yield from _filled(question, spec.image, turn.content, system)
+        yield from _filled(question, spec, turn.content, system)
         if turn.answer_ids is not None:
             yield from _filled(spec.generation)
             yield from turn.answer_ids
@@ -93,7 +93,7 @@ def parts(spec: PromptSpec, turns: Sequence[Turn], system: str | None = None) ->
 
 
 def _filled(
-    pieces: Pieces, image: Pieces = (), content: Content = (), system: str = "", answer: str = ""
+    pieces: Pieces, spec: PromptSpec | None = None, content: Content = (), system: str = "", answer: str = ""
 ) -> Iterator[str | int | Embeddings]:
     """The pieces with what is said in their slots."""
     said: dict[str, Content] = {"content": content, "system": (system,), "answer": (answer,)}
@@ -104,13 +104,21 @@ def _filled(
             yield from piece.ids
         else:
             for item in _trimmed(said[piece.slot], piece.trim):
-                yield from (item,) if isinstance(item, str) else _placed(image, item)
+                yield from (item,) if isinstance(item, str) or spec is None else _placed(spec, item)
 
 
-def _placed(pieces: Pieces, image: Embeddings) -> Iterator[str | int | Embeddings]:
-    """One image in its slot."""
+def _placed(spec: PromptSpec, image: Embeddings) -> Iterator[str | int | Embeddings]:
+    """One image in its slot, or each view of it in its own."""
+    views, rows = iter((image,)), spec.image_tokens
+    pieces: Iterable[Piece] = spec.image
+    if image.grid is not None and spec.views is not None:
+        pieces = spec.views.of(*image.grid)
+        starts = range(0, len(image), rows)
+        views = iter([Embeddings(image.rows[i : i + rows], image.key, image.first + i) for i in starts])
     for piece in pieces:
-        yield from (image,) if isinstance(piece, Slot) else (piece.text,) if isinstance(piece, Text) else piece.ids
+        yield from (
+            (next(views),) if isinstance(piece, Slot) else (piece.text,) if isinstance(piece, Text) else piece.ids
+        )
 
 
 def _trimmed(content: Content, trim: Trim) -> Content:

@@ -15,6 +15,7 @@ from edge.errors import ContextError, UsageError
 from edge.inference.generate import Answer
 from edge.inference.guide import Guide
 from edge.inputs.tokenizer import Tokenizer
+from edge.inputs.views import Views
 from edge.server.errors import ApiError, Gone, told
 from edge.server.models import Model, turned
 from edge.server.request import Ask
@@ -67,7 +68,7 @@ class Pixels:
     """A picture that is not encoded yet."""
 
     key: str  # of its file
-    values: NDArray[np.float32]  # [1, 3, size, size]
+    views: Views
 
 
 @dataclass
@@ -101,7 +102,7 @@ class Prepared:
         if isinstance(picture, Embeddings):
             return picture
         began = perf_counter()
-        found = self.model.encode(picture.key, picture.values)
+        found = self.model.encode(picture.key, picture.views)
         self.vision_seconds += perf_counter() - began
         return found
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge.bundle.manifest import MANIFEST
 from edge.devices import host
@@ -17,6 +16,7 @@ from edge.inference.guide import Guide
 from edge.inference.session import Session
 from edge.inference.vision import REMEMBERED
 from edge.inputs.prompt import Turn, segments
+from edge.inputs.views import Views
 from edge.server.constraints import Wanted
 from edge.server.conversation import Conversation, Picture
 from edge.server.errors import ApiError
@@ -45,10 +45,10 @@ class Model:
         with self._eye:
             return self._files.get(key)
 
-    def encode(self, key: str, pixels: NDArray[np.float32]) -> Embeddings:
+    def encode(self, key: str, views: Views) -> Embeddings:
         """What the decoder sees of the file of that key."""
         with self._eye:
-            found = self._files[key] = self.session.encode_pixels(pixels)
+            found = self._files[key] = self.session.encode_pixels(views)
             self._files.move_to_end(key)
             if len(self._files) > REMEMBERED:
                 self._files.popitem(last=False)

@@ -7,14 +7,11 @@ import binascii
 import re
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edge.errors import ImageError
 from edge.inputs import image
+from edge.inputs.views import Views
 from edge.server.errors import ApiError
 from edge.server.limits import Limits
-from edge.spec import ImageSpec
 
 _DATA = re.compile(r"data:(?P<kind>[\w.+-]*/?[\w.+-]*)(?P<settings>(?:;[^,;]*)*),", re.IGNORECASE)
 Fetch = Callable[[str], bytes]
@@ -27,13 +24,13 @@ class Pictures:
         self._limits = limits
         self._fetch = fetch
 
-    def pixels(self, data: bytes, spec: ImageSpec, param: str) -> NDArray[np.float32]:
-        """f32 [1, 3, size, size]. Raises ApiError, whose `param` names the field that the picture stood in."""
+    def views(self, data: bytes, see: Callable[[bytes], Views], param: str) -> Views:
+        """What `see` makes of it. Raises ApiError, whose `param` names the field that the picture stood in."""
         try:
             width, height = image.dimensions(data)
             if width * height > self._limits.pixels:
                 raise ImageError(f"an image has {width}x{height} pixels; at most {self._limits.pixels:,} are taken")
-            return image.pixels(data, spec)
+            return see(data)
         except ImageError as error:
             message = f"{param}: {error.message}" + (f"; {error.hint}" if error.hint else "")
             raise ApiError(400, message, param=param, code="invalid_image") from error

@@ -116,7 +116,7 @@ class Service:
         key = sha256(data).hexdigest()
         found: Embeddings | Pixels | None = model.known(key)
         if found is None:
-            found = Pixels(key, self._pictures.pixels(data, model.manifest.spec.image, picture.param))
+            found = Pixels(key, self._pictures.views(data, model.session.views, picture.param))
         prepared.image_seconds += perf_counter() - began
         return prepared.encoded(found) if model.overlaps else found
 

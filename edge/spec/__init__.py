@@ -8,13 +8,21 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from edge.errors import BundleError
-from edge.spec.pieces import Pieces, Questions, misplaced, piece, shown
+from edge.spec.pieces import Pieces, Questions, ViewPieces, misplaced, piece, shown
 
 T = TypeVar("T")
 LONGEST_EDGE = 8192  # that an image is enlarged to: a square of it takes 200 MB
 MOST = 2**31 - 1  # of whatever is counted, so that every language's int holds it and no arithmetic overflows
 Fit = Literal["pad", "crop", "stretch", "long_edge"]
 Resample = Literal["bicubic", "bilinear", "lanczos"]
+
+
+@dataclass(frozen=True)
+class ViewsSpec:
+    """How an image is divided: its longer edge into `grid` tiles or fewer, as many as `image_tokens` allow."""
+
+    grid: int
+    image_tokens: int | None  # rows of embeddings that an image may take; None: as many as its tiles give
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class ImageSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     long_edge: int | None = None
+    views: ViewsSpec | None = None  # None: one view
 
     def faults(self) -> list[str]:
         """What no reader could follow."""
@@ -36,6 +45,10 @@ class ImageSpec:
             return [f"has the fit {self.fit!r} and long_edge {self.long_edge}"]
         if self.long_edge is not None and not 1 <= self.long_edge <= LONGEST_EDGE:
             return [f"has long_edge {self.long_edge}, of at most {LONGEST_EDGE}"]
+        if self.views is None:
+            return []
+        if self.long_edge is None or self.views.grid != -(-self.long_edge // self.size) or self.views.grid < 2:
+            return [f"has views of {self.views.grid} tiles, and {self.long_edge} for the longer edge"]
         return []
 
 
@@ -61,6 +74,7 @@ class PromptSpec:
     stop_ids: tuple[int, ...]
     stop_strings: tuple[str, ...]
     image_question_when: Literal["anywhere", "first"] = "anywhere"  # where an image stands in such a question
+    views: ViewPieces | None = None  # of an image of several; one of a single view becomes `image`
 
     def questions(self, image: bool) -> Questions:
         return self.image_question if image and self.image_question else self.question
@@ -78,6 +92,8 @@ class PromptSpec:
         for asked in (self.question, self.image_question):
             if asked is not None:
                 yield from (asked.first, asked.after_system or (), asked.later)
+        if self.views is not None:
+            yield from self.views.all()
 
     @property
     def end_id(self) -> int:
@@ -99,6 +115,8 @@ class PromptSpec:
                 found.append(f"default_system is {self.default_system!r}, and {name}.after_system has no slot for it")
         if not self.stop_ids:
             found.append("stop_ids has no id")
+        if self.views is not None:
+            found += self.views.faults()
         return found
 
 
@@ -147,6 +165,15 @@ class VLMSpec:
             other = replace(other, vision=None, prompt=prompt, decoder=replace(other.decoder, **untold))
         return self == other
 
+    @property
+    def most_views(self) -> int:
+        """Of an image: all tiles that it may have, and the whole."""
+        views = self.image.views
+        if views is None:
+            return 1
+        most = views.grid**2 + 1
+        return most if views.image_tokens is None else min(most, views.image_tokens // self.prompt.image_tokens)
+
     def to_json(self) -> dict[str, Any]:
         whole = asdict(self)
         decoder = whole["decoder"]
@@ -164,19 +191,27 @@ class VLMSpec:
         if not first:
             rope = _section(decoder, "rope")
             decoder |= {f"rope_{name}": rope[name] for name in _ROPE if name in rope}
-        return cls(
+        found = cls(
             image=_read(ImageSpec, data, "image"),
             prompt=_read(PromptSpec, data, "prompt"),
             decoder=_read(DecoderSpec, {"decoder": decoder}, "decoder", _UNTOLD if first else ()),
             vision=None if first else _read(VisionSpec, data, "vision"),
         )
+        if (views := found.image.views) is not None:
+            tiles = () if found.prompt.views is None else found.prompt.views.tiles
+            if not views.grid <= min(len(tiles), len(tiles[0]) if tiles else 0):
+                raise BundleError(
+                    f"manifest.json: an image has {views.grid} tiles a side, and the prompt no pieces for them",
+                    hint="export the bundle again",
+                )
+        return found
 
 
 _ROPE = ("theta", "scaling", "dim")
 # What a manifest leaves out where it is so: schema 2 did not have these fields at first.
 _ADDED: Mapping[type, Mapping[str, Any]] = {
-    ImageSpec: {"long_edge": None},
-    PromptSpec: {"image_question_when": "anywhere"},
+    ImageSpec: {"long_edge": None, "views": None},
+    PromptSpec: {"image_question_when": "anywhere", "views": None},
 }
 _UNTOLD = tuple(f.name for f in fields(DecoderSpec) if f.default is not MISSING)
 
@@ -233,7 +268,10 @@ def _value(value: Any, kind: Any) -> Any:
     """JSON's lists and objects as a field's annotation has them: tuples, pieces and dataclasses."""
     kinds = get_args(kind) if get_origin(kind) is UnionType else (kind,)
     if isinstance(value, list | tuple):
-        return tuple(map(piece, value) if Pieces in kinds else value)
+        if Pieces in kinds:
+            return tuple(map(piece, value))
+        inner = next((get_args(k)[0] for k in kinds if get_origin(k) is tuple), None)
+        return tuple(_value(item, inner) for item in value) if get_origin(inner) is tuple else tuple(value)
     if isinstance(value, Mapping):
         for nested in kinds:
             if is_dataclass(nested) and isinstance(nested, type):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,6 +45,36 @@ class Questions:
     first: Pieces  # of a conversation without a system message
     after_system: Pieces | None  # of one with it, which these hold too; None: the template takes none
     later: Pieces  # after an answer and its end_ids
+
+
+@dataclass(frozen=True)
+class ViewPieces:
+    """What an image of several views becomes: tile after tile, and behind them the whole as one more view."""
+
+    tiles: tuple[tuple[Pieces, ...], ...]  # of each row, of each column; a tile's rows in the slot `image`
+    row_end: Pieces  # behind the last tile of each row
+    overview: Pieces  # the whole
+
+    def all(self) -> Iterator[Pieces]:
+        yield from (piece for row in self.tiles for piece in row)
+        yield from (self.row_end, self.overview)
+
+    def of(self, rows: int, columns: int) -> Iterator[Piece]:
+        """Of an image that is divided so."""
+        for row in self.tiles[:rows]:
+            for tile in row[:columns]:
+                yield from tile
+            yield from self.row_end
+        yield from self.overview
+
+    def faults(self) -> list[str]:
+        found = misplaced("views.row_end", self.row_end) + misplaced("views.overview", self.overview, "image")
+        for row in self.tiles:
+            for tile in row:
+                found += misplaced("views.tiles", tile, "image")
+        if not self.tiles or len({len(row) for row in self.tiles}) != 1 or not self.tiles[0]:
+            found.append("views.tiles is no table of rows and columns")
+        return found
 
 
 def piece(data: object) -> Piece:

@@ -1,5 +1,5 @@
 """The dialect of transformers' Idefics3ForConditionalGeneration and SmolVLMForConditionalGeneration: Idefics3, SmolVLM,
-SmolVLM2 and their kin, each image as one view."""
+SmolVLM2 and their kin."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import tokenizers
 import torch
 
 from edge.errors import CheckpointError
-from edge.spec import VLMSpec
+from edge.spec import ImageSpec, VLMSpec
+from edge.spec.pieces import Text, ViewPieces
 from exporters.checkpoints import decoder_spec, shortened, vision_spec
 from exporters.models import decoders, projectors, vision
 from exporters.models.projectors import ProjectorConfig
@@ -32,7 +33,7 @@ from exporters.sources.checkpoint_folder import (
 )
 from exporters.sources.lora import Adapter
 from exporters.sources.sentencepiece import SentencePiece
-from exporters.sources.template_pieces import pieces
+from exporters.sources.template_pieces import Special, pieces
 
 MODEL_TYPES = ("idefics3", "smolvlm")
 MARKS = ("text_config", "vision_config")
@@ -63,7 +64,7 @@ _OWN = re.compile(r"(image|vision|video|scale|pixel|connector|mm|perceiver|resam
 _TRAINED = ("use_resampler", "qk_layer_norms", "rope_interleaved")
 IMAGE, AROUND, OVERVIEW = "<image>", "<fake_token_around_image>", "<global-img>"
 ONE_VIEW = f"{AROUND}{OVERVIEW}{IMAGE}{AROUND}"  # what the processor writes for an image that it does not split
-_SPLITS = "its processor splits images into tiles, and a bundle sees each as one view: as with do_image_splitting false"
+_SPLITS = "its processor splits images that it does not resize, and a bundle sees each as one view"
 
 
 def recognise(config: Mapping[str, Any]) -> bool:
@@ -125,7 +126,8 @@ def read(
         notes=(*tokenizer.notes(folder, decoder.vocab), *(_SPLITS,) * splits),
         image_text=ONE_VIEW,
     )
-    prompt = replace(checkpoint.spec.prompt, image=_shown(checkpoint, told["image_token_id"]))
+    special = _special(checkpoint, told["image_token_id"])
+    prompt = replace(checkpoint.spec.prompt, image=pieces(ONE_VIEW, special, IMAGE), views=_views(image, special))
     return replace(checkpoint, spec=replace(checkpoint.spec, prompt=prompt))
 
 
@@ -212,9 +214,20 @@ def _templates(folder: Path) -> dict[str, str]:
     return own or found
 
 
-def _shown(checkpoint: Checkpoint, index: object) -> Any:
-    """The pieces of an image. Raises CheckpointError where the tokenizer lacks a token, or numbers it otherwise than
-    the model does."""
+def _views(image: ImageSpec, special: Special) -> ViewPieces | None:
+    """What the processor writes for tiles, whose places may be special tokens or not."""
+    if image.views is None:
+        return None
+    places = range(1, image.views.grid + 1)
+    tiles = tuple(
+        tuple(pieces(f"{AROUND}<row_{row}_col_{column}>{IMAGE}", special, IMAGE) for column in places) for row in places
+    )
+    return ViewPieces(tiles, (Text("\n"),), pieces(f"\n{ONE_VIEW}", special, IMAGE))
+
+
+def _special(checkpoint: Checkpoint, index: object) -> Special:
+    """The tokenizer's special tokens. Raises CheckpointError where it lacks one that stands around an image, or numbers
+    it otherwise than the model does."""
     texts = tokenizers.Tokenizer.from_str(checkpoint.tokenizer_json())
     special = {token.content: (i, token) for i, token in texts.get_added_tokens_decoder().items() if token.special}
     for name in (IMAGE, AROUND):
@@ -228,4 +241,4 @@ def _shown(checkpoint: Checkpoint, index: object) -> Any:
             f"image_token_id is {index!r}, and the tokenizer's {IMAGE!r} is {special[IMAGE][0]}",
             hint="does the tokenizer belong to the checkpoint?",
         )
-    return pieces(ONE_VIEW, special, IMAGE)
+    return special

@@ -205,7 +205,7 @@ def _of_file(path: Path, checkpoint: Checkpoint) -> PromptSpec:
         if old:
             whole = schema1.prompt({**own, "end_id": base.end_id, **told}) | {"restarts": base.restarts}
         else:
-            own |= {"end_ids": base.end_ids, "restarts": base.restarts, "image_question": None}
+            own |= {"end_ids": base.end_ids, "restarts": base.restarts, "image_question": None, "views": base.views}
             whole = {**own, **told}
         spec = parse(PromptSpec, whole)
     except ValueError as error:

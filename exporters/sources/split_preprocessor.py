@@ -1,5 +1,4 @@
-"""preprocessor_config.json of image processors that may split an image, Idefics3's and SmolVLM's, as an ImageSpec of
-one view."""
+"""preprocessor_config.json of image processors that may split an image, Idefics3's and SmolVLM's, as an ImageSpec."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from edge.spec import Fit, ImageSpec
+from edge.spec import Fit, ImageSpec, ViewsSpec
 from exporters.sources import preprocessor
 from exporters.sources.preprocessor import FILES, IRRELEVANT, Processor, agreed, told_in
 
@@ -33,15 +32,15 @@ _UNSEEN = ("do_pad", "pad_size", "return_row_col_info", "video_sampling", "defau
 
 
 def find(folder: Path, size: int) -> tuple[ImageSpec, bool]:
-    """What the processor does to an image that a vision encoder of `size` sees as one view (`do_image_splitting`
-    false), and whether it would split one.
+    """What the processor does to an image for a vision encoder of `size`, and whether it splits images in a way that is
+    not computed, where one view is.
 
     Raises CheckpointError on what an ImageSpec cannot say, and on files that disagree.
     """
     processors = [_Splitting(path, told, NAMES[0]) for path, told in told_in((folder,))]
     processors = processors or [_Splitting(Path(FILES[0]), {}, NAMES[0])]
     spec = agreed({one.path: one.spec(size, "crop") for one in processors})
-    return spec, any(one["do_image_splitting"] for one in processors)
+    return spec, spec.views is None and any(one.splits_elsewise for one in processors)
 
 
 class _Splitting(Processor):
@@ -52,7 +51,17 @@ class _Splitting(Processor):
 
     def spec(self, size: int, fit: Literal["pad", "crop"]) -> ImageSpec:
         found = super().spec(size, fit)
-        return replace(found, long_edge=self._edge("size")) if found.fit == "long_edge" else found
+        if found.fit != "long_edge":
+            return found
+        edge = self._edge("size")
+        grid = -(-edge // size)
+        views = ViewsSpec(grid, None) if self["do_image_splitting"] and grid > 1 else None
+        return replace(found, long_edge=edge, views=views)
+
+    @property
+    def splits_elsewise(self) -> bool:
+        """Whether images are split as large as they are."""
+        return bool(self["do_image_splitting"]) and not self["do_resize"]
 
     def fitted(self, size: int, fit: Literal["pad", "crop"]) -> Fit:
         """The longer edge becomes `size`, where it is resized at all; then the whole is stretched."""

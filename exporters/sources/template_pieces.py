@@ -27,6 +27,8 @@ from exporters.sources.template_rendered import (
     shortened,
 )
 
+Special = Mapping[str, tuple[int, AddedToken]]  # a special token's text -> its id, and how it is read
+
 
 def cut(template: Template) -> PromptSpec:
     """The template as pieces. Raises Uncut with the reason where it is none."""
@@ -38,7 +40,7 @@ def cut(template: Template) -> PromptSpec:
     return spec
 
 
-def pieces(text: str, special: Mapping[str, tuple[int, AddedToken]], mark: str = "") -> Pieces:
+def pieces(text: str, special: Special, mark: str = "") -> Pieces:
     """Text, and the ids of special tokens, of which the longest name counts; the slot of an image for its `mark`."""
     if mark:
         before, _, after = text.partition(mark)
@@ -99,6 +101,7 @@ class _Cutter:
             question=question,
             image_question=shown_question,
             image_question_when=self._when(shown_question),
+            views=self.base.views,
             image=image,
             answer=self._stripped(answer)[: -len(ends) or None],
             generation=self._stripped(self._pieces(self.generation)),

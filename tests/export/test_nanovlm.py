@@ -80,7 +80,8 @@ FORMATS = {
 
 
 @pytest.mark.parametrize(
-    ("version", "format"), [*((version, "onnx") for version in VERSIONS), ("overview", "tflite"), ("overview", "gguf")]
+    ("version", "format"),
+    [("overview", "onnx"), ("untied", "onnx"), ("overview", "tflite"), ("one view", "gguf"), ("tiles only", "gguf")],
 )
 def test_a_bundle_answers_as_its_definition_does(saved, version, format, tmp_path):
     nano, (_, before) = saved[version], VERSIONS[version]

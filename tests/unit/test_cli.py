@@ -232,12 +232,11 @@ def test_the_line_below_an_answer(
 def test_options_reach_the_session(session: FakeSession, picture: str) -> None:
     given = (
         "-n 9 --temp 0.5 --top-k 40 --top-p 0.9 --repeat-penalty 1.1 --seed 3 -t 2 --cache q8_0 --isa neon "
-        "--system Short. --debug"
+        "--system Short. --image-tokens 640 --debug"
     )
     assert call("run", "bundle", *given.split(), picture, picture, "Which?") == 0
-    assert session.opened == [
-        {"path": Path("bundle"), "threads": 2, "cache": "q8_0", "isa": "neon", "max_memory": None, "debug": True}
-    ]
+    opened = {"path": Path("bundle"), "threads": 2, "cache": "q8_0", "isa": "neon", "max_memory": None}
+    assert session.opened == [{**opened, "image_tokens": 640, "debug": True}]
     sampling = Sampling(temperature=0.5, top_k=40, top_p=0.9, repeat_penalty=1.1, seed=3)
     options = {"max_tokens": 9, "system": "Short.", "sampling": sampling, "schema": None}
     assert session.calls == [("stream", [picture, picture], "Which?", options)]
@@ -523,7 +522,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
     given = "--format onnx --scheme w4 --scheme vision=fp16 --recipe r --device rpi5 --calib pics --imatrix m.gguf"
-    more = "--context 512 --vision-tower tower --mmproj m --gguf-only --threads 3 --max-loss 0.1"
+    more = "--context 512 --image-tokens 640 --vision-tower tower --mmproj m --gguf-only --threads 3 --max-loss 0.1"
     more += " --mtmd-position-workaround --tensor-type attn_v=Q8_0 --tensor-type blk=q6_k --ane --compile -o out"
     more += " --target-size 1.5GB --max-ram 2GiB --explain --split --backend coreml --backend vulkan --prompt vicuna"
     more += " --quantize gptq --base owner/base"
@@ -539,6 +538,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
             "calib": Path("pics"),
             "imatrix": Path("m.gguf"),
             "context": 512,
+            "image_tokens": 640,
             "vision_tower": Path("tower"),
             "mmproj": Path("m"),
             "base": "owner/base",
