@@ -20,6 +20,7 @@ SCHEMA = 2
 OLDEST_SCHEMA = 1  # a reader accepts its own and the one before
 MANIFEST = "manifest.json"
 ROLES = ("vision", "projector", "decoder")
+NUMBERS = (".data", ".npy")  # how files end that hold numbers only: no native code parses them
 MEASURES = ("max_abs", "cosine", "tokens")  # what a tolerance bounds; tokens only where a decoder is
 
 
