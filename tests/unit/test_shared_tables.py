@@ -1,4 +1,4 @@
-"""Small files whose tables are one table, many times: what reads them takes no more memory than a file of ours costs."""
+"""Small files whose tables are one table, many times: their readers take no more memory than a file of ours costs."""
 
 from __future__ import annotations
 
