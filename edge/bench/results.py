@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edge.bench.output import Json
 from edge.bench.schema import SCHEMA, Row, judged_by
+from edge.devices import whole_files
 from edge.errors import EdgeError
 
 _TEXTS = ("cpu_info", "device", "backends", "model_filename", "recipe", "test_time", "type_k", "type_v")
@@ -25,10 +25,9 @@ def write(path: Path, found: Iterable[Row]) -> None:
     """As `-o json`, beside its place and renamed: what was there before stays whole. Raises EdgeError."""
     writer = Json()
     text = writer.begin() + "".join(writer.row(row) for row in found) + writer.end()
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
+        with whole_files.aside(path) as beside:
+            beside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise EdgeError(f"cannot write {path}: {error.strerror}", hint="check the path, and the room there") from error
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import zipfile
 from pathlib import Path
 
 from edge.bundle.manifest import MANIFEST, NUMBERS, Bundle
+from edge.devices import whole_files
 from edge.errors import BundleError, EdgeError, UsageError
 
 FORMATS = ("onnx",)  # of parts that the app's engine opens
@@ -22,15 +22,12 @@ def package(bundle: Bundle, destination: Path) -> int:
     """
     _require(bundle)
     bundle.check()
-    beside = destination.with_name(f"{destination.name}.{os.getpid()}")
     try:
-        _write(bundle, beside)
-        beside.replace(destination)
+        with whole_files.aside(destination) as beside:
+            _write(bundle, beside)
         return destination.stat().st_size
     except OSError as error:
         raise EdgeError(f"cannot write {destination}: {error}", hint="check the path, and the room there") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _require(bundle: Bundle) -> None:

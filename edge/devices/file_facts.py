@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from edge.devices import whole_files
 from edge.devices.host import cache_dir
 
 NAME = "checked.json"  # in the cache folder
@@ -92,11 +93,8 @@ def _remember(key: str, value: str) -> None:
     with contextlib.suppress(OSError, RuntimeError), _WRITING:  # a system without room for it finds it again
         place = private_folder() / NAME
         kept = {**{k: v for k, v in _known().items() if k != key}, key: value}
-        beside = place.with_name(f"{place.name}.{os.getpid()}")
-        beside.unlink(missing_ok=True)
-        with beside.open("x", encoding="utf-8") as file:
-            json.dump(dict(list(kept.items())[-_MOST:]), file, indent=0)
-        beside.replace(place)
+        with whole_files.aside(place, synced=False) as beside:
+            beside.write_text(json.dumps(dict(list(kept.items())[-_MOST:]), indent=0), encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -21,7 +21,6 @@ OPERATORS: Mapping[str, Collection[str]] = {
         "AveragePool",
         "Cast",
         "CastLike",
-        "Clip",
         "Concat",
         "Constant",
         "Conv",
