@@ -44,7 +44,7 @@ def read(path: Path) -> list[Row]:
     found = _parsed(path, text)
     if not found:
         raise EdgeError(f"{path} holds no results", hint="edge bench BUNDLE --save FILE makes one")
-    return [_row(path, number, row) for number, row in enumerate(found, 1)]
+    return [require(row, f"row {number} of {path}") for number, row in enumerate(found, 1)]
 
 
 def _parsed(path: Path, text: str) -> list[Any]:
@@ -59,8 +59,8 @@ def _parsed(path: Path, text: str) -> list[Any]:
         ) from error
 
 
-def _row(path: Path, number: int, found: Any) -> Row:
-    where = f"row {number} of {path}"
+def require(found: Any, where: str) -> Row:
+    """One row that somebody else wrote. Raises EdgeError on what is none."""
     row: Row = found if isinstance(found, dict) else {}
     if not row:
         raise EdgeError(f"{where} is no result", hint="edge bench BUNDLE --save FILE makes one")

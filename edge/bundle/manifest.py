@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from edge.types import PartFiles, TensorSpec
 
 SCHEMA = 2
 _STREAMS = sys.platform == "win32"  # where `name:stream` is another content of the file
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 OLDEST_SCHEMA = 1  # a reader accepts its own and the one before
 MANIFEST = "manifest.json"
 ROLES = ("vision", "projector", "decoder")
@@ -163,7 +165,7 @@ def _file(data: Mapping[str, Any]) -> File:
     # A manifest is untrusted: a file of a bundle lies inside it, whatever system reads it.
     if not path or posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts + windows.parts:
         raise BundleError(f"manifest.json names a file outside the bundle: {path!r}", hint="do not use this bundle")
-    if not path.isprintable() or (_STREAMS and ":" in path):
+    if _CONTROL.search(path) or (_STREAMS and ":" in path):
         raise BundleError(f"manifest.json names no file that can be: {path!r}", hint="do not use this bundle")
     return File(path, int(data["bytes"]), str(data["sha256"]))
 

@@ -240,7 +240,7 @@ def test_a_manifest_that_may_not_be_read(make_bundle: MakeBundle, monkeypatch: p
 # a manifest is untrusted
 
 
-@pytest.mark.parametrize("path", ["a\0b", "a\x1b[31m", "a\nb", "a\u202eb", "name:stream"])
+@pytest.mark.parametrize("path", ["a\0b", "a\x1b[31m", "a\nb", "a\x9bb", "name:stream"])
 def test_a_name_that_no_file_should_have_is_refused(
     make_bundle: MakeBundle, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
