@@ -13,6 +13,7 @@ import onnxruntime as ort
 from edge.decoders.function_graph import listed, misfit, require_names
 from edge.devices.probe import Matmuls, best, usual
 from edge.errors import EngineError, first_line
+from edge.formats import onnx_graph
 from edge.formats.onnx import CONTRIBUTED, Node, filled, model
 from edge.types import Array, EngineFacts, OpenOptions, PartFiles, TensorSpec
 
@@ -106,9 +107,10 @@ def _work(
 
 
 def open(part: PartFiles, options: OpenOptions) -> OnnxGraph:
-    """The part's first file as a graph. Raises EngineError on a file that ONNX Runtime refuses, or one that does not
-    take and give what the part declares."""
+    """The part's first file as a graph. Raises BundleError on a file that computes with what none of ours does, and
+    EngineError on one that ONNX Runtime refuses, or that does not take and give what the part declares."""
     path = part.files[0]
+    onnx_graph.check(path, part.files)
     try:
         session = _session(str(path), options.threads, options.debug)
     except Exception as error:  # its errors share no base class

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edge.bench.output import Json
 from edge.bench.schema import SCHEMA, Row, judged_by
+from edge.devices import whole_files
 from edge.errors import EdgeError
 
 _TEXTS = ("cpu_info", "device", "backends", "model_filename", "recipe", "test_time", "type_k", "type_v")
@@ -25,10 +25,9 @@ def write(path: Path, found: Iterable[Row]) -> None:
     """As `-o json`, beside its place and renamed: what was there before stays whole. Raises EdgeError."""
     writer = Json()
     text = writer.begin() + "".join(writer.row(row) for row in found) + writer.end()
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
+        with whole_files.aside(path) as beside:
+            beside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise EdgeError(f"cannot write {path}: {error.strerror}", hint="check the path, and the room there") from error
 
@@ -45,7 +44,7 @@ def read(path: Path) -> list[Row]:
     found = _parsed(path, text)
     if not found:
         raise EdgeError(f"{path} holds no results", hint="edge bench BUNDLE --save FILE makes one")
-    return [_row(path, number, row) for number, row in enumerate(found, 1)]
+    return [require(row, f"row {number} of {path}") for number, row in enumerate(found, 1)]
 
 
 def _parsed(path: Path, text: str) -> list[Any]:
@@ -60,8 +59,8 @@ def _parsed(path: Path, text: str) -> list[Any]:
         ) from error
 
 
-def _row(path: Path, number: int, found: Any) -> Row:
-    where = f"row {number} of {path}"
+def require(found: Any, where: str) -> Row:
+    """One row that somebody else wrote. Raises EdgeError on what is none."""
     row: Row = found if isinstance(found, dict) else {}
     if not row:
         raise EdgeError(f"{where} is no result", hint="edge bench BUNDLE --save FILE makes one")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import zipfile
 from pathlib import Path
 
-from edge.bundle.manifest import MANIFEST, Bundle
+from edge.bundle.manifest import MANIFEST, NUMBERS, Bundle
+from edge.devices import whole_files
 from edge.errors import BundleError, EdgeError, UsageError
 
 FORMATS = ("onnx",)  # of parts that the app's engine opens
 MAPPED = 2**31 - 1  # bytes: what a JVM maps of one file
-_STORED = (".data", ".npy")  # noise, to a compressor
 _PIECE = 1 << 20
 
 
@@ -23,15 +22,12 @@ def package(bundle: Bundle, destination: Path) -> int:
     """
     _require(bundle)
     bundle.check()
-    beside = destination.with_name(f"{destination.name}.{os.getpid()}")
     try:
-        _write(bundle, beside)
-        beside.replace(destination)
+        with whole_files.aside(destination) as beside:
+            _write(bundle, beside)
         return destination.stat().st_size
     except OSError as error:
         raise EdgeError(f"cannot write {destination}: {error}", hint="check the path, and the room there") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _require(bundle: Bundle) -> None:
@@ -55,7 +51,8 @@ def _write(bundle: Bundle, place: Path) -> None:
         archive.write(bundle.path / MANIFEST, MANIFEST, zipfile.ZIP_DEFLATED)
         for file in bundle.manifest.own():
             entry = zipfile.ZipInfo(file.path)
-            entry.compress_type = zipfile.ZIP_STORED if file.path.endswith(_STORED) else zipfile.ZIP_DEFLATED
+            # Numbers are noise to a compressor.
+            entry.compress_type = zipfile.ZIP_STORED if file.path.endswith(NUMBERS) else zipfile.ZIP_DEFLATED
             entry.file_size = file.bytes  # a large one needs a longer head
             with bundle.file(file).open("rb") as source, archive.open(entry, "w") as target:
                 shutil.copyfileobj(source, target, _PIECE)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import sys
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -17,9 +20,12 @@ from edge.spec import VLMSpec
 from edge.types import PartFiles, TensorSpec
 
 SCHEMA = 2
+_STREAMS = sys.platform == "win32"  # where `name:stream` is another content of the file
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 OLDEST_SCHEMA = 1  # a reader accepts its own and the one before
 MANIFEST = "manifest.json"
 ROLES = ("vision", "projector", "decoder")
+NUMBERS = (".data", ".npy")  # how files end that hold numbers only: no native code parses them
 MEASURES = ("max_abs", "cosine", "tokens")  # what a tolerance bounds; tokens only where a decoder is
 
 
@@ -144,12 +150,23 @@ class Manifest:
             raise BundleError(f"manifest.json is damaged: {error!r}", hint="export the bundle again") from error
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """One reader takes the first of two, another the last."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice!r} stands in it twice")
+    return found
+
+
 def _file(data: Mapping[str, Any]) -> File:
     path = str(data["path"])
     posix, windows = PurePosixPath(path), PureWindowsPath(path)
     # A manifest is untrusted: a file of a bundle lies inside it, whatever system reads it.
     if not path or posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts + windows.parts:
         raise BundleError(f"manifest.json names a file outside the bundle: {path!r}", hint="do not use this bundle")
+    if _CONTROL.search(path) or (_STREAMS and ":" in path):
+        raise BundleError(f"manifest.json names no file that can be: {path!r}", hint="do not use this bundle")
     return File(path, int(data["bytes"]), str(data["sha256"]))
 
 
@@ -239,7 +256,7 @@ class Bundle:
                 f"no bundle at {str(path)!r}: it {what}", hint="edge export CHECKPOINT -o BUNDLE makes one"
             )
         try:
-            data = json.loads(file.read_bytes())
+            data = json.loads(file.read_bytes(), object_pairs_hook=_unique)
         except OSError as error:
             raise BundleError(f"cannot read {file}: {error.strerror}", hint="check who may read it") from error
         except (ValueError, RecursionError) as error:

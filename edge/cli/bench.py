@@ -11,7 +11,7 @@ import typer
 
 from edge.cli.exits import cleanup_on_signal
 from edge.cli.options import Debug, Isa
-from edge.cli.output import complain, say
+from edge.cli.output import complain, say, write
 from edge.errors import EdgeError, ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _measured(rows: Iterable[Row | EdgeError], output: str, save: Path | None, h
                 complain(row)
                 code = code or row.exit_code
                 continue
-            print(("" if found else writer.begin()) + writer.row(row), end="", flush=True)
+            write(("" if found else writer.begin()) + writer.row(row), end="")
             found.append(row)
             for warning in {w.partition(":")[0]: w for w in row.get("warnings", ())}.values():
                 place, where = row.get("host"), (row["model_filename"], row["n_threads"], warning.partition(":")[0])
@@ -111,7 +111,7 @@ def _measured(rows: Iterable[Row | EdgeError], output: str, save: Path | None, h
                     say(f"warning: {f'{place}: ' if place else ''}{row['test']}: {warning}")
     finally:
         if found:
-            print(writer.end(), end="", flush=True)
+            write(writer.end(), end="")
             if save:
                 results.write(save, found)
     return found, code
@@ -123,6 +123,7 @@ def _rows_on(
     """What other machines measure; all of them at a time, one bundle after another."""
     from rich.console import Console
 
+    from edge.bench import results
     from edge.bundle.manifest import Bundle
     from edge.cli import render
     from edge.inputs import calibration
@@ -138,7 +139,11 @@ def _rows_on(
         job = Job(Bundle.open(bundle), options, None if image is None else Path(image), asked)
         with render.Stages(console=Console(stderr=True)) as stages:
             done = bench_on(links, job, stages.report, stages.say)
-        yield from done.results
+        for row in done.results:  # another machine's words: one that is none ends no other
+            try:
+                yield results.require(row, f"a result of {row.get('host')}")
+            except EdgeError as error:
+                yield error
         yield from done.errors
         if done.interrupted:
             raise done.interrupted

@@ -13,7 +13,7 @@ import typer
 from edge import plugins
 from edge.cli.exits import cleanup_on_signal, export_side
 from edge.cli.options import Base, Debug, ImageTokens, Json, Mmproj, Threads
-from edge.cli.output import print_json, print_rich, say
+from edge.cli.output import print_json, print_rich, say, write
 from edge.recipes import QUANTIZERS
 from edge.units import format_size, parse_size
 
@@ -144,12 +144,12 @@ def export(
     for role, cost in costs.items():
         if explain:
             print_rich(render.costs(role, cost))
-    print(f"\n{done.path}: {format_size(done.bytes)} in {done.seconds:.1f} s")
-    print(f"worst: {render.worst(done.report)}")
+    write(f"\n{done.path}: {format_size(done.bytes)} in {done.seconds:.1f} s")
+    write(f"worst: {render.worst(done.report)}")
     for role, cost in costs.items():
         if cost["widened"]:
-            print(render.widened(role, cost))
-    print(f"prompt: {done.prompt}")
+            write(render.widened(role, cost))
+    write(f"prompt: {done.prompt}")
     if done.fit:
-        print(f"predicted, not measured: {render.fit_line(done.fit)}")
-    print(f"next: {done.next_command}")
+        write(f"predicted, not measured: {render.fit_line(done.fit)}")
+    write(f"next: {done.next_command}")

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edge.cli import tables
+from edge.cli.output import plain
 from edge.spec.pieces import shown
 from edge.units import format_size
 
@@ -44,6 +45,7 @@ class Stages(Progress):
         return TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
 
     def report(self, stage: str, fraction: float) -> None:
+        stage = plain(stage)
         if stage not in self._bars:
             self._bars[stage] = self.add_task(stage, total=1.0)
         self.update(self._bars[stage], completed=fraction)
@@ -57,7 +59,7 @@ class Stages(Progress):
 
     def say(self, text: str) -> None:
         """A line above the bars."""
-        self.console.print(Text(text), soft_wrap=True)
+        self.console.print(Text(plain(text)), soft_wrap=True)
 
 
 def parity(report: Report) -> RenderableType:

@@ -15,7 +15,7 @@ import typer
 
 from edge.cli.exits import cleanup_on_signal
 from edge.cli.options import BundleArgument, Cache, Debug, ImageTokens, Isa, Json, Threads
-from edge.cli.output import complain, print_json, say
+from edge.cli.output import complain, print_json, say, write_answer
 from edge.errors import ContextError, ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _stream(pieces: Iterable[str]) -> None:
     begun = False
     try:
         for piece in pieces:
-            print(piece, end="", flush=True)
+            write_answer(piece)
             begun = True
     except BaseException:
         if begun:  # Ctrl-C ended the answer, or an error did

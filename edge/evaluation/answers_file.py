@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from edge.devices import whole_files
 from edge.errors import EdgeError, UsageError
 
 SCHEMA = 1
@@ -112,9 +113,8 @@ def _bytes(path: Path) -> bytes:
 def _replace(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.part")
-        beside.write_bytes(content)
-        beside.replace(path)
+        with whole_files.aside(path) as beside:
+            beside.write_bytes(content)
     except OSError as error:
         raise EdgeError(f"cannot write {path}: {error}", hint="check the path, and the room there") from error
 

@@ -13,7 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.devices import file_facts
 from edge.errors import BundleError
+from edge.formats import executorch_delegates
+from edge.formats.executorch_delegates import Segments
 from edge.formats.flatbuffers import Damage, Numbers, Tables, number
 from edge.types import TensorSpec
 
@@ -23,7 +26,9 @@ _HEADER, _HEADER_AT, _HEADER_BYTES = b"eh00", 8, 24
 KINDS = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 11: "bool"}
 _INT, _BOOL, _TENSOR = 2, 3, 5  # of KernelTypes
 _CALL, _DELEGATE, _MOVE, _JUMP, _FREE = 1, 2, 3, 4, 5  # of InstructionArguments
-_MOST = 1 << 20  # tables of any kind
+_MOST_METHODS, _MOST_PORTS = 256, 1 << 12  # ports: of all methods, inputs or outputs
+_DELEGATES = "delegates 1"  # the fact that they are sound, and the version of what is looked at
+_SOUND = "sound"
 _CACHES = ("update_cache.out", "update_quantized_cache.out")  # they write into their second argument
 
 
@@ -53,7 +58,10 @@ class Program:
 def read(path: Path) -> Program:
     """Raises BundleError on a file that is no ExecuTorch program, is cut, or refers to what is not there."""
     try:
-        return Program(path, _Reader(np.asarray(np.memmap(path, np.uint8, "r"))).methods())
+        reader = _Reader(np.asarray(np.memmap(path, np.uint8, "r")))
+        program = Program(path, reader.methods())
+        file_facts.fact(path, _DELEGATES, lambda _: reader.delegates())
+        return program
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise BundleError(f"cannot read {path.name}: {error}", hint="copy or export it again") from error
     except Damage as damage:
@@ -70,7 +78,7 @@ class _Reader:
         self._program = Tables.root(data[:head], "the program")
         if (version := int(self._program.scalar(0, "<u4")[0])) != VERSION:
             raise Damage(f"version {version}, expected {VERSION}")
-        self._segments(base, size)
+        self._segments(data, base, size)
 
     @staticmethod
     def _header(data: NDArray[np.uint8]) -> tuple[int, int, int]:
@@ -86,7 +94,7 @@ class _Reader:
             raise Damage("its segments end beyond the end: the file is cut")
         return head, base, size
 
-    def _segments(self, base: int, size: int) -> None:
+    def _segments(self, data: NDArray[np.uint8], base: int, size: int) -> None:
         segments, _ = self._program.tables(4, "a segment")
         offset, bytes_ = segments.scalar(0, "<i8"), segments.scalar(1, "<i8")
         if not base:
@@ -94,19 +102,23 @@ class _Reader:
         if np.any(offset < 0) or np.any(bytes_ < 0) or np.any(offset > size - bytes_):
             raise Damage("a segment ends beyond the end: the file is cut")
         named, _ = self._program.tables(7, "named data")
-        named.texts(0)
-        _inside(named.scalar(1, "<u4"), np.full(len(named), len(segments)), "named data's segment")
+        keys, index = named.texts(0), named.scalar(1, "<u4")
+        _inside(index, np.full(len(named), len(segments)), "named data's segment")
+        self._placed = Segments(data, base + offset, bytes_, dict(zip(keys, bytes_[index].tolist(), strict=True)))
+
+    def delegates(self) -> str:
+        """Raises Damage where one is not sound; `methods` comes before."""
+        executorch_delegates.check(self._program, self._placed)
+        return _SOUND
 
     def methods(self) -> dict[str, Method]:
         plans, _ = self._program.tables(1, "a method")
-        if not 0 < len(plans) <= _MOST:
+        if not 0 < len(plans) <= _MOST_METHODS:
             raise Damage(f"{len(plans)} methods")
         names = plans.texts(0)
         if len(set(names)) != len(names):
             raise Damage("two methods have one name")
         values, owner = plans.tables(2, "a value")
-        if len(values) > _MOST:
-            raise Damage(f"{len(values)} values")
         first = np.searchsorted(owner, np.arange(len(plans) + 1))
         inputs, outputs = (self._ports(plans, values, first, entry) for entry in (3, 4))
         written = _memories(plans, values, first)
@@ -117,13 +129,14 @@ class _Reader:
         counts = [np.bincount(one, minlength=len(plans)) for one in (owner, whose, whom)]
         _instructions(plans, *counts)
         _results(plans, called, np.searchsorted(whose, np.arange(len(plans))), first, written)
+        called_by, handed_by = (np.searchsorted(one, np.arange(len(plans) + 1)) for one in (whose, whom))
         return {
             name: Method(
                 name,
                 tuple(port for port in inputs[index] if isinstance(port, TensorSpec)),
                 tuple(outputs[index]),
-                tuple(dict.fromkeys(text for text, plan in zip(called, whose.tolist(), strict=True) if plan == index)),
-                tuple(text for text, plan in zip(backends, whom.tolist(), strict=True) if plan == index),
+                tuple(dict.fromkeys(called[called_by[index] : called_by[index + 1]])),
+                tuple(backends[handed_by[index] : handed_by[index + 1]]),
             )
             for index, name in enumerate(names)
         }
@@ -133,6 +146,8 @@ class _Reader:
         """Of each method, what its inputs or outputs are."""
         numbers, owner = plans.numbers(entry, "<i4")
         _inside(numbers, np.diff(first)[owner], "an input or output")
+        if len(numbers) > _MOST_PORTS:
+            raise Damage(f"{len(numbers)} inputs or outputs")
         chosen = Tables(values.data, values.at[first[owner] + numbers], "a value")
         kinds = chosen.scalar(0, "<u1")
         if np.any((kinds != 0) & ~chosen.there(1)):
@@ -189,8 +204,6 @@ def _instructions(plans: Tables, values: Numbers, operators: Numbers, delegates:
     """What each method does refers to what it has; the runtime takes an operator's number as it is."""
     chains, plan = plans.tables(5, "a chain")
     steps, chain = chains.tables(2, "an instruction")
-    if len(steps) > _MOST:
-        raise Damage(f"{len(steps)} instructions")
     kinds, (inner, known) = steps.scalar(0, "<u1"), steps.table(1, "an instruction")
     if len(known) != len(steps) or np.any((kinds < _CALL) | (kinds > _FREE)):
         raise Damage("an instruction that says nothing")

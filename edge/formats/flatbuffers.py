@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
 
+MOST = 1 << 20  # entries of all vectors of one kind: tables, or numbers of a shape or a list
+_MOST_FIELDS = 64  # of a table
+_MOST_TEXT = 1 << 24  # bytes of all texts of one kind
+
 
 class Damage(Exception):
     """What is out of bounds."""
@@ -21,18 +25,27 @@ class Damage(Exception):
 
 @dataclass(frozen=True)
 class Vectors:
-    """One vector for each of several tables; an absent one is empty."""
+    """One vector for each of several tables; an absent one is empty. Tables may share one, and be shared themselves: a
+    small file then says more than memory holds, so the entries are counted before they are listed."""
 
     start: Numbers  # of the first element, in the file
     count: Numbers
+    what: str
+
+    def bounded(self, most: int = MOST) -> None:
+        """Raises Damage where all vectors together have more entries than any file of ours."""
+        if (total := int(self.count.sum())) > most:
+            raise Damage(f"{self.what}: lists of {total:,} entries, at most {most:,}")
 
     @property
     def owners(self) -> Numbers:
         """For each element of all of them, whose it is."""
+        self.bounded()
         return np.repeat(np.arange(len(self.count)), self.count)
 
     def places(self, size: int) -> Numbers:
         """Where each element of all of them lies; they are `size` bytes wide."""
+        self.bounded()
         before = np.cumsum(self.count) - self.count
         within = np.arange(self.count.sum()) - np.repeat(before, self.count)
         return np.asarray(np.repeat(self.start, self.count) + within * size, np.int64)
@@ -90,7 +103,7 @@ class Tables:
         there = target > 0
         count[there] = number(self.data, target[there], "<u4")
         self._within(target + 4, count * size)
-        return Vectors(target + 4, count)
+        return Vectors(target + 4, count, self.what)
 
     def numbers(self, entry: int, dtype: str) -> tuple[Numbers, Numbers]:
         """All numbers of a vector of each table, and whose they are."""
@@ -100,6 +113,7 @@ class Tables:
     def texts(self, entry: int) -> list[str]:
         """A string of each table."""
         vectors = self.vectors(entry, 1)
+        vectors.bounded(_MOST_TEXT)
         try:
             return [
                 self.data[start : start + count].tobytes().decode()
@@ -114,7 +128,9 @@ class Tables:
 
     def bounded(self) -> None:
         """Check where every field begins; for tables of numbers only."""
-        for entry in range(int(self._vtable_bytes.max(initial=4)) // 2 - 2):
+        if (fields := int(self._vtable_bytes.max(initial=4)) // 2 - 2) > _MOST_FIELDS:
+            raise Damage(f"{self.what}: a table of {fields} fields")
+        for entry in range(fields):
             self._field(entry, 1)
 
     def _field(self, entry: int, size: int) -> Numbers:

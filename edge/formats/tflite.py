@@ -16,38 +16,15 @@ from numpy.typing import NDArray
 
 from edge.errors import BundleError
 from edge.formats.flatbuffers import Damage, Numbers, Tables
+from edge.formats.tflite_operators import FULLY_CONNECTED, OPERATORS, RESHAPE, Facts, Operands, check
 from edge.types import TensorSpec
 
 IDENTIFIER, VERSION = b"TFL3", 3
 # TensorType -> (name, bits)
 KINDS = {0: ("float32", 32), 1: ("float16", 16), 2: ("int32", 32), 9: ("int8", 8), 17: ("int4", 4)}
-# BuiltinOperator -> the builtin options that it may have (0: none)
-OPERATORS = {
-    0: ("ADD", 11),
-    1: ("AVERAGE_POOL_2D", 5),
-    2: ("CONCATENATION", 10),
-    3: ("CONV_2D", 1),
-    4: ("DEPTHWISE_CONV_2D", 2),
-    6: ("DEQUANTIZE", 38),
-    9: ("FULLY_CONNECTED", 8),
-    14: ("LOGISTIC", 0),
-    18: ("MUL", 21),
-    19: ("RELU", 0),
-    22: ("RESHAPE", 17),
-    25: ("SOFTMAX", 9),
-    34: ("PAD", 22),
-    39: ("TRANSPOSE", 26),
-    40: ("MEAN", 27),
-    41: ("SUB", 28),
-    45: ("STRIDED_SLICE", 32),
-    76: ("RSQRT", 0),
-    117: ("HARD_SWISH", 91),
-    126: ("BATCH_MATMUL", 101),
-    150: ("GELU", 116),
-}
-_FULLY_CONNECTED, _RESHAPE = 9, 22
 _BLOCKWISE = 2  # QuantizationDetails
-_MOST = 1 << 20  # tables of any kind, and bytes of a name
+_MOST_GRAPHS = 256
+_MOST_PORTS = 1 << 16  # inputs of all signatures, or outputs
 _LARGEST = 1 << 40
 
 
@@ -98,17 +75,19 @@ class _Reader:
         codes = self._codes()
         sizes = self._buffers()
         graphs, _ = self._model.tables(2, "a subgraph")
+        if not 0 < len(graphs) <= _MOST_GRAPHS:
+            raise Damage(f"{len(graphs)} subgraphs")
         graphs.texts(4)  # their names
         tensors, owner = graphs.tables(0, "a tensor")
-        if not len(graphs) or len(tensors) > _MOST or len(graphs) > _MOST:
-            raise Damage(f"{len(graphs)} subgraphs with {len(tensors)} tensors")
         first = np.searchsorted(owner, np.arange(len(graphs) + 1))  # where each subgraph's tensors begin
         described = _Tensors(tensors, owner, first, sizes)
         several = described.check()
-        self._operators(graphs, first, codes, several)
-        for entry in (1, 2):
-            numbers, owners = graphs.numbers(entry, "<i4")
-            _inside(numbers, np.diff(first)[owners], "an input or output")
+        given, outputs = (self._ends(graphs, entry, first) for entry in (1, 2))
+        facts = described.facts(given)
+        operands = self._operators(graphs, first, codes, several)
+        check(operands, facts)
+        if not np.all(np.isin(outputs, operands.output)) or np.any(facts.constant & facts.given):
+            raise Damage("an output that no operator makes, or an input that is a constant")
         return TFLite(path, self._signatures(graphs, first, described), self._shared)
 
     def _codes(self) -> Numbers:
@@ -123,8 +102,6 @@ class _Reader:
     def _buffers(self) -> Numbers:
         """The bytes of each."""
         buffers, _ = self._model.tables(4, "a buffer")
-        if len(buffers) > _MOST:
-            raise Damage(f"{len(buffers)} buffers")
         inside = buffers.vectors(0, 1).count
         offset, size = buffers.scalar(1, "<i8"), buffers.scalar(2, "<i8")
         if np.any(offset < 0) or np.any(size < 0) or np.any(size > _LARGEST):
@@ -133,7 +110,14 @@ class _Reader:
             raise Damage("a buffer ends beyond the end")
         return np.where(offset > 1, size, inside)
 
-    def _operators(self, graphs: Tables, first: Numbers, codes: Numbers, several: NDArray[np.bool_]) -> None:
+    @staticmethod
+    def _ends(graphs: Tables, entry: int, first: Numbers) -> Numbers:
+        """The inputs or outputs of all subgraphs."""
+        numbers, owners = graphs.numbers(entry, "<i4")
+        _inside(numbers, np.diff(first)[owners], "an input or output")
+        return np.asarray(first[:-1][owners] + numbers, np.int64)
+
+    def _operators(self, graphs: Tables, first: Numbers, codes: Numbers, several: NDArray[np.bool_]) -> Operands:
         operators, owner = graphs.tables(3, "an operator")
         index = operators.scalar(0, "<u4")
         _inside(index, np.full(len(index), len(codes)), "an operator code")
@@ -143,24 +127,33 @@ class _Reader:
         _inside(inputs + 1, counts[whose] + 1, "an operator's input")  # -1: an input that is left out
         outputs, made = operators.numbers(2, "<i4")
         _inside(outputs, counts[made], "an operator's output")
-        kinds, wanted = operators.scalar(3, "<u1"), np.array([OPERATORS[c][1] for c in codes.tolist()])[index]
-        if np.any((kinds != 0) & (kinds != wanted)):
-            raise Damage("an operator with another one's options")
-        options, whom = operators.table(4, "an operator's options")
-        options.bounded()
+        if np.any(operators.vectors(2, 4).count != 1):
+            raise Damage("an operator with more or fewer results than one")
+        self._options(operators, code)
         for entry in (5, 7, 8):  # custom options, mutating inputs, intermediates
             if np.any(operators.there(entry)):
                 raise Damage("an operator of a kind that no file of ours has")
-        reshapes = code[whom] == _RESHAPE
+        begin = first[:-1][owner]
+        places = np.where(inputs < 0, -1, begin[whose] + inputs)
+        operands = Operands(code, operators.vectors(1, 4).count, places, begin + outputs)
+        products = np.flatnonzero((code == FULLY_CONNECTED) & (operands.counts >= 2))
+        weights = operands.at(products, 1)
+        self._shared = not np.any(several[weights[weights >= 0]])
+        return operands
+
+    def _options(self, operators: Tables, code: Numbers) -> None:
+        kinds, wanted = operators.scalar(3, "<u1"), np.array([OPERATORS[c].options for c in code.tolist()], np.int64)
+        options, whom = operators.table(4, "an operator's options")
+        if np.any(kinds != wanted) or not np.array_equal(whom, np.flatnonzero(wanted)):
+            raise Damage("an operator without its options, or with another one's")
+        options.bounded()
+        reshapes = code[whom] == RESHAPE
         Tables(self._data, options.at[reshapes], "a reshape").vectors(0, 4)
-        right = operators.vectors(1, 4)
-        products = (code == _FULLY_CONNECTED) & (right.count >= 2)
-        before = np.concatenate([[0], np.cumsum(right.count)[:-1]])
-        weights = inputs[before[products] + 1]
-        self._shared = not np.any(several[(first[:-1][owner[products]] + weights)[weights >= 0]])
 
     def _signatures(self, graphs: Tables, first: Numbers, tensors: _Tensors) -> dict[str, Signature]:
         defined, _ = self._model.tables(7, "a signature")
+        if len(defined) > _MOST_GRAPHS:
+            raise Damage(f"{len(defined)} signatures")
         names, index = defined.texts(2), defined.scalar(4, "<u4")
         _inside(index, np.full(len(index), len(graphs)), "a signature's subgraph")
         ports = [self._ports(defined, graphs, entry, index, first) for entry in (0, 1)]
@@ -185,6 +178,8 @@ class _Reader:
     ) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
         """Of each signature: the names and the tensors, as the subgraph orders them."""
         maps, owner = defined.tables(entry, "a signature's tensor")
+        if len(maps) > _MOST_PORTS:
+            raise Damage(f"{len(maps)} inputs or outputs")
         names, places = maps.texts(0), maps.scalar(1, "<u4")
         _inside(places, np.diff(first)[index][owner], "a signature's tensor")
         ordered, of = graphs.numbers(entry + 1, "<i4")
@@ -227,11 +222,22 @@ class _Tensors:
         if np.any((stored > 0) & (stored * 8 != elements * bits[self._kinds])):
             raise Damage("a tensor whose numbers are more or fewer than its shape says")
         tables.texts(3)  # their names
-        for entry in (6, 9):  # sparsity, variants
+        self._elements, self._stored = elements, stored
+        for entry in (5, 6, 9):  # variables, sparsity, variants
             if np.any(tables.there(entry)):
                 raise Damage("a tensor of a kind that no file of ours has")
         self._signature(stored)
         return self._quantization(elements)
+
+    def facts(self, given: Numbers) -> Facts:
+        """What operators need of the tensors; `given`: the inputs of subgraphs."""
+        ranks = np.diff(self._begin)
+        first, last = np.ones(len(ranks), np.int64), np.ones(len(ranks), np.int64)
+        some = ranks > 0
+        first[some], last[some] = self._dims[self._begin[:-1][some]], self._dims[self._begin[1:][some] - 1]
+        inputs = np.zeros(len(ranks), bool)
+        inputs[given] = True
+        return Facts(self._kinds, self._stored > 0, inputs, self._scaled, ranks, self._elements, first, last)
 
     def _quantization(self, elements: NDArray[np.float64]) -> NDArray[np.bool_]:
         quantized, whose = self._tables.table(4, "a tensor's scales")
@@ -253,7 +259,8 @@ class _Tensors:
         if np.any(details[of] != _BLOCKWISE) or len(of) != np.count_nonzero(details):
             raise Damage("scales of a kind that no file of ours has")
         self._blocks(blocks, whose[of], elements)
-        several = np.zeros(len(self._tables), bool)
+        several, self._scaled = np.zeros(len(self._tables), bool), np.zeros(len(self._tables), bool)
+        self._scaled[whose[scales > 0]] = self._scaled[whose[of]] = True
         several[whose] = scales > 1
         several[whose[of]] = True
         return several
@@ -276,7 +283,8 @@ class _Tensors:
 
     def varying(self, index: int) -> tuple[int, ...]:
         """The axes of a tensor whose sizes may change."""
-        return tuple(np.flatnonzero(self._free[self._freely == index] == -1).tolist())
+        begin, end = np.searchsorted(self._freely, (index, index + 1))
+        return tuple(np.flatnonzero(self._free[begin:end] == -1).tolist())
 
     def spec(self, name: str, index: int) -> TensorSpec:
         shape = tuple(self._dims[self._begin[index] : self._begin[index + 1]].tolist())

@@ -1,7 +1,8 @@
 """Cache of XNNPACK's packed weights: files in the user's cache folder.
 
 Such a file is mapped, so that the weights lie in memory once for all signatures, and a second start packs nothing. Each
-belongs to one file of weights as it is, to one version of the library, and to one processor.
+belongs to one file of weights as it is, to one version of the library, and to one processor. What is computed from it
+is as good as the file is: its name holds its hash, and one that has another is packed again.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge.devices import host
+from edge.devices import file_facts, host
 
 MOST = 8 << 30  # bytes that are kept; those that were not used for longest go first
 _ABANDONED = 24 * 3600  # seconds
+_USED = ".used"  # a file beside each, touched when it is used: to touch the file itself would make it a changed one
 FOLDER = "packed"  # in the cache folder
 
 
@@ -28,17 +30,17 @@ def folder() -> Path:
 @contextlib.contextmanager
 def weights(path: Path, library: str) -> Iterator[Path | None]:
     """The file to give to the library: a finished one, or one that becomes so when the block ends without an error.
-    None where nothing can be written: it then packs into memory."""
-    finished, part = _places(_key(path, library))
+    None where nothing can be written, or others can write: it then packs into memory."""
+    key = _key(path, library)
+    finished, part = _places(key)
     if finished or not part:
         yield finished
         return
     try:
         yield part
         with contextlib.suppress(OSError):  # the library has its mapping already; the next start packs again
-            if part.is_file() and (size := part.stat().st_size):
-                part.replace(named := folder() / _name(_key(path, library), size))
-                _trim(named)
+            if part.is_file() and part.stat().st_size:
+                _trim(_finish(part, key))
     finally:
         part.unlink(missing_ok=True)
 
@@ -53,14 +55,14 @@ def _key(path: Path, library: str) -> str:
 def _places(key: str) -> tuple[Path | None, Path | None]:
     """The finished file, or where one can be made."""
     try:
-        place = folder()
-        if set(str(place)) & set('"\\\n'):  # the library is told the place in quotes
+        if set(str(folder())) & set('"\\\n'):  # the library is told the place in quotes
             return None, None
-        place.mkdir(parents=True, exist_ok=True)
+        place = file_facts.private_folder(FOLDER)
         for finished in place.glob(f"{key}-*.bin"):
-            if finished.name == _name(key, finished.stat().st_size):  # else it was cut, and is made again
-                os.utime(finished)
+            if _sound(finished):
+                finished.with_suffix(_USED).touch()
                 return finished, None
+            _remove(finished)  # it was cut or damaged, and is made again
         handle, name = tempfile.mkstemp(dir=place, suffix=".part")
         os.close(handle)
         os.unlink(name)  # the library makes it; an empty one is no cache to it
@@ -69,8 +71,34 @@ def _places(key: str) -> tuple[Path | None, Path | None]:
     return None, Path(name)
 
 
-def _name(key: str, size: int) -> str:
-    return f"{key}-{size}.bin"
+def _finish(part: Path, key: str) -> Path:
+    """The file under the name of its content, once it is on the disk."""
+    with part.open("r+b") as file:  # some systems sync only what could be written
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    part.replace(named := part.with_name(f"{key}-{digest}.bin"))
+    _MADE[named] = _state(named)
+    return named
+
+
+def _sound(finished: Path) -> bool:
+    """Whether it is what was packed. One that this process packed itself has not settled yet."""
+    expected = finished.stem.partition("-")[2]
+    if finished.is_symlink() or len(expected) != hashlib.sha256().digest_size * 2:
+        return False
+    if _MADE.get(finished) == _state(finished):
+        return True
+    return file_facts.fact(finished, file_facts.SHA256, _sha256) == expected
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _trim(newest: Path) -> None:
@@ -78,9 +106,21 @@ def _trim(newest: Path) -> None:
     for left in place.glob("*.part"):  # by a process that was ended
         if time.time() - left.stat().st_mtime > _ABANDONED:
             left.unlink(missing_ok=True)
-    files = sorted(((p.stat().st_mtime_ns, p.stat().st_size, p) for p in place.glob("*.bin")), reverse=True)
     total = 0
-    for _, size, path in files:
-        total += size
+    for path in sorted(place.glob("*.bin"), key=_last_used, reverse=True):
+        total += path.stat().st_size
         if total > MOST and path != newest:
-            path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _last_used(path: Path) -> int:
+    used = path.with_suffix(_USED)
+    return (used if used.exists() else path).stat().st_mtime_ns
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.with_suffix(_USED).unlink(missing_ok=True)
+
+
+_MADE: dict[Path, tuple[int, ...]] = {}  # what this process packed, as it was then

@@ -9,20 +9,22 @@ from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
-from edge.bundle.manifest import Bundle
+from edge.bundle import checksums
+from edge.bundle.manifest import NUMBERS, Bundle
 from edge.decoders.kv_graph import kv_decoder
 from edge.devices import host
 from edge.engines import open_part
 from edge.errors import EngineError
 from edge.planning.plan import Choice, Plan
-from edge.types import Decoder, Graph, OpenOptions
+from edge.types import Decoder, Graph, OpenOptions, PartFiles
 
 T = TypeVar("T")
 
 
 class ModelLoader:
     """Opens both from the start, each in a thread of its own. One at a time, either opens when it is asked for, after
-    the other is closed: whoever holds that one must have let it go."""
+    the other is closed: whoever holds that one must have let it go. What native code parses is hashed before it is
+    opened, each time; what holds numbers only, meanwhile."""
 
     def __init__(self, bundle: Bundle, chosen: Plan, options: OpenOptions, started: float) -> None:
         self.one_at_a_time = chosen.one_at_a_time
@@ -33,6 +35,7 @@ class ModelLoader:
         (self._decoder_choice,) = (choice for choice in chosen.choices if "decoder" in choice.part.covers)
         self._vision: list[Future[Graph]] = []
         self._decoder: Future[tuple[Decoder, float]] | None = None
+        self._checks = {"": in_background(partial(checksums.check, bundle))}  # the whole, and parts opened since
         if not self.one_at_a_time:
             self._begin_vision()
             self._begin_decoder()
@@ -56,6 +59,11 @@ class ModelLoader:
         assert self._decoder is not None
         return self._decoder.result()
 
+    def check(self) -> None:
+        """Waits for the hashes of all that was opened. Raises BundleError on a file that is not what was exported."""
+        for future in list(self._checks.values()):
+            future.result()
+
     def raise_known_failure(self) -> None:
         """Raises what opening the decoder raised, if it has ended; does not wait for it."""
         if self._decoder is not None and self._decoder.done():
@@ -68,14 +76,14 @@ class ModelLoader:
         self._decoder = in_background(self._open_decoder)
 
     def _open_graph(self, choice: Choice) -> Graph:
-        part = open_part(self._bundle.files(choice.part), choice.engine, self._options)
+        part = open_part(self._sound(choice), choice.engine, self._options)
         if isinstance(part, Decoder):
             raise EngineError(f"{choice.engine} opened the {'+'.join(choice.part.covers)} as a decoder")
         return part
 
     def _open_decoder(self) -> tuple[Decoder, float]:
         choice, options = self._decoder_choice, self._options
-        files = self._bundle.files(choice.part)
+        files = self._sound(choice)
         part = open_part(files, choice.engine, options)
         if not isinstance(part, Decoder):
             if options.cache:
@@ -85,6 +93,15 @@ class ModelLoader:
                 )
             part = kv_decoder(part, files, self._bundle.manifest.spec.decoder, options.context)
         return part, 1e3 * (perf_counter() - self._started)
+
+    def _sound(self, choice: Choice) -> PartFiles:
+        """The files of a part, once those of structure are known to be what was exported. The others may have changed
+        since a half was opened last."""
+        part = choice.part
+        checksums.check(self._bundle, [file for file in part.files if not file.path.endswith(NUMBERS)])
+        if numbers := [file for file in part.files if file.path.endswith(NUMBERS)]:
+            self._checks["+".join(part.covers)] = in_background(partial(checksums.check, self._bundle, numbers))
+        return self._bundle.files(part)
 
 
 def in_background(work: Callable[[], T]) -> Future[T]:

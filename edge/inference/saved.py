@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import stat
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 
 from edge.bundle import safetensors
 from edge.bundle.manifest import MANIFEST, Bundle, sha256
+from edge.devices import whole_files
 from edge.errors import BundleError, SessionError
 from edge.inference.prefix import Held, Prefix
 from edge.inputs.prompt import Turn
@@ -44,16 +44,8 @@ def write(path: str | os.PathLike[str], chat: SavedChat, bundle: Bundle) -> None
     final = Path(path)
     try:
         arrays = _arrays(chat, sha256(bundle.path / MANIFEST))
-        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent)
-        os.close(handle)
-        try:
-            safetensors.write(Path(name), {**arrays, "checksum": _checksum(arrays)})
-            _to_disk(name)
-            os.replace(name, final)
-            if os.name == "posix":  # elsewhere a folder cannot be opened
-                _to_disk(final.parent, os.O_RDONLY)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with whole_files.aside(final, mode=0o600) as beside:
+            safetensors.write(beside, {**arrays, "checksum": _checksum(arrays)})
     except OSError as error:
         raise SessionError(
             f"cannot write {final}: {error.strerror or error}", hint="check the path, and the room there"
@@ -110,14 +102,6 @@ def _checksum(arrays: Mapping[str, Array]) -> Array:
         found.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         found.update(array.data if array.size else b"")
     return np.frombuffer(found.digest(), np.uint8)
-
-
-def _to_disk(path: str | Path, flags: int = os.O_RDWR) -> None:
-    handle = os.open(path, flags)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read(path: Path, bundle: Bundle) -> dict[str, Array]:

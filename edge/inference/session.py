@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from time import perf_counter
 from types import TracebackType
@@ -23,7 +22,7 @@ from edge.inference.constraint import Constraint, constraint
 from edge.inference.generate import Answer, OnToken, TextGenerator
 from edge.inference.guide import Guide
 from edge.inference.kept import Kept
-from edge.inference.loader import ModelLoader, in_background
+from edge.inference.loader import ModelLoader
 from edge.inference.prefix import Prefix
 from edge.inference.sampling import Sampling
 from edge.inference.saved import read as read_saved
@@ -73,10 +72,11 @@ def load(
     - `debug`: let the engines' libraries write their messages.
     - `evaluators`: what no engine opens may be computed by the export side, to prove it.
 
-    Returns when images can be encoded; the decoder may still be opening. The files are hashed meanwhile, unless they
-    were before and have not changed since (`edge.bundle.checksums`): a damaged one raises BundleError here, or before
-    anything is answered. Raises EngineError when no engine opens a part, here or at the first question, and UsageError
-    on a call that asks for what does not exist.
+    Returns when images can be encoded; the decoder may still be opening. What an engine parses is hashed before it is
+    opened, and what holds numbers only meanwhile, unless they were before and have not changed since
+    (`edge.bundle.checksums`): a damaged file raises BundleError here, or before anything is answered. Raises
+    EngineError when no engine opens a part, here or at the first question, and UsageError on a call that asks for what
+    does not exist.
     """
     started = perf_counter()
     if cache not in (None, *get_args(CacheKind)):
@@ -91,16 +91,16 @@ def load(
     engines = installed_engines(evaluators=evaluators)
     chosen = plan(bundle.manifest, here, engines, engine=engine, threads=threads, context=context, cache=cache, isa=isa)
     options = OpenOptions(chosen.threads, chosen.context, debug, chosen.cache, units, chosen.isa)
-    check = in_background(lambda: checksums.check(bundle))
     loader = ModelLoader(bundle, chosen, options, started)
     try:
+        checksums.check(bundle, [bundle.manifest.tokenizer])
         tokenizer = Tokenizer.open(bundle.file(bundle.manifest.tokenizer))
         loader.vision()
         loader.raise_known_failure()  # before an image is encoded
     except EdgeError:
-        check.result()  # a damaged file explains more than what an engine says of it
+        loader.check()  # a damaged file explains more than what an engine says of it
         raise
-    return Session(bundle, chosen, loader, tokenizer, check, 1e3 * (perf_counter() - started), image_tokens)
+    return Session(bundle, chosen, loader, tokenizer, 1e3 * (perf_counter() - started), image_tokens)
 
 
 class Session:
@@ -112,7 +112,6 @@ class Session:
         chosen: Plan,
         loader: ModelLoader,
         tokenizer: Tokenizer,
-        check: Future[None],
         load_ms: float,
         image_tokens: int | None = None,
     ) -> None:
@@ -121,7 +120,6 @@ class Session:
         self._spec = bundle.manifest.spec
         self._loader: ModelLoader | None = loader  # None: closed
         self.tokenizer = tokenizer
-        self._check = check
         self.load_ms = load_ms  # until all was open, once the decoder was waited for; until images could be encoded
         self._text: TextGenerator | None = None  # made when the decoder is there
         self._vision = VisionEncoder(bundle, self._vision_parts, image_tokens)
@@ -146,7 +144,7 @@ class Session:
         Raises ImageError."""
         self._opened()
         embeddings = self._vision.encode(source, ImageTimes())
-        self._check.result()
+        self._opened().check()
         return embeddings
 
     def views(self, source: Source) -> Views:
@@ -158,7 +156,7 @@ class Session:
         self._opened()
         image = values if isinstance(values, Views) else Views((values,), None)
         embeddings = self._vision.encode_views(image.pixels, ImageTimes(), image.grid)
-        self._check.result()
+        self._opened().check()
         return embeddings
 
     def ask(
@@ -229,7 +227,7 @@ class Session:
     def chat(self, image: Images = None, *, system: str | None = None) -> Chat:
         """A conversation about the same image or images."""
         images = self._encode_all(image, ImageTimes())
-        self._check.result()
+        self._opened().check()
         return Chat(self, images, system)
 
     def resume(self, path: str | os.PathLike[str], image: Images = None) -> Chat:
@@ -240,7 +238,7 @@ class Session:
         images = (*saved.images, *self._encode_all(image, ImageTimes()))
         if saved.prefix is not None:
             self._open().take_up(saved.prefix)
-        self._check.result()
+        self._opened().check()
         return Chat(self, images, saved.system, saved.turns)
 
     def snapshot(self) -> Prefix | None:
@@ -328,12 +326,10 @@ class Session:
             try:
                 decoder, opened_ms = loader.decoder()
             except EdgeError:
-                self._check.result()  # a damaged file explains more than what an engine says of it
+                loader.check()  # a damaged file explains more than what an engine says of it
                 raise
             self.load_ms = max(self.load_ms, opened_ms)
-            self._text = TextGenerator(
-                decoder, self._spec.prompt, self.tokenizer, self.plan.context, self._check.result
-            )
+            self._text = TextGenerator(decoder, self._spec.prompt, self.tokenizer, self.plan.context, loader.check)
             if self._kept is not None:
                 self._text.keep(self._kept)
         return self._text

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from edge.errors import BundleError
+from edge.devices import file_facts
+from edge.errors import BundleError, first_line
+from edge.inputs import tokenizer_checks
 
 REPLACEMENT = "\ufffd"
+_SOUND = "tokenizer 1"  # the fact that the library survives it, and the version of what is looked at
+_PANIC = "PanicException"  # of the library's language, and no Exception
 
 
 class Tokenizer:
@@ -42,10 +47,11 @@ class Tokenizer:
     def open(cls, path: Path) -> Tokenizer:
         """Raises BundleError when the file is missing, damaged or of another kind."""
         try:
-            inner = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exceptions
+            file_facts.fact(path, _SOUND, tokenizer_checks.check)
+        except (OSError, ValueError) as error:
             raise BundleError(f"{path} is not a tokenizer.json: {error}", hint="export the bundle again") from error
-        return cls(inner)
+        with _border(f"{path} is not a tokenizer.json"):
+            return cls(tokenizers.Tokenizer.from_file(str(path)))
 
     @property
     def size(self) -> int:
@@ -59,7 +65,8 @@ class Tokenizer:
         space before such a text only, and none before a text that follows a special token.
         """
         whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return tuple((self._inner if start else self._within).encode(whole, add_special_tokens=False).ids)
+        with _border("the tokenizer cannot cut this text"):
+            return tuple((self._inner if start else self._within).encode(whole, add_special_tokens=False).ids)
 
     @cached_property
     def _within(self) -> tokenizers.Tokenizer:
@@ -119,6 +126,19 @@ class TextStream:
         """What is left: bytes that never became a character."""
         text, self._held = REPLACEMENT * len(self._held), b""
         return text
+
+
+@contextmanager
+def _border(what: str) -> Iterator[None]:
+    """The library's bare Exceptions, and its panics, become one BundleError."""
+    try:
+        yield
+    except BundleError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise
+        raise BundleError(f"{what}: {first_line(error)}", hint="export the bundle again") from error
 
 
 def _whole(data: bytes) -> tuple[str, bytes]:

@@ -36,7 +36,7 @@ df -Pk {FOLDER} | tail -n 1""")
         said = clean((done.err.strip().splitlines() or [f"exit {done.code}"])[-1])
         hint = shell.link.by_hand(f"ls -ld {FOLDER}")
         raise RemoteError(f"{shell.link.name}: the Android demo's folder cannot be used: {said}", hint=hint)
-    space = re.findall(r"\s\d+\s+\d+\s+(\d+)\s+\d+%", lines[-1])
+    space = re.findall(r"\s\d+\s+\d+\s+([0-9]{1,15})\s+\d+%", lines[-1])
     free = int(space[0]) * 1024 if space else 1 << 62  # a df that does not tell stops nobody
     return Host(shell, FOLDER, free, PACKAGE, {"version": clean(lines[1]), "processor": lines[0]})
 

@@ -1,6 +1,7 @@
 """Copy of a bundle to another machine: files are kept under their hash, and a cut transfer resumes.
 
 ROOT/files/SHA256            whole, and hashed there
+ROOT/files/SHA256.hashed     when that was: a file that was written to since is sent again
 ROOT/files/SHA256.partial    as far as it came
 ROOT/bundles/SHA256/NAME/    a bundle of that manifest: hard links, or copies where there are none
 """
@@ -21,7 +22,7 @@ from edge.units import format_size
 
 BLOCK = 1 << 16  # bytes: a cut file goes on at a whole block
 CHUNK = 1 << 18
-PARTIAL = ".partial"
+PARTIAL, HASHED = ".partial", ".hashed"
 MARGIN = 16 << 20  # bytes that stay free
 _SLOWEST = 4e6  # bytes a second: how fast the worst of cards writes, and the worst of processors hashes
 _FULL, _SHORT, _NO_TOOL, _DAMAGED = 30, 31, 32, 33
@@ -110,13 +111,21 @@ def _clearing(host: Host) -> str:
 
 def _held(host: Host) -> dict[str, int]:
     script = f"""cd {shlex.quote(host.root)}/files || exit
-for file in *; do [ -f "$file" ] && echo "$file $(($(wc -c <"$file")))"; done
+for file in *; do
+  [ -f "$file" ] || continue
+  case "$file" in
+  *{HASHED}) continue ;;
+  *{PARTIAL}) ;;
+  *) [ ! "$file" -nt "$file{HASHED}" ] || continue ;;
+  esac
+  echo "$file $(($(wc -c <"$file")))"
+done
 :"""
     done = host.shell.run(script)
     if done.code:
         raise _failed(host, "cannot look at what lies there", done)
     pairs = [line.split() for line in done.out.splitlines()]
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and re.fullmatch("[0-9]{1,18}", pair[1])}
 
 
 def _held_again(host: Host, lost: Dropped | None) -> dict[str, int]:
@@ -173,7 +182,7 @@ dd of={partial} bs={BLOCK} seek={one.offset // BLOCK} conv=notrunc || exit {_FUL
 found=$(digest <{partial})
 found=${{found%% *}}
 [ -n "$found" ] || leave {_NO_TOOL}
-if [ "$found" = {sha} ]; then mv -f {partial} {sha} || leave {_FULL}; exit 0; fi
+if [ "$found" = {sha} ]; then mv -f {partial} {sha} && : >{sha}{HASHED} || leave {_FULL}; exit 0; fi
 rm -f {partial}
 echo "$found"
 leave {_DAMAGED}"""
@@ -190,17 +199,18 @@ def _chunks(one: Transfer, progress: Callable[[int], None]) -> Iterator[bytes]:
 
 
 def _assemble(root: str, place: str, entries: Sequence[File]) -> str:
-    """Nothing happens where the bundle lies there whole; else it is made beside, and renamed."""
-    whole = " && ".join(f"[ -f {shlex.quote(f'{place}/{entry.path}')} ]" for entry in entries)
+    """Nothing happens where the bundle lies there whole and as it was; else it is made beside, and renamed."""
+    whole = " && ".join(f"same {entry.sha256} {shlex.quote(f'{place}/{entry.path}')}" for entry in entries)
     folders = dict.fromkeys(str(PurePosixPath(entry.path).parent) for entry in entries)
     lines = [f'mkdir -p "$beside"/{shlex.quote(folder)}' for folder in folders]
     lines += [f'put files/{entry.sha256} "$beside"/{shlex.quote(entry.path)}' for entry in entries]
     made = "\n".join(lines)
     return f"""umask 077
 cd {shlex.quote(root)} || exit
+same() {{ [ -f "$2" ] && [ ! "$2" -nt "files/$1{HASHED}" ]; }}
 if {whole}; then exit 0; fi
 set -e
-put() {{ ln -f "$1" "$2" 2>/dev/null || cp "$1" "$2"; }}
+put() {{ ln -f "$1" "$2" 2>/dev/null || cp -p "$1" "$2"; }}
 beside={shlex.quote(place + PARTIAL)}.$$
 trap 'rm -rf "$beside"' EXIT
 {made}

@@ -107,10 +107,10 @@ def _read(shell: Shell, text: str) -> Host:
     try:
         root, command, space, doctor = text.split("\n", 3)
         facts = json.loads(doctor)
-        (kilobytes,) = re.findall(r"\s\d+\s+\d+\s+(\d+)\s+\d+%", space) or ["-1"]
+        (kilobytes,) = re.findall(r"\s\d+\s+\d+\s+([0-9]{1,15})\s+\d+%", space)[:1] or ["-1"]
         if not isinstance(facts, dict) or _numbers(facts["version"]) is None:
             raise ValueError("it tells no version")
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise RemoteError(
             f"{link.name}: the `edge` there is not edge-vlm's: {error}", hint=link.by_hand("command -v edge")
         ) from error
@@ -126,7 +126,8 @@ def _suffices(host: Host, manifest: Manifest, needs: str) -> None:
             f"{link.name}: edge-vlm {host.version} there is older than {edge.__version__} here",
             hint=link.install(needs),
         )
-    ready = {form for engine in _engines(host.facts) for form in engine.get("formats", ())}
+    told = [engine.get("formats") for engine in _engines(host.facts)]
+    ready = {form for forms in told if isinstance(forms, list) for form in forms if isinstance(form, str)}
     if missing := sorted({part.format for part in manifest.parts} - ready):
         raise RemoteError(
             f"{link.name}: no engine is installed there for {', '.join(missing)} (the bundle's parts)",
@@ -148,5 +149,5 @@ def _engines(facts: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 
 def _numbers(version: object) -> tuple[int, ...] | None:
-    found = re.match(r"(\d+)\.(\d+)", str(version))
+    found = re.match(r"([0-9]{1,9})\.([0-9]{1,9})(?![0-9])", str(version))
     return tuple(map(int, found.groups())) if found else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, ClassVar
@@ -20,7 +22,10 @@ from edge.errors import EdgeError, RemoteError
 BEGIN = "edge-vlm:begin"  # what a login shell says of itself comes before
 END = "edge-vlm:end"  # and the exit code: without it the connection was lost
 STALL = 60.0  # seconds without a byte taken: the connection is dead
-MOST = 1 << 26  # bytes of output: no command here says more
+MOST = 1 << 26  # bytes of output, and of stderr: no command here says more
+MOST_SAID = 1 << 16  # bytes of stderr that are kept: the last ones
+MOST_HEARD = 1 << 20  # bytes of it that are shown
+LONGEST = 1 << 12  # bytes of a line of it
 
 
 class Link(ABC):
@@ -127,13 +132,20 @@ class Shell:
         its stderr. Its stdin stays open until `stop`."""
         with self._process(in_sh(f"echo {BEGIN}\n{script}"), patient=True) as process:
             assert process.stdout is not None and process.stderr is not None
-            out = _Drain(process.stdout)
-            said = [clean(line) for line in _lines(process.stderr, listen)]
+            out = _Drain(process, process.stdout)
+            said, heard = _Tail(), 0
+            for line in _lines(process.stderr, said):
+                heard += len(line)
+                if heard <= MOST_HEARD:
+                    listen(line)
+                said.add(line)
+            if said.count > MOST:
+                _kill(process)
             code = process.wait()
-            text = out.text()
+            text = self._of(out, said.count)
         if BEGIN not in text:
-            raise self.link.explain(code, "\n".join(said))
-        return Done(code, text.partition(BEGIN)[2].lstrip("\r\n"), "\n".join(said))
+            raise self.link.explain(code, said.text)
+        return Done(code, text.partition(BEGIN)[2].lstrip("\r\n"), said.text)
 
     def stop(self) -> None:
         """End what runs: a patient command hears it by the end of its stdin and may still answer."""
@@ -155,7 +167,7 @@ class Shell:
     def _complete(self, command: str, chunks: Iterable[bytes], patience: float) -> Done:
         with self._process(command) as process:
             assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-            out, err = _Drain(process.stdout), _Drain(process.stderr)
+            out, err = _Drain(process, process.stdout), _Drain(process, process.stderr, MOST_SAID)
             with _Watch(process, patience) as watch:
                 with contextlib.suppress(BrokenPipeError, ConnectionError):  # why it stopped reading is said below
                     for chunk in chunks:
@@ -165,7 +177,7 @@ class Shell:
                 with contextlib.suppress(OSError):
                     process.stdin.close()
                 code = process.wait()
-            text, said = out.text(), err.text()
+            text, said = self._of(out), self._of(err)
         if self.stopped.is_set():
             raise Stopped(f"{self.link.name}: ended")
         if watch.fired:
@@ -176,7 +188,21 @@ class Shell:
         body, end, exit_code = text.partition(BEGIN)[2].rpartition(END)
         if not end:
             raise self.link.explain(code, said)
+        if not re.fullmatch(r"\s*\d{1,5}\s*", exit_code):
+            raise RemoteError(
+                f"{self.link.name}: its shell ends with {clean(exit_code)[:80]!r}, which is no exit code",
+                hint="a POSIX shell is needed there",
+            )
         return Done(int(exit_code), body.strip("\r\n"), said)
+
+    def _of(self, drain: _Drain, said: int = 0) -> str:
+        text = drain.text()
+        if max(drain.count, said) > MOST:
+            raise RemoteError(
+                f"{self.link.name}: it says more than {MOST >> 20} MiB, which no command of ours does",
+                hint=f"is it the machine that you mean? {self.link.by_hand('')}",
+            )
+        return text
 
     @contextlib.contextmanager
     def _process(self, command: str, *, patient: bool = False) -> Iterator[subprocess.Popen[bytes]]:
@@ -211,10 +237,12 @@ class Shell:
 
 
 class _Drain:
-    """Reads a pipe to its end in the background."""
+    """Reads a pipe to its end in the background, and keeps what comes first. A process that says too much is ended."""
 
-    def __init__(self, pipe: IO[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], pipe: IO[bytes], most: int = MOST) -> None:
+        self.count = 0  # bytes that came
         self._found = bytearray()
+        self._process, self._most = process, most
         self._thread = threading.Thread(target=self._read, args=(pipe,), daemon=True)
         self._thread.start()
 
@@ -225,8 +253,11 @@ class _Drain:
     def _read(self, pipe: IO[bytes]) -> None:
         with contextlib.suppress(OSError, ValueError):  # closed when the process was killed
             while piece := pipe.read1(1 << 16):  # type: ignore[attr-defined]
-                if len(self._found) < MOST:
-                    self._found += piece
+                self._found += piece[: self._most - len(self._found)]
+                self.count += len(piece)
+                if self.count > MOST:
+                    _kill(self._process)
+                    return
 
 
 class _Watch:
@@ -265,12 +296,39 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _lines(pipe: IO[bytes], listen: Callable[[str], None]) -> Iterator[str]:
-    for raw in pipe:
-        for line in raw.decode("utf-8", "replace").replace("\r", "\n").splitlines():
-            if text := clean(line).rstrip():
-                listen(text)
-                yield text
+class _Tail:
+    """The last lines of what was said."""
+
+    def __init__(self) -> None:
+        self.count = 0  # bytes that came
+        self._lines: deque[str] = deque()
+        self._size = 0
+
+    def add(self, line: str) -> None:
+        self._lines.append(line)
+        self._size += len(line)
+        while self._size > MOST_SAID:
+            self._size -= len(self._lines.popleft())
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self._lines)
+
+
+def _lines(pipe: IO[bytes], tail: _Tail) -> Iterator[str]:
+    """Each line as it comes; of a long one its beginning. They end where more comes than any command says."""
+    held = b""
+    while tail.count <= MOST and (piece := pipe.read1(1 << 16)):  # type: ignore[attr-defined]
+        tail.count += len(piece)
+        *whole, held = re.split(rb"[\r\n]+", held + piece)
+        yield from filter(None, map(_line, whole))
+        held = held[:LONGEST]
+    if text := _line(held):
+        yield text
+
+
+def _line(raw: bytes) -> str:
+    return clean(raw[:LONGEST].decode("utf-8", "replace"))
 
 
 def wrapped(script: str) -> str:

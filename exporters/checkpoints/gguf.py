@@ -124,7 +124,7 @@ def _check_sizes(config: DecoderConfig | TowerConfig, file: Source) -> None:
     check_numbers(config)
     for field in fields(config):
         value = getattr(config, field.name)
-        if field.type == "int" and value > (len(file.head.tensors) if field.name == "layers" else _MOST):
+        if field.name == "layers" and value > len(file.head.tensors):
             raise ValueError(f"{field.name} is {value}")
 
 

@@ -12,6 +12,7 @@ from edge.errors import CheckpointError
 from exporters.models import ops
 from exporters.models.folding import ACTIVATION, Fold, Folding
 from exporters.models.layers import Activation, LayerNorm, Linear
+from exporters.models.sizes import MOST_LAYERS, MOST_SIZE
 from exporters.models.source import Source
 from exporters.models.vision import VisionConfig
 
@@ -43,6 +44,9 @@ def told(
             raise CheckpointError(
                 f"the vision encoder's {name} is {found[name]!r}", hint="it must be a positive number"
             )
+        most = MOST_LAYERS if name == "num_hidden_layers" else MOST_SIZE
+        if isinstance(default, int) and found[name] > most:
+            raise CheckpointError(f"the vision encoder's {name} is {found[name]!r}", hint="no model is so large")
     if found["num_channels"] != 3:
         raise CheckpointError(f"the vision encoder's num_channels is {found['num_channels']}", hint="3, for RGB images")
     if found["hidden_size"] % found["num_attention_heads"] or found["image_size"] < found["patch_size"]:

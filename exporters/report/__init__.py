@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edge.bench.schema import Row
+from edge.devices import whole_files
 from edge.errors import EdgeError
 from exporters.report.page import page
 from exporters.report.runs import gather
@@ -15,10 +16,9 @@ def write(results: Mapping[str, Sequence[Row]], output: Path, bandwidth: float |
     """`results`: file name -> its rows. `bandwidth`: of the memory, in bytes per second, where the rows do not say.
     Raises EdgeError when the page cannot be written."""
     text = page(gather(results, bandwidth))
-    beside = output.with_name(f"{output.name}.part")
     try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(output)
+        with whole_files.aside(output) as beside:
+            beside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise EdgeError(
             f"cannot write {output}: {error.strerror}", hint="check the path, and the room there"

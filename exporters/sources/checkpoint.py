@@ -15,11 +15,13 @@ from edge.errors import CheckpointError, UsageError
 from edge.spec import VLMSpec
 from exporters.models.component import Component
 from exporters.models.encoder import fused
+from exporters.models.sizes import MOST_LAYERS, MOST_SIZE
 from exporters.sources import adapters, dialects, hub, lora_config, tokenizer, tuned_tokenizer
 from exporters.sources.lora import Adapter
 from exporters.sources.sentencepiece import SentencePiece, SpecialIds
 from exporters.sources.weights import LAYOUTS, Weights, content_hash
 
+_MOST_TEXT = 1 << 17  # bytes of a model card or licence that are read
 NO_IDS = SpecialIds(None, None, None)
 
 
@@ -168,13 +170,15 @@ def read_optional_json(path: Path) -> dict[str, Any]:
 
 
 def check_numbers(config: Any, signed: tuple[str, ...] = ()) -> None:
-    """A dataclass filled from a JSON file holds what its annotations say, sizes above zero. Raises ValueError."""
+    """A dataclass filled from a JSON file holds what its annotations say, sizes above zero and of a model that there
+    can be. Raises ValueError."""
     for field in fields(config):
         value = getattr(config, field.name)
         if field.type == "bool":
             fits = isinstance(value, bool)
         elif field.type == "int":
-            fits = type(value) is int and (value > 0 or field.name in signed)
+            most = MOST_LAYERS if field.name == "layers" else MOST_SIZE
+            fits = type(value) is int and (0 < value <= most or field.name in signed)
         else:
             fits = field.type != "float" or (type(value) in (int, float) and 0 < value < math.inf)
         if not fits:
@@ -197,14 +201,25 @@ def check(components: Iterable[Component], weights: Weights, ignored: re.Pattern
 def license_of(folder: Path, config: Mapping[str, Any]) -> str:
     """As the model card's front matter says, else config.json, else the first line of LICENSE, else "unknown"."""
     card = _text(folder / "README.md")
-    front = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
-    if front and (named := re.search(r"^license:[ \t]*['\"]?([\w.+-]+)", front[1], re.MULTILINE)):
-        return named[1]
+    for line in _front_matter(card):
+        if named := re.match(r"license:[ \t]*['\"]?([\w.+-]{1,100})", line):
+            return named[1]
     if isinstance(config.get("license"), str):
         return str(config["license"])
     first = _text(folder / "LICENSE").strip().partition("\n")[0].strip()
     return first or "unknown"
 
 
+def _front_matter(card: str) -> list[str]:
+    """The lines between the first two that begin with dashes; none where the first line does not."""
+    first, *lines = card.split("\n")
+    ends = (number for number, line in enumerate(lines) if line.startswith("---"))
+    return lines[: next(ends, 0)] if first.rstrip() == "---" else []
+
+
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    """The first of it: what is looked for stands there."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return file.read(_MOST_TEXT).decode("utf-8", "replace")

@@ -22,6 +22,7 @@ ADDED_SCORE = -1000.0  # what converters give a token that was added beside the 
 BPE = 2
 SPACE = "▁"
 PIECES = "tokenizer.model"
+_LONGEST = 512  # letters of a piece: how it can be put together is tried at each of them
 LLAMA = "LlamaTokenizer"  # the class whose settings these models are usually read with
 
 
@@ -243,6 +244,11 @@ def _merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
     """Every way to put a piece together from two, the best piece first. SentencePiece keeps only the pieces and
     their scores, and joins whatever neighbours make the piece of the highest score."""
     scores = {piece.text: piece.score for piece in pieces if piece.type == NORMAL}
+    if (longest := max(map(len, scores), default=0)) > _LONGEST:
+        raise CheckpointError(
+            f"a piece of the tokenizer has {longest:,} letters, at most {_LONGEST} are read",
+            hint=f"is its {PIECES} damaged?",
+        )
     ranked = []
     for piece, score in scores.items():
         for cut in range(1, len(piece)):

@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import AddedToken, normalizers
 
 from edge.errors import BundleError, CheckpointError
+from edge.inputs import tokenizer_checks
 from edge.inputs.tokenizer import Tokenizer
 from exporters.sources import added_tokens
 from exporters.sources.added_tokens import CONFIG, FLAGS, JSON
@@ -199,6 +200,7 @@ def _open(checkpoint: Path) -> tokenizers.Tokenizer:
 
 def _parsed(path: Path) -> tokenizers.Tokenizer:
     try:
+        tokenizer_checks.check(path)
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exceptions
         raise CheckpointError(f"{path} is not a {JSON}: {error}", hint="download it again") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,9 @@ from exporters.sources.preprocessor import FILES
 from exporters.sources.weights import Weights
 
 log = logging.getLogger(__name__)
+# Who publishes encoders on the hub. A checkpoint from elsewhere may name any repository, and the hub is asked with the
+# user's token: nobody else's is, unless the user says so.
+PUBLISHERS = ("facebook", "google", "laion", "openai")
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,9 @@ class Found:
 
 
 def find(folder: Path, config: Mapping[str, Any], weights: Weights, given: Path | None) -> Found:
-    """The tower in the folder `given`, in the checkpoint, or where `mm_vision_tower` leads, in this order. Weights and
-    configs are looked for apart: upstream's code reads the config where the name leads, wherever the weights lie."""
+    """The tower in the folder `given`, in the checkpoint, or beside it under the last word of `mm_vision_tower`, or a
+    published one of the hub, in this order. Weights and configs are looked for apart: upstream's code reads the config
+    where the name leads, wherever the weights lie. What is not in the checkpoint's folder is told."""
     name = config.get("mm_vision_tower")
     if not isinstance(name, str) or not name:
         raise CheckpointError(f"config.json names no vision tower: mm_vision_tower is {name!r}", hint="is it a VLM?")
@@ -87,10 +91,18 @@ def _module(config: Mapping[str, Any], name: str) -> ModuleType:
 
 
 def _places(folder: Path, name: str) -> list[Path]:
-    """Where a tower may lie by its name: in the checkpoint, beside it, and where the name itself leads."""
+    """Where a tower may lie by its name: in the checkpoint, and beside it. The name itself may lead to any folder of
+    this machine, which is the user's to name."""
     last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
-    beside = [folder / last, folder.resolve().parent / last] if last not in ("", ".", "..") else []
-    return [*beside, Path(name)]
+    return [folder / last, folder.resolve().parent / last] if last not in ("", ".", "..") else []
+
+
+def _from_hub(name: str, fetch: Callable[[str], Path], what: str) -> Path:
+    """Raises CheckpointError where it is not to be had, or not asked for."""
+    if name.partition("/")[0] not in PUBLISHERS:
+        raise CheckpointError(f"the hub is not asked for {name!r}, which the checkpoint names and not you")
+    log.warning("config.json names the vision tower %r: asking the hub for %s", name, what)
+    return fetch(name)
 
 
 def _search(folder: Path, name: str, config: Mapping[str, Any]) -> Path:
@@ -103,14 +115,21 @@ def _search(folder: Path, name: str, config: Mapping[str, Any]) -> Path:
     places = _places(folder, name)
     for place in places:
         if os.path.isdir(place):  # unlike Path's, it takes any name: too long, or with a NUL
+            if place.parent != folder:
+                log.warning("the vision tower is taken from %s", place)
             return place
-    looked = "not in the checkpoint, nor in " + ", ".join(repr(str(place)) for place in places)
+    looked = "not in the checkpoint" + "".join(f", nor in {str(place)!r}" for place in places)
+    hint = "--vision-tower DIR"
     if hub.is_name(name):
         try:
-            return hub.fetch(name)
+            return _from_hub(name, hub.fetch, "its weights")
         except CheckpointError as error:
             looked += f"; {error.message}"
-    raise CheckpointError(f"no weights of the vision tower {name!r}: {looked}", hint="--vision-tower DIR")
+            hint = f"hf download {name} --local-dir DIR, if you trust it; then --vision-tower DIR"
+    elif os.path.isdir(name):
+        looked += "; a folder elsewhere is read only where you name it"
+        hint = f"--vision-tower {name}"
+    raise CheckpointError(f"no weights of the vision tower {name!r}: {looked}", hint=hint)
 
 
 def _description(module: ModuleType, folder: Path, name: str, config: Mapping[str, Any]) -> Path | None:
@@ -122,11 +141,10 @@ def _description(module: ModuleType, folder: Path, name: str, config: Mapping[st
             return place
     if config.get("vision_config") is not None or tower_config.is_published(module, name):
         return None
-    looked = "neither the checkpoint nor " + ", ".join(repr(str(place)) for place in places)
+    looked = "neither the checkpoint nor " + ", ".join([repr(str(place)) for place in places] or ["a folder beside it"])
     if hub.is_name(name):
-        log.warning("config.json names the vision tower %r: asking the hub for its config", name)
         try:
-            return hub.fetch_configs(name)
+            return _from_hub(name, hub.fetch_configs, "its config")
         except CheckpointError as error:
             looked += f"; {error.message}"
     raise CheckpointError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edge.decoders.signatures import Call
+from edge.devices import file_facts
 from edge.engines import open_part
 from edge.errors import BundleError, EngineError
 from edge.formats import tflite, xnnpack_cache
@@ -101,8 +103,66 @@ def test_a_second_start_packs_nothing(tmp_path: Path, cache: Path) -> None:
     (kept,) = cache.iterdir()
     before = kept.read_bytes()
     second = opened(part).run({"x": x()})["y"]
-    assert [path.read_bytes() for path in cache.iterdir()] == [before]
+    assert [path.read_bytes() for path in cache.glob("*.bin")] == [before]
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("settled", [True, False])
+@pytest.mark.parametrize("place", [0, 200, 0.5, -1], ids=str)
+def test_a_packed_file_that_was_damaged_is_made_again(
+    tmp_path: Path, cache: Path, place: float, settled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same size, and with the times that it had: it would be computed from, and nobody would know."""
+    part = product(tmp_path / "a.tflite")
+    first = opened(part).run({"x": x()})["y"]
+    (kept,) = cache.glob("*.bin")
+    sound, before = kept.read_bytes(), kept.stat()
+    assert kept.stem.endswith(hashlib.sha256(sound).hexdigest())
+    monkeypatch.setattr(file_facts, "_SETTLED", 0.0 if settled else 1e9)
+    if settled:
+        xnnpack_cache._MADE.clear()  # as in another process, which has looked at it once
+        np.testing.assert_array_equal(opened(part).run({"x": x()})["y"], first)
+    damaged = bytearray(sound)
+    at = int(place * len(sound)) if isinstance(place, float) else place
+    damaged[at] ^= 255
+    kept.write_bytes(damaged)
+    os.utime(kept, ns=(before.st_atime_ns, before.st_mtime_ns))
+    np.testing.assert_array_equal(opened(part).run({"x": x()})["y"], first)
+    assert [path.read_bytes() for path in cache.glob("*.bin")] == [sound]
+
+
+def test_an_unchanged_packed_file_is_not_read_again(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = product(tmp_path / "a.tflite")
+    opened(part)
+    monkeypatch.setattr(file_facts, "_SETTLED", 0.0)
+    read: list[Path] = []
+    hashed = xnnpack_cache._sha256
+    monkeypatch.setattr(xnnpack_cache, "_sha256", lambda path: read.append(path) or hashed(path))
+    xnnpack_cache._MADE.clear()
+    for _ in range(3):
+        opened(part)
+    assert len(read) == 1
+
+
+def test_packed_weights_are_on_the_disk_before_they_have_a_name(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: done.append("sync") or sync(file))
+    monkeypatch.setattr(Path, "replace", lambda *paths: done.append(Path(paths[1]).suffix) or replace(*paths))
+    opened(product(tmp_path / "a.tflite"))
+    assert done[-2:] == ["sync", ".bin"]
+    assert cache.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_cache_of_another_user_is_not_used(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    found = opened(product(tmp_path / "a.tflite")).run({"x": x()})["y"]
+    np.testing.assert_allclose(found, x() @ WEIGHT.T, rtol=1e-4, atol=1e-5)
+    assert not list(cache.glob("*"))
 
 
 def test_other_weights_in_the_same_place_are_packed_anew(tmp_path: Path, cache: Path) -> None:
@@ -132,7 +192,8 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch
 def test_what_was_not_used_for_longest_makes_room(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(product(tmp_path / "a.tflite"))
     (first,) = cache.iterdir()
-    os.utime(first, (1, 1))
+    first.with_suffix(".used").touch()
+    os.utime(first.with_suffix(".used"), (1, 1))
     monkeypatch.setattr(xnnpack_cache, "MOST", first.stat().st_size)
     opened(product(tmp_path / "b.tflite"))
     (second,) = cache.iterdir()
@@ -149,7 +210,7 @@ def test_signatures_share_the_packed_weights(tmp_path: Path, cache: Path) -> Non
         arrays["x"][:] = x(3)
         program.run(call)
         np.testing.assert_allclose(arrays["y"], x(3) @ WEIGHT.T, rtol=1e-4, atol=1e-5)
-    (kept,) = cache.iterdir()
+    (kept,) = cache.glob("*.bin")
     assert kept.stat().st_size < 2 * WEIGHT.nbytes
 
 

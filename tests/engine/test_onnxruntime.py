@@ -17,7 +17,8 @@ from edge.bundle import manifest as bundles
 from edge.decoders.kv_graph import kv_decoder
 from edge.devices import host
 from edge.engines import open_part
-from edge.errors import EngineError
+from edge.errors import BundleError, EngineError
+from edge.formats import onnx_graph
 from edge.formats.onnx import Node, filled, model
 from edge.inputs.image import pixels
 from edge.spec import DecoderSpec
@@ -26,6 +27,13 @@ from runtimes import onnxruntime
 
 TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "float16": TensorProto.FLOAT16}
 MICROSOFT = "com.microsoft"
+
+
+@pytest.fixture(autouse=True)
+def more_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the graphs of this file compute with, beside what exports do."""
+    more = {"Greater"}
+    monkeypatch.setattr(onnx_graph, "OPERATORS", {**onnx_graph.OPERATORS, "": {*onnx_graph.OPERATORS[""], *more}})
 
 
 def value(spec: TensorSpec) -> Any:
@@ -276,7 +284,15 @@ def test_a_file_that_is_no_model(tmp_path: Path, damage: str) -> None:
         path.mkdir()
     elif damage != "missing":
         path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "foreign": b"GGUF\x03\0\0\0" * 40}[damage])
-    with pytest.raises(EngineError, match=r"onnxruntime cannot open decoder.onnx: ") as caught:
+    with pytest.raises(BundleError, match=r"cannot read decoder\.onnx|is no ONNX file of ours: ") as caught:
+        opened(part)
+    assert "copy" in str(caught.value.hint)
+    assert "\n" not in caught.value.message
+
+
+def test_what_the_library_refuses_is_told(tmp_path: Path) -> None:
+    part = write(tmp_path / "m.onnx", *PAIR, [helper.make_node("Add", ["x", "nothing"], ["sum"])])
+    with pytest.raises(EngineError, match=r"onnxruntime cannot open m.onnx: ") as caught:
         opened(part)
     assert f"edge verify {tmp_path}" in str(caught.value.hint)
     assert caught.value.__cause__ is not None
@@ -289,10 +305,12 @@ def test_external_data(tmp_path: Path) -> None:
     part = write(tmp_path / "m.onnx", inputs, outputs, [helper.make_node("MatMul", ["x", "w"], ["z"])], {"w": weight})
     model = onnx.load(tmp_path / "m.onnx")
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.onnx.data", size_threshold=0)
-    x = feed(2)["x"]
+    part, x = replace(part, files=(*part.files, tmp_path / "m.onnx.data")), feed(2)["x"]
     np.testing.assert_allclose(opened(part).run({"x": x})["z"], x @ weight, rtol=1e-5)
+    with pytest.raises(BundleError, match=r"takes numbers from 'm\.onnx\.data', which is no file of the part"):
+        opened(replace(part, files=part.files[:1]))
     (tmp_path / "m.onnx.data").unlink()
-    with pytest.raises(EngineError, match=r"cannot open m.onnx"):
+    with pytest.raises(BundleError, match=r"cannot read m\.onnx"):
         opened(part)
 
 

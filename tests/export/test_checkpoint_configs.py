@@ -258,3 +258,37 @@ def test_end_and_begin_ids(copy):
     prompt = copy.open().spec.prompt
     assert (prompt.bos_id, prompt.stop_ids) == (1, (2,))  # as the tokenizer has it
     assert copy.json("tokenizer_config.json", add_bos_token=False).open().spec.prompt.bos_id is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 10**9),
+        ("num_hidden_layers", 1025),
+        ("vocab_size", 10**18),
+        ("hidden_size", 10**10),
+        ("intermediate_size", 10**12),
+        ("head_dim", 10**12),
+        ("max_position_embeddings", 10**15),
+        ("num_attention_heads", 10**9),
+    ],
+)
+def test_a_size_that_no_model_has_is_told_before_anything_is_built(copy, key, value):
+    error = copy.config(**{key: value}).refused("does not describe a language model|cannot be built|rotates 0")
+    assert len(error.message) < 1000
+
+
+@pytest.mark.parametrize("key", ["patch_size", "hidden_size", "num_hidden_layers", "intermediate_size", "image_size"])
+def test_a_size_that_no_encoder_has_is_told(copy, key):
+    copy.config(vision_config=CLIP | {key: 10**9}).refused(f"the vision encoder's {key} is 1000000000")
+
+
+def test_a_model_card_of_a_megabyte_is_read_at_once(copy):
+    """Its front matter was looked for by a pattern that took an hour and a half."""
+    (copy.folder / "README.md").write_text("---" + "\n" * 1_000_000)
+    (copy.folder / "LICENSE").write_text("\n" * 1_000_000 + "MIT")
+    assert copy.open().license == "unknown"
+    (copy.folder / "README.md").write_text("---\ntags: [x]\nlicense: 'apache-2.0'\n---\n" + "x" * 1_000_000)
+    assert copy.open().license == "apache-2.0"
+    (copy.folder / "README.md").write_text("---\nlicense: mit\n")
+    assert copy.open().license == "unknown"

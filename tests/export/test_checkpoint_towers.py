@@ -10,7 +10,7 @@ from checkpoint_copies import CLIP, TOWER, Copy, state
 
 from edge.errors import CheckpointError
 from exporters.models.vision import siglip
-from exporters.sources import hub
+from exporters.sources import hub, tower
 
 
 @pytest.fixture
@@ -25,25 +25,60 @@ def test_tower_under_the_shorter_name(copy):
     assert torch.equal(state(found, "vision")["pre_layrnorm.weight"], short[key])
 
 
-@pytest.mark.parametrize("place", ["beside", "inside", "given", "path"])
+@pytest.mark.parametrize("place", ["beside", "inside", "given"])
 @pytest.mark.parametrize("prefix", ["vision_model.", ""])
 def test_tower_in_a_folder_of_its_own(copy, tmp_path, place, prefix):
     folders = {
         "beside": tmp_path / "clip-vit-large-patch14-336",
         "inside": copy.folder / "clip-vit-large-patch14-336",
         "given": tmp_path / "anywhere",
-        "path": tmp_path / "clip" / "mine",
     }
     expected = copy.tensors[TOWER + "encoder.layers.0.self_attn.k_proj.weight"]
     folders[place].parent.mkdir(exist_ok=True)
     text = {"text_model.encoder.layers.0.mlp.fc1.weight": torch.zeros(2, 2), "logit_scale": torch.tensor(1.0)}
     copy.move_tower(folders[place], prefix, text if prefix else None)
-    if place == "path":
-        copy.config(mm_vision_tower=str(folders[place]))
-        (folders[place] / "config.json").write_text(json.dumps({"model_type": "clip_vision_model"} | CLIP))
     found = copy.open(vision_tower=folders[place] if place == "given" else None)
     assert torch.equal(state(found, "vision")["layers.0.self_attn.k_proj.weight"], expected)
     assert found.spec.image.size == 336
+
+
+def test_a_folder_elsewhere_is_read_only_where_the_user_names_it(copy, tmp_path):
+    """A checkpoint from somebody else may name any folder of this machine."""
+    elsewhere = tmp_path / "private" / "clip"
+    elsewhere.parent.mkdir()
+    copy.move_tower(elsewhere)
+    (elsewhere / "config.json").write_text(json.dumps({"model_type": "clip_vision_model"} | CLIP))
+    for name in (str(elsewhere), f"{tmp_path.name}/../private/clip"):
+        error = copy.config(mm_vision_tower=name).refused("no weights of the vision tower")
+    error = copy.config(mm_vision_tower=str(elsewhere)).refused("read only where you name it")
+    assert error.hint == f"--vision-tower {elsewhere}"
+    assert copy.open(vision_tower=elsewhere)
+
+
+def test_the_hub_is_asked_only_for_what_is_published(copy, tmp_path, monkeypatch, caplog):
+    """It is asked with the user's token."""
+    asked = []
+
+    def fetch(name):
+        asked.append(name)
+        raise CheckpointError("the hub cannot be asked")
+
+    monkeypatch.setattr(tower.hub, "fetch", fetch)
+    monkeypatch.setattr(tower.hub, "fetch_configs", fetch)
+    copy.move_tower(tmp_path / "elsewhere")
+    for name in ("tracker/beacon-clip", "tracker/clip-vit-large-patch14-336", "openai.evil/clip-vit-large-patch14"):
+        error = copy.config(mm_vision_tower=name).refused(f"the hub is not asked for '{name}'")
+        assert f"hf download {name} --local-dir DIR" in error.hint
+    assert asked == []
+    copy.config(mm_vision_tower="openai/clip-vit-large-patch14-336").refused("the hub cannot be asked")
+    assert asked == ["openai/clip-vit-large-patch14-336"]
+    assert "asking the hub for its weights" in caplog.text
+
+
+def test_a_tower_beside_the_checkpoint_is_told(copy, tmp_path, caplog):
+    copy.move_tower(tmp_path / "clip-vit-large-patch14-336")
+    copy.open()
+    assert f"the vision tower is taken from {tmp_path / 'clip-vit-large-patch14-336'}" in caplog.text
 
 
 def test_a_given_tower_replaces_the_one_inside(copy, tmp_path):

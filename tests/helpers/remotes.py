@@ -15,6 +15,7 @@ from conftest import REPOSITORY
 
 import edge
 from edge.errors import RemoteError
+from edge.remote.copy import HASHED
 from edge.remote.shell import Dropped, Link
 
 DOCTOR = {
@@ -62,7 +63,9 @@ class Machine:
         return self.home / ".cache" / "edge-vlm" / "remote"
 
     def stored(self) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in (self.cache / "files").iterdir()}
+        """What was sent; not the notes of when it was hashed."""
+        files = (path for path in (self.cache / "files").iterdir() if path.suffix != HASHED)
+        return {path.name: path.read_bytes() for path in files}
 
     def bundles(self) -> list[Path]:
         return sorted((self.cache / "bundles").glob("*/*"))

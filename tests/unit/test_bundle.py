@@ -22,9 +22,10 @@ from conftest import FILES, REPOSITORY, write_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge.bundle import folder_lock, staging
 from edge.bundle import manifest as bundles
-from edge.bundle import staging
 from edge.bundle.manifest import Bundle, File, Manifest, Part
+from edge.devices import whole_files
 from edge.errors import BundleError, EdgeError, UsageError
 
 MakeBundle = Callable[..., Bundle]
@@ -237,6 +238,25 @@ def test_a_manifest_that_may_not_be_read(make_bundle: MakeBundle, monkeypatch: p
 
 
 # a manifest is untrusted
+
+
+@pytest.mark.parametrize("path", ["a\0b", "a\x1b[31m", "a\nb", "a\x9bb", "name:stream"])
+def test_a_name_that_no_file_should_have_is_refused(
+    make_bundle: MakeBundle, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "_STREAMS", True)
+    bundle = make_bundle()
+    rewrite(bundle.path, golden={**manifest_of(bundle.path)["golden"], "path": path})
+    with pytest.raises(BundleError, match="names no file that can be") as caught:
+        Bundle.open(bundle.path)
+    assert caught.value.message.isprintable()
+
+
+def test_a_manifest_that_says_something_twice_is_refused(make_bundle: MakeBundle) -> None:
+    file = make_bundle().path / "manifest.json"
+    file.write_text(file.read_text().replace('"license"', '"name": "another", "license"', 1))
+    with pytest.raises(BundleError, match="'name' stands in it twice"):
+        Bundle.open(file.parent)
 
 
 @pytest.mark.parametrize(
@@ -556,31 +576,62 @@ def test_a_kill_between_the_two_renames_loses_no_bundle(make_bundle: MakeBundle,
     assert neighbours(tmp_path) == ["bundle"]
 
 
-def test_what_a_killed_export_of_the_same_process_number_left_is_removed(
-    make_bundle: MakeBundle, tmp_path: Path
-) -> None:
-    (tmp_path / f".bundle.partial-{os.getpid()}").mkdir()  # in a container every run has the same number
-    make_bundle().check()
+def test_a_running_export_is_left_alone(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    """Whatever the number of its process is: in a container every run may have the same."""
+    command = [sys.executable, "-c", textwrap.dedent(EXPORT), str(tmp_path / "bundle")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY) as export:
+        assert export.stdout is not None
+        assert export.stdout.readline() == b"writing\n"
+        (running,) = neighbours(tmp_path)
+        make_bundle().check()
+        assert neighbours(tmp_path) == [running, "bundle"]
+        export.send_signal(signal.SIGKILL)
+
+
+def test_two_exports_at_once_share_no_file(tmp_path: Path) -> None:
+    with staging.create(tmp_path / "bundle") as one:
+        (one / "manifest.json").write_text("one")
+        with staging.create(tmp_path / "bundle") as two:
+            (two / "manifest.json").write_text("two")
+            (two / "of two").write_text("two")
+        assert neighbours(tmp_path / "bundle") == ["manifest.json", "of two"]
+        (one / "of one").write_text("one")
+    assert neighbours(tmp_path / "bundle") == ["manifest.json", "of one"]
     assert neighbours(tmp_path) == ["bundle"]
 
 
-def test_a_running_export_is_left_alone(make_bundle: MakeBundle, tmp_path: Path) -> None:
-    running = tmp_path / f".bundle.partial-{os.getppid()}"
-    running.mkdir()
-    make_bundle().check()
-    assert running.is_dir()
+def test_a_bundle_that_is_being_replaced_is_not_taken_for_a_left_one(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    old = make_bundle(name="first").path.rename(tmp_path / ".bundle.partial-1-old")
+    with folder_lock.held(old) as ours:
+        assert ours
+        make_bundle(name="second").check()
+    assert neighbours(tmp_path) == [old.name, "bundle"]
 
 
-def test_an_export_of_another_user_is_left_alone(
+def test_where_there_are_no_locks_nothing_is_swept(
     make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(pid: int, signal: int) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
+    def refuse(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(os, "kill", refuse)
-    (tmp_path / f".bundle.partial-{DEAD}").mkdir()
-    make_bundle().check()
-    assert (tmp_path / f".bundle.partial-{DEAD}").is_dir()
+    monkeypatch.setattr("fcntl.flock", refuse)
+    (tmp_path / ".bundle.partial-1").mkdir()
+    make_bundle(name="first").check()
+    make_bundle(name="second").check()
+    assert neighbours(tmp_path) == [".bundle.partial-1", "bundle"]
+
+
+def test_a_bundle_is_on_the_disk_before_it_has_its_name(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, rename = whole_files.to_disk, Path.rename
+    monkeypatch.setattr(whole_files, "to_disk", lambda path: done.append(path.name) or sync(path))
+    monkeypatch.setattr(Path, "rename", lambda path, to: done.append(f"-> {to.name}") or rename(path, to))
+    make_bundle()
+    renamed = done.index("-> bundle")
+    assert set(done[:renamed]) >= {*FILES, "manifest.json"}
+    assert done[renamed + 1 :] == [tmp_path.name]
 
 
 def test_a_name_with_wildcards_sweeps_only_its_own(make_bundle: MakeBundle, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from edge.bundle import checksums
 from edge.bundle.manifest import Bundle
+from edge.devices import file_facts
 from edge.errors import BundleError
 
 
@@ -32,7 +34,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
-    monkeypatch.setattr(checksums, "_SETTLED", 0.0)
+    monkeypatch.setattr(file_facts, "_SETTLED", 0.0)
     return tmp_path / "cache" / "edge-vlm" / "checked.json"
 
 
@@ -70,20 +72,21 @@ def test_times_set_back_hide_nothing(make_bundle: Callable[..., Bundle], hashed:
         checksums.check(bundle)
 
 
-def test_a_damaged_file_is_not_remembered_as_sound(make_bundle: Callable[..., Bundle], place: Path) -> None:
+def test_a_damaged_file_is_not_remembered(make_bundle: Callable[..., Bundle], hashed: list[str], place: Path) -> None:
     bundle = make_bundle()
     path = bundle.path / "vision.onnx"
     path.write_bytes(b"v" * path.stat().st_size)
     for _ in range(2):
         with pytest.raises(BundleError, match=r"vision.onnx is not the file"):
             checksums.check(bundle)
-    assert not place.exists()
+    assert hashed.count("vision.onnx") == 2
+    assert file_facts.state(path) not in json.loads(place.read_bytes())
 
 
 def test_what_was_touched_just_now_is_not_remembered(
     make_bundle: Callable[..., Bundle], hashed: list[str], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checksums, "_SETTLED", 1e9)
+    monkeypatch.setattr(file_facts, "_SETTLED", 1e9)
     bundle = make_bundle()
     checksums.check(bundle)
     checksums.check(bundle)
@@ -118,7 +121,7 @@ def test_a_place_that_cannot_be_written_costs_time_only(
 def test_the_oldest_are_forgotten(
     make_bundle: Callable[..., Bundle], hashed: list[str], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checksums, "_MOST", 6)
+    monkeypatch.setattr(file_facts, "_MOST", 6)
     first, second = make_bundle("first"), make_bundle("second")
     checksums.check(first)
     checksums.check(second)
@@ -126,3 +129,58 @@ def test_the_oldest_are_forgotten(
     hashed.clear()
     checksums.check(second)
     assert hashed == []
+
+
+def test_a_file_that_cannot_be_read_is_told(make_bundle: Callable[..., Bundle]) -> None:
+    bundle = make_bundle()
+    (bundle.path / "vision.onnx").unlink()
+    with pytest.raises(BundleError, match=r"vision\.onnx cannot be read: No such file"):
+        checksums.check(bundle)
+
+
+def test_a_fact_is_kept_for_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"1234")
+    asked: list[Path] = []
+
+    def size(of: Path) -> str:
+        asked.append(of)
+        return str(of.stat().st_size)
+
+    assert [file_facts.fact(path, "size", size) for _ in range(3)] == ["4"] * 3
+    assert file_facts.fact(path, "twice", lambda of: "8") == "8"
+    assert asked == [path]
+    path.write_bytes(b"12345")
+    assert file_facts.fact(path, "size", size) == "5"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="below a user's profile nobody else may write")
+def test_what_others_may_write_is_made_the_users_own(place: Path) -> None:
+    place.parent.mkdir(parents=True)
+    place.parent.chmod(0o777)
+    assert file_facts.private_folder("packed") == place.parent / "packed"
+    assert [folder.stat().st_mode & 0o777 for folder in (place.parent, place.parent / "packed")] == [0o755, 0o700]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="below a user's profile nobody else may write")
+@pytest.mark.parametrize("whose", ["another user", "a link"])
+def test_facts_of_others_are_not_believed(
+    make_bundle: Callable[..., Bundle], place: Path, tmp_path: Path, whose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may write what is remembered may say of a damaged file that it is sound."""
+    bundle = make_bundle()
+    checksums.check(bundle)
+    path = bundle.path / "vision.onnx"
+    expected = bundle.manifest.part("vision").files[0].sha256
+    path.write_bytes(b"v" * path.stat().st_size)
+    place.write_text(json.dumps({file_facts.state(path): expected}))
+    checksums.check(bundle)  # whoever is this user is believed
+    if whose == "a link":
+        place.parent.rename(tmp_path / "elsewhere")
+        place.parent.symlink_to(tmp_path / "elsewhere")
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(BundleError, match=r"vision\.onnx is not the file"):
+        checksums.check(bundle)
+    with pytest.raises(PermissionError, match="not this user's own folder"):
+        file_facts.private_folder("packed")

@@ -112,7 +112,6 @@ NAMES = [
     "$(touch pwned)",
     "`touch pwned`",
     "-rf",
-    "new\nline",
     "a;touch pwned",
     "é/ü ß/*",
     "a\\b",
@@ -301,3 +300,19 @@ def test_a_bundle_that_lost_a_file_there_is_put_together_again(make_bundle: Make
     (there / "vision.onnx").unlink()
     assert copy(host, bundle, float) == str(there)
     Bundle.open(there).check()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_was_damaged_there_is_sent_again(make_bundle: MakeBundle, tmp_path: Path, links: bool) -> None:
+    machine = Machine(tmp_path / "machine")
+    if not links:
+        machine.script("ln", "exit 1")
+    host, bundle = visited(machine), make_bundle()
+    there = Path(copy(host, bundle, float))
+    for path in (there / "vision.onnx", machine.cache / "files" / bundle.manifest.part("decoder").files[1].sha256):
+        before = path.stat()
+        path.write_bytes(b"x" * before.st_size)
+        os.utime(path, (before.st_atime, before.st_mtime + 5))
+    assert copy(host, bundle, float) == str(there)
+    Bundle.open(there).check()
+    assert machine.stored()[bundle.manifest.part("decoder").files[1].sha256] == bytes(range(256))

@@ -19,6 +19,7 @@ from PIL import Image
 import edge
 from edge.bundle import safetensors
 from edge.bundle.manifest import Bundle
+from edge.devices import whole_files
 from edge.errors import EngineError, SessionError, UsageError
 from edge.inference import saved
 from edge.inference.chat import Chat
@@ -301,7 +302,7 @@ def test_where_it_cannot_be_written(session: Session, tmp_path: Path, monkeypatc
 
     chat.save(tmp_path / "talk")
     before = (tmp_path / "talk").read_bytes()
-    monkeypatch.setattr(saved, "_to_disk", full)
+    monkeypatch.setattr(whole_files, "to_disk", full)
     with pytest.raises(SessionError, match="No space left"):
         chat.save(tmp_path / "talk")
     assert (tmp_path / "talk").read_bytes() == before

@@ -3,7 +3,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from PIL import Image
 
 import edge
 from edge.bundle import checksums
-from edge.bundle.manifest import Bundle, write_manifest
+from edge.bundle.manifest import Bundle, File, write_manifest
 from edge.decoders.kv_graph import kv_decoder
 from edge.errors import BundleError, ContextError, EdgeError, EngineError, ImageError, UsageError
 from edge.inference import loader
@@ -421,17 +421,40 @@ def test_a_flipped_byte_is_found_before_anything_is_answered(engine: Engine, bun
             call()
 
 
-def test_hashing_does_not_hold_up_loading(engine: Engine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashing_numbers_does_not_hold_up_loading(
+    engine: Engine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hashed, check = threading.Event(), checksums.check
 
-    def slow(bundle: Bundle) -> None:
-        assert hashed.wait(30)
-        check(bundle)
+    def slow(bundle: Bundle, entries: Sequence[File] | None = None) -> None:
+        if entries is None or any(entry.path.endswith(".npy") for entry in entries):
+            assert hashed.wait(30)
+        check(bundle, entries)
 
     monkeypatch.setattr(checksums, "check", slow)
-    session = edge.load(bundle.path, engine="null")  # would wait for ever if it waited for the hashes
+    session = edge.load(bundle.path, engine="null")  # would wait for ever if it waited for those hashes
     hashed.set()
     assert session.ask(None, "What?", max_tokens=2)
+
+
+@pytest.mark.parametrize("name", ["vision.onnx", "decoder.onnx", "tokenizer.json"])
+def test_what_native_code_parses_is_hashed_first(
+    engine: Engine, bundle: Bundle, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged head ends a process."""
+    opened: list[str] = []
+
+    def open_part(part: PartFiles, name: str, options: OpenOptions) -> Graph:
+        opened.append(part.files[0].name)
+        return engine(part, name, options)
+
+    monkeypatch.setattr(loader, "open_part", open_part)
+    tokenizer = sessions.Tokenizer.open
+    monkeypatch.setattr(sessions.Tokenizer, "open", lambda path: opened.append(path.name) or tokenizer(path))
+    flip(bundle, name)
+    with pytest.raises(BundleError, match=rf"{name} is not the file that was exported"):
+        edge.load(bundle.path, engine="null").ask(None, "What?")
+    assert name not in opened
 
 
 def opens_late(engine: Engine, opened: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -587,6 +610,14 @@ def test_one_half_is_open_at_a_time(engine: Engine, apart: Session, monkeypatch:
     with edge.load(apart.bundle.path, engine="null") as whole:
         assert whole.ask(photo(1), "What?", max_tokens=5) == first
         assert whole.ask(photo(2), "What?", max_tokens=5) == other
+
+
+@pytest.mark.parametrize("name", ["decoder.onnx", "embed_tokens.npy"])
+def test_a_half_that_is_opened_again_is_checked_again(apart: Session, bundle: Bundle, name: str) -> None:
+    assert apart.ask(photo(1), "What?", max_tokens=5)
+    flip(bundle, name)
+    with pytest.raises(BundleError, match=rf"{name} is not the file that was exported"):
+        apart.ask(photo(2), "What?", max_tokens=5)
 
 
 def weakrefs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
