@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_BYTES = 1 << 27  # of the file; Gemma's has 34 MB
+MOST_BYTES = 1 << 27  # of the file; the largest that is published has 34 MB
 _DEEPEST, _MOST_STEPS = 8, 64  # of normalisers, one in another and one after another
 _GROWTH = 16  # how many times longer a text may become
 _LONGEST = 256  # bytes that stand for a few letters

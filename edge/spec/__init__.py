@@ -11,6 +11,7 @@ from edge.errors import BundleError
 from edge.spec.pieces import Pieces, Questions, misplaced, piece, shown
 
 T = TypeVar("T")
+MOST_SIDE = 4096  # pixels of the square that a vision encoder sees
 MOST = 2**31 - 1  # of whatever is counted, so that every language's int holds it and no arithmetic overflows
 Fit = Literal["pad", "crop", "stretch"]
 
@@ -172,6 +173,8 @@ def _read(kind: type[T], data: Mapping[str, Any], name: str, optional: Collectio
         found = parse(kind, section, optional)
         if kind in (VisionSpec, DecoderSpec):
             _require_counts(found, all_told=not optional)
+        if isinstance(found, ImageSpec) and not 1 <= found.size <= MOST_SIDE:
+            raise ValueError(f"has size {found.size!r}, at most {MOST_SIDE} pixels are read")
         if isinstance(found, PromptSpec) and (faults := found.faults()):
             raise ValueError("; ".join(faults))
         return found

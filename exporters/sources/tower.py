@@ -141,7 +141,7 @@ def _description(module: ModuleType, folder: Path, name: str, config: Mapping[st
             return place
     if config.get("vision_config") is not None or tower_config.is_published(module, name):
         return None
-    looked = "neither the checkpoint nor " + ", ".join(repr(str(place)) for place in places or ["a folder beside it"])
+    looked = "neither the checkpoint nor " + ", ".join(repr(str(place)) for place in places)
     if hub.is_name(name):
         try:
             return _from_hub(name, hub.fetch_configs, "its config")
