@@ -133,9 +133,9 @@ class Shell:
         with self._process(in_sh(f"echo {BEGIN}\n{script}"), patient=True) as process:
             assert process.stdout is not None and process.stderr is not None
             out = _Drain(process, process.stdout)
-            said = _Tail()
+            said, heard = _Tail(), 0
             for line in _lines(process.stderr, said):
-                if said.count <= MOST_HEARD:
+                if (heard := heard + len(line)) <= MOST_HEARD:
                     listen(line)
                 said.add(line)
             if said.count > MOST:
