@@ -21,6 +21,7 @@ from edge.types import PartFiles, TensorSpec
 
 SCHEMA = 2
 _STREAMS = sys.platform == "win32"  # where `name:stream` is another content of the file
+MOST_BYTES, MOST_TEXT = 1 << 24, 1 << 12  # bytes of a manifest; letters of its name, licence and recipe
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 OLDEST_SCHEMA = 1  # a reader accepts its own and the one before
 MANIFEST = "manifest.json"
@@ -134,10 +135,10 @@ class Manifest:
         try:
             return cls(
                 schema=data["schema"],
-                name=str(data["name"]),
+                name=_text(data, "name"),
                 source=_texts(data["source"]),
-                license=str(data["license"]),
-                recipe=str(data["recipe"]),
+                license=_text(data, "license"),
+                recipe=_text(data, "recipe"),
                 spec=VLMSpec.from_json(data),
                 golden_prompt=_golden_prompt(data["prompt"]["golden"]),
                 parts=tuple(_part(p, data["schema"]) for p in data["parts"]),
@@ -148,6 +149,21 @@ class Manifest:
             )
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise BundleError(f"manifest.json is damaged: {error!r}", hint="export the bundle again") from error
+
+
+def _parsed(file: Path) -> Any:
+    """Raises ValueError and OSError."""
+    if (size := file.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"it has {size:,} bytes, at most {MOST_BYTES:,} are read")
+    data = json.loads(file.read_bytes(), object_pairs_hook=_unique)
+    json.dumps(data, ensure_ascii=False).encode()  # half of a surrogate pair is a text that nobody can write
+    return data
+
+
+def _text(data: Mapping[str, Any], name: str) -> str:
+    if len(text := str(data[name])) > MOST_TEXT:
+        raise ValueError(f"{name} has {len(text):,} letters, at most {MOST_TEXT:,} are read")
+    return text
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -256,7 +272,7 @@ class Bundle:
                 f"no bundle at {str(path)!r}: it {what}", hint="edge export CHECKPOINT -o BUNDLE makes one"
             )
         try:
-            data = json.loads(file.read_bytes(), object_pairs_hook=_unique)
+            data = _parsed(file)
         except OSError as error:
             raise BundleError(f"cannot read {file}: {error.strerror}", hint="check who may read it") from error
         except (ValueError, RecursionError) as error:

@@ -16,6 +16,7 @@ from edge.decoders.function_graph import require_arrays
 from edge.errors import BundleError, EngineError
 from edge.formats import executorch
 from edge.formats.executorch import Program
+from edge.formats.xnnpack_graph import BACKEND
 from edge.spec import DecoderSpec
 from edge.types import Array, OpenOptions, PartFiles, TensorSpec
 
@@ -143,6 +144,11 @@ def _require(program: Program, part: PartFiles, wanted: Mapping[str, _Ports]) ->
         raise BundleError(
             f"{program.path.name} has no method {', '.join(missing)}; it has {', '.join(sorted(program.methods))}",
             hint="export the bundle again",
+        )
+    if foreign := {d for name in wanted for d in program.methods[name].delegates} - {BACKEND}:
+        raise BundleError(
+            f"{program.path.name} hands work to {', '.join(sorted(foreign))}, which no part of ours does",
+            hint="export the bundle again: programs for other backends are for other tools",
         )
     for name, ports in wanted.items():
         found = program.methods[name].inputs, program.methods[name].outputs

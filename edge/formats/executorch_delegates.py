@@ -39,7 +39,7 @@ def check(program: Tables, segments: Segments) -> None:
     """Raises Damage. Numbers of values and delegates in instructions are known to be there."""
     plans, _ = program.tables(1, "a method")
     delegates, whose = plans.tables(7, "a delegate")
-    graphs = [xnnpack_graph.ports(blob, segments.named) for blob in _blobs(delegates, segments)]
+    graphs = [blob and xnnpack_graph.ports(blob[0], segments.named) for blob in _blobs(delegates, segments)]
     first = np.searchsorted(whose, np.arange(len(plans)))
     values = _Values(plans)
     chains, plan = plans.tables(5, "a chain")
@@ -51,19 +51,19 @@ def check(program: Tables, segments: Segments) -> None:
     arguments, of = calls.numbers(1, "<i4")
     begin = np.searchsorted(of, np.arange(len(calls) + 1))
     for call in range(len(calls)):
-        given = arguments[begin[call] : begin[call + 1]].tolist()
-        values.fit(int(owner[call]), given, graphs[int(first[owner[call]] + called[call])])
+        graph = graphs[int(first[owner[call]] + called[call])]
+        if graph is not None:
+            values.fit(int(owner[call]), arguments[begin[call] : begin[call + 1]].tolist(), graph)
 
 
-def _blobs(delegates: Tables, segments: Segments) -> list[Bytes]:
-    for name in delegates.texts(0):
-        if name != xnnpack_graph.BACKEND:
-            raise Damage(f"it hands work to {name!r}, which no program of ours does")
+def _blobs(delegates: Tables, segments: Segments) -> list[tuple[Bytes] | None]:
+    """None: for another backend, which no engine here is given."""
     places, known = delegates.table(1, "where a delegate lies")
     location, index = places.scalar(0, "<i1"), places.scalar(1, "<u4")
     if len(known) != len(delegates) or np.any(location != _SEGMENT) or np.any(index >= len(segments.begin)):
         raise Damage("a delegate that is nowhere")
-    return [segments.blob(number) for number in index.tolist()]
+    ours = (name == xnnpack_graph.BACKEND for name in delegates.texts(0))
+    return [(segments.blob(number),) if own else None for own, number in zip(ours, index.tolist(), strict=True)]
 
 
 class _Values:

@@ -6,14 +6,18 @@ refused.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from math import isclose, isfinite
+from pathlib import Path
 from typing import Any
 
 from edge.errors import BundleError
 from edge.formats.gguf import GGUF
 from edge.spec import DecoderSpec
 
+ARCHITECTURES = "gguf_architectures.json"  # beside this file
 _NEEDED = (
     "block_count",
     "context_length",
@@ -29,6 +33,8 @@ def check_decoder(file: GGUF, spec: DecoderSpec) -> None:
     sizes = (spec.layers, spec.heads, spec.kv_heads, spec.head_dim, spec.hidden, spec.vocab, spec.context)
     if min(sizes) < 1 or spec.heads % spec.kv_heads:
         raise _other(file, f"that has sizes of {sizes}")
+    if file.architecture not in _architectures():
+        raise _other(file, f"its architecture is {file.architecture!r}, which no export writes")
     prefix = f"{file.architecture}."
     own = {k.removeprefix(prefix): v for k, v in file.settings.items() if k.startswith(prefix)}
     for key in _NEEDED:
@@ -51,6 +57,12 @@ def check_decoder(file: GGUF, spec: DecoderSpec) -> None:
     if file.settings.get("split.count", 1) not in (0, 1):
         raise _other(file, "it is one of several files")
     _check_tensors(file, spec)
+
+
+@cache
+def _architectures() -> frozenset[str]:
+    """Those that exports write. The library knows a hundred, and ends the process on some under our settings."""
+    return frozenset(json.loads(Path(__file__).with_name(ARCHITECTURES).read_bytes()))
 
 
 def _check_tensors(file: GGUF, spec: DecoderSpec) -> None:

@@ -32,7 +32,6 @@ OPERATORS: Mapping[str, Collection[str]] = {
         "Gather",
         "GatherND",
         "Gelu",
-        "GlobalAveragePool",
         "GreaterOrEqual",
         "HardSigmoid",
         "HardSwish",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from edge.planning.roofline import decoder_activations, vision_activations
 from edge.planning.sizes import Sizes
@@ -85,7 +86,7 @@ def shrunk(need: Need, limit: int, cache: CacheKind | None = None) -> Settled | 
     """With the most thrifty way: the longest context that fits, of at least an image and a question."""
     (way, kind), whole = list(_ways(need, cache))[-1], need.sizes.spec.context
     shorter = range(whole // STEP * STEP, _shortest(need) - 1, -STEP)
-    for context in (whole, *shorter):
+    for context in chain((whole,), shorter):
         if (found := memory(need, context, kind, way)).peak <= limit:
             return Settled(context, kind, way, found)
     return None

@@ -1,7 +1,6 @@
 """Copy of a bundle to another machine: files are kept under their hash, and a cut transfer resumes.
 
-ROOT/files/SHA256            whole, and hashed there
-ROOT/files/SHA256.hashed     when that was: a file that was written to since is sent again
+ROOT/files/SHA256            whole, and hashed there; then dated back, so that whoever writes to it dates it otherwise
 ROOT/files/SHA256.partial    as far as it came
 ROOT/bundles/SHA256/NAME/    a bundle of that manifest: hard links, or copies where there are none
 """
@@ -22,7 +21,7 @@ from edge.units import format_size
 
 BLOCK = 1 << 16  # bytes: a cut file goes on at a whole block
 CHUNK = 1 << 18
-PARTIAL, HASHED = ".partial", ".hashed"
+PARTIAL = ".partial"
 MARGIN = 16 << 20  # bytes that stay free
 _SLOWEST = 4e6  # bytes a second: how fast the worst of cards writes, and the worst of processors hashes
 _FULL, _SHORT, _NO_TOOL, _DAMAGED = 30, 31, 32, 33
@@ -39,6 +38,12 @@ for block in iter(lambda: sys.stdin.buffer.read(1 << 20), b""): h.update(block)
 print(h.hexdigest())'
   fi
 }"""
+
+
+# What was hashed is from the first day; what is newer than the second was written to since.
+_DATES = """settle() { touch -t 200001010000 "$1"; }
+touch -t 200001020000 "$root"/settled || exit
+settled() { [ ! "$1" -nt "$root"/settled ]; }"""
 
 
 @dataclass(frozen=True)
@@ -110,13 +115,14 @@ def _clearing(host: Host) -> str:
 
 
 def _held(host: Host) -> dict[str, int]:
-    script = f"""cd {shlex.quote(host.root)}/files || exit
+    script = f"""root={shlex.quote(host.root)}
+{_DATES}
+cd "$root"/files || exit
 for file in *; do
   [ -f "$file" ] || continue
   case "$file" in
-  *{HASHED}) continue ;;
   *{PARTIAL}) ;;
-  *) [ ! "$file" -nt "$file{HASHED}" ] || continue ;;
+  *) settled "$file" || continue ;;
   esac
   echo "$file $(($(wc -c <"$file")))"
 done
@@ -170,11 +176,13 @@ def _receive(root: str, one: Transfer) -> str:
     """Blocks are put where they belong, not after what is there: a connection that was lost, and whose end over there
     still writes what it had got, does no harm; nor does another copy at the same time, which may be done first."""
     sha, partial = one.entry.sha256, one.entry.sha256 + PARTIAL
-    return f"""{_DIGEST}
+    return f"""root={shlex.quote(root)}
+{_DATES}
+{_DIGEST}
 size() {{ {{ wc -c <"$1"; }} 2>/dev/null || echo -1; }}
 leave() {{ [ $(($(size {sha}))) -eq {one.entry.bytes} ] || exit "$1"; exit 0; }}
 umask 077
-cd {shlex.quote(root)}/files || exit
+cd "$root"/files || exit
 [ $(($(size {partial}))) -le {one.entry.bytes} ] || rm -f {partial}
 : >>{partial} || exit {_FULL}
 dd of={partial} bs={BLOCK} seek={one.offset // BLOCK} conv=notrunc || exit {_FULL}
@@ -182,7 +190,7 @@ dd of={partial} bs={BLOCK} seek={one.offset // BLOCK} conv=notrunc || exit {_FUL
 found=$(digest <{partial})
 found=${{found%% *}}
 [ -n "$found" ] || leave {_NO_TOOL}
-if [ "$found" = {sha} ]; then mv -f {partial} {sha} && : >{sha}{HASHED} || leave {_FULL}; exit 0; fi
+if [ "$found" = {sha} ]; then settle {partial} && mv -f {partial} {sha} || leave {_FULL}; exit 0; fi
 rm -f {partial}
 echo "$found"
 leave {_DAMAGED}"""
@@ -200,14 +208,16 @@ def _chunks(one: Transfer, progress: Callable[[int], None]) -> Iterator[bytes]:
 
 def _assemble(root: str, place: str, entries: Sequence[File]) -> str:
     """Nothing happens where the bundle lies there whole and as it was; else it is made beside, and renamed."""
-    whole = " && ".join(f"same {entry.sha256} {shlex.quote(f'{place}/{entry.path}')}" for entry in entries)
+    whole = " && ".join(f"same {shlex.quote(f'{place}/{entry.path}')}" for entry in entries)
     folders = dict.fromkeys(str(PurePosixPath(entry.path).parent) for entry in entries)
     lines = [f'mkdir -p "$beside"/{shlex.quote(folder)}' for folder in folders]
     lines += [f'put files/{entry.sha256} "$beside"/{shlex.quote(entry.path)}' for entry in entries]
     made = "\n".join(lines)
     return f"""umask 077
-cd {shlex.quote(root)} || exit
-same() {{ [ -f "$2" ] && [ ! "$2" -nt "files/$1{HASHED}" ]; }}
+root={shlex.quote(root)}
+{_DATES}
+cd "$root" || exit
+same() {{ [ -f "$1" ] && settled "$1"; }}
 if {whole}; then exit 0; fi
 set -e
 put() {{ ln -f "$1" "$2" 2>/dev/null || cp -p "$1" "$2"; }}

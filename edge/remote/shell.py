@@ -135,8 +135,7 @@ class Shell:
             out = _Drain(process, process.stdout)
             said, heard = _Tail(), 0
             for line in _lines(process.stderr, said):
-                heard += len(line)
-                if heard <= MOST_HEARD:
+                if (heard := heard + len(line)) <= MOST_HEARD:
                     listen(line)
                 said.add(line)
             if said.count > MOST:

@@ -12,6 +12,7 @@ from edge.spec.pieces import Pieces, Questions, ViewPieces, misplaced, piece, sh
 
 T = TypeVar("T")
 LONGEST_EDGE = 8192  # that an image is enlarged to: a square of it takes 200 MB
+MOST_SIDE = 4096  # pixels of the square that a vision encoder sees
 MOST = 2**31 - 1  # of whatever is counted, so that every language's int holds it and no arithmetic overflows
 Fit = Literal["pad", "crop", "stretch", "long_edge"]
 Resample = Literal["bicubic", "bilinear", "lanczos"]
@@ -41,6 +42,8 @@ class ImageSpec:
 
     def faults(self) -> list[str]:
         """What no reader could follow."""
+        if not 1 <= self.size <= MOST_SIDE:
+            return [f"has size {self.size!r}, at most {MOST_SIDE} pixels are read"]
         if (self.fit == "long_edge") == (self.long_edge is None):
             return [f"has the fit {self.fit!r} and long_edge {self.long_edge}"]
         if self.long_edge is not None and not 1 <= self.long_edge <= LONGEST_EDGE:

@@ -18,7 +18,7 @@ def write(results: Mapping[str, Sequence[Row]], output: Path, bandwidth: float |
     text = page(gather(results, bandwidth))
     try:
         with whole_files.aside(output) as beside:
-            beside.write_text(text, encoding="utf-8")
+            beside.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise EdgeError(
             f"cannot write {output}: {error.strerror}", hint="check the path, and the room there"

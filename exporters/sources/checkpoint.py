@@ -21,7 +21,7 @@ from exporters.sources.lora import Adapter
 from exporters.sources.sentencepiece import SentencePiece, SpecialIds
 from exporters.sources.weights import LAYOUTS, Weights, content_hash
 
-_MOST_TEXT = 1 << 17  # bytes of a model card or licence that are read
+_MOST_TEXT, _MOST_LINE = 1 << 17, 1000  # bytes of a model card or licence that are read, letters of a licence's name
 NO_IDS = SpecialIds(None, None, None)
 
 
@@ -205,9 +205,9 @@ def license_of(folder: Path, config: Mapping[str, Any]) -> str:
         if named := re.match(r"license:[ \t]*['\"]?([\w.+-]{1,100})", line):
             return named[1]
     if isinstance(config.get("license"), str):
-        return str(config["license"])
+        return str(config["license"])[:_MOST_LINE]
     first = _text(folder / "LICENSE").strip().partition("\n")[0].strip()
-    return first or "unknown"
+    return first[:_MOST_LINE] or "unknown"
 
 
 def _front_matter(card: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -173,6 +174,8 @@ def _tensor(path: Path, name: str) -> Tensor:
 
 
 def _bin(path: Path, *, zipped: bool) -> dict[str, Stored]:
+    if zipped:
+        _require_stored(path)
     try:
         # Files older than torch 1.6 are no zip archives and cannot be mapped.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
@@ -189,10 +192,33 @@ def _bin(path: Path, *, zipped: bool) -> dict[str, Stored]:
     for name, tensor in found.items():
         if tensor.dtype not in DTYPES.values():
             raise CheckpointError(f"{path.name}: {name!r} is stored as {tensor.dtype}", hint=_wanted())
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or _larger(tensor):
+            raise CheckpointError(
+                f"{path.name}: {name!r} is no plain tensor whose numbers are all in the file",
+                hint="save the checkpoint as safetensors",
+            )
     return {
         str(name): Stored(tuple(tensor.shape), tensor.dtype, partial(torch.Tensor.detach, tensor))
         for name, tensor in found.items()
     }
+
+
+def _larger(tensor: Tensor) -> bool:
+    """Whether it says more numbers than its storage holds: one may stand for a row of any length."""
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+
+
+def _require_stored(path: Path) -> None:
+    """torch compresses nothing: what is, may be any size once it is unpacked."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}", hint=AGAIN) from error
+    if packed:
+        raise CheckpointError(
+            f"{path.name}: {packed[0].filename!r} is compressed, as torch never writes it", hint="do not use it"
+        )
 
 
 def _wanted() -> str:

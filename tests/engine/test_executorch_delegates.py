@@ -14,9 +14,11 @@ from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import se
 from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
 from executorch.exir.schema import DelegateCall, Tensor
 
+from edge.engines import open_part
 from edge.errors import BundleError
 from edge.formats import executorch, xnnpack_graph
 from edge.formats.flatbuffers import Damage
+from edge.types import OpenOptions, PartFiles, TensorSpec
 from exporters.formats.executorch import lower
 from exporters.formats.executorch.lower import Method
 
@@ -294,10 +296,6 @@ def no_tensor(plan: Any) -> None:
     calls(plan)[0].args[0] = next(at for at, v in enumerate(plan.values) if not isinstance(v.val, Tensor))
 
 
-def backend(plan: Any) -> None:
-    plan.delegates[0].id = "OtherBackend"
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -309,7 +307,6 @@ def backend(plan: Any) -> None:
         (bytes_only, "numbers that are not float32"),
         (into_an_input, "whose result has no memory of its own"),
         (no_tensor, "is given what is no tensor"),
-        (backend, "hands work to 'OtherBackend'"),
     ],
     ids=lambda case: case.__name__ if callable(case) else "",
 )
@@ -324,3 +321,16 @@ def test_a_call_that_does_not_fit_its_graph_is_told(
     with pytest.raises(BundleError, match=message) as caught:
         executorch.read(path)
     assert "changed.pte" in caught.value.message
+
+
+def test_a_part_for_another_backend_is_no_part(tmp_path: Path) -> None:
+    """Such programs lie beside the parts, for other tools; no reader of ours looks into them."""
+    path, ports = tmp_path / "vision.pte", (TensorSpec("x", "float32", (2, 3)),)
+    lower.write(path, {"vision_encoder": Method(Halves(), (torch.zeros(2, 3),))}, {}, lambda done: None)
+    file = deserialize_pte_binary(path.read_bytes())
+    file.program.execution_plan[0].delegates[0].id = "OtherBackend"
+    path.write_bytes(bytes(serialize_pte_binary(file, extract_delegate_segments=True)))
+    assert executorch.read(path).methods["vision_encoder"].delegates[0] == "OtherBackend"
+    part = PartFiles("executorch", "fp32", ("vision",), (path,), ports, ports)
+    with pytest.raises(BundleError, match=r"vision\.pte hands work to OtherBackend"):
+        open_part(part, "executorch_native", OpenOptions(threads=1, context=8))

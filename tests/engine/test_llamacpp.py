@@ -472,7 +472,11 @@ def test_a_build_without_what_the_table_needs(part: PartFiles, monkeypatch: pyte
         (decoder_bytes()[:30_000], BundleError, "no sound GGUF file"),
         (decoder_bytes(replace(SPEC, layers=1)), BundleError, "block_count is 1, expected 2"),
         (decoder_bytes(settings={"llama.feed_forward_length": 95}), EngineError, "cannot open .* has wrong shape"),
-        (decoder_bytes(settings={"general.architecture": "unheard-of"}), BundleError, "does not set unheard-of"),
+        (
+            decoder_bytes(settings={"general.architecture": "unheard-of"}),
+            BundleError,
+            "its architecture is 'unheard-of'",
+        ),
     ],
 )
 def test_a_file_that_is_no_such_decoder(tmp_path: Path, content: bytes, error: type[Exception], message: str) -> None:

@@ -181,7 +181,7 @@ def test_what_a_hard_kill_leaves_is_swept_by_the_next_export(exports: Exports, r
     with started(exports.checkpoint(), tmp_path / "out") as process:
         process.kill()
     (left,) = tmp_path.iterdir()
-    assert left.name == f".out.partial-{process.pid}"
+    assert left.name.startswith(".out.partial-")
     recorded(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

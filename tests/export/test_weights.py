@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -235,3 +236,40 @@ def test_merged_and_within(tmp_path):
     assert both["x.own.a"].tolist() == [0.0, 0.0]
     assert both.sha256() not in (one.sha256(), two.sha256())
     assert both.within("x.own.").names == ("x.own.a", "x.own.b")
+
+
+def odd(name):
+    return {
+        "one number for many": torch.zeros(1).expand(10**6, 10**6),
+        "no numbers": torch.zeros(4, device="meta"),
+        "few of many": torch.eye(4).to_sparse(),
+        "rows": torch.eye(4).to_sparse_csr(),
+    }[name]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("name", ["one number for many", "no numbers", "few of many", "rows"])
+def test_a_tensor_whose_numbers_are_not_in_the_file_is_refused(tmp_path, name):
+    torch.save({"x": odd(name)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="'x' is no plain tensor whose numbers are all in the file"):
+        Weights.open(tmp_path)
+
+
+def test_tensors_that_share_their_numbers_are_read(tmp_path):
+    whole = torch.arange(12.0).reshape(3, 4)
+    torch.save({"turned": whole.T, "row": whole[1], "whole": whole}, tmp_path / "pytorch_model.bin")
+    found = Weights.open(tmp_path)
+    assert torch.equal(found["turned"], whole.T)
+    assert torch.equal(found["row"], whole[1])
+
+
+def test_what_inflates_is_not_unpacked(tmp_path):
+    torch.save({"x": torch.ones(3)}, tmp_path / "plain.bin")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.bin") as plain,
+        zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry) + bytes(1 << 20))
+    with pytest.raises(CheckpointError, match="is compressed, as torch never writes it"):
+        Weights.open(tmp_path)

@@ -15,7 +15,6 @@ from conftest import REPOSITORY
 
 import edge
 from edge.errors import RemoteError
-from edge.remote.copy import HASHED
 from edge.remote.shell import Dropped, Link
 
 DOCTOR = {
@@ -63,9 +62,7 @@ class Machine:
         return self.home / ".cache" / "edge-vlm" / "remote"
 
     def stored(self) -> dict[str, bytes]:
-        """What was sent; not the notes of when it was hashed."""
-        files = (path for path in (self.cache / "files").iterdir() if path.suffix != HASHED)
-        return {path.name: path.read_bytes() for path in files}
+        return {path.name: path.read_bytes() for path in (self.cache / "files").iterdir()}
 
     def bundles(self) -> list[Path]:
         return sorted((self.cache / "bundles").glob("*/*"))

@@ -196,7 +196,7 @@ def test_the_decoder_of_the_manifest(tmp_path: Path) -> None:
         ("llama.use_parallel_residual", True, "use_parallel_residual is True"),
         ("llama.expert_count", 1 << 20, "llama.expert_count is 1048576"),
         ("llama.rope.scaling.type", "strange", "llama.rope.scaling.type is 'strange'"),
-        ("general.architecture", "other", "it does not set other.block_count"),
+        ("general.architecture", "smallthinker", "its architecture is 'smallthinker', which no export writes"),
         ("split.count", 3, "it is one of several files"),
     ],
 )
