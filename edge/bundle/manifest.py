@@ -7,21 +7,20 @@ import json
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from edge.bundle import schema1
+from edge.bundle import manifest_file, schema1
 from edge.errors import BundleError
 from edge.spec import VLMSpec
 from edge.types import PartFiles, TensorSpec
 
 SCHEMA = 2
 _STREAMS = sys.platform == "win32"  # where `name:stream` is another content of the file
-MOST_BYTES, MOST_TEXT = 1 << 24, 1 << 12  # bytes of a manifest; letters of its name, licence and recipe
+MOST_TEXT = 1 << 12  # letters of a name, a licence or a recipe
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 OLDEST_SCHEMA = 1  # a reader accepts its own and the one before
 MANIFEST = "manifest.json"
@@ -151,28 +150,10 @@ class Manifest:
             raise BundleError(f"manifest.json is damaged: {error!r}", hint="export the bundle again") from error
 
 
-def _parsed(file: Path) -> Any:
-    """Raises ValueError and OSError."""
-    if (size := file.stat().st_size) > MOST_BYTES:
-        raise ValueError(f"it has {size:,} bytes, at most {MOST_BYTES:,} are read")
-    data = json.loads(file.read_bytes(), object_pairs_hook=_unique)
-    json.dumps(data, ensure_ascii=False).encode()  # half of a surrogate pair is a text that nobody can write
-    return data
-
-
 def _text(data: Mapping[str, Any], name: str) -> str:
     if len(text := str(data[name])) > MOST_TEXT:
         raise ValueError(f"{name} has {len(text):,} letters, at most {MOST_TEXT:,} are read")
     return text
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """One reader takes the first of two, another the last."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"{twice!r} stands in it twice")
-    return found
 
 
 def _file(data: Mapping[str, Any]) -> File:
@@ -272,7 +253,7 @@ class Bundle:
                 f"no bundle at {str(path)!r}: it {what}", hint="edge export CHECKPOINT -o BUNDLE makes one"
             )
         try:
-            data = _parsed(file)
+            data = manifest_file.read(file)
         except OSError as error:
             raise BundleError(f"cannot read {file}: {error.strerror}", hint="check who may read it") from error
         except (ValueError, RecursionError) as error:

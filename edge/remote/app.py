@@ -12,7 +12,8 @@ from edge.bundle.manifest import Bundle
 from edge.errors import RemoteError, UsageError
 from edge.remote.copy import copy
 from edge.remote.host import Host
-from edge.remote.shell import Done, Shell, clean
+from edge.remote.said import clean
+from edge.remote.shell import Done, Shell
 
 PACKAGE = "dev.edgevlm.demo"
 FOLDER = f"/sdcard/Android/data/{PACKAGE}/files"  # the app's own on the shared storage, which adb's shell reaches too

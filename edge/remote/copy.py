@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from edge.bundle.manifest import MANIFEST, Bundle, File, describe
 from edge.errors import BundleError, RemoteError
 from edge.remote.host import Host
-from edge.remote.shell import STALL, Done, Dropped, clean
+from edge.remote.said import clean
+from edge.remote.shell import STALL, Done, Dropped
 from edge.units import format_size
 
 BLOCK = 1 << 16  # bytes: a cut file goes on at a whole block

@@ -13,7 +13,8 @@ import edge
 from edge.bundle.manifest import Manifest
 from edge.engines import installed_engines, made_for
 from edge.errors import RemoteError
-from edge.remote.shell import Done, Link, Shell, clean
+from edge.remote.said import clean
+from edge.remote.shell import Done, Link, Shell
 
 # A package on a small board takes its time to start.
 _SLOW = 180.0

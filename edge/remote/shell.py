@@ -12,20 +12,18 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, ClassVar
+from functools import partial
+from typing import ClassVar
 
 from edge.errors import EdgeError, RemoteError
+from edge.remote import said
+from edge.remote.said import clean
 
 BEGIN = "edge-vlm:begin"  # what a login shell says of itself comes before
 END = "edge-vlm:end"  # and the exit code: without it the connection was lost
 STALL = 60.0  # seconds without a byte taken: the connection is dead
-MOST = 1 << 26  # bytes of output, and of stderr: no command here says more
-MOST_SAID = 1 << 16  # bytes of stderr that are kept: the last ones
-MOST_HEARD = 1 << 20  # bytes of it that are shown
-LONGEST = 1 << 12  # bytes of a line of it
 
 
 class Link(ABC):
@@ -132,19 +130,19 @@ class Shell:
         its stderr. Its stdin stays open until `stop`."""
         with self._process(in_sh(f"echo {BEGIN}\n{script}"), patient=True) as process:
             assert process.stdout is not None and process.stderr is not None
-            out = _Drain(process, process.stdout)
-            said, heard = _Tail(), 0
-            for line in _lines(process.stderr, said):
-                if (heard := heard + len(line)) <= MOST_HEARD:
+            out = said.Drain(process.stdout, partial(_kill, process))
+            tail, heard = said.Tail(), 0
+            for line in said.lines(process.stderr, tail):
+                if (heard := heard + len(line)) <= said.MOST_HEARD:
                     listen(line)
-                said.add(line)
-            if said.count > MOST:
+                tail.add(line)
+            if tail.count > said.MOST:
                 _kill(process)
             code = process.wait()
-            text = self._of(out, said.count)
+            text = self._of(out, tail.count)
         if BEGIN not in text:
-            raise self.link.explain(code, said.text)
-        return Done(code, text.partition(BEGIN)[2].lstrip("\r\n"), said.text)
+            raise self.link.explain(code, tail.text)
+        return Done(code, text.partition(BEGIN)[2].lstrip("\r\n"), tail.text)
 
     def stop(self) -> None:
         """End what runs: a patient command hears it by the end of its stdin and may still answer."""
@@ -166,7 +164,8 @@ class Shell:
     def _complete(self, command: str, chunks: Iterable[bytes], patience: float) -> Done:
         with self._process(command) as process:
             assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-            out, err = _Drain(process, process.stdout), _Drain(process, process.stderr, MOST_SAID)
+            leave = partial(_kill, process)
+            out, err = said.Drain(process.stdout, leave), said.Drain(process.stderr, leave, said.MOST_SAID)
             with _Watch(process, patience) as watch:
                 with contextlib.suppress(BrokenPipeError, ConnectionError):  # why it stopped reading is said below
                     for chunk in chunks:
@@ -176,7 +175,7 @@ class Shell:
                 with contextlib.suppress(OSError):
                     process.stdin.close()
                 code = process.wait()
-            text, said = self._of(out), self._of(err)
+            text, words = self._of(out), self._of(err)
         if self.stopped.is_set():
             raise Stopped(f"{self.link.name}: ended")
         if watch.fired:
@@ -186,19 +185,19 @@ class Shell:
             )
         body, end, exit_code = text.partition(BEGIN)[2].rpartition(END)
         if not end:
-            raise self.link.explain(code, said)
+            raise self.link.explain(code, words)
         if not re.fullmatch(r"\s*\d{1,5}\s*", exit_code):
             raise RemoteError(
                 f"{self.link.name}: its shell ends with {clean(exit_code)[:80]!r}, which is no exit code",
                 hint="a POSIX shell is needed there",
             )
-        return Done(int(exit_code), body.strip("\r\n"), said)
+        return Done(int(exit_code), body.strip("\r\n"), words)
 
-    def _of(self, drain: _Drain, said: int = 0) -> str:
+    def _of(self, drain: said.Drain, count: int = 0) -> str:
         text = drain.text()
-        if max(drain.count, said) > MOST:
+        if max(drain.count, count) > said.MOST:
             raise RemoteError(
-                f"{self.link.name}: it says more than {MOST >> 20} MiB, which no command of ours does",
+                f"{self.link.name}: it says more than {said.MOST >> 20} MiB, which no command of ours does",
                 hint=f"is it the machine that you mean? {self.link.by_hand('')}",
             )
         return text
@@ -233,30 +232,6 @@ class Shell:
                     if pipe is not None:
                         pipe.close()
             process.wait()
-
-
-class _Drain:
-    """Reads a pipe to its end in the background, and keeps what comes first. A process that says too much is ended."""
-
-    def __init__(self, process: subprocess.Popen[bytes], pipe: IO[bytes], most: int = MOST) -> None:
-        self.count = 0  # bytes that came
-        self._found = bytearray()
-        self._process, self._most = process, most
-        self._thread = threading.Thread(target=self._read, args=(pipe,), daemon=True)
-        self._thread.start()
-
-    def text(self) -> str:
-        self._thread.join()
-        return self._found.decode("utf-8", "replace")
-
-    def _read(self, pipe: IO[bytes]) -> None:
-        with contextlib.suppress(OSError, ValueError):  # closed when the process was killed
-            while piece := pipe.read1(1 << 16):  # type: ignore[attr-defined]
-                self._found += piece[: self._most - len(self._found)]
-                self.count += len(piece)
-                if self.count > MOST:
-                    _kill(self._process)
-                    return
 
 
 class _Watch:
@@ -295,41 +270,6 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-class _Tail:
-    """The last lines of what was said."""
-
-    def __init__(self) -> None:
-        self.count = 0  # bytes that came
-        self._lines: deque[str] = deque()
-        self._size = 0
-
-    def add(self, line: str) -> None:
-        self._lines.append(line)
-        self._size += len(line)
-        while self._size > MOST_SAID:
-            self._size -= len(self._lines.popleft())
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self._lines)
-
-
-def _lines(pipe: IO[bytes], tail: _Tail) -> Iterator[str]:
-    """Each line as it comes; of a long one its beginning. They end where more comes than any command says."""
-    held = b""
-    while tail.count <= MOST and (piece := pipe.read1(1 << 16)):  # type: ignore[attr-defined]
-        tail.count += len(piece)
-        *whole, held = re.split(rb"[\r\n]+", held + piece)
-        yield from filter(None, map(_line, whole))
-        held = held[:LONGEST]
-    if text := _line(held):
-        yield text
-
-
-def _line(raw: bytes) -> str:
-    return clean(raw[:LONGEST].decode("utf-8", "replace"))
-
-
 def wrapped(script: str) -> str:
     return f"echo {BEGIN}\n(\n{script}\n)\necho {END} $?\n"
 
@@ -337,8 +277,3 @@ def wrapped(script: str) -> str:
 def in_sh(script: str) -> str:
     """One word for whatever shell the user there logs in with."""
     return "exec sh -c " + shlex.quote(script)
-
-
-def clean(text: str) -> str:
-    """Another machine's words, without what would steer our terminal."""
-    return "".join(character if character.isprintable() else " " for character in text).strip()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import SPEC
 
-from edge.bundle import golden, manifest
+from edge.bundle import golden, manifest_file
 from edge.bundle.manifest import Bundle
 from edge.errors import BundleError
 from edge.planning import memory
@@ -48,7 +48,7 @@ def test_a_text_without_an_end(make_bundle: MakeBundle, field: str) -> None:
 
 def test_a_manifest_without_an_end(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_bundle().path
-    monkeypatch.setattr(manifest, "MOST_BYTES", 1000)
+    monkeypatch.setattr(manifest_file, "MOST_BYTES", 1000)
     with pytest.raises(BundleError, match="at most 1,000 are read"):
         Bundle.open(path)
 

@@ -14,7 +14,7 @@ from remotes import DOCTOR, RESULT, Folder, Machine
 
 from edge.bundle.manifest import Bundle
 from edge.errors import EdgeError, RemoteError
-from edge.remote import shell
+from edge.remote import said, shell
 from edge.remote.bench import Job
 from edge.remote.fleet import bench_on
 from edge.remote.shell import Shell
@@ -34,7 +34,7 @@ def failure(bundle: Bundle, machine: Machine) -> EdgeError:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shell, "MOST", 4 << 20)
+    monkeypatch.setattr(said, "MOST", 4 << 20)
 
 
 ENDLESS = {
@@ -44,14 +44,14 @@ ENDLESS = {
 }
 
 
-@pytest.mark.parametrize("said", ENDLESS)
+@pytest.mark.parametrize("endless", ENDLESS)
 @pytest.mark.parametrize("how", ["run", "stream"])
-def test_what_has_no_end_is_ended(machine: Machine, small: None, said: str, how: str) -> None:
+def test_what_has_no_end_is_ended(machine: Machine, small: None, endless: str, how: str) -> None:
     link = Shell(Folder("there", machine))
     tracemalloc.start()
     try:
         with pytest.raises(RemoteError, match="it says more than 4 MiB"):
-            link.run(ENDLESS[said]) if how == "run" else link.stream(ENDLESS[said], lambda line: None)
+            link.run(ENDLESS[endless]) if how == "run" else link.stream(ENDLESS[endless], lambda line: None)
         assert tracemalloc.get_traced_memory()[1] < 40 << 20
     finally:
         tracemalloc.stop()
@@ -65,12 +65,18 @@ def test_of_much_that_is_said_the_end_is_kept(machine: Machine) -> None:
         heard.append,
     )
     assert len(heard) == 3001
-    assert len(done.err) <= shell.MOST_SAID + 3000
-    assert done.err.endswith("2999.........................................\n" + "0" * shell.LONGEST)
+    assert len(done.err) <= said.MOST_SAID + 3000
+    assert done.err.endswith("2999.........................................\n" + "0" * said.LONGEST)
+
+
+def test_of_the_errors_of_a_command_the_last_are_kept(machine: Machine) -> None:
+    done = Shell(Folder("there", machine)).run("yes | head -c 200000 >&2; echo no room >&2")
+    assert done.err.endswith("no room\n")
+    assert len(done.err) == said.MOST_SAID
 
 
 def test_no_more_is_shown_than_can_be_read(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shell, "MOST_HEARD", 100)
+    monkeypatch.setattr(said, "MOST_HEARD", 100)
     heard: list[str] = []
     done = Shell(Folder("there", machine)).stream("for i in 1 2 3 4; do printf '%060d\\n' $i >&2; done", heard.append)
     assert len(heard) == 1
@@ -128,10 +134,10 @@ def test_a_result_that_is_none_ends_no_other(
     machine.edge(f"echo '{json.dumps({**RESULT, **change})}'")
     machines = {"ssh://evil": machine, "ssh://honest": honest}
     monkeypatch.setattr("edge.remote.target.parse", lambda on: Folder(on, machines[on]))
-    said = call("bench", make_bundle().path, "--on", "ssh://evil", "--on", "ssh://honest", "-o", "json")
-    assert [row["host"] for row in said.json] == ["ssh://honest"]
-    assert "error: a result of ssh://evil" in said.err
-    assert said.code == 1
+    found = call("bench", make_bundle().path, "--on", "ssh://evil", "--on", "ssh://honest", "-o", "json")
+    assert [row["host"] for row in found.json] == ["ssh://honest"]
+    assert "error: a result of ssh://evil" in found.err
+    assert found.code == 1
 
 
 def test_its_words_do_not_steer_the_terminal(
@@ -141,6 +147,6 @@ def test_its_words_do_not_steer_the_terminal(
     machine.edge(f"echo '{json.dumps({**RESULT, 'test': 'tg64' + evil, 'warnings': [evil]})}'")
     monkeypatch.setattr("edge.remote.target.parse", lambda on: Folder(on, machine))
     for output in ("md", "csv", "jsonl"):
-        said = call("bench", make_bundle(f"b{output}").path, "--on", "ssh://evil", "-o", output)
-        assert "tg64" in said.out
-        assert not {"\x1b", "\x07"} & set(said.out + said.err)
+        found = call("bench", make_bundle(f"b{output}").path, "--on", "ssh://evil", "-o", output)
+        assert "tg64" in found.out
+        assert not {"\x1b", "\x07"} & set(found.out + found.err)
