@@ -142,8 +142,8 @@ class Session:
         return self._open().release()
 
     def encode_image(self, source: Source) -> Embeddings:
-        """What the decoder sees of an image: f32 [N, hidden] of each view. What was encoded before is not computed again.
-        Raises ImageError."""
+        """What the decoder sees of an image: f32 [N, hidden] of each view. What was encoded before is not computed
+        again. Raises ImageError."""
         self._opened()
         embeddings = self._vision.encode(source, ImageTimes())
         self._check.result()
