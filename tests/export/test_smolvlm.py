@@ -392,7 +392,7 @@ FORMATS = {
     "executorch": {"format": "executorch", "schemes": ("fp32",)},
     "gguf": {"recipe": "onnx-w8a8-gguf-q4_0", "schemes": ("vision=fp32", "decoder=f16")},
 }
-ANSWERED = [("SmolVLM", name) for name in FORMATS] + [("Idefics3", "onnx"), ("tied", "gguf")]
+ANSWERED = [("SmolVLM", name) for name in FORMATS] + [("Idefics3", "gguf")]
 
 
 @pytest.mark.parametrize(("variant", "format"), ANSWERED)
