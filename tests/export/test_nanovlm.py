@@ -81,7 +81,7 @@ FORMATS = {
 
 @pytest.mark.parametrize(
     ("version", "format"),
-    [("overview", "onnx"), ("untied", "onnx"), ("overview", "tflite"), ("one view", "gguf"), ("tiles only", "gguf")],
+    [("overview", "onnx"), ("untied", "tflite"), ("tiles only", "gguf")],
 )
 def test_a_bundle_answers_as_its_definition_does(saved, version, format, tmp_path):
     nano, (_, before) = saved[version], VERSIONS[version]

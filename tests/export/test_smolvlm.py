@@ -257,6 +257,35 @@ def test_the_processor_s_template_goes_before_the_language_model_s(copy):
     assert list(open_checkpoint(str(copy)).templates) == ["tokenizer_config.json"]
 
 
+DOCLING = (  # as granite-docling's, which has Idefics3's layout
+    "{%- for m in messages -%}{{- '<|im_start|>' + m['role'] + '<|im_end|>' -}}{%- if m['content'] is string -%}"
+    "{{- m['content'] + '<end_of_utterance>\n' -}}{%- else -%}{%- for part in m['content'] -%}"
+    "{%- if part['type'] == 'text' -%}{{- part['text'] -}}{%- elif part['type'] == 'image' -%}{{- '<image>' -}}"
+    "{%- endif -%}{%- endfor -%}{{- '<end_of_utterance>\n' -}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant<|im_end|>' -}}{%- endif -%}"
+)
+
+
+def test_a_template_that_takes_plain_texts_too_is_the_same_prompt(copy, prompt):
+    from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
+
+    (copy / "chat_template.jinja").write_text(DEFAULT_CHAT_TEMPLATE)
+    assert prompts.settle(open_checkpoint(str(copy)), None)[0].spec.prompt == prompt
+
+
+@pytest.mark.parametrize("talk", TALKS)
+def test_ids_of_another_template(saved, copy, talk):
+    (copy / "chat_template.jinja").write_text(DOCLING)
+    spec = prompts.settle(open_checkpoint(str(copy)), None)[0].spec.prompt
+    assert spec.image_question is None and len(spec.image) == 4
+    said, kept = messages(*TALKS[talk]), saved()
+    count = sum(e["type"] == "image" for message in said for e in message["content"])
+    text = kept.processor.apply_chat_template(said, chat_template=DOCLING, add_generation_prompt=True)
+    images = [made.awkward()["wide"][0]] * count
+    expected = kept.processor(text=text, images=images or None, add_special_tokens=False)["input_ids"][0]
+    assert our_ids(spec, tokenizer(), said) == list(expected)
+
+
 def test_without_a_template_no_prompt_is_assumed(copy):
     (copy / "chat_template.jinja").unlink()
     found = open_checkpoint(str(copy))
@@ -363,7 +392,7 @@ FORMATS = {
     "executorch": {"format": "executorch", "schemes": ("fp32",)},
     "gguf": {"recipe": "onnx-w8a8-gguf-q4_0", "schemes": ("vision=fp32", "decoder=f16")},
 }
-ANSWERED = [("SmolVLM", name) for name in FORMATS] + [("Idefics3", "onnx"), ("tied", "gguf")]
+ANSWERED = [("SmolVLM", name) for name in FORMATS] + [("Idefics3", "gguf")]
 
 
 @pytest.mark.parametrize(("variant", "format"), ANSWERED)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import smolvlm as made
 import tokenizers
+from commands import call
 from conftest import REPOSITORY
 from exported import manifest_of
 from jsonschema import Draft202012Validator
@@ -109,6 +110,7 @@ def test_the_manifest_is_as_its_schema_has_it(bundle, spec):
     assert [len(row) for row in told["prompt"]["views"]["tiles"]] == [3, 3, 3]
     assert Bundle.open(bundle).manifest.spec == spec
     assert spec.most_views == 10
+    assert "16 rows a view, 10 views at most" in " ".join(call("inspect", bundle).out.split())
     without = {**told, "image": {k: v for k, v in told["image"].items() if k != "views"}}
     assert VLMSpec.from_json(without).most_views == 1
 
