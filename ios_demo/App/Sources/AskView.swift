@@ -2,6 +2,7 @@
 import Foundation
 import PhotosUI
 import SwiftUI
+import UIKit
 import VLMCore
 
 struct AskView: View {
@@ -42,6 +43,10 @@ struct AskView: View {
                 NavigationLink("Model") { ModelView(model: model) }
             }
             .onChange(of: picked) { load() }
+            .task {
+                let warnings = UIApplication.didReceiveMemoryWarningNotification
+                for await _ in NotificationCenter.default.notifications(named: warnings) { await model.trim() }
+            }
         }
     }
 

@@ -19,6 +19,9 @@ final class DemoModel {
     private(set) var report: Report?
     private(set) var benchmark: String?
 
+    /// Of a photo's edge: a large one takes a hundred megabytes as it is decoded, and a model sees some 300 pixels.
+    nonisolated private static let most = 2048
+
     @ObservationIgnored private var assistant: Assistant?
     @ObservationIgnored private var work: Task<Void, Never>?
     @ObservationIgnored private var started = 0
@@ -85,7 +88,7 @@ final class DemoModel {
 
     func look(at data: Data) {
         start("reading the photo") {
-            let made = try await Task.detached { try decodedPicture(data, "the photo") }.value
+            let made = try await Task.detached { try decodedPicture(data, "the photo", most: DemoModel.most) }.value
             self.look(at: made)
         }
     }
