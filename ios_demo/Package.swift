@@ -27,7 +27,8 @@ let package = Package(
     ],
     targets: framework + [
         .target(name: "COrt", dependencies: needed, linkerSettings: linked),
-        .target(name: "VLMCore", dependencies: ["COrt"]),
+        .target(name: "CMachine"),
+        .target(name: "VLMCore", dependencies: ["COrt", "CMachine"]),
         .target(name: "AppModel", dependencies: ["VLMCore"]),
         .executableTarget(name: "vlm", dependencies: ["VLMCore"]),
         .testTarget(name: "VLMCoreTests", dependencies: ["VLMCore"]),

@@ -1,0 +1,15 @@
+import VLMCore
+// What the system tells of itself.
+import XCTest
+
+final class MachineTests: XCTestCase {
+    func testMemoryIsCountedInBytes() throws {
+        let before = try XCTUnwrap(Machine.memory())
+        let taken = [UInt8](repeating: 7, count: 64 << 20)
+        let after = try XCTUnwrap(Machine.memory())
+        XCTAssertGreaterThan(after - before, taken.count / 2)
+        XCTAssertGreaterThanOrEqual(try XCTUnwrap(Machine.peakMemory()), after)
+        XCTAssertGreaterThan(try XCTUnwrap(Machine.availableMemory()), 64 << 20)
+        XCTAssertFalse(Machine.name.isEmpty)
+    }
+}
