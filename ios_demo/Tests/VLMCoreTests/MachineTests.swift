@@ -1,5 +1,5 @@
-import VLMCore
 // What the system tells of itself.
+import VLMCore
 import XCTest
 
 final class MachineTests: XCTestCase {
