@@ -103,12 +103,17 @@ final class BundleTests: XCTestCase {
 
     func testABundleForAnotherEngineOrTooLargeIsNamed() throws {
         let bundle = try ModelBundle(place("BUNDLE"))
+        let settings = Settings(threads: 1)
         assertThrows(.engine, "3072 MB", "1024 MB") {
-            _ = try Session(bundle, FakeEngine(size: 3 << 30), Settings(threads: 1), free: 1 << 30)
+            try FakeEngine(size: 3 << 30).require(bundle, settings, free: 1 << 30)
         }
         assertThrows(.engine, "onnx", "fake opens coreml") {
-            _ = try Session(bundle, FakeEngine(formats: ["coreml"]), Settings(threads: 1))
+            try FakeEngine(formats: ["coreml"]).require(bundle, settings, free: nil)
         }
+        try OrtEngine().require(bundle, settings, free: 1 << 30)
+        XCTAssertGreaterThan(OrtEngine().predicted(bundle, settings), bundle.manifest.bytes)
+        XCTAssertLessThan(
+            OrtEngine().predicted(bundle, Settings(threads: 1, context: 64)), OrtEngine().predicted(bundle, settings))
     }
 
     @discardableResult

@@ -8,7 +8,7 @@ final class MachineTests: XCTestCase {
         let taken = [UInt8](repeating: 7, count: 64 << 20)
         let after = try XCTUnwrap(Machine.memory())
         XCTAssertGreaterThan(after - before, taken.count / 2)
-        XCTAssertGreaterThanOrEqual(try XCTUnwrap(Machine.peakMemory()), after)
+        XCTAssertGreaterThan(try XCTUnwrap(Machine.peakMemory()) - before, taken.count / 2)
         XCTAssertGreaterThan(try XCTUnwrap(Machine.availableMemory()), 64 << 20)
         XCTAssertFalse(Machine.name.isEmpty)
     }
