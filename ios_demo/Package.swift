@@ -1,5 +1,5 @@
 // swift-tools-version:6.0
-// The run side as a package: VLMCore for an app, and vlm, which answers on a command line.
+// The run side as a package: VLMCore for any app, AppModel of this one, and vlm, which answers on a command line.
 import PackageDescription
 
 // Linux and macOS take the library and its headers from folders that the command names: see README.md.
@@ -22,12 +22,16 @@ let package = Package(
     platforms: [.iOS(.v18), .macOS(.v15)],
     products: [
         .library(name: "VLMCore", targets: ["VLMCore"]),
+        .library(name: "AppModel", targets: ["AppModel"]),
         .executable(name: "vlm", targets: ["vlm"]),
     ],
     targets: framework + [
         .target(name: "COrt", dependencies: needed, linkerSettings: linked),
-        .target(name: "VLMCore", dependencies: ["COrt"]),
+        .target(name: "CMachine"),
+        .target(name: "VLMCore", dependencies: ["COrt", "CMachine"]),
+        .target(name: "AppModel", dependencies: ["VLMCore"]),
         .executableTarget(name: "vlm", dependencies: ["VLMCore"]),
         .testTarget(name: "VLMCoreTests", dependencies: ["VLMCore"]),
+        .testTarget(name: "AppModelTests", dependencies: ["AppModel"]),
     ]
 )

@@ -1,7 +1,9 @@
 // Screen: a photo, what was said about it, and the next question.
+import AppModel
 import Foundation
 import PhotosUI
 import SwiftUI
+import UIKit
 import VLMCore
 
 struct AskView: View {
@@ -42,6 +44,10 @@ struct AskView: View {
                 NavigationLink("Model") { ModelView(model: model) }
             }
             .onChange(of: picked) { load() }
+            .task {
+                let warnings = UIApplication.didReceiveMemoryWarningNotification
+                for await _ in NotificationCenter.default.notifications(named: warnings) { await model.trim() }
+            }
         }
     }
 
@@ -52,9 +58,12 @@ struct AskView: View {
 
     private func load() {
         guard let picked else { return }
-        Task {
-            if let data = try? await picked.loadTransferable(type: Data.self) { model.look(at: data) }
-        }
+        model.look(at: { try await picked.loadTransferable(type: Data.self) }, decode: AskView.decode)
+    }
+
+    /// A large photo takes hundreds of megabytes as it is decoded, and a model sees some 300 pixels of its edge.
+    private nonisolated static func decode(_ data: Data) throws -> Picture {
+        try decodedPicture(data, "the photo", most: 2048)
     }
 }
 

@@ -1,4 +1,5 @@
 // Screen: the camera, and one question about what it sees now, again and again.
+import AppModel
 import SwiftUI
 import VLMCore
 

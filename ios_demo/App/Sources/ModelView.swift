@@ -1,4 +1,5 @@
 // Screen: which bundle and which engine, an import, the proof and the benchmark.
+import AppModel
 import SwiftUI
 import UniformTypeIdentifiers
 import VLMCore

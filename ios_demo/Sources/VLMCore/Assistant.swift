@@ -21,8 +21,8 @@ public actor Assistant {
         (self.bundle, self.engine, self.settings) = (bundle, engine, settings)
     }
 
-    /// Hashes the files, lets the engine prepare them, and opens the bundle. Throws EdgeError, also where the memory
-    /// that the system has to give will not do.
+    /// Hashes the files, so that a damaged one never reaches the engine, lets that prepare them, and opens the bundle.
+    /// Throws EdgeError, also where the memory that the system has to give will not do.
     public static func open(
         _ bundle: ModelBundle,
         engine: any Engine,
@@ -31,18 +31,21 @@ public actor Assistant {
         progress: @escaping @Sendable (Double) -> Void = { _ in }
     ) async throws -> Assistant {
         let made = Assistant(bundle, engine, settings)
-        try engine.require(bundle, settings, free: Machine.availableMemory())
+        try await made.check(stop, progress)
         try await engine.prepare(bundle)
-        try await made.open(stop, progress)
+        try await made.open()
         return made
     }
 
-    private func open(_ stop: Stop, _ progress: (Double) -> Void) throws {
-        session = try Session(bundle, engine, settings, free: Machine.availableMemory()) {
+    private func check(_ stop: Stop, _ progress: (Double) -> Void) throws {
+        try engine.require(bundle, settings, free: Machine.availableMemory())
+        try bundle.check {
             try stop.check()
             progress($0)
         }
     }
+
+    private func open() throws { session = try Session(bundle, engine, settings) }
 
     /// Another picture, or none: a new conversation. `past`: what was said before about it, by a process that ended.
     public func look(at picture: Picture?, past: [Exchange] = []) { chat = Chat(picture, past: past) }

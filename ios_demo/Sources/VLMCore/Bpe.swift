@@ -3,12 +3,19 @@
 /// What a tokenizer.json says of its merges.
 struct BpeRules {
     /// What stands for a character that has neither a symbol nor bytes.
-    var unknown: Int?
+    let unknown: Int?
     /// Once for several of those.
-    var fuse = false
-    var byteFallback = false
+    let fuse: Bool
+    let byteFallback: Bool
     /// A word that is in the vocabulary is not merged.
-    var wholeWords = false
+    let wholeWords: Bool
+
+    init(_ model: Json, _ vocab: [Bytes: Int]) {
+        unknown = model["unk_token"]?.text.flatMap { vocab[Bytes($0)] }
+        fuse = model["fuse_unk"]?.flag == true
+        byteFallback = model["byte_fallback"]?.flag == true
+        wholeWords = model["ignore_merges"]?.flag == true
+    }
 }
 
 struct Bpe: Sendable {

@@ -14,6 +14,7 @@ public struct ImageSpec: Sendable {
 
     init(_ told: Fields) throws {
         size = try told.count("size")
+        if size > 8192 { throw told.odd("size") }  // pixels of it would take more memory than a device has
         guard let fit = Fit(rawValue: try told.text("fit")) else { throw told.odd("fit") }
         guard let resample = Resample(rawValue: try told.text("resample")) else { throw told.odd("resample") }
         self.fit = fit

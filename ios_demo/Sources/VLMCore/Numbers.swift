@@ -45,7 +45,7 @@ enum Npy {
         let long = head[6] != 1
         let length = (long ? head[8..<12] : head[8..<10]).reversed().reduce(0) { $0 << 8 | Int($1) }
         let start = (long ? 12 : 10) + length
-        if start > data.count { throw damaged("a header of \(length) bytes") }
+        if start > data.count || length > 65_535 { throw damaged("a header of \(length) bytes") }
         let header = String(decoding: data.prefix(start).dropFirst(long ? 12 : 10), as: UTF8.self)
         guard let dtype = header.firstMatch(of: /'descr': '([^']+)'/)?.1, let width = widths[String(dtype)],
             let sizes = header.firstMatch(of: /'shape': \(([0-9, ]*)\)/)?.1, header.contains("'fortran_order': False")

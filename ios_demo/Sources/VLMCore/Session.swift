@@ -53,17 +53,8 @@ final class Session {
         case row(String, Int)
     }
 
-    /// Hashes the files, so that a damaged one never reaches the engine, and opens the bundle. `free`: bytes that the
-    /// system has to give; nil: unknown. Throws EdgeError.
-    init(
-        _ bundle: ModelBundle,
-        _ engine: any Engine,
-        _ settings: Settings,
-        free: Int? = nil,
-        progress: (Double) throws -> Void = { _ in }
-    ) throws {
-        try engine.require(bundle, settings, free: free)
-        try bundle.check(progress: progress)
+    /// The files must have been checked, and the engine have prepared them. Throws EdgeError.
+    init(_ bundle: ModelBundle, _ engine: any Engine, _ settings: Settings) throws {
         self.bundle = bundle
         tokenizer = try Tokenizer(readable(bundle.file(bundle.manifest.tokenizer)))
         model = try engine.open(bundle, settings)

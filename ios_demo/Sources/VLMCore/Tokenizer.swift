@@ -18,27 +18,10 @@ public struct Tokenizer: Sendable {
 
     /// Throws EdgeError when the file is damaged, or of a kind that is not read.
     public init(_ json: some Sequence<UInt8>) throws {
-        let root: Json
-        do {
-            root = try JsonReader.parse(json)
-        } catch let error as JsonError {
-            throw EdgeError.bundle("\(file) is no JSON \(error.reason)")
-        }
+        let root = try Tokenizer.parsed(json)
         let told = try Fields(root, file)
         let model = try Fields(told.value("model"), "the model of \(file)")
-        let type = try model.value("type")
-        if type.text != "BPE" { throw refused("has a model of the type \(type.written)") }
-        for name in ["dropout", "continuing_subword_prefix", "end_of_word_suffix"] where model.has(name) {
-            let value = try model.value(name)
-            if !value.isNull && value.text != "" { throw refused("has a model with \(name) \(value.written)") }
-        }
-        var vocab: [Bytes: Int] = [:]
-        guard let members = try model.value("vocab").members else { throw model.odd("vocab") }
-        vocab.reserveCapacity(members.count)
-        for member in members {
-            guard let id = member.value.id else { throw EdgeError.bundle("\(file) has no id for \(member.name)") }
-            vocab[Bytes(member.name)] = id
-        }
+        let vocab = try Tokenizer.vocab(model)
         let added = told.has("added_tokens") ? try told.objects("added_tokens").map(AddedToken.init) : []
         (pieces, special) = try Tokenizer.pieces(vocab, added)
         let normaliser = try Normaliser(root["normalizer"])
@@ -47,11 +30,7 @@ public struct Tokenizer: Sendable {
         normalised = AddedTokens(added.filter(\.normalized), spelled: normaliser.apply)
         words = try Words(root["pre_tokenizer"])
         wordsWithin = try Words(root["pre_tokenizer"].map(Tokenizer.within))
-        var rules = BpeRules()
-        rules.unknown = root["model"]?["unk_token"]?.text.flatMap { vocab[Bytes($0)] }
-        rules.fuse = root["model"]?["fuse_unk"]?.flag == true
-        rules.byteFallback = root["model"]?["byte_fallback"]?.flag == true
-        rules.wholeWords = root["model"]?["ignore_merges"]?.flag == true
+        let rules = BpeRules(root["model"] ?? .null, vocab)
         bpe = try Bpe(vocab, merges: model.list("merges", Tokenizer.merge), rules: rules)
         let decoder = steps(root["decoder"], "decoders")
         let types = decoder.map { $0["type"]?.text ?? "" }
@@ -105,6 +84,32 @@ public struct Tokenizer: Sendable {
             return [high << 4 | low]
         }
         return piece.replacing(Bytes("▁"), with: Bytes(" "))
+    }
+
+    private static func parsed(_ json: some Sequence<UInt8>) throws -> Json {
+        do {
+            return try JsonReader.parse(json)
+        } catch let error as JsonError {
+            throw EdgeError.bundle("\(file) is no JSON \(error.reason)")
+        }
+    }
+
+    /// Of a model that is read.
+    private static func vocab(_ model: Fields) throws -> [Bytes: Int] {
+        let type = try model.value("type")
+        if type.text != "BPE" { throw refused("has a model of the type \(type.written)") }
+        for name in ["dropout", "continuing_subword_prefix", "end_of_word_suffix"] where model.has(name) {
+            let value = try model.value(name)
+            if !value.isNull && value.text != "" { throw refused("has a model with \(name) \(value.written)") }
+        }
+        guard let members = try model.value("vocab").members else { throw model.odd("vocab") }
+        var vocab: [Bytes: Int] = [:]
+        vocab.reserveCapacity(members.count)
+        for member in members {
+            guard let id = member.value.id else { throw EdgeError.bundle("\(file) has no id for \(member.name)") }
+            vocab[Bytes(member.name)] = id
+        }
+        return vocab
     }
 
     /// Throws EdgeError where ids leave gaps that only a damaged file has.

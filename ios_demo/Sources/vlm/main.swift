@@ -7,6 +7,15 @@ func fail(_ text: String) -> Never {
     exit(1)
 }
 
+/// Core ML where all parts are for it, and the system has it.
+func engine(_ bundle: ModelBundle) -> any Engine {
+    #if canImport(CoreML)
+        let cache = FileManager.default.temporaryDirectory.appendingPathComponent("edge-vlm-compiled")
+        if bundle.manifest.parts.allSatisfy({ $0.format == "coreml" }) { return CoreMLEngine(.all, cache: cache) }
+    #endif
+    return OrtEngine()
+}
+
 let arguments = CommandLine.arguments.dropFirst()
 guard arguments.count >= 3 else {
     fail("usage: vlm BUNDLE IMAGE QUESTION…; of a folder on this machine, and a picture")
@@ -17,7 +26,7 @@ do {
     let bundle = try ModelBundle(URL(fileURLWithPath: folder))
     let picture = try readPicture(URL(fileURLWithPath: image))
     let threads = min(ProcessInfo.processInfo.activeProcessorCount, 4)
-    let assistant = try await Assistant.open(bundle, engine: OrtEngine(), settings: Settings(threads: threads))
+    let assistant = try await Assistant.open(bundle, engine: engine(bundle), settings: Settings(threads: threads))
     await assistant.look(at: picture)
     for question in questions {
         for try await event in assistant.stream(question) {

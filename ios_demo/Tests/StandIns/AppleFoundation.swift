@@ -5,3 +5,7 @@ extension URL {
     func startAccessingSecurityScopedResource() -> Bool { fatalError() }
     func stopAccessingSecurityScopedResource() { fatalError() }
 }
+
+extension NotificationCenter {
+    func notifications(named name: Notification.Name) -> AsyncStream<Notification> { fatalError() }
+}

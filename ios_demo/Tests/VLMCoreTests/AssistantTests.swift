@@ -57,6 +57,18 @@ final class AssistantTests: XCTestCase {
         XCTAssertTrue(proof.ok)
     }
 
+    func testADamagedFileReachesNoEngine() async throws {
+        let folder = try copied()
+        try flip(folder.appendingPathComponent("decoder.onnx.data"))
+        let engine = Untouched()
+        do {
+            _ = try await Assistant.open(ModelBundle(folder), engine: engine, settings: Settings(threads: 1))
+            XCTFail("nothing was thrown")
+        } catch let error as EdgeError {
+            XCTAssertTrue(error.message.contains("decoder.onnx.data"), error.message)
+        }
+    }
+
     func testOpeningCanBeStopped() async throws {
         let stop = Stop()
         do {
@@ -79,4 +91,18 @@ private func listened(_ stream: AsyncThrowingStream<Event, any Error>) async thr
         }
     }
     return (text, answer)
+}
+
+/// An engine that must not be asked to prepare or open anything.
+private struct Untouched: Engine {
+    let name = "untouched"
+    let formats: Set<String> = ["onnx"]
+
+    func predicted(_ bundle: ModelBundle, _ settings: Settings) -> Int { 0 }
+    func prepare(_ bundle: ModelBundle) async throws { XCTFail("a damaged bundle is prepared") }
+
+    func open(_ bundle: ModelBundle, _ settings: Settings) throws -> any Model {
+        XCTFail("a damaged bundle is opened")
+        throw EdgeError.engine("opened")
+    }
 }

@@ -50,6 +50,7 @@ final class TokenizerTests: XCTestCase {
         }
         let merged = try JsonReader.parse(Array("{\"\u{e9}\": 1, \"e\u{301}\": 2}".utf8))
         XCTAssertEqual([merged["\u{e9}"]?.whole, merged["e\u{301}"]?.whole], [1, 2])
+        XCTAssertTrue("K" == "\u{212A}" && !same("K", "\u{212A}"))  // the Kelvin sign
     }
 
     func testWhatIsNotReadIsRefusedByName() throws {

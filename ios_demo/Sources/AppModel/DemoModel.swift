@@ -5,31 +5,32 @@ import VLMCore
 
 @MainActor
 @Observable
-final class DemoModel {
-    private(set) var bundles: [ModelBundle] = []
-    private(set) var opened: ModelBundle?
-    private(set) var choice: EngineChoice?
-    private(set) var picture: Picture?
-    private(set) var exchanges: [Exchange] = []
-    private(set) var question: String?
-    private(set) var answer = ""
-    private(set) var timings = ""
-    private(set) var problem: String?
-    private(set) var busy: String?
-    private(set) var report: Report?
-    private(set) var benchmark: String?
+public final class DemoModel {
+    public private(set) var bundles: [ModelBundle] = []
+    public private(set) var opened: ModelBundle?
+    public private(set) var choice: EngineChoice?
+    public private(set) var picture: Picture?
+    public private(set) var exchanges: [Exchange] = []
+    public private(set) var question: String?
+    public private(set) var answer = ""
+    public private(set) var timings = ""
+    public private(set) var problem: String?
+    public private(set) var busy: String?
+    public private(set) var report: Report?
+    public private(set) var benchmark: String?
 
     @ObservationIgnored private var assistant: Assistant?
     @ObservationIgnored private var work: Task<Void, Never>?
     @ObservationIgnored private var started = 0
     @ObservationIgnored private let store: Store?
+    @ObservationIgnored private let own: URL?
 
-    init() {
+    /// `root`: where imported bundles lie; `own`: the one that came with the app.
+    public init(root: URL, own: URL? = Bundle.main.url(forResource: "bundle", withExtension: nil)) {
         setenv("ORT_DISABLE_TELEMETRY", "1", 1)  // before anything of the library is touched
+        self.own = own
         do {
-            let support = try FileManager.default.url(
-                for: .applicationSupportDirectory, in: .userDomainMask, appropriateFor: nil, create: true)
-            store = try Store(support.appendingPathComponent("bundles"))
+            store = try Store(root)
         } catch {
             store = nil
             problem = DemoModel.sentence(error)
@@ -39,12 +40,11 @@ final class DemoModel {
     }
 
     /// Those that came with the app, and those that were imported.
-    func reload() {
-        let own = Bundle.main.url(forResource: "bundle", withExtension: nil).flatMap { try? ModelBundle($0) }
-        bundles = (own.map { [$0] } ?? []) + (store?.bundles ?? [])
+    public func reload() {
+        bundles = [own.flatMap { try? ModelBundle($0) }].compactMap { $0 } + (store?.bundles ?? [])
     }
 
-    func open(_ bundle: ModelBundle, _ choice: EngineChoice?) {
+    public func open(_ bundle: ModelBundle, _ choice: EngineChoice?) {
         guard let choice else {
             problem = "No engine of this app opens \(bundle.manifest.name)."
             return
@@ -62,14 +62,16 @@ final class DemoModel {
     }
 
     /// Of Files: a folder that a person chose.
-    func add(_ folder: URL) {
+    public func add(_ folder: URL) {
         guard let store else { return }
         let stop = Stop()
         start("importing \(folder.lastPathComponent)", stop) {
             let engines = EngineChoice.allCases.map(\.engine)
             let made = try await Task.detached {
-                let granted = folder.startAccessingSecurityScopedResource()
-                defer { if granted { folder.stopAccessingSecurityScopedResource() } }
+                #if canImport(UIKit)
+                    let granted = folder.startAccessingSecurityScopedResource()
+                    defer { if granted { folder.stopAccessingSecurityScopedResource() } }
+                #endif
                 return try store.add(folder.lastPathComponent, from: folder, engines: engines, stop: stop)
             }.value
             self.reload()
@@ -77,20 +79,24 @@ final class DemoModel {
         }
     }
 
-    func look(at picture: Picture) {
+    public func look(at picture: Picture) {
         self.picture = picture
         (exchanges, question, answer, timings) = ([], nil, "", "")
         start("looking") { await self.assistant?.look(at: picture) }
     }
 
-    func look(at data: Data) {
+    /// A photo is chosen: `read` gives its file, or nil; `decode` makes the picture of it.
+    public func look(
+        at read: @escaping @Sendable () async throws -> Data?,
+        decode: @escaping @Sendable (Data) throws -> Picture
+    ) {
         start("reading the photo") {
-            let made = try await Task.detached { try decodedPicture(data, "the photo") }.value
-            self.look(at: made)
+            let made = try await Task.detached { try await read().map(decode) }.value
+            if let made { self.look(at: made) }
         }
     }
 
-    func ask(_ question: String) {
+    public func ask(_ question: String) {
         guard let assistant else { return }
         (self.question, answer, timings) = (question, "", "")
         start("answering") {
@@ -105,14 +111,14 @@ final class DemoModel {
         }
     }
 
-    func stop() { work?.cancel() }
+    public func stop() { work?.cancel() }
 
-    func verify() {
+    public func verify() {
         let (assistant, stop) = (assistant, Stop())
         start("proving", stop) { self.report = try await assistant?.verify(stop: stop) }
     }
 
-    func bench() {
+    public func bench() {
         let (assistant, stop) = (assistant, Stop())
         let device = "\(Machine.name), \(ProcessInfo.processInfo.operatingSystemVersionString)"
         let version = Bundle.main.infoDictionary?["CFBundleShortVersionString"] as? String ?? "0"
@@ -122,7 +128,7 @@ final class DemoModel {
     }
 
     /// Answers about the newest frame, again and again, until the camera or its screen ends.
-    func watch(_ frames: Latest<Picture>, _ question: String) async {
+    public func watch(_ frames: Latest<Picture>, _ question: String) async {
         let stop = Stop()
         await withTaskCancellationHandler {
             while let frame = await frames.take(), let assistant, !Task.isCancelled {
@@ -142,7 +148,7 @@ final class DemoModel {
     }
 
     /// When the system is short of memory.
-    func trim() async { await assistant?.trim() }
+    public func trim() async { await assistant?.trim() }
 
     private func start(_ name: String, _ stop: Stop? = nil, _ work: @escaping @MainActor () async throws -> Void) {
         self.work?.cancel()
