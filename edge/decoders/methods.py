@@ -64,7 +64,8 @@ def require_registered(
     library: str,
     install: str,
 ) -> None:
-    """What the methods need of a build of the library: it would end in an error without a name, or the process."""
+    """What the methods need of a build of the library: it would end in an error without a name, or the process. Nor is
+    another backend given what it would have to trust: our reader knows the graphs of one only."""
     for name in names:
         method = program.methods[name]
         lacks = [o for o in method.operators if o not in operators] + [d for d in method.delegates if d not in backends]
@@ -73,6 +74,11 @@ def require_registered(
                 f"{name} of {program.path.name} needs {', '.join(dict.fromkeys(lacks))}, "
                 f"which {library} as installed does not have",
                 hint=install,
+            )
+        if foreign := sorted({*method.delegates} - {BACKEND}):
+            raise BundleError(
+                f"{program.path.name} hands work to {', '.join(foreign)}, which no part of ours does",
+                hint="programs for other backends are for other tools: export the bundle again",
             )
 
 
@@ -144,11 +150,6 @@ def _require(program: Program, part: PartFiles, wanted: Mapping[str, _Ports]) ->
         raise BundleError(
             f"{program.path.name} has no method {', '.join(missing)}; it has {', '.join(sorted(program.methods))}",
             hint="export the bundle again",
-        )
-    if foreign := {d for name in wanted for d in program.methods[name].delegates} - {BACKEND}:
-        raise BundleError(
-            f"{program.path.name} hands work to {', '.join(sorted(foreign))}, which no part of ours does",
-            hint="export the bundle again: programs for other backends are for other tools",
         )
     for name, ports in wanted.items():
         found = program.methods[name].inputs, program.methods[name].outputs

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import edge_executorch
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from executorch.exir._serialize._program import deserialize_pte_binary, serializ
 from executorch.exir.schema import DelegateCall, Tensor
 
 from edge.engines import open_part
-from edge.errors import BundleError
+from edge.errors import BundleError, EngineError
 from edge.formats import executorch, xnnpack_graph
 from edge.formats.flatbuffers import Damage
 from edge.types import OpenOptions, PartFiles, TensorSpec
@@ -323,7 +324,7 @@ def test_a_call_that_does_not_fit_its_graph_is_told(
     assert "changed.pte" in caught.value.message
 
 
-def test_a_part_for_another_backend_is_no_part(tmp_path: Path) -> None:
+def test_a_part_for_another_backend_is_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such programs lie beside the parts, for other tools; no reader of ours looks into them."""
     path, ports = tmp_path / "vision.pte", (TensorSpec("x", "float32", (2, 3)),)
     lower.write(path, {"vision_encoder": Method(Halves(), (torch.zeros(2, 3),))}, {}, lambda done: None)
@@ -332,5 +333,9 @@ def test_a_part_for_another_backend_is_no_part(tmp_path: Path) -> None:
     path.write_bytes(bytes(serialize_pte_binary(file, extract_delegate_segments=True)))
     assert executorch.read(path).methods["vision_encoder"].delegates[0] == "OtherBackend"
     part = PartFiles("executorch", "fp32", ("vision",), (path,), ports, ports)
+    options = OpenOptions(threads=1, context=8)
+    with pytest.raises(EngineError, match="needs OtherBackend"):
+        open_part(part, "executorch_native", options)
+    monkeypatch.setattr(edge_executorch, "backends", lambda: ["XnnpackBackend", "OtherBackend"])
     with pytest.raises(BundleError, match=r"vision\.pte hands work to OtherBackend"):
-        open_part(part, "executorch_native", OpenOptions(threads=1, context=8))
+        open_part(part, "executorch_native", options)

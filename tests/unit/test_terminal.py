@@ -88,7 +88,8 @@ def test_a_manifest_is_printed_plainly(
 ) -> None:
     path: Path = make_bundle().path
     manifest = json.loads((path / "manifest.json").read_bytes())
-    (path / "manifest.json").write_text(json.dumps({**manifest, field: EVIL}))
+    evil = EVIL.replace("\ud800", "")  # which no manifest can have
+    (path / "manifest.json").write_text(json.dumps({**manifest, field: evil}))
     with pytest.raises(SystemExit) as left:
         main(["inspect", str(path), *options])
     assert left.value.code == 0
