@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from exporters.demo.joint import Whole
-from exporters.demo.model import Eye, Shape
+from exporters.demo.model import VARIANTS, Eye, Shape
 from exporters.demo.prompts import Prompter
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
@@ -22,8 +22,10 @@ PROJECTOR = "model.mm_projector."
 
 
 def write(module: Whole, shape: Shape, folder: Path) -> None:
-    """Weights in float16 and the configs; each file is replaced as a whole, the tokenizer is there already."""
+    """Weights in float16, the configs and the demo's tokenizer; each file is replaced as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "tokenizer.model").exists():
+        shutil.copyfile(CHECKPOINT / "tokenizer.model", folder / "tokenizer.model")
     beside = folder / "model.part"
     save_file(tensors(module), beside, metadata={"format": "pt"})
     beside.chmod(0o644)  # safetensors writes for the owner only
@@ -125,7 +127,9 @@ def trained(out: Path, shape: Shape) -> Whole:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="where to; the demo's own")
+    parser.add_argument("--variant", choices=VARIANTS, default="demo")
     args = parser.parse_args()
-    sizes = Shape(vocab=Prompter(args.checkpoint / "tokenizer.model").pieces.get_piece_size())
+    vocab = Prompter(CHECKPOINT / "tokenizer.model").pieces.get_piece_size()
+    sizes = Shape(vocab, **VARIANTS[args.variant])
     write(trained(args.out, sizes), sizes, args.checkpoint)
