@@ -2,8 +2,14 @@
 
 /// How an image becomes pixels.
 public struct ImageSpec: Sendable {
-    enum Fit: String { case pad, crop, stretch }
-    enum Resample: String { case bicubic, bilinear }
+    enum Fit: String {
+        case pad, crop, stretch
+        case longEdge = "long_edge"
+    }
+
+    enum Resample: String { case bicubic, bilinear, lanczos }
+
+    static let longestEdge = 8192
 
     public let size: Int
     let fit: Fit
@@ -11,6 +17,8 @@ public struct ImageSpec: Sendable {
     let resample: Resample
     let mean: [Double]
     let std: [Double]
+    /// Pixels; of `longEdge` alone.
+    let longEdge: Int?
 
     init(_ told: Fields) throws {
         size = try told.count("size")
@@ -22,6 +30,10 @@ public struct ImageSpec: Sendable {
         background = try told.list("background") { $0.whole.flatMap(UInt8.init(exactly:)) }
         mean = try told.numbers("mean")
         std = try told.numbers("std")
+        longEdge = try told.has("long_edge") && !told.value("long_edge").isNull ? told.count("long_edge") : nil
+        if (fit == .longEdge) != (longEdge != nil) || longEdge ?? 1 > ImageSpec.longestEdge {
+            throw told.odd("long_edge")
+        }
         if background.count != 3 { throw told.odd("background") }
         if mean.count != 3 { throw told.odd("mean") }
         if std.count != 3 { throw told.odd("std") }

@@ -10,6 +10,7 @@ public func pixels(_ picture: Picture, _ spec: ImageSpec) -> [Float] {
         case .pad: padded(picture, spec)
         case .crop: cropped(picture, spec)
         case .stretch: stretched(picture, spec)
+        case .longEdge: stretched(scaled(picture, spec.longEdge ?? spec.size, spec.resample), spec)
         }
     let area = spec.size * spec.size
     return [Float](unsafeUninitializedCapacity: 3 * area) { out, made in
@@ -68,4 +69,13 @@ private func stretched(_ picture: Picture, _ spec: ImageSpec) -> Picture {
     let tall = picture.height > maxSide && picture.width < spec.size
     let held = tall ? resized(picture, picture.width, spec.size, spec.resample) : picture
     return resized(held, spec.size, spec.size, spec.resample)
+}
+
+/// With a longer edge of `long`, and a shorter one that is even.
+private func scaled(_ picture: Picture, _ long: Int, _ how: ImageSpec.Resample) -> Picture {
+    let ratio = Double(picture.width) / Double(picture.height)
+    let wide = picture.width >= picture.height
+    let rounded = Int(wide ? Double(long) / ratio : Double(long) * ratio)
+    let short = max(1, rounded + rounded % 2)
+    return wide ? resized(picture, long, short, how) : resized(picture, short, long, how)
 }

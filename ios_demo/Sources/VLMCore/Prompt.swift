@@ -61,6 +61,7 @@ private struct Assembly {
         }
         let system = told ?? spec.defaultSystem
         for (number, turn) in turns.enumerated() {
+            // Images stand first in a turn: wherever `image_question_when` wants one, it is.
             let asked = (turn.images.isEmpty ? nil : spec.imageQuestion) ?? spec.question
             let first = (system.isEmpty ? nil : asked.afterSystem) ?? asked.first
             fill(number > 0 ? asked.later : first, turn, system)

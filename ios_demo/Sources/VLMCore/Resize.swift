@@ -1,4 +1,5 @@
 // Resizing as Pillow does it: rows, then columns, each rounded to 8 bits, with weights in fixed point.
+import Foundation
 
 private let fraction = 22  // bits of a weight
 
@@ -22,7 +23,7 @@ private struct Axis {
     init(_ old: Int, _ new: Int, _ how: ImageSpec.Resample) {
         let scale = Double(old) / Double(new)
         let stretch = max(scale, 1)
-        let support = (how == .bicubic ? 2 : 1) * stretch
+        let support = how.support * stretch
         for x in 0..<new {
             let center = (Double(x) + 0.5) * scale
             let start = max(Int(center - support + 0.5), 0)
@@ -64,9 +65,23 @@ private struct Axis {
     }
 }
 
+extension ImageSpec.Resample {
+    /// Pixels to either side that the kernel looks at.
+    fileprivate var support: Double {
+        switch self {
+        case .bilinear: 1
+        case .bicubic: 2
+        case .lanczos: 3
+        }
+    }
+}
+
+private func sinc(_ x: Double) -> Double { x == 0 ? 1 : sin(x * .pi) / (x * .pi) }
+
 private func kernel(_ how: ImageSpec.Resample, _ at: Double) -> Double {
     let x = abs(at)
     if how == .bilinear { return x < 1 ? 1 - x : 0 }
+    if how == .lanczos { return x < 3 ? sinc(x) * sinc(x / 3) : 0 }
     if x < 1 { return (1.5 * x - 2.5) * x * x + 1 }
     return x < 2 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0
 }

@@ -27,6 +27,8 @@ enum Words: Sendable {
     case whole
     case metaspace(Metaspace)
     case byteLevel(Pattern)
+    /// Each digit for itself, and what lies between by the other pattern.
+    case digits(Pattern, Pattern)
 
     init(_ told: Json?) throws {
         let own = steps(told, "pretokenizers")
@@ -36,6 +38,9 @@ enum Words: Sendable {
         case ["Metaspace"]: self = .metaspace(try Metaspace(own[0]))
         case ["ByteLevel"]: self = .byteLevel(try Words.level(own[0], nil))
         case ["Split", "ByteLevel"]: self = .byteLevel(try Words.level(own[1], Words.split(own[0])))
+        case ["Digits", "ByteLevel"]:
+            if own[0]["individual_digits"]?.flag != true { throw refused("has the pre-tokenizer \(own[0].written)") }
+            self = .digits(try Pattern(#"\p{N}"#), try Words.level(own[1], nil))
         default: throw refused("cuts a text by \(types)")
         }
     }
@@ -46,6 +51,8 @@ enum Words: Sendable {
         case .whole: [text]
         case .metaspace(let own): own.cut(text, begins: begins)
         case .byteLevel(let pattern): pattern.isolated(text).map(ByteLevel.spelled)
+        case .digits(let digit, let others):
+            digit.isolated(text).flatMap { others.isolated($0) }.map(ByteLevel.spelled)
         }
     }
 

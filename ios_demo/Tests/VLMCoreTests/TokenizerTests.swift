@@ -86,7 +86,7 @@ final class TokenizerTests: XCTestCase {
 
     private func eachTokenizer(_ test: (String, Tokenizer, Json) throws -> Void) throws {
         let all = try Self.told.get().at("tokenizers").members ?? []
-        XCTAssertEqual(all.count, 6)
+        XCTAssertEqual(all.count, 7)
         for member in all { try test(member.name, tokenizer(member.name), member.value) }
     }
 
