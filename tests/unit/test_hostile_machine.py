@@ -39,7 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 ENDLESS = {
     "a line without an end on stderr": "tr '\\0' x </dev/zero >&2",
-    "lines without an end on stderr": "yes >&2",
+    "lines without an end on stderr": f"yes {'said ' * 40} >&2",
     "a line without an end": "tr '\\0' x </dev/zero",
 }
 
