@@ -105,6 +105,6 @@ def tokens(config: ProjectorConfig) -> int:
 
 def tiny() -> Projector:
     torch.manual_seed(0)
-    projector = Projector(Config(inputs=32, hidden=64, grid=4, queries=9, layers=2))
+    projector = Projector(Config(inputs=32, hidden=64, grid=4, queries=9, layers=1))
     nn.init.normal_(projector.latents)
     return projector
