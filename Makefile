@@ -2,7 +2,7 @@
 
 .DELETE_ON_ERROR:
 .PHONY: help demo check lint fmt golden test test-llamacpp test-browser test-remote test-arm arm-machine android test-android \
-	apk-tools android-tools test-ios ios-tools wheel-arm wheel-executorch wheel-executorch-arm
+	apk-tools android-tools test-ios ios-tools release wheel-arm wheel-executorch wheel-executorch-arm
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,8 +18,7 @@ PYTESTS := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
 TORCH := 2.13.0
 # Compiled here once, and kept outside the tree.
 LLAMACPP := 0.3.36
-# Its version is in the sources of native/executorch, too.
-EXECUTORCH := 1.5.1
+EXECUTORCH := $(shell sed -n 's/^version = "\(.*\)"/\1/p' native/executorch/pyproject.toml)
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/edge-vlm
 WHEELS := $(CACHE)/wheels
 MTMD := $(CACHE)/llama-mtmd-cli-$(LLAMACPP)
@@ -115,6 +114,11 @@ test-ios: ios-tools $(BUNDLE)/manifest.json  ## the iOS demo's Swift on Linux, t
 ios-tools:
 	@scripts/ios-tools '$(IOS)'
 
+# Those that are here of 3.11 and newer.
+PYTHONS ?= $(foreach p,python3.11 python3.12 python3.13,$(shell command -v $(p)))
+release: $(BUNDLE)/manifest.json  ## all distributions into dist/, installed and asked in fresh environments
+	scripts/release $(BIN)/python dist $(BUNDLE) '$(WHEELS)' $(PYTHONS)
+
 golden: $(VENV)/installed-dev  ## write the golden vectors of tests/golden anew
 	$(BIN)/python tests/golden/write.py
 
@@ -143,11 +147,12 @@ INSTALL = torch=$(TORCH); \
 	echo "installing torch $$torch and edge-vlm"; $(PIP) install --quiet "torch==$$torch"
 
 $(VENV)/installed-export: pyproject.toml | $(BIN)/pip
-	@$(INSTALL) -e '.[export]'
+	@$(INSTALL) -e '.[export]' -e packages/edge-vlm-export
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml $(WHEELS)/llama-cpp-python-$(LLAMACPP) $(EXECUTORCH_HERE) | $(BIN)/pip
-	@$(INSTALL) --find-links '$(WHEELS)' --only-binary llama-cpp-python -e '.[dev,executorch-native]'
+	@$(INSTALL) --find-links '$(WHEELS)' --only-binary llama-cpp-python -e '.[dev,executorch-native]' \
+		-e packages/edge-vlm-export
 	@$(if $(EXECUTORCH_HERE),$(PIP) install --quiet --no-deps --force-reinstall "$$(cat '$(EXECUTORCH_HERE)')")
 	@touch $@ $(VENV)/installed-export
 
@@ -170,12 +175,12 @@ $(MTMD): | $(BIN)/pip
 
 $(EXECUTORCH_WHEEL): $(EXECUTORCH_SOURCES) | $(BIN)/pip
 	@echo "building edge-vlm-executorch $(EXECUTORCH): a quarter of a minute on two cores"
-	@mkdir -p '$(WHEELS)' && scripts/build-executorch $(BIN)/python $(EXECUTORCH) '$(WHEELS)' '' >'$@'
+	@mkdir -p '$(WHEELS)' && scripts/build-executorch $(BIN)/python '$(WHEELS)' '' >'$@'
 
 $(ARM_EXECUTORCH): $(EXECUTORCH_SOURCES) | $(BIN)/pip
 	@scripts/arm-compiler $(ARM_GXX)
 	@echo "building edge-vlm-executorch $(EXECUTORCH) for ARM"
-	@_PYTHON_HOST_PLATFORM=linux-aarch64 scripts/build-executorch $(BIN)/python $(EXECUTORCH) '$(WHEELS)' \
+	@_PYTHON_HOST_PLATFORM=linux-aarch64 scripts/build-executorch $(BIN)/python '$(WHEELS)' \
 		'$(ARM_CMAKE)' $(ARM_PIP) >/dev/null && test -e '$@'
 
 $(ARM_WHEEL): | $(BIN)/pip

@@ -1,12 +1,13 @@
-"""Archive: a bundle as one zip, which the Android demo's import checks and puts into place."""
+"""Archive: a bundle as one zip, which is run as a folder is, and which the Android demo imports."""
 
 from __future__ import annotations
 
 import shutil
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
-from edge.bundle.manifest import MANIFEST, NUMBERS, Bundle
+from edge.bundle.manifest import MANIFEST, NUMBERS, Bundle, File
 from edge.devices import whole_files
 from edge.errors import BundleError, EdgeError, UsageError
 
@@ -16,15 +17,22 @@ _PIECE = 1 << 20
 
 
 def package(bundle: Bundle, destination: Path) -> int:
-    """Hash all files, write the zip aside, and rename it; its size in bytes.
+    """Hash all files, write the zip aside, and rename it; its size in bytes. Raises BundleError when the bundle is
+    damaged."""
+    return _package(bundle, bundle.manifest.files(), destination)
 
-    Raises BundleError when the bundle is damaged, and UsageError when the app cannot open it.
-    """
+
+def package_for_android(bundle: Bundle, destination: Path) -> int:
+    """As `package`, without what is there for other programs. Raises UsageError too, when the app cannot open it."""
     _require(bundle)
+    return _package(bundle, bundle.manifest.own(), destination)
+
+
+def _package(bundle: Bundle, entries: Iterable[File], destination: Path) -> int:
     bundle.check()
     try:
         with whole_files.aside(destination) as beside:
-            _write(bundle, beside)
+            _write(bundle, entries, beside)
         return destination.stat().st_size
     except OSError as error:
         raise EdgeError(f"cannot write {destination}: {error}", hint="check the path, and the room there") from error
@@ -46,10 +54,10 @@ def _require(bundle: Bundle) -> None:
                 )
 
 
-def _write(bundle: Bundle, place: Path) -> None:
+def _write(bundle: Bundle, entries: Iterable[File], place: Path) -> None:
     with zipfile.ZipFile(place, "w") as archive:
         archive.write(bundle.path / MANIFEST, MANIFEST, zipfile.ZIP_DEFLATED)
-        for file in bundle.manifest.own():
+        for file in dict.fromkeys(entries):
             entry = zipfile.ZipInfo(file.path)
             # Numbers are noise to a compressor.
             entry.compress_type = zipfile.ZIP_STORED if file.path.endswith(NUMBERS) else zipfile.ZIP_DEFLATED

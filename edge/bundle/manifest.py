@@ -164,7 +164,9 @@ def _file(data: Mapping[str, Any]) -> File:
         raise BundleError(f"manifest.json names a file outside the bundle: {path!r}", hint="do not use this bundle")
     if _CONTROL.search(path) or (_STREAMS and ":" in path):
         raise BundleError(f"manifest.json names no file that can be: {path!r}", hint="do not use this bundle")
-    return File(path, int(data["bytes"]), str(data["sha256"]))
+    if (size := int(data["bytes"])) < 0:
+        raise ValueError(f"{path} has {size} bytes")
+    return File(path, size, str(data["sha256"]))
 
 
 def _texts(data: Mapping[str, Any]) -> dict[str, str]:

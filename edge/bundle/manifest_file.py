@@ -11,10 +11,20 @@ MOST_BYTES = 1 << 24
 
 
 def read(file: Path) -> Any:
-    """Raises ValueError on what is no JSON, too large, or says something twice; RecursionError and OSError."""
-    if (size := file.stat().st_size) > MOST_BYTES:
+    """Raises as `parse`, and OSError."""
+    require_size(file.stat().st_size)
+    return parse(file.read_bytes())
+
+
+def require_size(size: int) -> None:
+    """Raises ValueError where nobody reads so many bytes."""
+    if size > MOST_BYTES:
         raise ValueError(f"it has {size:,} bytes, at most {MOST_BYTES:,} are read")
-    data = json.loads(file.read_bytes(), object_pairs_hook=_unique)
+
+
+def parse(content: bytes) -> Any:
+    """Raises ValueError on what is no JSON, or says something twice, and RecursionError."""
+    data = json.loads(content, object_pairs_hook=_unique)
     json.dumps(data, ensure_ascii=False).encode()  # half of a surrogate pair is a text that nobody can write
     return data
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge.cli.exits import cleanup_on_signal
-from edge.cli.options import Debug, Isa
+from edge.cli.options import BundlesArgument, Debug, Isa
 from edge.cli.output import complain, say, write
 from edge.errors import EdgeError, ImageError, UsageError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def bench(
     context: typer.Context,
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="Directories that `edge export` wrote.")],
+    bundles: BundlesArgument,
     n_prompt: Annotated[
         str, typer.Option("--n-prompt", "-p", metavar="N,N", help="Prompts to read; 190. 0: none.")
     ] = "",

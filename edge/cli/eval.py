@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge import plugins
-from edge.cli.options import Debug, Json, Threads
+from edge.cli.options import Debug, Json, Threads, bundle_folder
 from edge.cli.output import print_json, print_rich, say
 from edge.errors import EdgeError, UsageError
 
@@ -24,7 +24,8 @@ CALL = "edge eval BUNDLE --task NAME|FOLDER --data DIR"
 
 def eval(
     bundle: Annotated[
-        Path | None, typer.Argument(metavar="BUNDLE", help="A directory that `edge export` wrote.", show_default=False)
+        Path | None,
+        typer.Argument(metavar="BUNDLE", parser=bundle_folder, help="What `edge export` wrote.", show_default=False),
     ] = None,
     task: Annotated[
         str | None,

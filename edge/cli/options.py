@@ -7,7 +7,23 @@ from typing import Annotated
 
 import typer
 
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory that `edge export` wrote.")]
+from edge.cli.output import say
+
+
+def bundle_folder(place: str) -> Path:
+    """The folder of a bundle that the user named; what is not here is fetched."""
+    from edge import fetching
+
+    return fetching.folder(place, say)
+
+
+_WHERE = "a folder, its zip, the https address of one, or owner/name on the hub."
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", parser=bundle_folder, help=f"What `edge export` wrote: {_WHERE}")
+]
+BundlesArgument = Annotated[
+    list[Path], typer.Argument(metavar="BUNDLE", parser=bundle_folder, help=f"What `edge export` wrote: each {_WHERE}")
+]
 Cache = Annotated[str | None, typer.Option(metavar="f16|q8_0", help="How llama.cpp stores the KV cache; f16.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from edge.cli.exits import requires_extra
-from edge.cli.options import Cache, Debug, ImageTokens, Isa, Threads
+from edge.cli.options import BundlesArgument, Cache, Debug, ImageTokens, Isa, Threads
 from edge.cli.output import say
 from edge.errors import EdgeError, UsageError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def serve(
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="Directories that `edge export` wrote.")],
+    bundles: BundlesArgument,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Another than this one wants a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
     api_key: Annotated[

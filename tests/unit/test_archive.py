@@ -36,12 +36,12 @@ def test_what_the_app_cannot_open_is_refused(make_bundle, tmp_path):
     vision, decoder = bundle.manifest.parts
     gguf = replace(bundle.manifest, parts=(vision, replace(decoder, format="gguf")))
     with pytest.raises(UsageError, match="the decoder part is gguf, and the app opens onnx") as caught:
-        archive.package(Bundle(bundle.path, gguf), tmp_path / "app.zip")
+        archive.package_for_android(Bundle(bundle.path, gguf), tmp_path / "app.zip")
     assert "--recipe balanced" in str(caught.value.hint)
     table = replace(decoder.files[0], path="embed_tokens.npy", bytes=2**31)
     large = replace(bundle.manifest, parts=(vision, replace(decoder, files=(table,))))
     with pytest.raises(BundleError, match="2,147,483,648 bytes"):
-        archive.package(Bundle(bundle.path, large), tmp_path / "app.zip")
+        archive.package_for_android(Bundle(bundle.path, large), tmp_path / "app.zip")
     assert not list(tmp_path.glob("app*"))
 
 
