@@ -117,7 +117,7 @@ ios-tools:
 # Those that are here of 3.11 and newer.
 PYTHONS ?= $(foreach p,python3.11 python3.12 python3.13,$(shell command -v $(p)))
 release: $(BUNDLE)/manifest.json  ## all distributions into dist/, installed and asked in fresh environments
-	scripts/release $(BIN)/python dist $(BUNDLE) '$(WHEELS)' $(PYTHONS)
+	TORCH='torch==$(TORCH)' scripts/release $(BIN)/python dist $(BUNDLE) '$(WHEELS)' $(PYTHONS)
 
 golden: $(VENV)/installed-dev  ## write the golden vectors of tests/golden anew
 	$(BIN)/python tests/golden/write.py

@@ -75,4 +75,4 @@ def test_the_command_packages_for_one_app(make_bundle, tmp_path):
     assert str(place) in call("package", bundle.path, "--ios", place).err
     for options in ([], ["--ios", place, "--android", tmp_path / "app.zip"]):
         said = call("package", bundle.path, *options)
-        assert said.code != 0 and "one app at a time" in said.err
+        assert said.code != 0 and "one place at a time" in said.err

@@ -1014,6 +1014,8 @@ def test_a_documented_command_works(line: str, tmp_path: Path, monkeypatch: pyte
     results.write(tmp_path / "results.json", bench_rows())
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     write_bundle(tmp_path / "OUT")
+    for fetched in ("kept.address", "hub.bundle"):
+        monkeypatch.setattr(f"edge.fetching.{fetched}", lambda name, told: tmp_path / "OUT")
     if " eval " in line:
         benchmarks(tmp_path / "benchmark_data")
         shutil.copytree(REPOSITORY / "calib_data", tmp_path / "MY_QUESTIONS")
