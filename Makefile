@@ -2,7 +2,7 @@
 
 .DELETE_ON_ERROR:
 .PHONY: help demo check lint fmt golden test test-llamacpp test-browser test-remote test-arm arm-machine android test-android \
-	apk-tools android-tools test-ios ios-tools release wheel-arm wheel-executorch wheel-executorch-arm
+	apk-tools android-tools test-ios ios-tools release guard wheel-arm wheel-executorch wheel-executorch-arm
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -118,6 +118,13 @@ ios-tools:
 PYTHONS ?= $(foreach p,python3.11 python3.12 python3.13,$(shell command -v $(p)))
 release: $(BUNDLE)/manifest.json  ## all distributions into dist/, installed and asked in fresh environments
 	TORCH='torch==$(TORCH)' scripts/release $(BIN)/python dist $(BUNDLE) '$(WHEELS)' $(PYTHONS)
+
+GUARDED := $(VENV)/guarded
+guard: $(BUNDLE)/manifest.json $(GUARDED)/tflite/manifest.json  ## the newest engines compute the demo as the installed ones
+	scripts/guard-newest $(BIN)/edge $(BIN)/python $(GUARDED)/newest $(BUNDLE) $(GUARDED)/tflite
+
+$(GUARDED)/tflite/manifest.json: $(SOURCES) | $(VENV)/installed-export
+	$(BIN)/edge export $(CHECKPOINT) -o $(GUARDED)/tflite --format tflite --calib calib_data
 
 golden: $(VENV)/installed-dev  ## write the golden vectors of tests/golden anew
 	$(BIN)/python tests/golden/write.py

@@ -72,11 +72,12 @@ class Report:
         return {"ok": self.ok, "rows": rows, **({"evaluated": list(self.evaluated)} if self.evaluated else {})}
 
 
-def verify(bundle: Bundle, *, threads: int = 0, isa: str | None = None) -> Report:
-    """Hash every file, then compare each stage with golden. Raises EdgeError when a stage cannot run at all."""
+def verify(bundle: Bundle, *, engine: str | None = None, threads: int = 0, isa: str | None = None) -> Report:
+    """Hash every file, then compare each stage with golden; `engine` goes before the device's own. Raises EdgeError
+    when a stage cannot run at all."""
     bundle.check()
     golden = Golden.load(bundle.file(bundle.manifest.golden))
-    with load(bundle.path, threads=threads, isa=isa, evaluators=True) as session:
+    with load(bundle.path, engine=engine, threads=threads, isa=isa, evaluators=True) as session:
         return compare(session, golden)
 
 

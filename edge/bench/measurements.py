@@ -21,7 +21,7 @@ from edge.inference.session import Session, load
 from edge.inputs import calibration, image
 from edge.inputs.prompt import Turn, segments
 from edge.types import Embeddings, Segment, Tokens
-from edge.verify import compare
+from edge.verify import compare, verify
 
 WINDOW = 1_000_000_000  # nanoseconds
 Event = dict[str, Any]
@@ -53,6 +53,12 @@ def measuring(request: Request, clock: Clock = time.perf_counter_ns) -> Iterator
         yield {"event": "agreement", **_agreement(session, golden)}
         yield from stages.events()
     yield from _own_code(request, stages, clock)
+
+
+def proving(request: Request) -> Iterator[Event]:
+    """The golden sample, replayed by the request's engine and threads."""
+    found = verify(Bundle.open(request.bundle), engine=request.engine, threads=request.threads, isa=request.isa)
+    yield {"event": "proof", "report": found.to_json()}
 
 
 def _open(request: Request) -> Session:

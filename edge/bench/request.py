@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from edge import errors
 from edge.errors import EdgeError, EngineError, UsageError
 from edge.types import CacheKind
 
+Purpose = Literal["measure", "load", "prove"]  # all rows; loading alone; replaying the golden sample
 PROMPT, GENERATED = 190, 64  # as much of them as the context holds, where nothing was asked for
 
 
@@ -32,7 +33,7 @@ class Request:
     repetitions: int = 5
     sustained: float = 0.0  # seconds
     questions: str | None = None  # a folder of them, with answers
-    only_load: bool = False
+    purpose: Purpose = "measure"
     debug: bool = False
 
     def to_text(self) -> str:

@@ -52,6 +52,17 @@ def bench(requests: Sequence[Request], sensors: Sensors | None = None) -> Iterat
             yield error
 
 
+def prove(request: Request) -> dict[str, Any]:
+    """`edge.verify.Report` as JSON, of a process of its own: a library that ends it ends nothing else. Raises EdgeError
+    where a stage cannot run at all."""
+    with _process(replace(request, purpose="prove")) as child:
+        for event in _events(child):
+            if event["event"] == "error":
+                raise raised(event)
+            report: dict[str, Any] = event["report"]
+        return report
+
+
 class _Run:
     """One request: a process for all rows but loading, then one for each time that the bundle is loaded."""
 
@@ -70,7 +81,7 @@ class _Run:
                 yield from self._finished()
             self.watch = None
             for _ in range(self.request.repetitions):
-                with _process(replace(self.request, only_load=True)) as child:
+                with _process(replace(self.request, purpose="load")) as child:
                     for event in _events(child):
                         yield from self._take(event)
         except (KeyboardInterrupt, SystemExit, EdgeError):

@@ -11,9 +11,11 @@ import sys
 import threading
 import traceback
 
-from edge.bench.measurements import loading, measuring
+from edge.bench.measurements import loading, measuring, proving
 from edge.bench.request import Request, failure
 from edge.errors import EdgeError
+
+PURPOSES = {"measure": measuring, "load": loading, "prove": proving}
 
 
 def main(request: Request) -> int:
@@ -21,7 +23,7 @@ def main(request: Request) -> int:
     os.dup2(2, 1)  # what a library says to stdout is no event
     threading.Thread(target=_leave_with_the_parent, daemon=True).start()
     try:
-        for event in loading(request) if request.only_load else measuring(request):
+        for event in PURPOSES[request.purpose](request):
             events.write(json.dumps(event) + "\n")
             events.flush()
     except EdgeError as error:

@@ -9,7 +9,22 @@ from collections.abc import Sequence
 
 import typer
 
-from edge.cli import bench, devices, doctor, eval, export, fit, inspect, package, report, run, serve, verify
+from edge.cli import (
+    bench,
+    devices,
+    doctor,
+    eval,
+    export,
+    fit,
+    guard,
+    inspect,
+    package,
+    report,
+    run,
+    serve,
+    tune,
+    verify,
+)
 from edge.cli.output import complain, say
 from edge.errors import EdgeError
 
@@ -22,6 +37,8 @@ def app() -> typer.Typer:
         serve.serve,
         verify.verify,
         bench.bench,
+        tune.tune,
+        guard.guard,
         eval.eval,
         report.report,
         inspect.inspect,

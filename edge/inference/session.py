@@ -31,6 +31,7 @@ from edge.inputs.image import Source
 from edge.inputs.prompt import Turn, segments
 from edge.inputs.tokenizer import Tokenizer
 from edge.inputs.views import Views, views
+from edge.planning import tuned
 from edge.planning.plan import Plan, plan
 from edge.types import CacheKind, ComputeUnits, Decoder, Embeddings, Graph, OpenOptions
 
@@ -58,9 +59,9 @@ def load(
 ) -> Session:
     """Open a bundle on this machine.
 
-    - `threads`: 0 takes the physical cores.
+    - `threads`: 0 takes what `edge tune` kept for this bundle here, or the physical cores.
     - `context`: positions that the decoder may hold; 0 takes the model's, or what memory allows.
-    - `engine`: goes before the device's own for the parts that it opens.
+    - `engine`: goes before the device's own for the parts that it opens; None with `threads` 0: what `edge tune` kept.
     - `cache`: how an engine that keeps its own KV cache stores it; None: as it likes.
     - `units`: what Core ML may use beside the CPU.
     - `isa`: the widest instruction set to use, by engines that can be held to it.
@@ -89,6 +90,8 @@ def load(
     if max_memory is not None:
         here = replace(here, memory_bytes=min(here.memory_bytes, max_memory))
     engines = installed_engines(evaluators=evaluators)
+    if engine is None and threads == 0 and isa is None and (kept := tuned.choice(bundle, here, installed_engines())):
+        engine, threads = kept.engine, kept.threads
     chosen = plan(bundle.manifest, here, engines, engine=engine, threads=threads, context=context, cache=cache, isa=isa)
     options = OpenOptions(chosen.threads, chosen.context, debug, chosen.cache, units, chosen.isa)
     loader = ModelLoader(bundle, chosen, options, started)

@@ -57,7 +57,8 @@ def test_a_line_works(place: Path, line: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(place)
     said = call(*shlex.split(line)[1:], typed="What is this?\n")
     assert said.code == 0, said.err
-    written = {"report": "report.html", "package": line.split()[-1]}.get(line.split()[1])
+    kept = {"report": "report.html", "package": line.split()[-1], "guard": "kept.json"}
+    written = kept.get(line.split()[1])
     assert (place / written).exists() if written else said.out.strip()
 
 
@@ -73,7 +74,7 @@ def test_a_line_would_serve(place: Path, line: str, monkeypatch: pytest.MonkeyPa
 
 def test_these_are_all_commands() -> None:
     assert {line.split()[1] for line in HERE} == {
-        *("run", "verify", "bench", "eval", "report", "inspect", "devices", "fit", "package", "doctor")
+        *("run", "verify", "bench", "tune", "guard", "eval", "report", "inspect", "devices", "fit", "package", "doctor")
     }
     assert {line.split()[1] for line in LINES} - {line.split()[1] for line in HERE} == {"export", "serve"}
 

@@ -471,7 +471,7 @@ def test_the_commands_are_the_ones_of_the_design(capsys: Capture) -> None:
     assert call("--help") == 0
     shown = capsys.readouterr().out
     names = [line.split()[1] for line in shown.partition("Commands")[2].splitlines()[1:] if line[2:3].isalpha()]
-    assert " ".join(names) == "export run serve verify bench eval report inspect devices fit package doctor"
+    assert " ".join(names) == "export run serve verify bench tune guard eval report inspect devices fit package doctor"
     assert [c.name or c.callback.__name__ for c in cli.app().registered_commands if c.callback] == names
 
 
@@ -1010,6 +1010,8 @@ def test_a_documented_command_works(line: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("edge.verify.verify", lambda bundle, threads, isa: REPORT)
     monkeypatch.setattr("edge.bench.runner.bench", Measured(*bench_rows()))
+    monkeypatch.setattr("edge.bench.runner.prove", lambda request: {"ok": True, "rows": []})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("edge.server.run.serve", lambda sessions, settings, measure, ready: ready("http://here"))
     results.write(tmp_path / "results.json", bench_rows())
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
