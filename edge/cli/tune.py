@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edge.cli.exits import cleanup_on_signal
 from edge.cli.options import BundleArgument, Debug, Json
-from edge.cli.output import print_json, say
+from edge.cli.output import print_json, say, write
 from edge.errors import ParityError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def tune(bundle: BundleArgument, as_json: Json = False, debug: Debug = False) ->
     if as_json:
         print_json({"kept": asdict(kept), "measured": [asdict(one) for one in found]})
     else:
-        say(f"kept: {_named(best)}")
+        write(f"kept: {_named(best)}")
 
 
 def _named(one: Measured) -> str:

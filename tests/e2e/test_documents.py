@@ -54,6 +54,7 @@ def test_a_line_works(place: Path, line: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("edge.bench.runner.measured", lambda here, lender: here)
     for fetched in ("kept.address", "hub.bundle"):  # test_fetching.py looks at that
         monkeypatch.setattr(f"edge.fetching.{fetched}", lambda name, told: place / "OUT")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))  # what is tuned is this folder's
     monkeypatch.chdir(place)
     said = call(*shlex.split(line)[1:], typed="What is this?\n")
     assert said.code == 0, said.err

@@ -88,7 +88,8 @@ def test_another_model_or_a_crash_fails(watch: Callable[..., Said], tmp_path: Pa
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[]", b"{}", b'{"schema": 1}', b'{"schema": 2, "bundles": {}}', b'{"schema": 1, "bundles": {"tiny balanced": {}}}',
+    [b"", b"[]", b"{}", b'{"schema": 1}', b'{"schema": 2, "bundles": {}}', 
+     b'{"schema": 1, "bundles": {"tiny balanced": {}}}',
      b'{"schema": 1, "bundles": {"tiny balanced": {"engines": [], "rows": []}}}', b"[" * 10**5, b"\xff\xfe",
      b'{"schema": 1, "bundles": {"tiny balanced": {"engines": {}, "rows": [{"schema": 1}]}}}',
      b'{"schema": 1, "bundles": {"other": {"engines": {}, "rows": []}}}'],

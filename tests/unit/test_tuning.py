@@ -124,7 +124,7 @@ def test_the_command_keeps_the_fastest(bundle: Bundle, monkeypatch: pytest.Monke
     monkeypatch.setattr(runner, "bench", lambda requests: iter(run(2.0 / requests[0].threads)))
     said = call("tune", bundle.path)
     assert said.code == 0
-    assert said.err.splitlines()[-1] == "kept: the usual engine, 2 threads"
+    assert said.out.splitlines()[-1] == "kept: the usual engine, 2 threads"
     kept = tuned.choice(bundle, detect(), installed_engines())
     assert kept is not None
     assert kept.threads == 2
