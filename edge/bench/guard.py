@@ -15,7 +15,7 @@ from edge.bench.request import Request
 from edge.bench.schema import Row
 from edge.bundle.manifest import Bundle
 from edge.devices import whole_files
-from edge.engines import installed_engines
+from edge.engines import installed_engines, made_for
 from edge.errors import EdgeError
 
 SCHEMA = 1
@@ -49,7 +49,7 @@ def named(bundle: Bundle) -> str:
 def watch(bundle: Bundle, before: Mapping[str, Any] | None, request: Request, allowed: float) -> Watched:
     """Replay the golden sample in a process of its own, measure, and compare with the baseline's entry of this bundle.
     `allowed`: the share by which a row may be worse. Raises EdgeError where nothing can be compared."""
-    name, engines = named(bundle), _versions()
+    name, engines = named(bundle), _versions(bundle)
     updated = tuple(_updated(before["engines"], engines)) if before else ()
     try:
         proof = runner.prove(request)
@@ -103,8 +103,11 @@ def write(path: Path, found: Sequence[Watched]) -> None:
         raise EdgeError(f"cannot write {path}: {error.strerror}", hint="check the path, and the room there") from error
 
 
-def _versions() -> dict[str, str]:
-    return {info.package: info.version for info in installed_engines() if info.installed and info.version}
+def _versions(bundle: Bundle) -> dict[str, str]:
+    """Of the libraries that can open its parts."""
+    engines = installed_engines()
+    able = (info for part in bundle.manifest.parts for info in made_for(part.format, engines))
+    return {info.package: info.version for info in able if info.version}
 
 
 def _updated(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

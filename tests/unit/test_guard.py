@@ -37,7 +37,7 @@ def watch(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 
         monkeypatch.setattr(runner, "prove", prove)
         monkeypatch.setattr(runner, "bench", lambda _: iter(run(pace)))
-        monkeypatch.setattr(guard, "_versions", lambda: versions or {"onnxruntime": "1.32.0"})
+        monkeypatch.setattr(guard, "_versions", lambda _: versions or {"onnxruntime": "1.32.0"})
         return call("guard", bundle.path, "--baseline", tmp_path / "kept.json", *options)
 
     return watched
