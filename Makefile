@@ -2,7 +2,7 @@
 
 .DELETE_ON_ERROR:
 .PHONY: help demo check lint fmt golden test test-llamacpp test-browser test-remote test-arm arm-machine android test-android \
-	apk-tools android-tools test-ios ios-tools release guard wheel-arm wheel-executorch wheel-executorch-arm
+	apk-tools android-tools test-ios ios-tools release guard fuzz wheel-arm wheel-executorch wheel-executorch-arm
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -70,7 +70,7 @@ fmt: $(VENV)/installed-dev  ## sort imports and format
 
 # To watch edge/ and runtimes/ is to slow down all that torch traces: what covers them needs no torch.
 test: lint $(VENV)/legacy/installed  ## lint, types, all tests but those below
-	$(PYTESTS) tests/unit tests/architecture tests/server tests/engine \
+	$(PYTESTS) tests/unit tests/architecture tests/server tests/engine tests/fuzz \
 		--cov=edge --cov=runtimes --cov-report=term-missing:skip-covered --cov-fail-under=95
 	$(PYTESTS) tests/export tests/e2e
 
@@ -118,6 +118,11 @@ ios-tools:
 PYTHONS ?= $(foreach p,python3.11 python3.12 python3.13,$(shell command -v $(p)))
 release: $(BUNDLE)/manifest.json  ## all distributions into dist/, installed and asked in fresh environments
 	TORCH='torch==$(TORCH)' scripts/release $(BIN)/python dist $(BUNDLE) '$(WHEELS)' $(PYTHONS)
+
+SECONDS := 60
+fuzz: $(VENV)/installed-dev  ## mutations for every reader, for SECONDS=60; findings in fuzz-findings/
+	@$(PIP) install --quiet --only-binary :all: 'atheris>=3,<4' || echo "without atheris: mutations are not guided" >&2
+	$(BIN)/python tests/fuzz/fuzz.py $(SECONDS)
 
 GUARDED := $(VENV)/guarded
 guard: $(BUNDLE)/manifest.json $(GUARDED)/tflite/manifest.json  ## the newest engines compute the demo as the installed ones

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import BundleError
+from edge.formats import npy
 from edge.types import Array
 
 TABLE = "embed_tokens.npy"  # f32 or f16 [vocab, hidden], or int8 with scales
@@ -27,14 +28,14 @@ class EmbeddingTable:
         by_name = {path.name: path for path in files}
         if TABLE not in by_name:
             raise BundleError(f"the decoder's part has no {TABLE}", hint="export the bundle again")
-        table = _map(by_name[TABLE])
+        table = npy.mapped(by_name[TABLE])
         if table.shape != (vocab, hidden) or table.dtype not in ("float32", "float16", "int8"):
             raise _damaged(by_name[TABLE], f"it is {table.dtype} {table.shape}, expected [{vocab}, {hidden}]")
         if table.dtype != "int8":
             return cls(table, None)
         if SCALES not in by_name:
             raise BundleError(f"{TABLE} is int8 and the decoder's part has no {SCALES}", hint="export the bundle again")
-        scales = _map(by_name[SCALES])
+        scales = npy.mapped(by_name[SCALES])
         right = scales.dtype == "float32" and scales.ndim == 2 and len(scales) == vocab
         if not right or not scales.size or hidden % scales.shape[1]:
             raise _damaged(by_name[SCALES], f"it is {scales.dtype} {scales.shape}, for a table of [{vocab}, {hidden}]")
@@ -49,14 +50,6 @@ class EmbeddingTable:
             scales = self._scales[list(ids)]
             blocks = (*scales.shape, -1)
             np.multiply(rows.reshape(blocks), scales[..., None], out=out.reshape(blocks))
-
-
-def _map(path: Path) -> Array:
-    try:
-        # A plain view of the mapping: the memmap class is slow to index.
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        raise _damaged(path, str(error)) from error
 
 
 def _damaged(path: Path, why: str) -> BundleError:

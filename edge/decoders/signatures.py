@@ -19,7 +19,7 @@ from edge.decoders.base import BaseDecoder, no_memory
 from edge.decoders.embedding_table import EmbeddingTable
 from edge.decoders.function_graph import require_arrays
 from edge.errors import BundleError
-from edge.formats import tflite
+from edge.formats import npy, tflite
 from edge.formats.tflite import Signature, TFLite
 from edge.spec import DecoderSpec
 from edge.types import Array, OpenOptions, PartFiles, TensorSpec
@@ -286,10 +286,7 @@ def _rotations(files: Sequence[Path], spec: DecoderSpec) -> NDArray[np.float32]:
     path = next((path for path in files if path.name == ROTATIONS), None)
     if path is None:
         raise BundleError(f"the decoder's part has no {ROTATIONS}", hint="export the bundle again")
-    try:
-        table = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        raise BundleError(f"{path.name} is damaged: {error}", hint=f"edge verify {path.parent}") from error
+    table: NDArray[np.float32] = npy.mapped(path)
     if table.dtype != "float32" or table.shape != (2, spec.context, spec.head_dim):
         raise BundleError(
             f"{path.name} is {table.dtype} {list(table.shape)}, expected [2, {spec.context}, {spec.head_dim}]",

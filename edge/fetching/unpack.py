@@ -27,13 +27,15 @@ def unpack(archive: Path, destination: Path) -> None:
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            _unpack(opened, destination)
+            _unpack(opened, archive.stat().st_size, destination)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise BundleError(f"{archive.name} is no whole zip: {error}", hint="fetch or write it again") from error
 
 
-def _unpack(archive: zipfile.ZipFile, destination: Path) -> None:
+def _unpack(archive: zipfile.ZipFile, whole: int, destination: Path) -> None:
     members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+    if any(not 0 <= info.header_offset < whole for info in members.values()):
+        raise zipfile.BadZipFile("it places a file outside itself")
     top = _top(members)
     head = _member(members, top + MANIFEST)
     try:

@@ -53,7 +53,7 @@ def check(path: Path) -> str:
 def _steps(told: Any, depth: int) -> Iterator[Mapping[str, Any]]:
     if told is None:
         return
-    if depth > _DEEPEST or not isinstance(told, dict) or told.get("type") not in _NORMALIZERS:
+    if depth > _DEEPEST or not isinstance(told, dict) or str(told.get("type")) not in _NORMALIZERS:
         raise ValueError(f"its normaliser {str(told)[:60]!r} is of no kind that is read")
     if told["type"] != "Sequence":
         yield told

@@ -1,0 +1,73 @@
+"""A few mutations for every reader, always the same ones; make fuzz goes on from there. What was found is kept here."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from random import Random
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+NAMES = (
+    *("manifest", "gguf", "tflite", "executorch", "onnx", "safetensors", "golden", "npy", "picture", "tokenizer"),
+    *("archive", "results", "baseline"),
+)
+
+
+def test_these_are_all_readers() -> None:
+    from readers import READERS
+
+    assert set(NAMES) == READERS.keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mutation_is_read_or_refused(name: str, tmp_path: Path) -> None:
+    from mutations import mutated
+    from readers import READERS
+
+    reader, random = READERS[name], Random(name)
+    seeds = reader.seeds()
+    for seed in seeds if name != "golden" else ():  # a file of tensors, but not of those
+        assert reader.read(seed, tmp_path)
+    taken = [reader.read(mutated(random.choice(seeds), seeds, random), tmp_path) for _ in range(100)]
+    assert not all(taken), "no mutation was refused"
+
+
+def npy(head: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + bytes(80)
+
+
+FOUND = {
+    "npy": [
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (5, 4"),  # tokenize.TokenError
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (5, 4)}}"),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (5, 10**99999)}"),
+    ],
+    "tokenizer": [json.dumps({"version": "1.0", "normalizer": {"type": {}}, "model": {"type": "BPE"}}).encode()],
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, one) for name, found in FOUND.items() for one in found])
+def test_what_was_found_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
+    from readers import READERS
+
+    assert not READERS[name].read(content, tmp_path)
+
+
+def test_an_archive_that_places_a_file_outside_itself_is_refused(tmp_path: Path) -> None:
+    from readers import READERS
+
+    (seed,) = READERS["archive"].seeds()
+    end = seed.rindex(b"PK\x05\x06")
+    outside = seed[: end + 16] + struct.pack("<I", 7) + seed[end + 20 :]  # where the directory begins
+    assert not READERS["archive"].read(outside, tmp_path)
