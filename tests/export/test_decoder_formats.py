@@ -202,6 +202,7 @@ OTHERS = {  # what single families do not compute
         ({"qk_layernorm": True}, "qk_layernorm True"),
         ({"use_parallel_residual": True}, "use_parallel_residual True"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"model_type": "stablelm_epoch", "norm_eps": 1e-5, "layer_norm_eps": 1e-6}, "norm_eps 1e-05, and layer_norm"),
         ({"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 0.25}}, "rope parameters have"),
     ],
     "phi": [({"qk_layernorm": True}, "qk_layernorm"), ({"hidden_act": "gelu"}, "hidden_act 'gelu'")],
