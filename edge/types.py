@@ -133,6 +133,7 @@ class PartFiles:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     decoder: DecoderSpec | None = None  # of the model that a decoder's part belongs to
+    adopted: bool = False  # whether it is somebody else's file, kept as it was published
 
 
 class EngineFacts(TypedDict, total=False):

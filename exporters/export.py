@@ -55,6 +55,7 @@ class ExportRequest:
     image_tokens: int | None = None  # embeddings that an image may take
     vision_tower: Path | None = None
     mmproj: Path | None = None
+    vision: str | None = None  # the checkpoint whose vision part goes with a published decoder (`exporters.adopt`)
     base: str | None = None  # of a LoRA folder
     threads: int = 0
     options: targets.Options = field(default_factory=dict)  # each format's own
@@ -88,7 +89,7 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
     quantize = quantizer.chosen(request.quantize, recipe, calibrated=bool(request.calib))
     widened = request.widened or recipe.widened
     recipe = replace(recipe, name="custom") if any(widened.values()) else recipe
-    _require_engines(recipe)
+    require_engines(recipe)
     calibration = read(request.calib) if request.calib else []
     picture, question = golden_sample.choose(calibration)
     if request.threads:
@@ -122,28 +123,32 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
     foreseen = preview.manifest(checkpoint, recipe, request.options, order.widened)
     predicted = fit(foreseen, devices.profile(request.device)) if request.device else None
     with staging.create(request.output) as folder:
-        _require_space(sum(file.bytes for file in foreseen.files()), folder)
+        require_space(sum(file.bytes for file in foreseen.files()), folder)
         built = build(order, folder, progress)
         built.golden.save(folder / GOLDEN)
-        manifest = _manifest(checkpoint, recipe, question, built, folder)
+        manifest = described(checkpoint, recipe, question, built, folder)
         bundles.write_manifest(folder, manifest)
         gc.collect()  # the last component, before the engines load their own
         progress("verify", 0.0)
         report = verify(Bundle.open(folder), threads=request.threads)
         progress("verify", 1.0)
-        _require_parity(report, manifest.parts, order.max_loss)
-        bundles.write_manifest(folder, _with_errors(manifest, report, built.costs))
+        require_parity(report, manifest.parts, order.max_loss)
+        bundles.write_manifest(folder, with_errors(manifest, report, built.costs))
     size = sum(file.bytes for file in manifest.files())
     if request.target_size is not None and size > request.target_size:
         notes = (
             *notes,
             f"{format_size(size)}, and {format_size(request.target_size)} were asked for: sizes are foreseen",
         )
+    seconds, command = time.perf_counter() - start, next_command(request.output, manifest, recipe, question)
+    return Exported(request.output, size, seconds, report, command, predicted, origin, built.costs, notes)
+
+
+def next_command(output: Path, manifest: Manifest, recipe: Recipe, question: str) -> str:
+    """What a user does with the bundle."""
     picture_of = ["PICTURE"] if manifest.sees else []
-    asks = ["run", str(request.output), *picture_of, question]
-    next_command = shlex.join(["edge", *(asks if _runs_here(recipe) else ["verify", str(request.output)])])
-    seconds = time.perf_counter() - start
-    return Exported(request.output, size, seconds, report, next_command, predicted, origin, built.costs, notes)
+    asks = ["run", str(output), *picture_of, question]
+    return shlex.join(["edge", *(asks if runs_here(recipe) else ["verify", str(output)])])
 
 
 def _within(
@@ -172,7 +177,7 @@ def _within(
     return replace(order, widened=found)
 
 
-def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Built, folder: Path) -> Manifest:
+def described(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Built, folder: Path) -> Manifest:
     return Manifest(
         name=checkpoint.name,
         source={
@@ -188,11 +193,11 @@ def _manifest(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Buil
         tokenizer=bundles.describe(folder, folder / "tokenizer.json"),
         golden=bundles.describe(folder, folder / GOLDEN),
         companions=built.companions,
-        versions={"edge-vlm": edge.__version__, **{tool: metadata.version(tool) for tool in _tools(recipe)}},
+        versions={"edge-vlm": edge.__version__, **{tool: metadata.version(tool) for tool in tools(recipe)}},
     )
 
 
-def _require_parity(report: Report, parts: tuple[Part, ...], max_loss: float) -> None:
+def require_parity(report: Report, parts: tuple[Part, ...], max_loss: float) -> None:
     for row in report.rows:
         if not row.finite:
             raise ParityError(
@@ -228,8 +233,10 @@ def _way_out(row: Row, parts: tuple[Part, ...]) -> str:
     )
 
 
-def _with_errors(manifest: Manifest, report: Report, costs: Mapping[str, Cost]) -> Manifest:
+def with_errors(manifest: Manifest, report: Report, costs: Mapping[str, Cost]) -> Manifest:
     def measured(part: Part) -> Part:
+        if part.adopted:
+            return part
         stages = ("vision",) if "vision" in part.covers else ("prefill", "tokens")
         rows = [row for row in report.rows if row.stage in stages]
         errors = {f"{r.stage}.{r.against}.{k}": v for r in rows for k, v in r.error.items()}
@@ -239,19 +246,19 @@ def _with_errors(manifest: Manifest, report: Report, costs: Mapping[str, Cost]) 
     return replace(manifest, parts=tuple(measured(part) for part in manifest.parts))
 
 
-def _tools(recipe: Recipe) -> tuple[str, ...]:
+def tools(recipe: Recipe) -> tuple[str, ...]:
     formats = dict.fromkeys(target.format for target in recipe.targets.values())
     return ("torch", *(tool for format in formats for tool in plugins.facts(targets.FORMATS, format)["TOOLS"]))
 
 
-def _runs_here(recipe: Recipe) -> bool:
+def runs_here(recipe: Recipe) -> bool:
     """Whether engines of this machine open all parts, or some were proven by an evaluator only."""
     formats = [target.format for role, target in recipe.targets.items() if role in bundles.ROLES]
     engines = installed_engines()
     return all(opening(format, engines) for format in formats)
 
 
-def _require_engines(recipe: Recipe) -> None:
+def require_engines(recipe: Recipe) -> None:
     """The proof opens every part: an engine that is missing is told before the work, not after."""
     engines = installed_engines(evaluators=True)
     for role, target in recipe.targets.items():
@@ -265,7 +272,7 @@ def _require_engines(recipe: Recipe) -> None:
             )
 
 
-def _require_space(needed: int, folder: Path) -> None:
+def require_space(needed: int, folder: Path) -> None:
     """A disk that is too full is told before the work, not after."""
     if (free := shutil.disk_usage(folder).free) < needed:
         raise EdgeError(

@@ -15,7 +15,7 @@ from edge.errors import CheckpointError, UsageError
 from edge.recipes import Target
 from exporters import targets
 from exporters.formats import HALF, NOTHING, SINGLE, Job, Progress
-from exporters.pipeline import components, encoders
+from exporters.pipeline import parts
 from exporters.sources.checkpoint import Checkpoint
 from exporters.widening import Widened
 
@@ -35,8 +35,8 @@ def check(
     Integers of 4 bits hide a NaN: its block is rounded to other numbers, and the reference, which is computed on the
     stored weights, agrees. So the weights are looked at before anything is written.
     """
-    parts = [*encoders(checkpoint, to), components(checkpoint)[1]]
-    names = dict.fromkeys(key for part in parts for source in part.keys.values() for key in source.names)
+    found = parts(checkpoint, to)
+    names = dict.fromkeys(key for part in found for source in part.keys.values() for key in source.names)
     largest: dict[str, float] = {}
     with ThreadPoolExecutor(max_workers=4) as pool:  # mapped files are read page by page, each page waited for
         for name, value in zip(names, pool.map(lambda name: _largest(checkpoint.weights[name]), names), strict=True):
@@ -49,7 +49,7 @@ def check(
             hint="the training or the merge that made them failed: repeat it, or download the checkpoint again",
         )
     if any(value >= HALF for value in largest.values()):  # no scheme's type is narrower
-        for part in parts:
+        for part in found:
             target = to[part.role]
             mine = options.get(target.format, {})
             job = Job(part, target.scheme, Path(), checkpoint, options=mine, widened=widened.get(part.role, {}))

@@ -67,7 +67,7 @@ def build(order: Order, folder: Path, progress: Stages) -> Built:
     write.check(vision, decoder, *others)
     judged = samples(order.calibration)
 
-    seen = _vision(write, vision, pixel_values, judged)
+    seen = write_vision(write, vision, pixel_values, judged)
     talks = _conversations(spec, tokenizer, order.calibration, seen.calibration)
     named = [f"the conversation about {sample.name}" for sample in judged]
     asked = _conversations(spec, tokenizer, judged, [rows.numpy() for rows in seen.looked.exact])
@@ -87,7 +87,7 @@ def build(order: Order, folder: Path, progress: Stages) -> Built:
     return Built(tuple(write.parts), golden, prompt, costs, tuple(write.companions))
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """What the vision encoder gave for the golden picture, and fp32 for the other ones."""
 
     looked: Looked  # golden's is the first
@@ -97,7 +97,7 @@ class _Seen(NamedTuple):
     calibration: list[Rows]
 
 
-def _vision(write: Writer, component: Component, pixel_values: Rows, judged: Sequence[Sample]) -> _Seen:
+def write_vision(write: Writer, component: Component, pixel_values: Rows, judged: Sequence[Sample]) -> Seen:
     """The encoder is loaded, asked, equalised, judged, written and asked again."""
     order = write.order
     spec, target = order.checkpoint.spec.image, order.targets[component.role]
@@ -117,7 +117,7 @@ def _vision(write: Writer, component: Component, pixel_values: Rows, judged: Seq
         return module
 
     cost = write.held(component, judge, again)
-    return _Seen(looked, stored, judge.rounded[0].numpy() if judge.rounds else None, cost, seen)
+    return Seen(looked, stored, judge.rounded[0].numpy() if judge.rounds else None, cost, seen)
 
 
 class _Said(NamedTuple):
@@ -238,6 +238,11 @@ def cut(checkpoint: Checkpoint, tokenizer: Tokenizer, question: str) -> Ids:
 def components(checkpoint: Checkpoint) -> tuple[Component, Component]:
     """What becomes a part each: tower with projector, and the decoder."""
     return checkpoint.encoder, checkpoint.components["decoder"]
+
+
+def parts(checkpoint: Checkpoint, to: Mapping[str, Target]) -> list[Component]:
+    """What the targets ask for, in the order in which it is written, but the decoder last."""
+    return [*encoders(checkpoint, to), *([checkpoint.components["decoder"]] if "decoder" in to else [])]
 
 
 def encoders(checkpoint: Checkpoint, to: Mapping[str, Target]) -> list[Component]:

@@ -8,9 +8,8 @@ from edge import plugins
 from edge.bundle.golden import GOLDEN
 from edge.bundle.manifest import ROLES, File, Manifest, Part
 from edge.recipes import Recipe, bytes_per_weight
-from exporters import targets, widening
+from exporters import pipeline, targets, widening
 from exporters.formats import NOTHING, Job
-from exporters.pipeline import components, encoders
 from exporters.sources.checkpoint import Checkpoint, open_checkpoint
 from exporters.widening import Widened
 
@@ -39,7 +38,7 @@ def manifest(
 ) -> Manifest:
     """Its files' bytes are right to a few percent; they have no hashes, and the golden question is not known."""
     parts, companions = [], []
-    for component in (*encoders(checkpoint, recipe.targets), components(checkpoint)[1]):  # as they are written
+    for component in pipeline.parts(checkpoint, recipe.targets):  # as they are written
         target = recipe.targets[component.role]
         mine = options.get(target.format, {})
         job = Job(component, target.scheme, Path(), checkpoint, options=mine, widened=widened.get(component.role, {}))

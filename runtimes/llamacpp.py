@@ -23,6 +23,7 @@ from edge.devices import host
 from edge.errors import EngineError
 from edge.formats import gguf
 from edge.formats.gguf import GGUF
+from edge.formats.gguf_adopted import check_adopted
 from edge.formats.gguf_decoder import check_decoder
 from edge.formats.llamacpp_state import require_state
 from edge.spec import DecoderSpec
@@ -95,7 +96,7 @@ def open(part: PartFiles, options: OpenOptions) -> LlamaCppDecoder:
     if foreign and sys.platform == "linux":  # elsewhere the system does not tell all
         raise EngineError(f"llama.cpp was built for a processor with {', '.join(foreign)}", hint=BUILD)
     file = gguf.read(path)
-    check_decoder(file, spec)
+    (check_adopted if part.adopted else check_decoder)(file, spec)
     lib.llama_backend_init()
     _complaints.clear()
     return LlamaCppDecoder(_load(file, spec), _Table(file), spec, options)
@@ -280,8 +281,11 @@ def _load(file: GGUF, spec: DecoderSpec) -> _Handle:
     if not pointer:
         raise _refused(f"llama.cpp cannot open {file.path.name}", hint=f"edge verify {file.path.parent}")
     model = _Handle(pointer, lib.llama_model_free)
-    if not lib.llama_model_has_decoder(pointer) or lib.llama_model_is_recurrent(pointer):
-        raise EngineError(f"{file.path.name} holds no decoder that can rewind", hint="export the bundle again")
+    states = lib.llama_model_is_recurrent(pointer) or lib.llama_model_is_hybrid(pointer)
+    if states or not lib.llama_model_has_decoder(pointer) or lib.llama_model_has_encoder(pointer):
+        raise EngineError(f"{file.path.name} holds no decoder that can rewind", hint="another model")
+    if lib.llama_model_rope_type(pointer) not in _ONE_AXIS:
+        raise EngineError(f"{file.path.name} holds a decoder whose positions have several axes", hint="another model")
     return model
 
 
@@ -373,5 +377,6 @@ _LOADING = threading.Lock()
 _log = logging.getLogger("edge.llamacpp")
 _complaints: list[str] = []
 _LOG = lib.llama_log_callback(_record)  # kept: the library calls it as long as it lives
+_ONE_AXIS = (lib.LLAMA_ROPE_TYPE_NONE, lib.LLAMA_ROPE_TYPE_NORM, lib.LLAMA_ROPE_TYPE_NEOX)
 _CACHES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}
 _INTS, _FLOATS, _BYTES = (ctypes.POINTER(kind) for kind in (ctypes.c_int32, ctypes.c_float, ctypes.c_uint8))

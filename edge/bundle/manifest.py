@@ -26,6 +26,7 @@ OLDEST_SCHEMA = 1  # a reader accepts its own and the one before
 MANIFEST = "manifest.json"
 ROLES = ("vision", "projector", "decoder")
 NUMBERS = (".data", ".npy")  # how files end that hold numbers only: no native code parses them
+ADOPTED = "adopted"  # of a part's options
 MEASURES = ("max_abs", "cosine", "tokens")  # what a tolerance bounds; tokens only where a decoder is
 
 
@@ -58,6 +59,11 @@ class Part:
     options: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)  # what only its format has, for apps that open it
     bytes: int | None = None
+
+    @property
+    def adopted(self) -> bool:
+        """Whether it is a file as somebody published it: kept byte for byte, and not proven."""
+        return self.options.get(ADOPTED) is True
 
     @property
     def size(self) -> int:
@@ -281,6 +287,7 @@ class Bundle:
             inputs=part.inputs,
             outputs=part.outputs,
             decoder=self.manifest.spec.decoder if "decoder" in part.covers else None,
+            adopted=part.adopted,
         )
 
     def check(self) -> None:

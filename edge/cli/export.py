@@ -78,6 +78,10 @@ def export(
     image_tokens: ImageTokens = None,
     vision_tower: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the vision tower lies.")] = None,
     mmproj: Mmproj = None,
+    vision: Annotated[
+        str | None,
+        typer.Option(metavar="CKPT", help="Keep the GGUF decoder as it is; the vision part is this checkpoint's."),
+    ] = None,
     base: Base = None,
     prompt: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="The prompt it learned: a published one, a .jinja, or JSON.")
@@ -115,6 +119,7 @@ def export(
             image_tokens=image_tokens,
             vision_tower=vision_tower,
             mmproj=mmproj,
+            vision=vision,
             base=base,
             threads=threads,
             options={
@@ -129,7 +134,7 @@ def export(
             quantize=quantize,
         )
         with render.Stages(console=Console(stderr=True)) as stages:
-            done = side.export(request, stages.report)
+            done = (plugins.load("exporters", "adopt") if vision else side).export(request, stages.report)
     for note in done.notes:
         say(f"note: {note}")
     costs = {role: cost.to_json() for role, cost in done.costs.items()}

@@ -183,7 +183,8 @@ def _parts(parts: Iterable[Part]) -> Table:
     for part in parts:
         total = format_size(part.size)
         scheme = "\n".join((part.scheme, *_options(part.options)))
-        table.add_row("+".join(part.covers), part.format, scheme, total, "\n".join(_errors(part.error)))
+        measured = ["not proven: as it was published"] if part.adopted else _errors(part.error)
+        table.add_row("+".join(part.covers), part.format, scheme, total, "\n".join(measured))
     return table
 
 

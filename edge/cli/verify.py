@@ -41,7 +41,13 @@ def verify(
         stages = ", ".join(row.stage for row in report.rows if not row.ok)
         raise ParityError(f"{bundle} does not compute the same model: {stages}", hint="export the bundle again")
     how = f" ({', '.join(report.evaluated)}: computed by an evaluator, not run)" if report.evaluated else ""
-    say(f"{bundle} computes the same model{how}")
+    if report.adopted:
+        say(
+            f"{bundle}: what sees computes the same model{how}; the {'+'.join(report.adopted)} is kept as it was "
+            "published: not proven, only compared with what it answered when the bundle was made"
+        )
+    else:
+        say(f"{bundle} computes the same model{how}")
 
 
 def _verified(

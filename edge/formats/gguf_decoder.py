@@ -96,6 +96,8 @@ def _bounds(spec: DecoderSpec) -> Mapping[str, Callable[[Any], bool]]:
         "feed_forward_length": _whole,
         **dict.fromkeys(_EPSILONS, lambda v: v == 0 or (_positive(v) and v < 1)),
         "use_parallel_residual": lambda v: v is False,
+        "attention.sliding_window": lambda v: _whole(v) and v >= spec.context,
+        **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), _positive),
         "rope.freq_base": lambda v: _positive(v) and isclose(v, spec.rope_theta, rel_tol=1e-6),
     }
 

@@ -55,6 +55,7 @@ OPERATORS: Mapping[str, Collection[str]] = {
         "Split",
         "Squeeze",
         "Sub",
+        "Tanh",
         "Transpose",
         "Unsqueeze",
         "Where",

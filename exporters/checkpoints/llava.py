@@ -45,6 +45,7 @@ MODEL_TYPES = (
     "bunny-phi",
     "bunny-phi3",
     "bunny-qwen2",
+    "bunny-stablelm",
 )
 MARKS = ("mm_vision_tower",)  # transformers writes "llava" too, for a layout of its own that has no mm_* keys
 PROJECTOR = "model.mm_projector."

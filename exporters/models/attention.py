@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edge.errors import CheckpointError
+from exporters.models import ops
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,11 @@ class Rope:
 class Attend(Protocol):
     """What a decoder calls in each layer; it rotates, remembers and attends."""
 
-    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
-        """qkv `[B, S, (heads + 2 kv_heads) * head_dim]`, queries first -> `[B, S, heads * head_dim]`."""
+    def __call__(self, layer: int, qkv: Tensor, cap: float = 0.0) -> Tensor:
+        """qkv `[B, S, (heads + 2 kv_heads) * head_dim]`, queries first -> `[B, S, heads * head_dim]`.
+
+        cap: scores become cap * tanh(score / cap) before they are masked (arXiv 2408.00118, section 2); 0: they stay.
+        """
         ...
 
 
@@ -69,7 +73,7 @@ class GrowingCache:
         self.keys: dict[int, Tensor] = {}  # layer -> [B, KV, T, D]
         self.values: dict[int, Tensor] = {}
 
-    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
+    def __call__(self, layer: int, qkv: Tensor, cap: float = 0.0) -> Tensor:
         b, s, _ = qkv.shape
         qkv = qkv.view(b, s, self.heads + 2 * self.kv_heads, self.rope.head_dim).transpose(1, 2)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)  # [B, H, S, D]
@@ -80,8 +84,18 @@ class GrowingCache:
             k, v = torch.cat([self.keys[layer], k], dim=2), torch.cat([self.values[layer], v], dim=2)
         self.keys[layer], self.values[layer] = k, v
         mask = torch.ones(s, past + s, dtype=torch.bool).tril(past)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.heads != self.kv_heads)
+        if cap:
+            y = _capped(q, k, v, mask, cap)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.heads != self.kv_heads)
         return y.transpose(1, 2).reshape(b, s, -1)
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, cap: float) -> Tensor:
+    """q `[B, H, S, D]`, k and v `[B, KV, T, D]`, mask bool `[S, T]` -> `[B, H, S, D]`."""
+    k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+    scores = ops.Ops().soft_cap(q @ k.mT * q.shape[-1] ** -0.5, cap)
+    return scores.masked_fill(~mask, -math.inf).softmax(dim=-1) @ v
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -22,6 +22,13 @@ class LayerNorm(nn.LayerNorm):
         return ops.current().add_layer_norm(x, delta, self.weight, self.bias, self.eps)
 
 
+class ChannelNorm(LayerNorm):
+    """Layer norm over the channels of `[B, C, H, W]`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()

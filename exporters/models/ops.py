@@ -38,6 +38,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "relu": F.relu,
         "hardswish": F.hardswish,
         "hardsigmoid": F.hardsigmoid,
+        "sigmoid": torch.sigmoid,
     }
 )
 
@@ -83,6 +84,10 @@ class Ops:
             raise EdgeError(f"no activation {kind!r}", hint="one of: " + ", ".join(ACTIVATIONS))
         return ACTIVATIONS[kind](x)
 
+    def soft_cap(self, x: Tensor, cap: float) -> Tensor:
+        """cap * tanh(x / cap), elementwise on any shape; cap above 0."""
+        return torch.tanh(x / cap) * cap
+
     def gated(self, gate_up: Tensor, kind: str) -> Tensor:
         """`[B, S, 2F]` -> `[B, S, F]`: activation(first half) * second half."""
         gate, up = gate_up.chunk(2, dim=-1)
@@ -93,6 +98,27 @@ class Ops:
         b, s, d = q.shape
         q, k, v = (t.view(b, t.shape[1], heads, d // heads).transpose(1, 2) for t in (q, k, v))  # [B, H, S|T, D/H]
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, s, d)
+
+    def deformable_attention(self, values: Tensor, distances: Tensor, scores: Tensor, heads: int) -> Tensor:
+        """Each query sees points between the rows of a square grid, and of each the mean of its four neighbours,
+        weighted by how near they are; zeros lie around the grid (arXiv 2010.04159, section 4.1, of one level).
+
+        values: `[B, G*G, D]`, row-major.
+        distances: `[B, Q, 2 * P, G]`: of each of a query's P = heads * points points, a head's behind each other, how
+            far it lies to the right of each column, and then, of all, below each row.
+        scores: `[B, Q, P]`, one softmax for each head.
+        Gives `[B, Q, D]`.
+        """
+        b, q, count = scores.shape
+        grid, points = distances.shape[3], count // heads
+        far = self.activation(distances, "relu") + self.activation(distances * -1, "relu")
+        near = self.activation(far * -1 + 1, "relu")
+        across, down = (t.reshape(b * q, heads, points, grid) for t in (near[:, :, :count], near[:, :, count:]))
+        shares = F.softmax(scores.reshape(b * q, heads, points, 1).transpose(2, 3), dim=-1).transpose(2, 3)
+        weights = torch.matmul((down * shares).transpose(2, 3), across)  # [B*Q, heads, G, G]
+        weights = weights.reshape(b, q, heads, grid * grid).transpose(1, 2)
+        values = values.reshape(b, grid * grid, heads, -1).transpose(1, 2)
+        return torch.matmul(weights, values).transpose(1, 2).reshape(b, q, -1)
 
     def conv2d(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, groups: int) -> Tensor:
         """x `[B, in, H, W]`, weight `[out, in / groups, h, w]`, zeros as padding -> `[B, out, H', W']`."""

@@ -53,6 +53,9 @@ class Traits:
     layer_norm: bool = False  # norms take off the mean and have a bias, where others are RMS norms
     activation: str = "silu"  # of the gate: one of `exporters.models.ops.ACTIVATIONS`
     scaled: bool = False  # what goes in is multiplied by the square root of its width
+    post_norms: bool = False  # what attention and feed-forward layers give is normed, too, before it is added
+    attention_cap: float = 0.0  # soft cap of attention's scores, 0: none
+    logits_cap: float = 0.0  # of the logits
 
 
 def sizes(
@@ -169,9 +172,11 @@ class Layer(nn.Module):
         self.qkv_proj = Linear(c.hidden, attended + 2 * c.kv_heads * c.head_dim, bias=traits.qkv_bias)
         self.head_norms = HeadNorms(c) if traits.head_norms else None
         self.o_proj = Linear(attended, c.hidden, bias=traits.o_bias)
+        self.attention_norm = _norm(c, traits) if traits.post_norms else None
         self.post_attention_layernorm = _norm(c, traits)
         self.gate_up_proj = Linear(c.hidden, 2 * c.ffn, bias=traits.mlp_bias)
         self.down_proj = Linear(c.ffn, c.hidden, bias=traits.mlp_bias)
+        self.feed_forward_norm = _norm(c, traits) if traits.post_norms else None
 
 
 class Decoder(LanguageModel):
@@ -188,13 +193,18 @@ class Decoder(LanguageModel):
         for index, layer in enumerate(cast("list[Layer]", self.layers)):
             normed, x = (layer.input_layernorm(x), x) if delta is None else layer.input_layernorm.add(x, delta)
             qkv = layer.qkv_proj(normed)
-            attended = attend(index, qkv if layer.head_norms is None else layer.head_norms(qkv))
+            qkv = qkv if layer.head_norms is None else layer.head_norms(qkv)
+            attended = attend(index, qkv, self.traits.attention_cap)
             if index == len(self.layers) - 1 and not everywhere:
                 # Only the last row is asked for: nothing behind the last keys and values is computed for the others.
                 attended, x = attended[:, -1:], x[:, -1:]
-            normed, x = layer.post_attention_layernorm.add(x, layer.o_proj(attended))
+            seen = layer.o_proj(attended)
+            seen = seen if layer.attention_norm is None else layer.attention_norm(seen)
+            normed, x = layer.post_attention_layernorm.add(x, seen)
             delta = layer.down_proj(ops.current().gated(layer.gate_up_proj(normed), self.traits.activation))
-        return self.lm_head(self.norm(x if delta is None else x + delta))
+            delta = delta if layer.feed_forward_norm is None else layer.feed_forward_norm(delta)
+        logits = self.lm_head(self.norm(x if delta is None else x + delta))
+        return ops.current().soft_cap(logits, cap) if (cap := self.traits.logits_cap) else logits
 
     def folding(self) -> Folding:
         c, folds = cast("Config", self.config), []

@@ -11,6 +11,7 @@ from exporters.models.prenorm import Config, Traits
 from exporters.models.source import Source, Transform
 
 _NORMS = ("input_layernorm", "post_attention_layernorm")
+_POST_NORMS = ("attention_norm", "feed_forward_norm")
 _CHECKPOINT = {  # what is one matmul here -> what it is in a checkpoint
     "qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "o_proj": ("self_attn.o_proj",),
@@ -30,18 +31,21 @@ def keys(
     *,
     joined: Mapping[str, tuple[str, ...]] = _NOTHING,
     norm: Transform | None = None,
+    qkv: Transform | None = None,
 ) -> dict[str, Source]:
     """Each parameter's tensors in a checkpoint in transformers' layout.
 
-    joined: what a family's checkpoints call otherwise, as one tensor.
+    joined: what a family's checkpoints call otherwise, or keep as one tensor.
     norm: what makes a gain of a norm's tensor.
+    qkv: what is done with the weight of queries, keys and values.
     """
     embed = f"{prefix}embed_tokens.weight"
     found, names = {"embed_tokens.weight": Source((embed,))}, {**_CHECKPOINT, **joined}
+    done = {**dict.fromkeys((*_NORMS, *_POST_NORMS), norm), "qkv_proj": qkv}
     for i in range(config.layers):
         for piece, kind in _parameters(traits):
             own = tuple(f"{prefix}layers.{i}.{name}.{kind}" for name in names[piece])
-            found[f"layers.{i}.{piece}.{kind}"] = Source(own, norm if piece in _NORMS else None)
+            found[f"layers.{i}.{piece}.{kind}"] = Source(own, done.get(piece))
     for kind in _kinds(traits.layer_norm):
         found[f"norm.{kind}"] = Source((f"{prefix}norm.{kind}",), norm)
     found["lm_head.weight"] = Source((embed if config.tied else "lm_head.weight",))
@@ -71,7 +75,7 @@ def gguf_tensors(
         "down_proj": ((c.hidden, 0),),
         "head_norms.query": ((c.head_dim, 0),),
         "head_norms.key": ((c.head_dim, 0),),
-        **dict.fromkeys(_NORMS, ((c.hidden, 0),)),
+        **dict.fromkeys((*_NORMS, *_POST_NORMS), ((c.hidden, 0),)),
     }
     norms_first = sorted(_parameters(traits), key=lambda parameter: parameter[0] not in _NORMS)
     for i in range(c.layers):
@@ -106,7 +110,8 @@ def _parameters(traits: Traits) -> list[tuple[str, str]]:
     }
     found = [(piece, kind) for piece, bias in biased.items() for kind in _kinds(bias)]
     heads = ("head_norms.query", "head_norms.key") if traits.head_norms else ()
-    found += [(norm, kind) for norm in _NORMS for kind in _kinds(traits.layer_norm)]
+    norms = (*_NORMS, *_POST_NORMS) if traits.post_norms else _NORMS
+    found += [(norm, kind) for norm in norms for kind in _kinds(traits.layer_norm)]
     return found + [(norm, "weight") for norm in heads]
 
 

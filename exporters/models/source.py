@@ -142,6 +142,25 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class ScaleRows:
+    """The first `count` rows times a number."""
+
+    count: int
+    factor: float
+
+    def shape(self, shape: Shape) -> Shape:
+        if not shape or not 0 < self.count <= shape[0]:
+            raise ValueError(f"there are no {self.count} rows")
+        return shape
+
+    def largest(self, value: float) -> float:
+        return max(1.0, abs(self.factor)) * value
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return torch.cat([tensor[: self.count] * self.factor, tensor[self.count :]])
+
+
+@dataclass(frozen=True)
 class OnePlus:
     """`1 + w`: norms whose checkpoints keep how far a gain is from one."""
 

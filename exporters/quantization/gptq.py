@@ -63,8 +63,8 @@ def round_decoder(
 class _NoCache(GrowingCache):
     """Whole sequences come in one call: no layer's keys and values are kept for the next."""
 
-    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
-        attended = super().__call__(layer, qkv)
+    def __call__(self, layer: int, qkv: Tensor, cap: float = 0.0) -> Tensor:
+        attended = super().__call__(layer, qkv, cap)
         self.keys.clear()
         self.values.clear()
         return attended

@@ -225,7 +225,8 @@ def test_what_is_loaded_by_its_name_is_there(path: Path) -> None:
 
 
 def test_the_command_line_loads_the_export_side_by_name() -> None:
-    assert set(loads(REPOSITORY / "edge" / "cli" / "export.py")) == {("exporters", "export")}
+    loaded = set(loads(REPOSITORY / "edge" / "cli" / "export.py"))
+    assert loaded == {("exporters", "export"), ("exporters", "adopt")}
 
 
 # The rooms of edge/ from the top down. A room imports rooms of lower floors, and none beside it.

@@ -35,7 +35,7 @@ def copy(exports, tmp_path):
         (
             {"mm_projector_type": "ldpnetv3"},
             "'ldpnetv3'",
-            "ldpnet, ldpnetv2, linear, mlp{depth}x_gelu, pixel_shuffle, qformer, resampler",
+            "ldpnet, ldpnetv2, linear, minigpt, mlp{depth}x_gelu, pixel_shuffle, internvl, qformer, resampler",
         ),
         ({"mm_vision_select_feature": "cls_patch"}, "ldpnetv2 cannot place the class token", None),
         ({"model_type": "qwen2_vl"}, "'qwen2_vl'", "llava_llama, llava_mistral, llava_qwen"),

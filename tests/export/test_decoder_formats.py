@@ -37,6 +37,7 @@ SIZES = {
 }
 WIDE = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}  # heads of which a part is rotated
 SPECIAL = {"pad_token_id": 0, "eos_token_id": 2}
+CAPPED = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "sliding_window": 48}
 MODELS = {  # of transformers: its class, and what is said besides the sizes
     "llama": ("Llama", {}),
     "qwen2": ("Qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
@@ -50,9 +51,10 @@ MODELS = {  # of transformers: its class, and what is said besides the sizes
     "stablelm, no biases": ("StableLm", {**WIDE, "num_key_value_heads": 2}),
     "phi": ("Phi", {"hidden_size": 128}),
     "gemma": ("Gemma", {"head_dim": 32}),
+    "gemma2": ("Gemma2", {"head_dim": 32, **CAPPED, "query_pre_attn_scalar": 8}),
 }
 # Of those whose greedy tokens are near ties with the usual one.
-SEEDS = {"phi3": 5, "phi3, partly rotated": 3, "stablelm": 5, "phi": 8, "gemma": 3}
+SEEDS = {"phi3": 5, "phi3, partly rotated": 3, "stablelm": 5, "phi": 8, "gemma": 3, "gemma2": 20}
 COREML = {"coreml": False, "coreml, channels first": True}  # the latter is what --ane writes
 ENGINES = {"onnx": "onnxruntime", "tflite": "litert", "executorch": "executorch_native"}
 PROMPT, COUNT = (7, 3, 19, 250, 4, 4, 11), 32
@@ -72,6 +74,7 @@ def pair(name):
     torch.manual_seed(SEEDS.get(name, 1))
     config = getattr(transformers, f"{kind}Config")(**SIZES | more)
     theirs = getattr(transformers, f"{kind}ForCausalLM")(config).eval().requires_grad_(False)
+    theirs.set_attn_implementation("eager")  # torch's own attention has no soft cap
     size = 0.3 * (SIZES["hidden_size"] / config.hidden_size) ** 0.5
     for place, parameter in theirs.named_parameters():  # no norms or biases all alike, no token that repeats itself
         parameter += (0.05 if "embed" in place else size) * torch.randn(parameter.shape)
@@ -154,7 +157,9 @@ def test_a_part_answers_as_transformers_does(name, format, tmp_path, monkeypatch
     theirs, component, module = pair(name)
     if format in COREML:
         for place, parameter in theirs.named_parameters():
-            apart = 1 if name == "gemma" and "norm" in place else 0  # from what is stored: a gain is 1 + w there
+            apart = (
+                1 if name.startswith("gemma") and "norm" in place else 0
+            )  # from what is stored: a gain is 1 + w there
             parameter.copy_((apart + parameter).half().float() - apart)
         module = component.load(Shaped(theirs.state_dict()))
     expected, tokens = answer(theirs)
@@ -197,9 +202,16 @@ OTHERS = {  # what single families do not compute
         ({"qk_layernorm": True}, "qk_layernorm True"),
         ({"use_parallel_residual": True}, "use_parallel_residual True"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"model_type": "stablelm_epoch", "norm_eps": 1e-5, "layer_norm_eps": 1e-6}, "norm_eps 1e-05, and layer_norm"),
         ({"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 0.25}}, "rope parameters have"),
     ],
     "phi": [({"qk_layernorm": True}, "qk_layernorm"), ({"hidden_act": "gelu"}, "hidden_act 'gelu'")],
+    "gemma2": [
+        ({"hidden_activation": "silu"}, "hidden_act 'silu'"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention"),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar 0"),
+    ],
     "gemma": [
         ({"hidden_act": "silu"}, "hidden_act 'silu'"),
         ({"hidden_activation": "gelu_fast"}, "hidden_act 'gelu_fast'"),
@@ -227,7 +239,7 @@ def test_what_a_config_leaves_out_is_as_in_transformers(kind):
     )
     assert (ours.heads, ours.kv_heads, ours.head_dim) == (theirs.num_attention_heads, theirs.num_key_value_heads, width)
     epsilon = theirs.rms_norm_eps if hasattr(theirs, "rms_norm_eps") else theirs.layer_norm_eps
-    seen = min(theirs.max_position_embeddings, (kind == "Mistral" and theirs.sliding_window) or math.inf)
+    seen = min(theirs.max_position_embeddings, (kind in ("Mistral", "Gemma2") and theirs.sliding_window) or math.inf)
     assert (ours.vocab, ours.context, ours.eps) == (theirs.vocab_size, seen, epsilon)
     rope = theirs.rope_parameters
     assert (ours.tied, ours.rope_theta) == (theirs.tie_word_embeddings, rope["rope_theta"])
@@ -235,7 +247,7 @@ def test_what_a_config_leaves_out_is_as_in_transformers(kind):
     assert ours == family.from_config(json.loads(theirs.to_json_string()))
 
 
-@pytest.mark.parametrize("kind", ["mistral", "phi3"])
+@pytest.mark.parametrize("kind", ["mistral", "phi3", "gemma2"])
 @pytest.mark.parametrize(("window", "context"), [(None, 64), (48, 48), (4096, 64)])
 def test_positions_reach_as_far_as_the_window(kind, window, context):
     assert decoders.find(kind).from_config({**SIZES, "sliding_window": window}).context == context

@@ -182,6 +182,10 @@ def test_a_picture_stands_between_tokens(engine, exact):
         ("w8a8", "ldpnet"),
         ("w8a8", "resampler"),
         ("fp32", "qformer"),
+        ("fp32", "c_abstractor"),
+        ("fp32", "d_abstractor"),
+        ("fp32", "minigpt"),
+        ("fp32", "pixel_shuffle_mlp"),
     ],
 )
 def test_a_vision_part_computes_what_torch_does_on_its_weights(scheme, projector, tmp_path):

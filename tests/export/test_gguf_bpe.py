@@ -22,10 +22,12 @@ from small_models import spec_of, write
 from test_decoder_formats import COUNT, MODELS, PROMPT, SIZES, Shaped, answer, pair
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from edge.engines import open_part
 from edge.errors import CheckpointError
 from edge.formats.gguf import read
 from edge.formats.gguf_decoder import check_decoder
 from edge.spec import VLMSpec
+from edge.types import OpenOptions, PartFiles, Tokens
 from edge.verify import distance
 from exporters.formats import Job
 from exporters.formats import gguf as format
@@ -130,6 +132,20 @@ def test_a_file_is_read_as_the_decoder_that_was_written(name, tmp_path):
     assert family.Decoder(found).state_dict().keys() == module.state_dict().keys()
 
 
+@pytest.mark.parametrize("name", ["gemma", "gemma2"])
+def test_what_a_decoder_remembers_is_kept(name, tmp_path):
+    """Where layers see a window, the library has two caches."""
+    _, module, path = written(name, tmp_path)
+    part = PartFiles("gguf", "f16", ("decoder",), (path,), (), (), spec_of(module.config))
+    decoder = open_part(part, "llamacpp", OpenOptions(threads=1, context=module.config.context))
+    decoder.extend([Tokens(PROMPT)])
+    kept = decoder.snapshot()
+    expected = decoder.extend([Tokens((9, 8))]).copy()
+    decoder.rewind(2)
+    decoder.restore(kept)
+    np.testing.assert_allclose(decoder.extend([Tokens((9, 8))]), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["qwen2", "qwen2, tied", "qwen3"])
 def test_the_file_says_what_family_it_is(name, tmp_path):
     _, module, path = written(name, tmp_path)
@@ -158,7 +174,10 @@ def test_a_rounded_file_computes_what_its_module_does(name, tmp_path):
     llama.close()
 
 
-LINEAR, UNSCALED = {"rope_type": "linear", "factor": 2.0}, ("qwen2", "qwen3", "phi", "phi3", "stablelm", "gemma")
+LINEAR, UNSCALED = (
+    {"rope_type": "linear", "factor": 2.0},
+    ("qwen2", "qwen3", "phi", "phi3", "stablelm", "gemma", "gemma2"),
+)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +185,9 @@ LINEAR, UNSCALED = {"rope_type": "linear", "factor": 2.0}, ("qwen2", "qwen3", "p
     [
         ("qwen3", {"attention_bias": True}, "llama.cpp's 'qwen3' has no attention_bias"),
         ("gemma", {"attention_bias": True}, "llama.cpp's 'gemma' has no attention_bias"),
+        ("gemma2", {"attention_bias": True}, "llama.cpp's 'gemma2' has no attention_bias"),
+        ("gemma2", {"final_logit_softcapping": None}, "'gemma2' has soft caps"),
+        ("gemma2", {"num_hidden_layers": 46}, "'gemma2' of 46 layers by a number of its own"),
         *((name, {"rope_scaling": LINEAR}, f"{name}2?' has no rope_scaling") for name in UNSCALED),
     ],
 )

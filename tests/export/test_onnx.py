@@ -109,6 +109,10 @@ PROJECTORS = {
     "pixel_shuffle": 144,
     "qformer": 9,
     "resampler": 9,
+    "c_abstractor": 10,
+    "d_abstractor": 10,
+    "minigpt": 144,
+    "pixel_shuffle_mlp": 144,
 }
 
 

@@ -124,6 +124,31 @@ class AttentionCase(Case):
         ]
 
 
+class SoftCapCase(Case):
+    def results(self, image, rows):
+        cap = ops.current().soft_cap
+        return [cap(image, 0.5), cap(rows * 6.0, 4.0), cap(rows[:, :1], 2.0)]
+
+
+class DeformableAttentionCase(Case):
+    """Points within the grid and beyond it; two heads of two points, and one of one."""
+
+    def __init__(self):
+        super().__init__(values=Linear(SIDE, 24), off=Linear(SIDE, 8), scores=Linear(SIDE, 4))
+        self.places = nn.Parameter(torch.linspace(-1.5, 1.5, 18).view(1, 18, 1, 1) + torch.arange(4.0).flip(0))
+
+    def results(self, image, rows):
+        attend = ops.current().deformable_attention
+        values, queries = self.values(rows[:, :16]), rows[:, 16:25]
+        off = self.off(queries * 2.0).reshape(1, 18, 4, 1) + self.places
+        scores = self.scores(queries)
+        one = off[:, :, :1]
+        return [
+            attend(values, off.reshape(1, 9, 8, 4), scores, 2),
+            attend(values, one.reshape(1, 9, 2, 4), scores[:, :, :1], 1),
+        ]
+
+
 class Conv2dCase(Case):
     def __init__(self):
         super().__init__(
@@ -171,6 +196,8 @@ ENCODERS = {
     "activation": ActivationCase,
     "gated": GatedCase,
     "attention": AttentionCase,
+    "soft_cap": SoftCapCase,
+    "deformable_attention": DeformableAttentionCase,
     "conv2d": Conv2dCase,
     "conv2d in groups": GroupsCase,
     "pool": PoolCase,
@@ -227,7 +254,7 @@ class OneLayer(LanguageModel):
 CONFIG = Config(layers=1, hidden=48, ffn=40, heads=4, kv_heads=2, head_dim=16, vocab=96, context=40)
 # Two are for every format, and have each kind of activation between them.
 DECODERS = {
-    "rope": (replace(CONFIG, kv_heads=1), "silu", "relu", "hardswish", "hardsigmoid"),
+    "rope": (replace(CONFIG, kv_heads=1), "silu", "relu", "hardswish", "hardsigmoid", "sigmoid"),
     "rope of 16 features": (replace(CONFIG, head_dim=32, rotary_dim=16), "gelu", "gelu_tanh", "quick_gelu"),
     "rope of 8 features": (replace(CONFIG, rotary_dim=8), "gelu_tanh"),
     "rope of 4 features": (replace(CONFIG, rotary_dim=4, kv_heads=4), "gelu"),

@@ -65,7 +65,10 @@ def test_unknown_kind_lists_the_legal_ones(kind):
     with pytest.raises(CheckpointError, match="mm_projector_type") as caught:
         find(kind)
     assert repr(kind) in caught.value.message
-    assert "ldpnet, ldpnetv2, linear, mlp{depth}x_gelu, pixel_shuffle, qformer, resampler" in caught.value.hint
+    assert (
+        "c-abs, d-abs, ldpnet, ldpnetv2, linear, minigpt, mlp{depth}x_gelu, pixel_shuffle, internvl, qformer"
+        in caught.value.hint
+    )
 
 
 @torch.inference_mode()

@@ -13,20 +13,19 @@ import smolvlm as made
 import tokenizers
 import torch
 from chat_templates import CHATML, SMOLVLM
+from evaluated import answered
 from safetensors.torch import load_file, save_file
 from smolvlm import END, LONG, ROWS, SIDE, TOKENS, change
 from test_gguf_bpe import trained
 
-from edge.bundle.manifest import Bundle
 from edge.errors import CheckpointError, UsageError
 from edge.inference.session import load
 from edge.inputs.image import pixels
 from edge.inputs.prompt import Turn, segments
 from edge.inputs.tokenizer import Tokenizer
 from edge.spec.pieces import Ids, Slot, Text
-from edge.types import Embeddings, OpenOptions, Tokens
+from edge.types import Embeddings, Tokens
 from exporters.checkpoints import idefics3
-from exporters.evaluators import mil
 from exporters.export import ExportRequest, export
 from exporters.models import projectors
 from exporters.models.attention import GrowingCache
@@ -410,14 +409,5 @@ def test_a_bundle_answers_as_transformers_does(saved, variant, format, tmp_path,
 
 def test_core_ml_answers_as_transformers_does(saved, tmp_path):
     request = ExportRequest(str(saved().folder), tmp_path / "out", threads=1, recipe="coreml-fp16")
-    bundle = Bundle.open(export(request, lambda *_: None).path)
-    options, spec = OpenOptions(threads=1, context=256), bundle.manifest.spec
-    see, speak = (mil.evaluate(bundle.files(part), options, "fp32") for part in bundle.manifest.parts)
-    rows = see.run({"pixel_values": pixels(picture(), spec.image)})["image_embeds"][0]
-    texts = Tokenizer.open(bundle.file(bundle.manifest.tokenizer))
-    fed = segments(spec.prompt, texts, [Turn.about(QUESTION, [Embeddings(rows, "it")])])
-    logits, told = speak.extend(fed), []
-    for _ in range(COUNT):
-        told.append(int(logits.argmax()))
-        logits = speak.extend([Tokens((told[-1],))])
-    assert told == expected(saved, "SmolVLM")
+    done = export(request, lambda *_: None)
+    assert answered(done.path, picture(), QUESTION, COUNT) == expected(saved, "SmolVLM")

@@ -103,9 +103,13 @@ def test_a_picture_stands_between_tokens(exact):
     np.testing.assert_allclose(logits, reference(module, torch.cat([rows[:10], 2 * rows[10:20], rows[20:]])), atol=1e-4)
 
 
-@pytest.mark.parametrize("scheme", list(format.SCHEMES["vision"]))
+EVERY = ("ldpnetv2", "ldpnet", "mlp2x_gelu", "linear", "pixel_shuffle", "resampler", "qformer")
+EXACT = ("c-abs", "d-abs", "minigpt", "internvl")
+
+
 @pytest.mark.parametrize(
-    "projector", ["ldpnetv2", "ldpnet", "mlp2x_gelu", "linear", "pixel_shuffle", "resampler", "qformer"]
+    ("scheme", "projector"),
+    [*((s, p) for p in EVERY for s in format.SCHEMES["vision"]), *(("fp32", p) for p in EXACT)],
 )
 def test_a_vision_part_computes_what_torch_does_on_its_weights(scheme, projector, tmp_path):
     found, _ = projectors.find(projector)

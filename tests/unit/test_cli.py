@@ -541,6 +541,7 @@ def test_export_hands_its_options_on(exporter: SimpleNamespace) -> None:
             "image_tokens": 640,
             "vision_tower": Path("tower"),
             "mmproj": Path("m"),
+            "vision": None,
             "base": "owner/base",
             "threads": 3,
             "options": {

@@ -29,15 +29,17 @@ def state(
     layers: int = LAYERS,
     row: int | None = None,
     width: int = WIDTH,
+    caches: int = 1,
 ) -> Array:
     number, size, real = ROWS[kind]
-    made = struct.pack("<IiII", magic, 0, 1, len(positions))
+    made = struct.pack("<II", 1, len(positions))
     made += b"".join(struct.pack("<iIi", position, shared, sequence) for position in positions)
     made += struct.pack("<II", transposed, layers)
     numbers = bytes(len(positions) * real)
     made += (struct.pack("<iQ", number, row or real) + numbers) * layers
     values = struct.pack("<iII", number, size, width) if transposed else struct.pack("<iQ", number, row or real)
-    return np.frombuffer(made + (values + numbers) * layers, np.uint8)
+    made += (values + numbers) * layers
+    return np.frombuffer(struct.pack("<Ii", magic, 0) + made * caches, np.uint8)
 
 
 def require(made: Array, positions: int = 3, kind: str = "f16") -> None:
@@ -49,6 +51,15 @@ def require(made: Array, positions: int = 3, kind: str = "f16") -> None:
 @pytest.mark.parametrize("positions", [[0], [0, 1, 2], [2, 0, 1]])
 def test_what_the_library_writes_passes(kind: str, transposed: bool, positions: list[int]) -> None:
     require(state(positions, kind, transposed=transposed), len(positions), kind)
+
+
+def test_layers_that_see_a_window_have_a_cache_of_their_own() -> None:
+    made = state([0, 1, 2], layers=1, caches=2)
+    require(made)
+    with pytest.raises(EngineError):
+        require(made[:-1])
+    with pytest.raises(EngineError):
+        require(np.append(made, made[8:]))
 
 
 @pytest.mark.parametrize(

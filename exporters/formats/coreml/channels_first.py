@@ -15,7 +15,7 @@ from edge.errors import EdgeError
 from exporters.formats.coreml.lower import Lowering, Weight
 
 # Rules that can take columns; and those that make columns of rows: what they give is mostly taken by others of them.
-_ABLE = {"add", "mul", "activation", "gated", "getattr"}
+_ABLE = {"add", "mul", "activation", "soft_cap", "gated", "getattr"}
 _START = {"linear", "layer_norm", "rms_norm", "attention", "attend"}
 
 
@@ -78,9 +78,9 @@ class ChannelsFirst(Lowering):
             seen.append(mb.einsum(values=(own_v, shares), equation="bchk,bkhq->bchq"))
         return mb.concat(values=seen, axis=1)
 
-    def attend(self, layer: int, qkv: Var) -> Var:
+    def attend(self, layer: int, qkv: Var, cap: float = 0.0) -> Var:
         assert self._memory is not None
-        return self._memory.columns(layer, self.narrow(qkv))
+        return self._memory.columns(layer, self.narrow(qkv), cap)
 
     def _turn(self, x: Any) -> Any:
         """Columns of rows."""

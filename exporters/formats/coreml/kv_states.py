@@ -35,30 +35,39 @@ class Memory:
         self._past, self._total = mb.sub(x=total, y=new), total
         self._cos, self._sin = (self._rows(weights, name, table) for name, table in _tables(config))
 
-    def rows(self, layer: int, qkv: Var) -> Var:
+    def rows(self, layer: int, qkv: Var, cap: float) -> Var:
         """qkv `[1, S, (heads + 2 kv_heads) * head_dim]` -> `[1, S, heads * head_dim]`."""
         c = self._config
         x = mb.reshape(x=qkv, shape=[1, -1, c.heads + 2 * c.kv_heads, c.head_dim])
-        y = self._attended(layer, mb.transpose(x=x, perm=[0, 2, 1, 3]))
+        y = self._attended(layer, mb.transpose(x=x, perm=[0, 2, 1, 3]), cap)
         return mb.reshape(x=mb.transpose(x=y, perm=[0, 2, 1, 3]), shape=[1, -1, c.heads * c.head_dim])
 
-    def columns(self, layer: int, qkv: Var) -> Var:
+    def columns(self, layer: int, qkv: Var, cap: float) -> Var:
         """qkv `[1, (heads + 2 kv_heads) * head_dim, 1, S]` -> `[1, heads * head_dim, 1, S]`."""
         c = self._config
         x = mb.reshape(x=qkv, shape=[1, c.heads + 2 * c.kv_heads, c.head_dim, -1])
-        y = self._attended(layer, mb.transpose(x=x, perm=[0, 1, 3, 2]))
+        y = self._attended(layer, mb.transpose(x=x, perm=[0, 1, 3, 2]), cap)
         return mb.reshape(x=mb.transpose(x=y, perm=[0, 1, 3, 2]), shape=[1, c.heads * c.head_dim, 1, -1])
 
-    def _attended(self, layer: int, x: Var) -> Var:
-        """x `[1, heads + 2 kv_heads, S, D]` -> `[1, heads, S, D]`."""
+    def _attended(self, layer: int, x: Var, cap: float) -> Var:
+        """x `[1, heads + 2 kv_heads, S, D]` -> `[1, heads, S, D]`. cap: of the scores, 0: none."""
         c = self._config
         turned, kept = c.heads + c.kv_heads, c.kv_heads
         qk, v = mb.split(x=x, split_sizes=[turned, kept], axis=1)
         q, k = mb.split(x=self._rotated(qk), split_sizes=[c.heads, kept], axis=1)
         k, v = (self._remembered(state, layer, new) for state, new in zip(self._states, (k, v), strict=True))
         q = mb.reshape(x=q, shape=[1, kept, -1, c.head_dim])
-        y = mb.scaled_dot_product_attention(query=q, key=k, value=v, attn_mask=self._mask)
+        if cap:
+            y = self._capped(q, k, v, cap)
+        else:
+            y = mb.scaled_dot_product_attention(query=q, key=k, value=v, attn_mask=self._mask)
         return mb.reshape(x=y, shape=[1, c.heads, -1, c.head_dim])
+
+    def _capped(self, q: Var, k: Var, v: Var, cap: float) -> Var:
+        """Attention written out: the operation has no soft cap."""
+        q = mb.mul(x=q, y=np.float16(self._config.head_dim**-0.5 / cap))
+        scores = mb.mul(x=mb.tanh(x=mb.matmul(x=q, y=k, transpose_y=True)), y=np.float16(cap))
+        return mb.matmul(x=mb.softmax(x=mb.add(x=scores, y=self._mask), axis=-1), y=v)
 
     def _rows(self, weights: Weights, name: str, table: np.ndarray) -> Var:
         """The rows of a table `[1, 1, context, D/2]` that belong to the new positions."""

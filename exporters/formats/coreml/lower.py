@@ -151,6 +151,9 @@ class Lowering:
             )
         return _ACTIVATIONS[kind](self, x)
 
+    def soft_cap(self, x: Var, cap: float) -> Var:
+        return mb.mul(x=mb.tanh(x=mb.mul(x=x, y=self.number(1 / cap))), y=self.number(cap))
+
     def gated(self, gate_up: Var, kind: str) -> Var:
         gate, up = mb.split(x=gate_up, num_splits=2, axis=self.axis)
         return mb.mul(x=self.activation(gate, kind), y=up)
@@ -163,9 +166,23 @@ class Lowering:
         y = mb.scaled_dot_product_attention(query=q, key=k, value=v)
         return mb.reshape(x=mb.transpose(x=y, perm=[0, 2, 1, 3]), shape=[b, s, d])
 
-    def attend(self, layer: int, qkv: Var) -> Var:
+    def deformable_attention(self, values: Var, distances: Var, scores: Var, heads: int) -> Var:
+        (b, q, count), grid = scores.shape, distances.shape[3]
+        points = count // heads
+        near = mb.relu(x=mb.sub(x=self.number(1), y=mb.abs(x=distances)))
+        across, down = (
+            mb.reshape(x=half, shape=[b * q, heads, points, grid]) for half in mb.split(x=near, num_splits=2, axis=2)
+        )
+        shares = mb.softmax(x=mb.reshape(x=scores, shape=[b * q, heads, points, 1]), axis=2)
+        weights = mb.matmul(x=mb.mul(x=down, y=shares), y=across, transpose_x=True)
+        weights = mb.transpose(x=mb.reshape(x=weights, shape=[b, q, heads, grid * grid]), perm=[0, 2, 1, 3])
+        values = mb.reshape(x=values, shape=[b, grid * grid, heads, values.shape[2] // heads])
+        y = mb.matmul(x=weights, y=mb.transpose(x=values, perm=[0, 2, 1, 3]))
+        return mb.reshape(x=mb.transpose(x=y, perm=[0, 2, 1, 3]), shape=[b, q, -1])
+
+    def attend(self, layer: int, qkv: Var, cap: float = 0.0) -> Var:
         assert self._memory is not None
-        return self._memory.rows(layer, self.narrow(qkv))
+        return self._memory.rows(layer, self.narrow(qkv), cap)
 
     def narrow(self, x: Var) -> Var:
         """A state holds half precision, and nothing wider."""
@@ -270,6 +287,7 @@ _ACTIVATIONS: dict[str, Callable[[Lowering, Var], Var]] = {
     "relu": lambda _, x: mb.relu(x=x),
     "hardswish": lambda lowering, x: mb.mul(x=x, y=lowering.hardsigmoid(x)),
     "hardsigmoid": Lowering.hardsigmoid,
+    "sigmoid": lambda _, x: mb.sigmoid(x=x),
 }
 
 # What is recorded -> the rule that says it: a method above.
@@ -278,10 +296,12 @@ _FUNCTIONS: dict[Any, str] = {
     trace.layer_norm: "layer_norm",
     trace.rms_norm: "rms_norm",
     trace.activation: "activation",
+    trace.soft_cap: "soft_cap",
     trace.gated: "gated",
     trace.conv2d: "conv2d",
     trace.head_norms: "head_norms",
     trace.attention: "attention",
+    trace.deformable_attention: "deformable_attention",
     trace.attend: "attend",
     operator.add: "add",
     operator.mul: "mul",

@@ -31,6 +31,10 @@ def activation(x: Tensor, kind: str) -> Tensor:
     return REFERENCE.activation(x, kind)
 
 
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    return REFERENCE.soft_cap(x, cap)
+
+
 def gated(gate_up: Tensor, kind: str) -> Tensor:
     return REFERENCE.gated(gate_up, kind)
 
@@ -47,7 +51,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return REFERENCE.attention(q, k, v, heads)
 
 
-def attend(layer: int, qkv: Tensor) -> Tensor:
+def deformable_attention(values: Tensor, distances: Tensor, scores: Tensor, heads: int) -> Tensor:
+    return REFERENCE.deformable_attention(values, distances, scores, heads)
+
+
+def attend(layer: int, qkv: Tensor, cap: float = 0.0) -> Tensor:
     """Stands for the decoder's memory; what runs the graph puts its own in this place."""
     raise NotImplementedError
 
@@ -67,6 +75,9 @@ class _Recorded(ops.Ops):
     def activation(self, x: Tensor, kind: str) -> Tensor:
         return _node(activation, x, kind)
 
+    def soft_cap(self, x: Tensor, cap: float) -> Tensor:
+        return _node(soft_cap, x, cap)
+
     def gated(self, gate_up: Tensor, kind: str) -> Tensor:
         return _node(gated, gate_up, kind)
 
@@ -75,6 +86,9 @@ class _Recorded(ops.Ops):
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         return _node(attention, q, k, v, heads)
+
+    def deformable_attention(self, values: Tensor, distances: Tensor, scores: Tensor, heads: int) -> Tensor:
+        return _node(deformable_attention, values, distances, scores, heads)
 
     def conv2d(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, groups: int) -> Tensor:
         return _node(conv2d, x, weight, bias, stride, padding, groups)
@@ -98,7 +112,7 @@ class WithMemory(nn.Module):
         self.decoder = decoder
 
     def forward(self, inputs_embeds: Tensor) -> Tensor:
-        attending = cast("Attend", lambda layer, qkv: _node(attend, layer, qkv))
+        attending = cast("Attend", lambda layer, qkv, cap=0.0: _node(attend, layer, qkv, cap))
         return cast("Tensor", self.decoder(inputs_embeds, attending))
 
 

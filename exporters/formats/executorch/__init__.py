@@ -103,7 +103,7 @@ def decoder(job: Job, module: LanguageModel) -> Written:
             TokenEmbedding(table, scales), (torch.zeros(1, some, dtype=torch.int64),), _longest(config)
         ),
         "text_decoder": Method(
-            TextDecoder(skeleton, found.widths),
+            TextDecoder(skeleton, found.widths, capped=bool(found.caps)),
             (torch.zeros(1, some, config.hidden), torch.tensor([0])),
             _longest(config),
         ),

@@ -16,6 +16,8 @@ from exporters.models import ops
 from exporters.models.attention import Attend
 from exporters.models.decoders import LanguageModel
 
+_MASKED = 1e9  # taken off a score of a later position
+
 
 class VisionEncoder(nn.Module):
     """pixel values f32 [1, 3, H, W] -> rows f32 [1, N, D]."""
@@ -53,7 +55,8 @@ class TextDecoder(nn.Module):
     """rows f32 [1, S, hidden], the first one's position i64 [1] -> logits f32 [1, 1, vocab] of the last row. Keys and
     values of all positions before it are its buffers."""
 
-    def __init__(self, decoder: LanguageModel, widths: set[int]) -> None:
+    def __init__(self, decoder: LanguageModel, widths: set[int], capped: bool) -> None:
+        """capped: attention's scores have a soft cap in some layers."""
         super().__init__()
         c = decoder.config
         self.decoder = decoder
@@ -61,6 +64,8 @@ class TextDecoder(nn.Module):
         self.context, self.heads, self.kv_heads, self.head_dim = c.context, c.heads, c.kv_heads, c.head_dim
         for name, table in zip(("cos", "sin"), c.rope.tables(c.context), strict=True):
             self.register_buffer(name, table)  # [T, D/2]
+        if capped:
+            self.register_buffer("positions", torch.arange(float(c.context)))
         for layer in range(c.layers):
             for kind in ("keys", "values"):
                 self.register_buffer(f"{kind}_{layer}", torch.zeros(1, c.context, c.kv_heads, c.head_dim))
@@ -73,8 +78,11 @@ class TextDecoder(nn.Module):
         tables = (self.get_buffer("cos"), self.get_buffer("sin"))
         cos, sin = (table.narrow(0, position, length)[None, :, None] for table in tables)  # [1, S, 1, D/2]
 
-        def attend(layer: int, qkv: Any) -> Tensor:
-            return self._attend(layer, position, *self._turned(qkv, cos, sin))
+        def attend(layer: int, qkv: Any, cap: float = 0.0) -> Tensor:
+            turned = self._turned(qkv, cos, sin)
+            if not cap:
+                return self._attend(layer, position, *turned)
+            return self._capped(layer, position, self.get_buffer("positions").narrow(0, position, length), cap, *turned)
 
         with ops.using(Kernels(self.shares)):
             return cast("Tensor", self.decoder(inputs_embeds, cast("Attend", attend)))
@@ -94,12 +102,37 @@ class TextDecoder(nn.Module):
         return q, k, v.view(1, -1, self.kv_heads, self.head_dim)
 
     def _attend(self, layer: int, position: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        kernels = getattr(torch.ops, custom_ops_lib.ns)
-        keys, values = self.get_buffer(f"keys_{layer}"), self.get_buffer(f"values_{layer}")
-        kernels.update_cache(k, keys, position)
-        kernels.update_cache(v, values, position)
-        y: Tensor = kernels.custom_sdpa(q, keys, values, position, None, 0, True)
+        keys, values = self._updated(layer, position, k, v)
+        y: Tensor = _kernels().custom_sdpa(q, keys, values, position, None, 0, True)
         return y.view(1, -1, self.heads * self.head_dim)
+
+    def _updated(self, layer: int, position: Any, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the whole cache, f32 [1, T, KV, D], with the new ones."""
+        keys, values = self.get_buffer(f"keys_{layer}"), self.get_buffer(f"values_{layer}")
+        _kernels().update_cache(k, keys, position)
+        _kernels().update_cache(v, values, position)
+        return keys, values
+
+    def _capped(
+        self,
+        layer: int,
+        position: Any,
+        here: Tensor,
+        cap: float,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+    ) -> Tensor:
+        """Attention written out, over as many positions as the cache can hold: the kernel knows no soft cap, and
+        XNNPACK cuts no axis at a length that is told. here: the positions of the rows, f32 [S]."""
+        kv, group, d = self.kv_heads, self.heads // self.kv_heads, self.head_dim
+        keys, values = self._updated(layer, position, k, v)
+        q = (q * d**-0.5).view(-1, kv, group, d).permute(1, 0, 2, 3)  # [KV, S, G, D]: G heads share a key
+        scores = torch.bmm(_copied(q).view(kv, -1, d), keys[0].permute(1, 2, 0)).view(kv, -1, group, self.context)
+        ahead = (here[:, None, None] - self.get_buffer("positions")).clamp(-1, 0)  # [S, 1, T]: -1 where a key is later
+        shares = F.softmax(ops.current().soft_cap(scores, cap) + ahead * _MASKED, dim=-1)
+        y = torch.bmm(shares.view(kv, -1, self.context), values[0].transpose(0, 1)).view(kv, -1, group, d)
+        return _copied(y.permute(1, 0, 2, 3)).view(1, -1, kv * group * d)
 
 
 class Shares(nn.Module):
@@ -112,6 +145,16 @@ class Shares(nn.Module):
 
     def forward(self, width: int) -> Tensor:
         return self.get_buffer(f"of_{width}")
+
+
+def _copied(x: Tensor) -> Tensor:
+    """In the order of its axes, whatever their lengths: a reshape would ask for them."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _kernels() -> Any:
+    """Its module is imported above, which registers them."""
+    return getattr(torch.ops, custom_ops_lib.ns)
 
 
 def attended(heads: int, kv_heads: int, head_dim: int, rotated: int) -> tuple[Tensor, ...]:

@@ -61,6 +61,10 @@ class Kernels(Explicit):
             return x * torch.sigmoid(2 * (2 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x))
         return super().activation(x, kind)
 
+    def soft_cap(self, x: Tensor, cap: float) -> Tensor:
+        """tanh(u) is 2 sigmoid(2 u) - 1."""
+        return torch.sigmoid(x * (2 / cap)) * (2 * cap) - cap
+
     def gated(self, gate_up: Tensor, kind: str) -> Tensor:
         gate, up = gate_up.tensors if isinstance(gate_up, Pieces) else gate_up.chunk(2, dim=-1)
         return self.activation(gate, kind) * up

@@ -18,6 +18,7 @@ from exporters.models.encoder import Encoder
 class Survey:
     rows: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)  # weight -> rows of each piece that is taken
     widths: set[int] = field(default_factory=set)  # over which a norm takes a mean
+    caps: set[float] = field(default_factory=set)  # soft caps of attention
 
 
 class _Watch(ops.Ops):
@@ -53,6 +54,9 @@ class _Watch(ops.Ops):
         if name is not None:
             self._taken.append((name, rows))
 
+    def capped(self, cap: float) -> None:
+        self._found.caps.update({cap} - {0.0})
+
     def finish(self) -> Survey:
         """A weight is stored in pieces where each of its products is taken so."""
         made, taken = Counter(name for _, name in self._products), Counter(name for name, _ in self._taken)
@@ -70,7 +74,8 @@ def survey(skeleton: Encoder | LanguageModel) -> Survey:
             return watch.finish()
         config = skeleton.config
 
-        def attend(layer: int, qkv: Tensor) -> Tensor:
+        def attend(layer: int, qkv: Tensor, cap: float = 0.0) -> Tensor:
+            watch.capped(cap)
             watch.taken(qkv, attended(config.heads, config.kv_heads, config.head_dim, config.rope.width))
             return torch.empty(1, 1, config.heads * config.head_dim, device="meta")
 

@@ -100,12 +100,12 @@ class _WithCache(nn.Module):
         }
         present: list[Tensor] = []
 
-        def attend(layer: int, qkv: Tensor) -> Tensor:
+        def attend(layer: int, qkv: Tensor, cap: float = 0.0) -> Tensor:
             key, value = past[2 * layer : 2 * layer + 2]
             y, *updated = symbolic_multi_out(
                 "com.microsoft::GroupQueryAttention",
                 (qkv, None, None, key, value, last, total, self.cos_cache, self.sin_cache),
-                attrs,
+                attrs | ({"softcap": cap} if cap else {}),
                 dtypes=[torch.float32] * 3,
                 shapes=[[*qkv.shape[:2], config.heads * config.head_dim], key.shape, value.shape],
             )

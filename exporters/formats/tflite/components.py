@@ -26,6 +26,10 @@ class PlainOps(ops.Ops):
     def activation(self, x: Tensor, kind: str) -> Tensor:
         return x * torch.sigmoid(x) if kind == "silu" else super().activation(x, kind)
 
+    def soft_cap(self, x: Tensor, cap: float) -> Tensor:
+        """tanh(u) is 2 sigmoid(2 u) - 1."""
+        return torch.sigmoid(x * (2 / cap)) * (2 * cap) - cap
+
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         b, s, d = q.shape
         q = q * (d // heads) ** -0.5
@@ -75,7 +79,7 @@ class Step(nn.Module):
         kv, group, d = c.kv_heads, c.heads // c.kv_heads, c.head_dim
         new: list[Tensor] = []
 
-        def attend(layer: int, qkv: Tensor) -> Tensor:
+        def attend(layer: int, qkv: Tensor, cap: float = 0.0) -> Tensor:
             heads = qkv.view(1, s, c.heads + 2 * kv, d)
             turned = _rotate(heads[:, :, : c.heads + kv], cos, sin, c.rope.width)
             q = turned[:, :, : c.heads].transpose(1, 2) * d**-0.5
@@ -83,19 +87,27 @@ class Step(nn.Module):
             k = turned[:, :, c.heads :].transpose(1, 2)  # [1, KV, S, D]
             v = heads[:, :, c.heads + kv :].permute(0, 2, 3, 1)  # [1, KV, D, S]
             new.extend((k, v))
-            y = self._attention(q, k, v, mask, cache[2 * layer : 2 * layer + 2])  # [1, KV, G * S, D]
+            y = self._attention(q, k, v, mask, cap, cache[2 * layer : 2 * layer + 2])  # [1, KV, G * S, D]
             return y.reshape(1, c.heads, s, d).transpose(1, 2).reshape(1, s, -1)
 
         return (self.decoder(inputs_embeds, attend), *new)
 
-    def _attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, cache: Sequence[Tensor]) -> Tensor:
+    def _attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor,
+        cap: float,
+        cache: Sequence[Tensor],
+    ) -> Tensor:
         scores = q @ k.transpose(-1, -2)
         if not self.past:
-            return F.softmax(scores + mask, dim=-1) @ v.transpose(-1, -2)
+            return _shares(scores, mask, cap) @ v.transpose(-1, -2)
         keys, values = cache
         # The right side of a product is packed anew each time: the cache, which is long, stands on the left.
         old = (keys @ q.transpose(-1, -2)).transpose(-1, -2)
-        weights = F.softmax(torch.cat([old, scores], dim=-1) + mask, dim=-1)
+        weights = _shares(torch.cat([old, scores], dim=-1), mask, cap)
         before, here = weights[..., : self.past], weights[..., self.past :]
         y = (values @ before.transpose(-1, -2)).transpose(-1, -2)
         return y + here @ v.transpose(-1, -2)
@@ -116,6 +128,10 @@ def longest(decoder: LanguageModel, caches: Sequence[int], most: int) -> int:
 
 def slots(config: DecoderConfig) -> list[str]:
     return [f"{layer}.{kind}" for layer in range(config.layers) for kind in ("key", "value")]
+
+
+def _shares(scores: Tensor, mask: Tensor, cap: float) -> Tensor:
+    return F.softmax((ops.current().soft_cap(scores, cap) if cap else scores) + mask, dim=-1)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, width: int) -> Tensor:

@@ -14,7 +14,9 @@ from exporters.models.decoders import Rows
 from exporters.models.source import Source
 
 KIND = "stablelm"
-MODEL_TYPES = ("stablelm",)
+MODEL_TYPES = ("stablelm", "stablelm_epoch", "bunny-stablelm")
+FIRST = MODEL_TYPES[1:]  # by the code that it was released with, before transformers had it; Bunny has that code
+FIRST_NAMES = {"rope_pct": "partial_rotary_factor", "norm_eps": "layer_norm_eps"}
 ARCHITECTURE = "stablelm"
 EPSILON = "attention.layer_norm_epsilon"
 NEIGHBOURS = False  # llama.cpp rotates the halves of a head, as checkpoints have them
@@ -61,14 +63,27 @@ class Config(prenorm.Config):
 
 
 def from_config(config: Mapping[str, Any]) -> Config:
-    """From transformers' StableLm names in config.json; what it leaves out is as in transformers' StableLmConfig."""
-    told = {**DEFAULTS, **config}
+    """From transformers' StableLm names in config.json, or those of its first code; what it leaves out is as in the
+    config of either."""
+    told = {**DEFAULTS, **_in_newer_names(config)}
     if odd := [f"{name} {told[name]!r}" for name in REFUSED if told[name]]:
         raise CheckpointError(
             f"config.json has {' and '.join(odd)}, which the {KIND} decoder does not compute",
             hint="a model of StableLM 3B, or of StableLM 2 1.6B",
         )
     return Config(**prenorm.sizes(told, KIND, eps="layer_norm_eps", partial=PARTIAL), qkv_bias=told["use_qkv_bias"])
+
+
+def _in_newer_names(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    if config.get("model_type") not in FIRST:
+        return config
+    for old, new in FIRST_NAMES.items():
+        if old in config and config.get(new, config[old]) != config[old]:
+            raise CheckpointError(
+                f"config.json has {old} {config[old]!r}, and {new} {config[new]!r}", hint="keep the right one"
+            )
+    renamed = {new: config[old] for old, new in FIRST_NAMES.items() if old in config}
+    return {"use_qkv_bias": True, **config, **renamed}
 
 
 def left_out(config: Mapping[str, Any]) -> dict[str, int]:

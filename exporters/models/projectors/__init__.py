@@ -12,11 +12,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isqrt
 from types import ModuleType
 from typing import Any
 
 from edge import plugins
 from edge.errors import CheckpointError
+from exporters.models.sizes import MOST_SIZE
+
+SECTION = "projector_config"
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,37 @@ def count(told: Mapping[str, Any], name: str, most: int = 4096) -> int:
     if type(found) is not int or not 1 <= found <= most:
         raise CheckpointError(f"config.json has {name} {found!r}", hint=f"a whole number from 1 to {most}")
     return found
+
+
+def section(told: Mapping[str, Any], shape: ProjectorConfig, usual: Mapping[str, Any]) -> dict[str, Any]:
+    """`projector_config`, for projectors that Honeybee's code configures so.
+
+    usual: the settings that the projector has, with the values that they have where config.json does not say.
+    Raises CheckpointError that names a setting that is unknown, of another kind, or for other widths than `shape`.
+    """
+    found = told.get(SECTION, {})
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"config.json has {SECTION} {found!r}", hint="it must be a JSON object")
+    widths = {"encoder_hidden_size": shape.inputs, "output_hidden_size": shape.hidden}
+    for name, value in found.items():
+        if name in widths and value == widths[name]:
+            continue
+        if name not in usual:
+            expected = f"it must be {widths[name]}" if name in widths else "known: " + ", ".join(usual)
+            raise CheckpointError(f"config.json has {name} {value!r} in {SECTION}", hint=expected)
+        if type(value) is not type(usual[name]) or (type(value) is int and not 0 <= value <= MOST_SIZE):
+            raise CheckpointError(
+                f"config.json has {name} {value!r} in {SECTION}", hint=f"it is {usual[name]!r} in published models"
+            )
+    return {**usual, **{name: value for name, value in found.items() if name in usual}}
+
+
+def side(queries: int, name: str) -> int:
+    """Of a square of so many embeddings. Raises CheckpointError that names the field, where there is none."""
+    root = isqrt(queries)
+    if queries < 1 or root * root != queries:
+        raise CheckpointError(f"config.json has {name} {queries}", hint="a square number: 144, for one")
+    return root
 
 
 def need_grid(config: ProjectorConfig, kind: str) -> None:

@@ -7,17 +7,10 @@ from torch import Tensor, nn
 
 from exporters.models import ops
 from exporters.models.folding import ACTIVATION, Folding
-from exporters.models.layers import Activation, Conv2d, LayerNorm, Linear
+from exporters.models.layers import Activation, ChannelNorm, Conv2d, Linear
 from exporters.models.projectors import ProjectorConfig, need_grid
 
 KIND = "ldpnet"
-
-
-class ChannelNorm(LayerNorm):
-    """Layer norm over the channels of `[B, C, G, G]`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class SqueezeExcitation(nn.Module):
