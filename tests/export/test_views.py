@@ -22,7 +22,8 @@ from edge.inference.session import load
 from edge.inputs.prompt import Turn, segments
 from edge.inputs.tokenizer import Tokenizer
 from edge.inputs.views import views
-from edge.spec import ViewsSpec, VLMSpec
+from edge.spec import VLMSpec
+from edge.spec.division import ViewsSpec
 from edge.types import Embeddings, Tokens
 from exporters.export import ExportRequest, export
 from exporters.sources import prompts
@@ -53,7 +54,7 @@ def bundle(saved, tmp_path_factory):
 @pytest.mark.parametrize("name", made.awkward())
 def test_views_are_those_of_the_processor(saved, spec, name):
     given, theirs = made.awkward()[name]
-    found, expected = views(given, spec.image), saved.pixels(theirs)
+    found, expected = views(given, spec), saved.pixels(theirs)
     rows, columns = found.grid
     assert len(found.pixels) == len(expected) == rows * columns + 1
     assert max(np.abs(view[0] - want).max() for view, want in zip(found.pixels, expected, strict=True)) < 1e-6
@@ -62,8 +63,8 @@ def test_views_are_those_of_the_processor(saved, spec, name):
 @pytest.mark.parametrize("name", ["wide", "tall", "very wide", "one pixel", "large and tall"])
 def test_a_smaller_division_is_the_processor_s_of_a_smaller_size(saved, spec, name):
     given, theirs = made.awkward()[name]
-    whole = len(views(given, spec.image).pixels)
-    found = views(given, spec.image, whole - 1)
+    whole = len(views(given, spec).pixels)
+    found = views(given, spec, TOKENS * whole - 1)
     size = {"longest_edge": 2 * SIDE}
     expected = saved.processor.image_processor(theirs, size=size, return_tensors="np")["pixel_values"][0]
     assert len(found.pixels) == len(expected) < whole
@@ -71,11 +72,13 @@ def test_a_smaller_division_is_the_processor_s_of_a_smaller_size(saved, spec, na
 
 
 def test_the_largest_division_that_is_allowed(spec):
-    counts = [len(views(WIDE, spec.image, most).pixels) for most in range(1, 13)]
+    counts = [len(views(WIDE, spec, TOKENS * most).pixels) for most in range(1, 13)]
     assert counts == [1, 1, 1, 1, 5, 5, 5, 5, 5, 10, 10, 10]
-    alone = views(WIDE, spec.image, 4)
+    alone = views(WIDE, spec, 5 * TOKENS - 1)
     assert alone.grid is None
-    np.testing.assert_array_equal(alone.pixels[0], views(WIDE, replace(spec.image, views=None)).pixels[0])
+    np.testing.assert_array_equal(
+        alone.pixels[0], views(WIDE, replace(spec, image=replace(spec.image, views=None))).pixels[0]
+    )
 
 
 @pytest.mark.parametrize("image", ["wide", "tall", "very wide"])
@@ -84,7 +87,7 @@ def test_ids_are_those_of_the_processor(saved, spec, talk, image):
     picture, said = made.awkward()[image][0], messages(*TALKS[talk])
     count = sum(e["type"] == "image" for message in said for e in message["content"])
     expected = saved.asked(said, [picture] * count)["input_ids"][0].tolist()
-    found = views(picture, spec.image)
+    found = views(picture, spec)
     rows = np.arange(len(found.pixels) * TOKENS, dtype=np.float32)[:, None]
     shown = Embeddings(rows, "it", grid=found.grid)
     asked = [said[0]["content"][0]["text"]] if said[0]["role"] == "system" else []
@@ -216,5 +219,5 @@ def test_a_longer_edge_of_one_view_has_no_tiles(saved, tmp_path):
     found = open_checkpoint(str(folder)).spec
     assert (found.image.views, found.image.long_edge) == (None, SIDE)
     expected = saved.processor.image_processor(WIDE, size={"longest_edge": SIDE}, return_tensors="np")
-    assert np.abs(views(WIDE, found.image).pixels[0] - expected["pixel_values"][0]).max() < 1e-6
+    assert np.abs(views(WIDE, found).pixels[0] - expected["pixel_values"][0]).max() < 1e-6
     assert LONG > SIDE
