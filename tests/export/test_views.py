@@ -24,7 +24,8 @@ from edge.inputs.tokenizer import Tokenizer
 from edge.inputs.views import views
 from edge.spec import VLMSpec
 from edge.spec.division import ViewsSpec
-from edge.types import Embeddings, Tokens
+from edge.types import Embeddings, OpenOptions, Tokens
+from exporters.evaluators import mil
 from exporters.export import ExportRequest, export
 from exporters.sources import prompts
 from exporters.sources.checkpoint import open_checkpoint
@@ -135,8 +136,9 @@ def test_a_manifest_that_contradicts_itself_is_refused(bundle, section, said, ma
         VLMSpec.from_json(told)
 
 
-@pytest.mark.parametrize("format", ["onnx", "gguf"])
-def test_a_bundle_answers_as_transformers_does(saved, format, tmp_path):
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_bundle_answers_as_transformers_does(saved, format, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     request = ExportRequest(str(saved.folder), tmp_path / "out", threads=1, **FORMATS[format])
     done = export(request, lambda *_: None)
     assert done.report.ok
@@ -148,6 +150,22 @@ def test_a_bundle_answers_as_transformers_does(saved, format, tmp_path):
             session.ask(picture, QUESTION, max_tokens=COUNT)
             assert list(session.last.token_ids) == told
             assert len(set(told)) > 4
+
+
+def test_core_ml_answers_as_transformers_does(saved, tmp_path):
+    request = ExportRequest(str(saved.folder), tmp_path / "out", threads=1, recipe="coreml-fp16")
+    opened = Bundle.open(export(request, lambda *_: None).path)
+    options, spec = OpenOptions(threads=1, context=512), opened.manifest.spec
+    see, speak = (mil.evaluate(opened.files(part), options, "fp32") for part in opened.manifest.parts)
+    found = views(WIDE, spec)
+    rows = [see.run({"pixel_values": pixels})["image_embeds"][0] for pixels in found.pixels]
+    texts = Tokenizer.open(opened.file(opened.manifest.tokenizer))
+    shown = Embeddings(np.concatenate(rows), "it", grid=found.grid)
+    logits, told = speak.extend(segments(spec.prompt, texts, [Turn.about(QUESTION, [shown])])), []
+    for _ in range(COUNT):
+        told.append(int(logits.argmax()))
+        logits = speak.extend([Tokens((told[-1],))])
+    assert told == saved.answer(saved.asked(messages((None, QUESTION)), [WIDE]), COUNT, tokenizer().token_to_id(END))
 
 
 def test_a_budget_at_the_export_and_at_the_run(saved, bundle, tmp_path):
