@@ -16,15 +16,21 @@ from jsonschema import Draft202012Validator
 from smolvlm import END, LONG, SIDE, TOKENS
 from test_smolvlm import COUNT, FORMATS, QUESTION, TALKS, messages, tokenizer
 
+from edge.bundle.golden import Golden
 from edge.bundle.manifest import Bundle
+from edge.devices import profile
 from edge.errors import BundleError, ContextError, UsageError
 from edge.inference.session import load
 from edge.inputs.prompt import Turn, segments
 from edge.inputs.tokenizer import Tokenizer
 from edge.inputs.views import views
+from edge.planning.fit import fit, prompt_tokens
+from edge.planning.sizes import sizes
 from edge.spec import VLMSpec
 from edge.spec.division import ViewsSpec
 from edge.types import Embeddings, OpenOptions, Tokens
+from edge.verify import compare, verify
+from exporters import pipeline
 from exporters.evaluators import mil
 from exporters.export import ExportRequest, export
 from exporters.sources import prompts
@@ -105,6 +111,55 @@ def test_ids_are_those_of_the_processor(saved, spec, talk, image):
     if count:
         seen = np.concatenate([s.rows for s in fed if isinstance(s, Embeddings)])
         np.testing.assert_array_equal(seen, np.concatenate([rows] * count))  # each view's own, in their order
+
+
+def test_golden_is_replayed_in_all_its_views(bundle, spec):
+    """The drawing, 400 x 300, is 3 x 3 tiles."""
+    opened = Bundle.open(bundle)
+    golden, told = Golden.load(opened.file(opened.manifest.golden)), opened.manifest.golden_prompt["views"]
+    assert (told["count"], told["image_tokens"], told["segments"].count(None)) == (10, 10 * TOKENS, 10)
+    assert golden.divided.fp32.image_embeds.shape == (1, 10 * TOKENS, spec.decoder.hidden)
+    report = verify(opened)
+    assert report.ok
+    assert {row.stage for row in report.rows} >= {"views.vision", "views.prefill", "views.tokens"}
+    spoilt = replace(golden.divided, stored=replace(golden.divided.stored, logits=golden.stored.logits))
+    with load(bundle, threads=1) as session:
+        found = compare(session, replace(golden, divided=spoilt))
+    assert [row.stage for row in found.rows if not row.ok][:1] == ["views.prefill"]
+
+
+def test_what_is_foreseen_counts_all_views(bundle):
+    manifest, device = Bundle.open(bundle).manifest, profile("rpi5")
+    told = fit(manifest, device)
+    sizes_of = sizes(manifest, manifest.parts)
+    assert (sizes_of.views, sizes_of.image_tokens) == (10, 10 * TOKENS)
+    one = {name: value for name, value in manifest.golden_prompt.items() if name != "views"}
+    single = replace(manifest, golden_prompt=one)
+    assert prompt_tokens(manifest) > prompt_tokens(single) + 9 * TOKENS
+    assert told.value("vision") == pytest.approx(10 * fit(single, device).value("vision"))
+    assert told.value("peak memory, one answer") >= fit(single, device).value("peak memory, one answer")
+
+
+def test_calibration_sees_all_views(saved, tmp_path):
+    WIDE.save(tmp_path / "wide.png")
+    line = {"image": "wide.png", "question": QUESTION, "answer": "Noise."}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(line))
+    fed = []
+    with pytest.MonkeyPatch.context() as patch:
+        plain = pipeline.segments
+        patch.setattr(pipeline, "segments", lambda *given: fed.append(plain(*given)) or fed[-1])
+        request = ExportRequest(str(saved.folder), tmp_path / "out", threads=1, calib=tmp_path, **FORMATS["onnx"])
+        assert export(request, lambda *_: None).report.ok
+    views_of = [sum(isinstance(segment, Embeddings) for segment in prompt) for prompt in fed]
+    assert views_of.count(10) >= 2  # golden and the calibration
+
+
+def test_a_context_that_tiles_exceed_is_refused_before_the_export(saved, tmp_path):
+    request = ExportRequest(str(saved.folder), tmp_path / "out", threads=1, context=150, **FORMATS["onnx"])
+    with pytest.raises(UsageError, match=r"takes \d+ positions, 160 of them for its tiles, with its answer") as caught:
+        export(request, lambda *_: None)
+    budget = int(caught.value.hint.rpartition(" ")[2])
+    assert export(replace(request, image_tokens=budget), lambda *_: None).report.ok
 
 
 def test_the_manifest_is_as_its_schema_has_it(bundle, spec):
