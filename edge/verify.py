@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.bundle.golden import TOKENS, Golden, Outputs
+from edge.bundle.golden import TOKENS, VIEWS, Golden, Outputs, References
 from edge.bundle.manifest import Bundle, Part
 from edge.engines import evaluator_names
 from edge.errors import BundleError
@@ -23,6 +23,7 @@ from edge.types import Decoder, Embeddings, Segment, Tokens
 _PICTURE = {"max_abs": 1e-4}  # a resize is exact; what remains is float arithmetic
 _EXACT = {"tokens": 1.0}
 _DISTANCES = ("max_abs", "cosine")
+Ids = list[list[int] | None]  # None is the picture, or one view of it
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Row:
     """One stage compared with one reference. A row without a tolerance tells what quantising costs: it fails only where
     the comparison is not finite, for that is no cost."""
 
-    stage: str  # picture, prompt, vision, prefill, tokens
+    stage: str  # picture, prompt, vision, prefill, tokens; views.vision and so on: of the picture in all its views
     # golden; stored: torch on the same stored weights, its activations in float32 or rounded as the format's kernels
     # do, whichever is nearer; fp32: torch on the source's weights; checkpoint: golden itself compared with torch anew;
     # recorded: what an adopted part answered where the bundle was made
@@ -89,10 +90,11 @@ def compare(session: Session, golden: Golden) -> Report:
     part = manifest.part("decoder")
     rows = [
         Row("picture", "golden", _picture_error(golden, manifest.spec.image), _PICTURE),
-        Row("prompt", "golden", {"tokens": _prompt_agreement(session)}, _EXACT),
+        Row("prompt", "golden", {"tokens": _prompt_agreement(session, golden)}, _EXACT),
         *_seeing(session, golden),
-        *_answering(part, *_replay(session, golden), golden),
     ]
+    for before, of, prompt in _asked(manifest.golden_prompt, golden):
+        rows += _answering(part, *_replay(session, of.fp32.image_embeds[0], prompt), of, before)
     evaluated = {choice.part.format for choice in session.plan.choices if choice.engine in evaluator_names()}
     return Report(tuple(rows), tuple(sorted(evaluated)), part.covers if part.adopted else ())
 
@@ -109,7 +111,20 @@ def distance(found: NDArray[np.float32], reference: NDArray[np.float32]) -> dict
     return {"max_abs": float(np.abs(a - b).max()), "cosine": cosine}
 
 
-def _nearest(found: NDArray[np.float32], golden: Golden, output: str) -> tuple[dict[str, float], Outputs]:
+def _asked(told: Mapping[str, Any], golden: Golden) -> Iterator[tuple[str, Golden | References, Ids]]:
+    """The golden question about the picture as one view, and as the bundle divides it: what its stages begin with, the
+    references, and the ids around the picture."""
+    yield "", golden, told["segments"]
+    if golden.divided is not None:
+        if "views" not in told:
+            raise BundleError(
+                "the golden sample has several views, and the manifest no prompt for them",
+                hint="export the bundle again",
+            )
+        yield VIEWS, golden.divided, told["views"]["segments"]
+
+
+def _nearest(found: NDArray[np.float32], golden: Golden | References, output: str) -> tuple[dict[str, float], Outputs]:
     """The distance to the outputs on the stored weights, and those outputs: of a part whose kernels round activations
     where a processor has the instructions, and do not on another, the nearer ones."""
     outputs = [golden.stored, *([golden.rounded] if golden.rounded else [])]
@@ -126,31 +141,46 @@ def _seeing(session: Session, golden: Golden) -> Iterator[Row]:
         bounds = _bounds(manifest.part("vision"), _DISTANCES)
         yield Row("vision", "stored", _nearest(rows, golden, "image_embeds")[0], bounds)
         yield Row("vision", "fp32", distance(rows, golden.fp32.image_embeds), {})
+        if golden.divided is not None:
+            rows = session.encode_pixels(session.views(golden.picture)).rows[None]
+            yield Row(f"{VIEWS}vision", "stored", _nearest(rows, golden.divided, "image_embeds")[0], bounds)
+            yield Row(f"{VIEWS}vision", "fp32", distance(rows, golden.divided.fp32.image_embeds), {})
 
 
-def _answering(part: Part, logits: NDArray[np.float32], tokens: NDArray[np.int32], golden: Golden) -> Iterator[Row]:
+def _answering(
+    part: Part, logits: NDArray[np.float32], tokens: NDArray[np.int32], of: Golden | References, before: str
+) -> Iterator[Row]:
     """Of an adopted decoder golden holds what it answered itself, maybe on a processor that rounds otherwise."""
     bounds, agreement = (_bounds(part, measures) for measures in (_DISTANCES, tuple(_EXACT)))
     if part.adopted:
-        yield Row("prefill", "recorded", distance(logits, golden.fp32.logits), bounds)
-        yield Row("tokens", "recorded", {"tokens": _agreement(tokens, golden.fp32.tokens)}, agreement)
+        yield Row(f"{before}prefill", "recorded", distance(logits, of.fp32.logits), bounds)
+        yield Row(f"{before}tokens", "recorded", {"tokens": _agreement(tokens, of.fp32.tokens)}, agreement)
         return
-    prefill, stored = _nearest(logits, golden, "logits")
-    yield Row("prefill", "stored", prefill, bounds)
-    yield Row("prefill", "fp32", distance(logits, golden.fp32.logits), {})
-    yield Row("tokens", "stored", {"tokens": _agreement(tokens, stored.tokens)}, agreement)
-    yield Row("tokens", "fp32", {"tokens": _agreement(tokens, golden.fp32.tokens)}, {})
+    prefill, stored = _nearest(logits, of, "logits")
+    yield Row(f"{before}prefill", "stored", prefill, bounds)
+    yield Row(f"{before}prefill", "fp32", distance(logits, of.fp32.logits), {})
+    yield Row(f"{before}tokens", "stored", {"tokens": _agreement(tokens, stored.tokens)}, agreement)
+    yield Row(f"{before}tokens", "fp32", {"tokens": _agreement(tokens, of.fp32.tokens)}, {})
 
 
-def _replay(session: Session, golden: Golden) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+def shown(prompt: Ids, rows: NDArray[np.float32]) -> list[Segment]:
+    """Token ids, and the rows `[N, hidden]` of the picture: as many of them for each None. Raises BundleError where
+    they are not as many."""
+    each, left = divmod(len(rows), max(1, prompt.count(None)))
+    if left or not each:
+        raise BundleError(
+            f"the golden sample has {len(rows)} embeddings for {prompt.count(None)} views",
+            hint="export the bundle again",
+        )
+    views = (Embeddings(rows[at : at + each], "golden", at) for at in range(0, len(rows), each))
+    return [next(views) if ids is None else Tokens(tuple(ids)) for ids in prompt]
+
+
+def _replay(session: Session, rows: NDArray[np.float32], prompt: Ids) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Logits of the prompt's last position, and the greedy tokens as `_greedy` gives them."""
-    picture = Embeddings(golden.fp32.image_embeds[0], key="golden")
-    prompt: list[Segment] = [
-        picture if ids is None else Tokens(tuple(ids)) for ids in session.bundle.manifest.golden_prompt["segments"]
-    ]
     decoder = session.decoder
     decoder.rewind(0)
-    logits = decoder.extend(prompt)
+    logits = decoder.extend(shown(prompt, rows))
     return logits.copy(), _greedy(decoder, logits)
 
 
@@ -187,11 +217,16 @@ def _picture_error(golden: Golden, spec: ImageSpec) -> dict[str, float]:
     return distance(image.pixels(golden.picture, spec), golden.pixel_values)
 
 
-def _prompt_agreement(session: Session) -> float:
+def _prompt_agreement(session: Session, golden: Golden) -> float:
     """1.0 when the question is cut and tokenised into the very ids that the export saw."""
     manifest = session.bundle.manifest
-    rows = np.zeros((manifest.spec.prompt.image_tokens, manifest.spec.decoder.hidden), np.float32)
-    turn = Turn.about(manifest.golden_prompt["question"], (Embeddings(rows, key="golden"),))
-    cut = segments(manifest.spec.prompt, session.tokenizer, [turn])
-    ids = [list(segment.ids) if isinstance(segment, Tokens) else None for segment in cut]
-    return float(ids == manifest.golden_prompt["segments"])
+    question, same = manifest.golden_prompt["question"], True
+    for before, of, prompt in _asked(manifest.golden_prompt, golden):
+        grid = session.views(golden.picture).grid if before else None
+        rows = np.zeros((manifest.spec.prompt.image_tokens, 1), np.float32)
+        if before:
+            rows = np.zeros((of.fp32.image_embeds.shape[1], 1), np.float32)
+        turn = Turn.about(question, (Embeddings(rows, key="golden", grid=grid),))
+        cut = segments(manifest.spec.prompt, session.tokenizer, [turn])
+        same &= [list(segment.ids) if isinstance(segment, Tokens) else None for segment in cut] == prompt
+    return float(same)

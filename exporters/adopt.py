@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edge import devices
 from edge.bundle import manifest as bundles
 from edge.bundle import staging
-from edge.bundle.golden import GOLDEN, TOKENS, Golden, Outputs
+from edge.bundle.golden import GOLDEN, TOKENS
 from edge.bundle.manifest import ADOPTED, Bundle, Part
 from edge.engines import installed_engines, open_part, opening
 from edge.errors import CheckpointError, UsageError
@@ -28,8 +28,8 @@ from edge.planning.fit import fit
 from edge.recipes import Recipe, Target
 from edge.types import Decoder as Engine
 from edge.types import Embeddings, OpenOptions, PartFiles, Tokens
-from edge.verify import distance, verify
-from exporters import finite, golden_sample, malloc, preview, reference, targets
+from edge.verify import Ids, distance, shown, verify
+from exporters import finite, golden_sample, malloc, preview, targets
 from exporters.calibration_sample import samples
 from exporters.checkpoints import shortened
 from exporters.equalizer import equalised
@@ -48,7 +48,7 @@ from exporters.gguf.adopted import Decoder
 from exporters.judge import MAX_LOSS
 from exporters.models.encoder import Encoder
 from exporters.order import Order, Stages
-from exporters.pipeline import Built, Ids, cut, encoders, write_vision
+from exporters.pipeline import Answer, Built, asked_of, encoders, golden_of, golden_prompt, write_vision
 from exporters.sources import prompts
 from exporters.sources.checkpoint import Checkpoint, open_checkpoint
 from exporters.sources.image_budget import budgeted
@@ -59,11 +59,6 @@ USUAL = "onnx-w8a8-gguf-q4_0"  # its vision part, where a call says no other
 TOLERANCE = {"cosine": 0.99}  # of what it answered here, on a processor whose kernels round otherwise
 _FED = 0.999  # cosine between what rows and what their tokens give: above, images can be fed
 _LEAST = 4  # tokens that are fed both ways
-
-
-class Answered(NamedTuple):
-    logits: NDArray[np.float32]
-    tokens: NDArray[np.int32]
 
 
 def export(request: ExportRequest, progress: Stages) -> Exported:
@@ -177,24 +172,22 @@ def _build(
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer_json(), encoding="utf-8")
     tokenizer = Tokenizer.open(folder / "tokenizer.json")
     pixel_values = image.pixels(order.picture, checkpoint.spec.image)
-    prompt = cut(checkpoint, tokenizer, order.question)
+    told, whole = golden_prompt(order, tokenizer)
     vision, *others = encoders(checkpoint, order.targets)
     write = Writer(order, folder, progress)
     write.check(vision, *others)
     part = _kept(decoder, folder)
     opened = _opened(decoder, part, folder, checkpoint, threads)
-    _require_fed(opened, decoder, prompt)
-    seen = write_vision(write, vision, pixel_values, samples(order.calibration))
+    _require_fed(opened, decoder, told["segments"])
+    seen = write_vision(write, vision, pixel_values, samples(order.calibration), whole)
     for component in others:
         module = write.load(component, Encoder)
         equalised(module, seen.looked, order.targets[component.role])
         write.encoder(component, module, widened=order.widened.get(component.role, NOTHING))
     write.finish()
-    rows = seen.looked.exact[0].numpy()
-    said = _answer(opened, prompt, rows)
-    rounded = None if seen.rounded is None else Outputs(seen.rounded, *said)
-    golden = Golden(order.picture, pixel_values, Outputs(rows, *said), Outputs(seen.stored, *said), rounded)
-    return Built((*write.parts, part), golden, prompt, {"vision": seen.cost}, tuple(write.companions))
+    said = [_answer(opened, *talk) for talk in asked_of(told, seen)]
+    golden = golden_of(order, pixel_values, seen, [(one, one, None) for one in said])
+    return Built((*write.parts, part), golden, told, {"vision": seen.cost}, tuple(write.companions))
 
 
 def _kept(decoder: Decoder, folder: Path) -> Part:
@@ -245,12 +238,12 @@ def _require_fed(engine: Engine, decoder: Decoder, prompt: Ids) -> None:
         )
 
 
-def _answer(engine: Engine, prompt: Ids, rows: NDArray[np.float32]) -> Answered:
+def _answer(engine: Engine, prompt: Ids, rows: NDArray[np.float32]) -> Answer:
     """As `exporters.reference.answer`."""
     engine.rewind(0)
-    logits = first = engine.extend(reference.conversation(prompt, rows)).copy()
+    logits = first = engine.extend(shown(prompt, rows[0])).copy()
     tokens = []
     for _ in range(TOKENS):
         tokens.append(int(logits.argmax()))
         logits = engine.extend([Tokens((tokens[-1],))])
-    return Answered(first, np.array(tokens, np.int32))
+    return first, np.array(tokens, np.int32)

@@ -164,7 +164,9 @@ def _within(
     progress("search", 0.0)
     profile = devices.profile(device or devices.THIS)
     sides = measured(order, own_tokenizer(order.checkpoint))
-    beside = len(order.checkpoint.tokenizer_json()) + golden_bytes(order.checkpoint.spec, order.picture.size)
+    spec = order.checkpoint.spec
+    tokens = golden_sample.divided(order.picture, spec).get("image_tokens", 0)
+    beside = len(order.checkpoint.tokenizer_json()) + golden_bytes(spec, order.picture.size, tokens)
     beside += sum(side.floats for side in sides)
 
     def foreseen(widened: Widened) -> tuple[int, int]:
@@ -188,7 +190,7 @@ def described(checkpoint: Checkpoint, recipe: Recipe, question: str, built: Buil
         license=checkpoint.license,
         recipe=recipe.name,
         spec=checkpoint.spec,
-        golden_prompt={"question": question, "segments": built.prompt},
+        golden_prompt={"question": question, **built.prompt},
         parts=built.parts,
         tokenizer=bundles.describe(folder, folder / "tokenizer.json"),
         golden=bundles.describe(folder, folder / GOLDEN),
@@ -221,7 +223,7 @@ def require_parity(report: Report, parts: tuple[Part, ...], max_loss: float) -> 
 def _way_out(row: Row, parts: tuple[Part, ...]) -> str:
     """Reference and artifact hold the same weights, so what is left between them is how activations are computed: a
     scheme that rounds those fails on outliers, and one of floating point does not."""
-    role = "vision" if row.stage == "vision" else "decoder"
+    role = "vision" if row.stage.endswith("vision") else "decoder"
     part = next(part for part in parts if role in part.covers)
     schemes = targets.schemes(part.format)[role]
     wide = next((scheme for scheme in FLOATS if scheme in schemes), part.scheme)

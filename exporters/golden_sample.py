@@ -11,6 +11,8 @@ from PIL.Image import new
 
 from edge.inputs import image
 from edge.inputs.calibration import Record
+from edge.inputs.views import views
+from edge.spec import VLMSpec
 
 QUESTION = "What is in this picture?"
 
@@ -20,6 +22,15 @@ def choose(calibration: Sequence[Record]) -> tuple[NDArray[np.uint8], str]:
     if not calibration:
         return drawing(), QUESTION
     return np.asarray(image.open_image(calibration[0].picture)), calibration[0].question
+
+
+def divided(picture: NDArray[np.uint8], spec: VLMSpec) -> dict[str, int]:
+    """Of a picture that a bundle divides: `count` of views, and `image_tokens` of all; empty where it is one view."""
+    found = views(picture, spec)
+    if (count := len(found.pixels)) == 1:
+        return {}
+    one = spec.prompt.image_tokens
+    return {"count": count, "image_tokens": one * count if found.lines is None else one - 1 + found.lines.tokens}
 
 
 def drawing() -> NDArray[np.uint8]:

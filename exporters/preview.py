@@ -8,7 +8,7 @@ from edge import plugins
 from edge.bundle.golden import GOLDEN
 from edge.bundle.manifest import ROLES, File, Manifest, Part
 from edge.recipes import Recipe, bytes_per_weight
-from exporters import pipeline, targets, widening
+from exporters import golden_sample, pipeline, targets, widening
 from exporters.formats import NOTHING, Job
 from exporters.sources.checkpoint import Checkpoint, open_checkpoint
 from exporters.widening import Widened
@@ -36,7 +36,8 @@ def manifest(
     options: targets.Options = targets.NO_OPTIONS,
     widened: Widened = NOTHING,
 ) -> Manifest:
-    """Its files' bytes are right to a few percent; they have no hashes, and the golden question is not known."""
+    """Its files' bytes are right to a few percent; they have no hashes, and the golden question is not known. Images
+    are divided as the drawing is."""
     parts, companions = [], []
     for component in pipeline.parts(checkpoint, recipe.targets):  # as they are written
         target = recipe.targets[component.role]
@@ -56,7 +57,7 @@ def manifest(
         license=checkpoint.license,
         recipe=recipe.name,
         spec=checkpoint.spec,
-        golden_prompt={},
+        golden_prompt={"views": golden_sample.divided(golden_sample.drawing(), checkpoint.spec)},
         parts=tuple(parts),
         tokenizer=File("tokenizer.json", 0, ""),
         golden=File(GOLDEN, 0, ""),

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from edge.bundle.golden import TOKENS
 from edge.errors import CheckpointError
+from edge.inference.vision import joined
+from edge.inputs.views import Views
 from edge.types import Embeddings, Segment, Tokens
+from edge.verify import Ids, shown
 from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
@@ -36,9 +39,9 @@ def encode(encoder: Encoder, pixel_values: NDArray[np.float32]) -> NDArray[np.fl
     return rows
 
 
-def conversation(prompt: Sequence[Sequence[int] | None], image_embeds: NDArray[np.float32]) -> list[Segment]:
-    """Token ids, and the rows `[1, N, hidden]` of the picture that None stands for."""
-    return [Embeddings(image_embeds[0], "golden") if ids is None else Tokens(tuple(ids)) for ids in prompt]
+def encode_all(encoder: Encoder, views: Views) -> Embeddings:
+    """All views of an image, as a session joins them. Raises CheckpointError where they are not finite."""
+    return joined(views, [Embeddings(encode(encoder, view)[0], "view") for view in views.pixels])
 
 
 def merged(decoder: LanguageModel, segments: Sequence[Segment]) -> Tensor:
@@ -51,15 +54,16 @@ def merged(decoder: LanguageModel, segments: Sequence[Segment]) -> Tensor:
 @torch.inference_mode()
 def answer(
     decoder: LanguageModel,
-    prompt: Sequence[Sequence[int] | None],
+    prompt: Ids,
     image_embeds: NDArray[np.float32],
     count: int = TOKENS,
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Logits `[vocab]` of the prompt's last position and the first `count` greedy tokens, not stopped by an end token;
-    None in `prompt` is the picture. Raises CheckpointError where logits are not finite."""
+    None in `prompt` is the picture, whose rows are `image_embeds` `[1, N, hidden]`, or one view of it. Raises
+    CheckpointError where logits are not finite."""
     config = decoder.config
     cache = GrowingCache(config.heads, config.kv_heads, config.rope)
-    logits = first = decoder(merged(decoder, conversation(prompt, image_embeds)), cache)[0, -1]
+    logits = first = decoder(merged(decoder, shown(prompt, image_embeds[0])), cache)[0, -1]
     tokens = []
     for _ in range(count):
         tokens.append(int(finite("decoder", logits).argmax()))

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from edge.bundle.golden import Golden, Outputs
+from edge.bundle.golden import VIEWS, Golden, Outputs
 from edge.bundle.manifest import Bundle, Manifest
 from edge.errors import ParityError, UsageError
 from edge.inference.session import load
 from edge.inputs import image
-from edge.verify import Report, Row, compare, distance
+from edge.inputs.views import views
+from edge.verify import Ids, Report, Row, compare, distance
 from exporters import reference
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
-from exporters.pipeline import Ids, components, cut, own_tokenizer
+from exporters.pipeline import components, cut, own_tokenizer
 from exporters.sources import prompts
 from exporters.sources.checkpoint import Checkpoint, open_checkpoint
 from exporters.sources.image_budget import budgeted
@@ -56,14 +57,18 @@ def verify_against(
         )
     golden = Golden.load(bundle.file(manifest.golden))
     prompt = manifest.golden_prompt["segments"]
-    anew = _outputs(source, golden, prompt, answers=not decoder.adopted)
+    asked = [prompt, *([manifest.golden_prompt["views"]["segments"]] if golden.divided else [])]
+    anew, *more = _outputs(source, golden, asked, answers=not decoder.adopted)
     told = float(_prompt(source, manifest.golden_prompt["question"]) == prompt)
-    rows = [
-        Row("prompt", "checkpoint", {"tokens": told}, {"tokens": 1.0}),
-        Row("vision", "checkpoint", distance(golden.fp32.image_embeds, anew.image_embeds), _SAME),
-    ]
-    if not decoder.adopted:
-        rows.append(Row("prefill", "checkpoint", distance(golden.fp32.logits, anew.logits), _SAME))
+    rows = [Row("prompt", "checkpoint", {"tokens": told}, {"tokens": 1.0})]
+    compared = [("", golden.fp32, anew)]
+    if golden.divided and more:
+        compared.append((VIEWS, golden.divided.fp32, more[0]))
+        golden = replace(golden, divided=replace(golden.divided, fp32=more[0]))
+    for before, kept, made in compared:
+        rows.append(Row(f"{before}vision", "checkpoint", distance(kept.image_embeds, made.image_embeds), _SAME))
+        if not decoder.adopted:
+            rows.append(Row(f"{before}prefill", "checkpoint", distance(kept.logits, made.logits), _SAME))
     with load(bundle.path, threads=threads, isa=isa, evaluators=True) as session:
         found = compare(session, replace(golden, fp32=anew))
         return replace(found, rows=(*rows, *found.rows))
@@ -80,21 +85,25 @@ def _prompted(source: Checkpoint, manifest: Manifest) -> Checkpoint:
 def _outputs(
     source: Checkpoint,
     golden: Golden,
-    prompt: Sequence[Sequence[int] | None],
+    asked: Sequence[Ids],
     *,
     answers: bool,
-) -> Outputs:
-    """Where the decoder is not the checkpoint's, golden's answers stay."""
+) -> list[Outputs]:
+    """Of the picture as one view, and where `asked` has a second prompt, in all its views. Where the decoder is not the
+    checkpoint's, golden's answers stay."""
     vision, decoder = components(source)
     encoder = vision.load(source.weights)
     assert isinstance(encoder, Encoder)
-    rows = reference.encode(encoder, image.pixels(golden.picture, source.spec.image))
+    rows = [reference.encode(encoder, image.pixels(golden.picture, source.spec.image))]
+    if len(asked) > 1:
+        rows.append(reference.encode_all(encoder, views(golden.picture, source.spec)).rows[None])
     if not answers:
-        return replace(golden.fp32, image_embeds=rows)
+        kept = [golden.fp32, *([golden.divided.fp32] if golden.divided else [])]
+        return [replace(of, image_embeds=one) for of, one in zip(kept, rows, strict=True)]
     del encoder  # one component at a time
     model = decoder.load(source.weights)
     assert isinstance(model, LanguageModel)
-    return Outputs(rows, *reference.answer(model, prompt, rows))
+    return [Outputs(one, *reference.answer(model, prompt, one)) for one, prompt in zip(rows, asked, strict=True)]
 
 
 def _prompt(source: Checkpoint, question: str) -> Ids:

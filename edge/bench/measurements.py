@@ -129,10 +129,10 @@ class _Stages:
 
     def _seeing(self, source: bytes) -> Iterator[Event]:
         picture = image.open_image(source)
-        pixels = image.pixels(picture, self.spec.image)
+        views = self.session.views(picture)
         yield from self._repeated("picture decode", lambda: image.open_image(source))
-        yield from self._repeated("preprocess", lambda: image.pixels(picture, self.spec.image))
-        yield from self._repeated("vision encode", lambda: self.session.encode_pixels(pixels), self.session.forget)
+        yield from self._repeated("preprocess", lambda: self.session.views(picture))
+        yield from self._repeated("vision encode", lambda: self.session.encode_pixels(views), self.session.forget)
 
     def _prefill(self, count: int, depth: int) -> Iterator[Event]:
         prompt = first(self.prompt, count)

@@ -1,7 +1,8 @@
 """Golden sample (`golden.safetensors`): reference inputs and outputs, so that any machine can prove the parts.
 
 Each array exists as fp32 torch computed it; with `.stored`, as torch computed it on the weights that the parts hold;
-and with `.rounded`, if kernels round activations to integers, as torch computed it on those weights and so rounded.
+and with `.rounded`, if kernels round activations to integers, as torch computed it on those weights and so rounded. Of
+an image that is divided, each exists once more as `views.`, of all its views together.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ TOKENS = 16  # greedy tokens after the prompt
 OUTPUTS = {"image_embeds": (np.float32, 3), "logits": (np.float32, 1), "tokens": (np.int32, 1)}  # dtype, dimensions
 STORED = {f"{name}.stored": kind for name, kind in OUTPUTS.items()}
 ROUNDED = {f"{name}.rounded": kind for name, kind in OUTPUTS.items()}  # all of them or none
+VIEWS = "views."  # before an output's name: of the image in all its views
 ARRAYS = {"picture": (np.uint8, 3), "pixel_values": (np.float32, 4), **OUTPUTS, **STORED}
 _MOST = 1 << 27  # bytes of an array: a picture is the largest
 # What NumPy and zipfile raise on damaged bytes.
@@ -52,18 +54,31 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class Golden:
-    picture: NDArray[np.uint8]  # [H, W, 3], RGB
-    pixel_values: NDArray[np.float32]  # [1, 3, S, S]
+class References:
+    """What was computed of one question about the picture."""
+
     fp32: Outputs
     stored: Outputs
     rounded: Outputs | None = None  # None where no kernel rounds activations
 
+
+@dataclass(frozen=True)
+class Golden:
+    picture: NDArray[np.uint8]  # [H, W, 3], RGB
+    pixel_values: NDArray[np.float32]  # [1, 3, S, S]: as one view, which the next three are of
+    fp32: Outputs
+    stored: Outputs
+    rounded: Outputs | None = None
+    divided: References | None = None  # in all its views, `image_embeds` [1, all rows, D]; None: it has one
+
     def save(self, path: Path) -> None:
         arrays: dict[str, Any] = {"picture": self.picture, "pixel_values": self.pixel_values}
-        for suffix, outputs in (("", self.fp32), (".stored", self.stored), (".rounded", self.rounded)):
-            if outputs is not None:
-                arrays |= {name + suffix: getattr(outputs, name) for name in OUTPUTS}
+        for before, of in (("", self), (VIEWS, self.divided)):
+            if of is None:
+                continue
+            for suffix, outputs in (("", of.fp32), (".stored", of.stored), (".rounded", of.rounded)):
+                if outputs is not None:
+                    arrays |= {f"{before}{name}{suffix}": getattr(outputs, name) for name in OUTPUTS}
         safetensors.write(path, arrays)
 
     @classmethod
@@ -71,7 +86,10 @@ class Golden:
         """Raises BundleError when the file is not a golden one."""
         arrays = _npz(path) if path.suffix == ".npz" else safetensors.read(path)
         rounds = any(name in arrays for name in ROUNDED)
-        for name, (dtype, dimensions) in (ARRAYS | ROUNDED if rounds else ARRAYS).items():
+        expected = {**ARRAYS, **(ROUNDED if rounds else {})}
+        if divided := VIEWS + next(iter(OUTPUTS)) in arrays:
+            expected |= {VIEWS + name: kind for name, kind in expected.items() if name.partition(".")[0] in OUTPUTS}
+        for name, (dtype, dimensions) in expected.items():
             if name not in arrays:
                 raise BundleError(f"{path.name} has no {name}", hint="copy or export the bundle again")
             if arrays[name].dtype != dtype or arrays[name].ndim != dimensions:
@@ -80,8 +98,13 @@ class Golden:
                     hint="copy or export the bundle again",
                 )
         suffixes = ("", ".stored", ".rounded") if rounds else ("", ".stored")
-        outputs = [Outputs(*(arrays[name + suffix] for name in OUTPUTS)) for suffix in suffixes]
-        return cls(arrays["picture"], arrays["pixel_values"], *outputs)
+
+        def outputs(before: str) -> list[Outputs]:
+            return [Outputs(*(arrays[before + name + suffix] for name in OUTPUTS)) for suffix in suffixes]
+
+        whole = References(*outputs(""))
+        own = (arrays["picture"], arrays["pixel_values"], whole.fp32, whole.stored, whole.rounded)
+        return cls(*own, References(*outputs(VIEWS)) if divided else None)
 
 
 def _npy(file: zipfile.ZipFile, member: str) -> Array:
@@ -96,9 +119,11 @@ def _npy(file: zipfile.ZipFile, member: str) -> Array:
         return np.frombuffer(packed.read(size), dtype).reshape(shape).copy()
 
 
-def golden_bytes(spec: VLMSpec, picture: int) -> int:
-    """How large the sample will be, all three references in it; `picture`: its bytes."""
+def golden_bytes(spec: VLMSpec, picture: int, divided: int) -> int:
+    """How large the sample will be, all three references in it; `picture`: its bytes; `divided`: embeddings of all its
+    views, 0 where it is one."""
     outputs = spec.prompt.image_tokens * spec.decoder.hidden + spec.decoder.vocab + TOKENS
+    outputs += (divided * spec.decoder.hidden + spec.decoder.vocab + TOKENS) * bool(divided)
     return picture + 4 * (3 * spec.image.size**2 + 3 * outputs)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from edge.bundle import manifest_file, schema1
 from edge.errors import BundleError
-from edge.spec import VLMSpec
+from edge.spec import MOST, VLMSpec
 from edge.types import PartFiles, TensorSpec
 
 SCHEMA = 2
@@ -78,7 +78,9 @@ class Manifest:
     license: str
     recipe: str
     spec: VLMSpec
-    golden_prompt: Mapping[str, Any]  # question, segments: token ids around the pictures (None stands for a picture)
+    # question, segments: token ids around the picture (None stands for it); views, where it is divided: how many, the
+    # embeddings of all, and their segments
+    golden_prompt: Mapping[str, Any]
     parts: tuple[Part, ...]
     tokenizer: File
     golden: File
@@ -194,8 +196,15 @@ def _tolerance(data: Mapping[str, Any], covers: tuple[str, ...]) -> dict[str, fl
 
 
 def _golden_prompt(data: Mapping[str, Any]) -> dict[str, Any]:
-    segments = [None if ids is None else [int(i) for i in ids] for ids in data["segments"]]
-    return {"question": str(data["question"]), "segments": segments}
+    found: dict[str, Any] = {"question": str(data["question"]), "segments": _segments(data)}
+    if (views := data.get("views")) is not None:
+        counts = {name: _count(views, name, MOST) for name in ("count", "image_tokens")}
+        found["views"] = {**counts, "segments": _segments(views)}
+    return found
+
+
+def _segments(data: Mapping[str, Any]) -> list[list[int] | None]:
+    return [None if ids is None else [int(i) for i in ids] for ids in data["segments"]]
 
 
 def _tensor(data: Mapping[str, Any]) -> TensorSpec:
@@ -210,7 +219,7 @@ def _part_json(part: Part) -> dict[str, Any]:
 
 def _count(data: Mapping[str, Any], name: str, most: int) -> int:
     if type(count := data[name]) is not int or not 1 <= count <= most:
-        raise BundleError(f"manifest.json has a part with {name} {count!r}", hint="export the bundle again")
+        raise BundleError(f"manifest.json has {name} {count!r}", hint="export the bundle again")
     return count
 
 

@@ -217,7 +217,8 @@ class TextGenerator:
             raise UsageError("the prompt is empty", hint="ask something")
         if len(wanted) > self._context:
             seen = [len(segment) for segment in segments if isinstance(segment, Embeddings)]
-            raise too_long(len(wanted), self._context, sum(seen) if self._spec.views else 0)
+            divided = self._spec.views or any(count > self._spec.image_tokens for count in seen)
+            raise too_long(len(wanted), self._context, sum(seen) if divided else 0)
         return wanted
 
     def _switch(self, kept: Kept, wanted: Sequence[Held]) -> None:

@@ -26,7 +26,7 @@ from edge.inference.loader import ModelLoader
 from edge.inference.prefix import Prefix
 from edge.inference.sampling import Sampling
 from edge.inference.saved import read as read_saved
-from edge.inference.vision import ImageTimes, VisionEncoder, most_views
+from edge.inference.vision import ImageTimes, VisionEncoder, check_budget
 from edge.inputs.image import Source
 from edge.inputs.prompt import Turn, segments
 from edge.inputs.tokenizer import Tokenizer
@@ -85,7 +85,7 @@ def load(
     if units not in get_args(ComputeUnits):
         raise UsageError(f"no compute units {units!r}", hint="one of: " + ", ".join(get_args(ComputeUnits)))
     bundle = Bundle.open(path)
-    most_views(bundle.manifest.spec, image_tokens)  # refused before anything is opened
+    check_budget(bundle.manifest.spec, image_tokens)  # refused before anything is opened
     here = detect()
     if max_memory is not None:
         here = replace(here, memory_bytes=min(here.memory_bytes, max_memory))
@@ -152,13 +152,13 @@ class Session:
 
     def views(self, source: Source) -> Views:
         """An image as the vision encoder sees it; nothing is computed. Raises ImageError."""
-        return views(source, self._spec.image, self._vision.most_views)
+        return views(source, self._spec, self._vision.image_tokens)
 
     def encode_pixels(self, values: NDArray[np.float32] | Views) -> Embeddings:
         """As `encode_image`, from pixels f32 [1, 3, size, size] of one view, or from what `views` gave."""
         self._opened()
-        image = values if isinstance(values, Views) else Views((values,), None)
-        embeddings = self._vision.encode_views(image.pixels, ImageTimes(), image.grid)
+        image = values if isinstance(values, Views) else Views((values,))
+        embeddings = self._vision.encode_views(image, ImageTimes())
         self._opened().check()
         return embeddings
 

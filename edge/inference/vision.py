@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from edge.bundle.manifest import Bundle
 from edge.errors import EngineError, UsageError
+from edge.inputs import anyres
 from edge.inputs.image import Source, digest
-from edge.inputs.views import views
+from edge.inputs.views import Views, views
 from edge.spec import VLMSpec
 from edge.types import Array, Embeddings, Graph
 
-REMEMBERED = 32  # views whose embeddings are kept
+REMEMBERED = 64  # views whose embeddings are kept
 
 
 @dataclass
@@ -28,16 +29,23 @@ class ImageTimes:
     vision: float = 0.0  # the vision encoder; nothing for views that it remembers
 
 
-def most_views(spec: VLMSpec, image_tokens: int | None) -> int:
-    """Of an image that may take so many embeddings; None: as many as the bundle says. Raises UsageError where one view
-    gives more."""
-    if image_tokens is None:
-        return spec.most_views
-    if image_tokens < (one := spec.prompt.image_tokens):
+def check_budget(spec: VLMSpec, image_tokens: int | None) -> None:
+    """Raises UsageError where an image may take fewer embeddings than one view gives. None: as many as the bundle
+    says."""
+    if image_tokens is not None and image_tokens < (one := spec.prompt.image_tokens):
         raise UsageError(
             f"an image cannot be {image_tokens} embeddings: one view of it gives {one}", hint=f"--image-tokens {one}"
         )
-    return image_tokens // one
+
+
+def joined(views: Views, encoded: Sequence[Embeddings]) -> Embeddings:
+    """What an image is of the embeddings of its views."""
+    if len(encoded) == 1:
+        return encoded[0]
+    key, rows = "+".join(one.key for one in encoded), [one.rows for one in encoded]
+    if views.lines is None:
+        return Embeddings(np.concatenate(rows), key, grid=views.grid)
+    return Embeddings(anyres.joined(rows, views.lines), f"{key} as {views.lines}")
 
 
 class VisionEncoder:
@@ -50,7 +58,8 @@ class VisionEncoder:
         UsageError where that is less than a view gives."""
         self._bundle = bundle
         self._spec = bundle.manifest.spec
-        self.most_views = most_views(self._spec, image_tokens)
+        check_budget(self._spec, image_tokens)
+        self.image_tokens = image_tokens
         self._parts = parts
         self._views: OrderedDict[str, Embeddings] = OrderedDict()
 
@@ -58,21 +67,14 @@ class VisionEncoder:
         """Embeddings f32 [N, hidden]. Raises ImageError, and EngineError where the bundle has no vision part."""
         self._require_vision()
         started = perf_counter()
-        found = views(image, self._spec.image, self.most_views)
+        found = views(image, self._spec, self.image_tokens)
         times.image += perf_counter() - started
-        return self.encode_views(found.pixels, times, found.grid)
+        return self.encode_views(found, times)
 
-    def encode_views(
-        self, pixels: Sequence[NDArray[np.float32]], times: ImageTimes, grid: tuple[int, int] | None = None
-    ) -> Embeddings:
-        """The embeddings of several views f32 [1, 3, size, size], joined in their order: f32 [views * N, hidden].
-        `grid`: the rows and columns of tiles that all but the last are."""
+    def encode_views(self, views: Views, times: ImageTimes) -> Embeddings:
+        """Joined in their order, f32 [views * N, hidden], or as their lines say."""
         self._require_vision()
-        encoded = [self._encode_view(view, times) for view in pixels]
-        if len(encoded) == 1:
-            return encoded[0]
-        key = "+".join(one.key for one in encoded)
-        return Embeddings(np.concatenate([one.rows for one in encoded]), key, grid=grid)
+        return joined(views, [self._encode_view(view, times) for view in views.pixels])
 
     def forget(self) -> None:
         """Compute every view anew."""

@@ -1,4 +1,4 @@
-"""An image becomes views: tiles of the vision encoder's size and the whole behind them, or the whole alone."""
+"""An image becomes views: the whole and tiles of the vision encoder's size, or the whole alone."""
 
 from __future__ import annotations
 
@@ -9,25 +9,40 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edge.inputs import anyres
+from edge.inputs.anyres import Lines
 from edge.inputs.image import FITS, RESAMPLE, Source, normalised, open_image, scaled
-from edge.spec import ImageSpec
+from edge.spec import ImageSpec, VLMSpec
+from edge.spec.division import AnyresSpec
 
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """Tiles row after row, and the whole; or the whole alone."""
+    """Tiles row after row, and the whole; the whole, and tiles whose embeddings become `lines`; or the whole alone."""
 
     pixels: tuple[NDArray[np.float32], ...]  # [1, 3, size, size] each
-    grid: tuple[int, int] | None  # rows and columns of tiles; None: the whole alone
+    grid: tuple[int, int] | None = None  # rows and columns of tiles that are views of their own in the prompt
+    lines: Lines | None = None
 
 
-def views(source: Source, spec: ImageSpec, most: int | None = None) -> Views:
-    """Of an image, `most` views or fewer: where all its tiles are more, it is divided into fewer, larger ones. Raises
-    ImageError."""
-    image = open_image(source)
-    sizes = _sizes(image.width, image.height, spec, most)
-    if sizes is None:
-        return Views((normalised(FITS[spec.fit](image, spec), spec),), None)
+def views(source: Source, spec: VLMSpec, image_tokens: int | None = None) -> Views:
+    """Of an image that takes `image_tokens` embeddings or fewer, None: as many as the spec allows. Where its tiles are
+    more, it is divided into fewer, larger ones. Raises ImageError."""
+    image, how = open_image(source), spec.image.views
+    most = how.image_tokens if how and image_tokens is None else image_tokens
+    if isinstance(how, AnyresSpec):
+        lines = anyres.divided(image.width, image.height, how, spec.image.size, most)
+        if lines is not None:
+            shown = (FITS["stretch"](image, spec.image), *anyres.tiles(image, spec.image, lines.grid))
+            return Views(_normalised(shown, spec.image), lines=lines)
+    elif how is not None:
+        count = None if most is None else most // spec.prompt.image_tokens
+        if (sizes := _sizes(image.width, image.height, spec.image, how.grid, count)) is not None:
+            return _grid(image, spec.image, sizes)
+    return Views(_normalised((FITS[spec.image.fit](image, spec.image),), spec.image))
+
+
+def _grid(image: Image.Image, spec: ImageSpec, sizes: tuple[tuple[int, int], ...]) -> Views:
     for size in sizes:
         image = image.resize(size, RESAMPLE[spec.resample])
     side = spec.size
@@ -35,14 +50,17 @@ def views(source: Source, spec: ImageSpec, most: int | None = None) -> Views:
     corners = ((side * column, side * row) for row in range(rows) for column in range(columns))
     cut = [image.crop((left, top, left + side, top + side)) for left, top in corners]
     whole: Image.Image = image.resize((side, side), RESAMPLE[spec.resample])
-    return Views(tuple(normalised(view, spec) for view in (*cut, whole)), (rows, columns))
+    return Views(_normalised((*cut, whole), spec), (rows, columns))
 
 
-def _sizes(width: int, height: int, spec: ImageSpec, most: int | None) -> tuple[tuple[int, int], ...] | None:
+def _normalised(shown: tuple[Image.Image, ...], spec: ImageSpec) -> tuple[NDArray[np.float32], ...]:
+    return tuple(normalised(view, spec) for view in shown)
+
+
+def _sizes(width: int, height: int, spec: ImageSpec, grid: int, most: int | None) -> tuple[tuple[int, int], ...] | None:
     """What an image is resized to, one after another, before it is cut; None where no division has so few views."""
-    grid, longest = (spec.views.grid, spec.long_edge) if spec.views else (0, None)
     for tiles in range(grid, 1, -1):
-        edge = longest if tiles == grid and longest is not None else tiles * spec.size
+        edge = spec.long_edge if tiles == grid and spec.long_edge is not None else tiles * spec.size
         first = scaled(width, height, edge)
         whole = _multiples(*first, spec.size)
         if most is None or whole[0] * whole[1] // spec.size**2 + 1 <= most:

@@ -80,9 +80,10 @@ def usable(device: DeviceProfile) -> tuple[EngineInfo, ...]:
 
 def prompt_tokens(manifest: Manifest) -> int:
     """Of the golden question about the golden image."""
-    rows = manifest.spec.prompt.image_tokens if manifest.sees else 0
-    segments = manifest.golden_prompt.get("segments")
-    return sum(rows if ids is None else len(ids) for ids in segments) if segments else rows + QUESTION
+    views = manifest.golden_prompt.get("views") or {"image_tokens": manifest.spec.prompt.image_tokens}
+    rows = views["image_tokens"] if manifest.sees else 0
+    segments = views.get("segments") or manifest.golden_prompt.get("segments")
+    return rows + (sum(len(ids) for ids in segments if ids is not None) if segments else QUESTION)
 
 
 def times(
@@ -107,7 +108,8 @@ def times(
         work = roofline.encode(sizes, seeing.part.scheme not in WIDE)
         there = reach(device, infos[seeing.engine])
         seen = roofline.seconds(work, there.speed, there.use.vision, there.use)
-        rows.append(Prediction("vision", seen, "s", _computed(work, there, there.use.vision)))
+        how = f"{sizes.views} views: " * (sizes.views > 1) + _computed(work, there, there.use.vision)
+        rows.append(Prediction("vision", seen, "s", how))
     there = reach(device, engine)
     work = roofline.prefill(sizes, prompt, part.scheme not in WIDE, weights)
     read = roofline.seconds(work, there.speed, there.use.prefill, there.use)

@@ -51,9 +51,9 @@ class Work:
 
 
 def encode(sizes: Sizes, quantised: bool) -> Work:
-    """One image through the vision encoder and the projector."""
-    linear = 2.0 * sizes.vision * sizes.positions
-    attention = 4.0 * sizes.positions**2 * sizes.width * sizes.layers
+    """One image through the vision encoder and the projector, view by view."""
+    linear = 2.0 * sizes.vision * sizes.positions * sizes.views
+    attention = 4.0 * sizes.positions**2 * sizes.width * sizes.layers * sizes.views
     return Work(int8=linear, attention=attention) if quantised else Work(fp32=linear, attention=attention)
 
 

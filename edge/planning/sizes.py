@@ -23,12 +23,13 @@ class Sizes:
     width: int  # of the vision encoder
     layers: int
     heads: int
-    image_tokens: int
+    image_tokens: int  # of the golden picture
     decoder: int  # weights of its linear layers without the head
     ffn: int  # width of the decoder's feed-forward layers
     gated: bool  # whether they have a gate beside the up projection
     head: int  # weights; the embedding table has as many
     spec: DecoderSpec
+    views: int = 1  # of the golden picture
 
 
 def sizes(manifest: Manifest, parts: Iterable[Part]) -> Sizes:
@@ -38,18 +39,20 @@ def sizes(manifest: Manifest, parts: Iterable[Part]) -> Sizes:
     if vision is None or spec.ffn is None or any(weights is None for _, weights in counts):
         return _from_bytes(manifest, parts)
     head = spec.vocab * spec.hidden
+    views = manifest.golden_prompt.get("views") or {"count": 1, "image_tokens": manifest.spec.prompt.image_tokens}
     return Sizes(
         vision=sum(weights or 0 for speaks, weights in counts if not speaks),
         positions=vision.positions,
         width=vision.width,
         layers=vision.layers,
         heads=vision.heads,
-        image_tokens=manifest.spec.prompt.image_tokens,
+        image_tokens=views["image_tokens"],
         decoder=max(0, sum(weights or 0 for speaks, weights in counts if speaks) - 2 * head),
         ffn=spec.ffn,
         gated=spec.gated is not False,
         head=head,
         spec=spec,
+        views=views["count"],
     )
 
 

@@ -8,22 +8,14 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from edge.errors import BundleError
+from edge.spec.division import LONGEST_EDGE, AnyresSpec, ViewsSpec
 from edge.spec.pieces import Pieces, Questions, ViewPieces, misplaced, piece, shown
 
 T = TypeVar("T")
-LONGEST_EDGE = 8192  # that an image is enlarged to: a square of it takes 200 MB
 MOST_SIDE = 4096  # pixels of the square that a vision encoder sees
 MOST = 2**31 - 1  # of whatever is counted, so that every language's int holds it and no arithmetic overflows
 Fit = Literal["pad", "crop", "stretch", "long_edge"]
 Resample = Literal["bicubic", "bilinear", "lanczos"]
-
-
-@dataclass(frozen=True)
-class ViewsSpec:
-    """How an image is divided: its longer edge into `grid` tiles or fewer, as many as `image_tokens` allow."""
-
-    grid: int
-    image_tokens: int | None  # rows of embeddings that an image may take; None: as many as its tiles give
 
 
 @dataclass(frozen=True)
@@ -38,7 +30,7 @@ class ImageSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     long_edge: int | None = None
-    views: ViewsSpec | None = None  # None: one view
+    views: ViewsSpec | AnyresSpec | None = None  # None: one view
 
     def faults(self) -> list[str]:
         """What no reader could follow."""
@@ -48,11 +40,7 @@ class ImageSpec:
             return [f"has the fit {self.fit!r} and long_edge {self.long_edge}"]
         if self.long_edge is not None and not 1 <= self.long_edge <= LONGEST_EDGE:
             return [f"has long_edge {self.long_edge}, of at most {LONGEST_EDGE}"]
-        if self.views is None:
-            return []
-        if self.long_edge is None or self.views.grid != -(-self.long_edge // self.size) or self.views.grid < 2:
-            return [f"has views of {self.views.grid} tiles, and {self.long_edge} for the longer edge"]
-        return []
+        return [] if self.views is None else self.views.faults(self.size, self.long_edge)
 
 
 @dataclass(frozen=True)
@@ -174,6 +162,8 @@ class VLMSpec:
         views = self.image.views
         if views is None:
             return 1
+        if isinstance(views, AnyresSpec):
+            return views.most_views
         most = views.grid**2 + 1
         return most if views.image_tokens is None else min(most, views.image_tokens // self.prompt.image_tokens)
 
@@ -200,14 +190,20 @@ class VLMSpec:
             decoder=_read(DecoderSpec, {"decoder": decoder}, "decoder", _UNTOLD if first else ()),
             vision=None if first else _read(VisionSpec, data, "vision"),
         )
-        if (views := found.image.views) is not None:
-            tiles = () if found.prompt.views is None else found.prompt.views.tiles
-            if not views.grid <= min(len(tiles), len(tiles[0]) if tiles else 0):
-                raise BundleError(
-                    f"manifest.json: an image has {views.grid} tiles a side, and the prompt no pieces for them",
-                    hint="export the bundle again",
-                )
+        if fault := found._contradiction():
+            raise BundleError(f"manifest.json: {fault}", hint="export the bundle again")
         return found
+
+    def _contradiction(self) -> str | None:
+        """Where the image's views do not go with the prompt."""
+        views, one = self.image.views, self.prompt.image_tokens
+        if isinstance(views, AnyresSpec) and views.view_tokens != one:
+            return f"a view has {views.side} embeddings a side and a newline, and the prompt {one} for it"
+        if isinstance(views, ViewsSpec):
+            tiles = () if self.prompt.views is None else self.prompt.views.tiles
+            if not views.grid <= min(len(tiles), len(tiles[0]) if tiles else 0):
+                return f"an image has {views.grid} tiles a side, and the prompt no pieces for them"
+        return None
 
 
 _ROPE = ("theta", "scaling", "dim")
@@ -276,9 +272,9 @@ def _value(value: Any, kind: Any) -> Any:
         inner = next((get_args(k)[0] for k in kinds if get_origin(k) is tuple), None)
         return tuple(_value(item, inner) for item in value) if get_origin(inner) is tuple else tuple(value)
     if isinstance(value, Mapping):
-        for nested in kinds:
-            if is_dataclass(nested) and isinstance(nested, type):
-                return parse(nested, value)
+        nested = [kind for kind in kinds if is_dataclass(kind) and isinstance(kind, type)]
+        if nested:  # of several, the one whose first field is told
+            return parse(next((kind for kind in nested if fields(kind)[0].name in value), nested[0]), value)
     return value
 
 

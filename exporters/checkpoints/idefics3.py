@@ -15,6 +15,7 @@ import torch
 
 from edge.errors import CheckpointError
 from edge.spec import ImageSpec, VLMSpec
+from edge.spec.division import ViewsSpec
 from edge.spec.pieces import Text, ViewPieces
 from exporters.checkpoints import decoder_spec, shortened, vision_spec
 from exporters.models import decoders, projectors, vision
@@ -216,7 +217,7 @@ def _templates(folder: Path) -> dict[str, str]:
 
 def _views(image: ImageSpec, special: Special) -> ViewPieces | None:
     """What the processor writes for tiles, whose places may be special tokens or not."""
-    if image.views is None:
+    if not isinstance(image.views, ViewsSpec):
         return None
     places = range(1, image.views.grid + 1)
     tiles = tuple(

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import CheckpointError
-from edge.spec import VLMSpec
+from edge.spec import ImageSpec, VLMSpec
 from exporters.checkpoints import decoder_spec, shortened, vision_spec
 from exporters.models import decoders, projectors
 from exporters.models.component import Component
+from exporters.models.newline import with_newline
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import VisionConfig
-from exporters.sources import adapters, chat_template, mm_keys, preprocessor, tokenizer, tower
+from exporters.sources import adapters, anyres, chat_template, mm_keys, preprocessor, tokenizer, tower
 from exporters.sources.checkpoint import Checkpoint, check, config_of, license_of, weights_of
 from exporters.sources.checkpoint_folder import (
     decoder_config,
@@ -47,8 +48,9 @@ MODEL_TYPES = (
     "bunny-qwen2",
     "bunny-stablelm",
 )
+TILED = ("llava", "llava_llama", "llava_mistral", "llava_qwen", "llava_qwen2", "llava_qwen3")  # LLaVA's own code
 MARKS = ("mm_vision_tower",)  # transformers writes "llava" too, for a layout of its own that has no mm_* keys
-PROJECTOR = "model.mm_projector."
+PROJECTOR, NEWLINE = "model.mm_projector.", "model.image_newline"
 _TEMPLATE = "the chat template is the language model's; the prompt is the one that Bunny's own programs ask with"
 
 
@@ -68,7 +70,7 @@ def read(
     refuse_options(mmproj)
     config = config_of(folder, adapter)
     module, depth = projectors.find(str(config.get("mm_projector_type", "linear")))  # upstream's default
-    mm_keys.refuse(config, projectors.settings(module))
+    mm_keys.refuse(config, projectors.settings(module), tiles=config["model_type"] in TILED)
     family = decoders.find(config["model_type"])
     decoder = decoder_config(family, config)
     weights = weights_of(folder, adapter)
@@ -77,22 +79,21 @@ def read(
     seen = tower.find(folder, config, weights, vision_tower)
     with defaults_named({"config.json": family.left_out(config), "the vision encoder's config": seen.left_out}):
         projector = projectors.configure(module, _place(config, seen.config, decoder.hidden, depth), config)
-        image_tokens: int = module.tokens(projector)
+        ended = config.get("mm_patch_merge_type") == mm_keys.UNPAD
+        image_tokens: int = module.tokens(projector) + ended
         decoder = replace(decoder, context=shortened(context, decoder.context, image_tokens))
+        project = projector_component(module, projector, PROJECTOR.__add__)
         components = {
             "vision": seen.component,
-            "projector": projector_component(module, projector, PROJECTOR.__add__),
+            "projector": with_newline(project, decoder.hidden, NEWLINE) if ended else project,
             "decoder": Component("decoder", partial(family.Decoder, decoder), family.keys(decoder)),
         }
         tied = r"|lm_head\.weight" if decoder.tied else ""  # some savers store it all the same
         check(components.values(), seen.weights, re.compile(rf".*\.rotary_emb\.inv_freq|{seen.ignored}{tied}"))
     bunny = config["model_type"].startswith("bunny")
     templates = chat_template.find(folder)
-    fit = mm_keys.FITS[config.get("image_aspect_ratio")]
     spec = VLMSpec(
-        image=preprocessor.find(
-            filter(None, (seen.folder, folder)), seen.config.image_size, fit, seen.family.PROCESSOR
-        ),
+        image=_image(folder, config, seen, projector, module.tokens(projector)),
         prompt=prompt_spec(folder, config, image_tokens, decoder.vocab),
         decoder=decoder_spec(decoder),
         vision=vision_spec(seen.config),
@@ -112,6 +113,27 @@ def read(
         published=bunny or config["model_type"].startswith("mobile"),
         special=tokenizer.special_ids(folder),
         notes=(*tokenizer.notes(folder, decoder.vocab), *(_TEMPLATE,) * (bunny and bool(templates))),
+    )
+
+
+def _image(
+    folder: Path, config: Mapping[str, Any], seen: tower.Found, projector: ProjectorConfig, rows: int
+) -> ImageSpec:
+    """One view is padded where images are divided: as the code does with several in a question."""
+    ratio, size, folders = config.get("image_aspect_ratio"), seen.config.image_size, filter(None, (seen.folder, folder))
+    divided = str(ratio).startswith("anyres")
+    fit = "pad" if divided else mm_keys.FITS[ratio]
+    image = preprocessor.find(folders, size, fit, seen.family.PROCESSOR)
+    if not divided:
+        return image
+    if image.resample != "bicubic":
+        raise CheckpointError(
+            f"the image processor resizes by {image.resample}, and LLaVA's code tiles by bicubic",
+            hint="resample 3, as the published checkpoints",
+        )
+    most = anyres.most_tiles("image_aspect_ratio", ratio)
+    return replace(
+        image, views=anyres.spec(config.get(anyres.POINTS), projector.grid, rows, size, most, wide_first=True)
     )
 
 

@@ -1,5 +1,6 @@
-"""The dialect of transformers' LlavaForConditionalGeneration: LLaVA-1.5 of llava-hf and its kin (`vision_config` and
-`text_config` in config.json), as transformers 4 and 5 save it."""
+"""The dialect of transformers' LlavaForConditionalGeneration, LlavaNext… and LlavaOnevision…: LLaVA-1.5, LLaVA-NeXT and
+LLaVA-OneVision of llava-hf and their kin (`vision_config` and `text_config` in config.json), as transformers 4 and 5
+save them."""
 
 from __future__ import annotations
 
@@ -14,12 +15,13 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from edge.errors import CheckpointError
-from edge.spec import VLMSpec
+from edge.spec import ImageSpec, VLMSpec
 from exporters.checkpoints import decoder_spec, shortened, vision_spec
 from exporters.models import decoders, projectors, vision
+from exporters.models.newline import with_newline
 from exporters.models.projectors import ProjectorConfig
 from exporters.models.vision import VisionConfig
-from exporters.sources import chat_template, preprocessor, tokenizer, tower
+from exporters.sources import anyres, chat_template, preprocessor, tokenizer, tower
 from exporters.sources.checkpoint import Checkpoint, check, config_of, license_of, read_optional_json, weights_of
 from exporters.sources.checkpoint_folder import (
     decoder_component,
@@ -36,7 +38,7 @@ from exporters.sources.sentencepiece import SentencePiece
 from exporters.sources.tower_config import require_layer
 from exporters.sources.weights import Weights
 
-MODEL_TYPES = ("llava",)
+MODEL_TYPES = ("llava", "llava_next", "llava_onevision")
 MARKS = ("text_config", "vision_config")
 DEFAULTS: Mapping[str, Any] = {  # transformers' LlavaConfig
     "image_token_index": 32000,
@@ -56,6 +58,44 @@ VISION: Mapping[str, Any] = {  # where there is no vision_config at all
     "num_hidden_layers": 24,
     "num_attention_heads": 16,
 }
+
+
+class Kind(NamedTuple):
+    """What a model_type presets."""
+
+    defaults: Mapping[str, Any]
+    vision: Mapping[str, Any]  # where there is no vision_config at all
+    text: str  # the model_type of a text_config that names none
+    processor: str | None  # of tiles; None: one view, as the vision encoder's own
+
+
+KINDS = {
+    "llava": Kind(DEFAULTS, VISION, "llama", None),
+    "llava_next": Kind({**DEFAULTS, anyres.POINTS: anyres.NEXT_POINTS}, VISION, "llama", anyres.NEXT),
+    "llava_onevision": Kind(
+        {
+            **{name: value for name, value in DEFAULTS.items() if name != "image_seq_length"},
+            "image_token_index": 151646,
+            "video_token_index": 151647,
+            "vision_feature_select_strategy": "full",
+            "vision_feature_layer": -1,
+            "vision_aspect_ratio": "anyres_max_9",
+            anyres.POINTS: anyres.ONEVISION_POINTS,
+        },
+        {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "patch_size": 14,
+            "image_size": 384,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 16,
+        },
+        "qwen2",
+        anyres.ONEVISION,
+    ),
+}
+NEWLINE_TOLD = "use_image_newline_parameter"
 # A key that begins so belongs to the model, not to training or to transformers, and is read or refused.
 _OWN = re.compile(r"(image|vision|video|projector|multimodal|mm|downsample|spatial|use_image)_.*|s2")
 _LINEARS = {"0": "linear_1", "2": "linear_2"}  # our projector's layers -> transformers'
@@ -68,11 +108,12 @@ class Spelling(NamedTuple):
     decoder: str
     head: str
     projector: str
+    newline: str
 
 
-SPELLINGS = (
-    Spelling("language_model.model.", "language_model.lm_head.", "multi_modal_projector."),  # 4, and 5 on disk
-    Spelling("model.language_model.", "lm_head.", "model.multi_modal_projector."),
+SPELLINGS = (  # 4, and 5 on disk; 5
+    Spelling("language_model.model.", "language_model.lm_head.", "multi_modal_projector.", "image_newline"),
+    Spelling("model.language_model.", "lm_head.", "model.multi_modal_projector.", "model.image_newline"),
 )
 
 
@@ -91,11 +132,12 @@ def read(
     """Raises CheckpointError on what is missing or not understood, UsageError on a context that cannot be."""
     refuse_options(mmproj, vision_tower)
     config = config_of(folder, adapter)
-    told = {**DEFAULTS, **config}
-    _refuse(config)
-    text, seen = _section(config, "text_config", {}), _section(config, "vision_config", VISION)
+    kind = KINDS[config["model_type"]]
+    told = {**kind.defaults, **{name: value for name, value in config.items() if name != anyres.POINTS or value}}
+    _refuse(config, kind)
+    text, seen = _section(config, "text_config", {}), _section(config, "vision_config", kind.vision)
     tied = any(_flag(section, "tie_word_embeddings") for section in (told, text))
-    family = decoders.find(str(text.get("model_type", "llama")))
+    family = decoders.find(str(text.get("model_type", kind.text)))
     decoder = decoder_config(family, {**text, "tie_word_embeddings": tied}, "text_config")
     eyes, encoder = _encoder(told, seen)
     weights = weights_of(folder, adapter)
@@ -105,22 +147,24 @@ def read(
     sizes = {name: size for name, size in eyes.DEFAULTS.items() if type(size) is int and name not in seen}
     with defaults_named({"text_config": family.left_out(text), "vision_config": sizes}):
         module, projector = _projector(told, encoder, decoder.hidden)
-        image_tokens: int = module.tokens(projector)
+        rows: int = module.tokens(projector)
+        image_tokens = rows + bool(kind.processor)
         decoder = replace(decoder, context=shortened(context, decoder.context, image_tokens))
+        project = projector_component(module, projector, partial(_projector_key, spelling))
         components = {
             "vision": tower.component(eyes, encoder, prefix),
-            "projector": projector_component(module, projector, partial(_projector_key, spelling)),
+            "projector": with_newline(project, decoder.hidden, spelling.newline) if kind.processor else project,
             "decoder": decoder_component(family, decoder, spelling.decoder, spelling.head),
         }
         ignored = f"{re.escape(prefix)}(?:{eyes.ignored(encoder)})" + rf"|{re.escape(spelling.head)}weight" * tied
         check(components.values(), weights, re.compile(rf".*\.rotary_emb\.inv_freq|{ignored}"))
-    _require_rows(folder, told, encoder, image_tokens)
+    _require_rows(folder, told, encoder, rows)
     eos = {"eos_token_id": next((c["eos_token_id"] for c in (config, text) if "eos_token_id" in c), None)}
     checkpoint = Checkpoint(
         name=folder.resolve().name,
         license=license_of(folder, config),
         spec=VLMSpec(
-            image=preprocessor.find((folder,), encoder.image_size, "crop", eyes.PROCESSOR),
+            image=_image(folder, told, kind, eyes, encoder, rows),
             prompt=prompt_spec(folder, eos, image_tokens, decoder.vocab),
             decoder=decoder_spec(decoder),
             vision=vision_spec(encoder),
@@ -139,13 +183,32 @@ def read(
     return checkpoint
 
 
-def _refuse(config: Mapping[str, Any]) -> None:
+def _image(
+    folder: Path,
+    told: Mapping[str, Any],
+    kind: Kind,
+    eyes: ModuleType,
+    seen: VisionConfig,
+    rows: int,
+) -> ImageSpec:
+    if kind.processor is None:
+        return preprocessor.find((folder,), seen.image_size, "crop", eyes.PROCESSOR)
+    ratio, points = "vision_aspect_ratio", told[anyres.POINTS]
+    most = anyres.most_tiles(ratio, told[ratio]) if ratio in kind.defaults else None
+    if most is None and ratio in kind.defaults:
+        raise CheckpointError(f"{ratio} is {told[ratio]!r}: transformers computes no such", hint="anyres_max_9")
+    views = anyres.spec(points, seen.grid, rows, seen.image_size, most, wide_first=False)
+    return anyres.find(folder, seen.image_size, kind.processor, views, points)
+
+
+def _refuse(config: Mapping[str, Any], kind: Kind) -> None:
     """What would make another model if it were passed over."""
     if config.get("quantization_config"):
         raise CheckpointError("the checkpoint is quantised already", hint="give the one in float16 or bfloat16")
     for key, value in config.items():
-        known = key in DEFAULTS or key in MARKS or key == "image_token_id"
-        if _OWN.fullmatch(key) and not known and value:
+        known = key in kind.defaults or key in MARKS or key in ("image_token_id", "video_token_id")
+        odd = value is not True if key == NEWLINE_TOLD and kind.processor else value and not known
+        if _OWN.fullmatch(key) and odd:
             hint = "take it out if the checkpoint was trained without it"
             if any(name.startswith("mm_") for name in config):
                 hint = "mm_* keys are of LLaVA's own layout: is mm_vision_tower missing?"
@@ -215,7 +278,7 @@ def _projector_key(spelling: Spelling, name: str) -> str:
 
 def _require_rows(folder: Path, told: Mapping[str, Any], seen: VisionConfig, image_tokens: int) -> None:
     """What the processor puts into a prompt for an image is as long as what the projector makes of it."""
-    length = told["image_seq_length"]
+    length = told.get("image_seq_length")
     if length not in (None, DEFAULTS["image_seq_length"], image_tokens):  # the default is written unasked
         raise CheckpointError(
             f"image_seq_length is {length!r}, and an image gives {image_tokens} embeddings",
@@ -228,6 +291,8 @@ def _require_rows(folder: Path, told: Mapping[str, Any], seen: VisionConfig, ima
         "patch_size": seen.patch_size,
         "vision_feature_select_strategy": strategy,
         "num_additional_image_tokens": extra,
+        "num_image_tokens": image_tokens,
+        "vision_aspect_ratio": told.get("vision_aspect_ratio"),
     }
     for name, value in expected.items():
         if (found := processor.get(name)) is not None and found != value:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from edge.errors import CheckpointError
+from exporters.models.room import Room
 from exporters.models.source import Source
 
 if TYPE_CHECKING:
@@ -76,9 +77,12 @@ class Component:
             )
 
     def load(self, weights: Weights, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The module with its numbers, in `dtype`."""
+        """The module with its numbers, in `dtype`, read one by one: in memory, or in mapped files where that is too
+        small for them."""
         self.check(weights)
         module = self.blank()
-        state = {name: self.keys[name].load(weights.__getitem__, dtype) for name in module.state_dict()}
+        empty = module.state_dict()
+        room = Room((tuple(tensor.shape) for tensor in empty.values()), dtype)
+        state = {name: room.keep(self.keys[name].load(weights.__getitem__, dtype)) for name in empty}
         module.load_state_dict(state, assign=True)
         return module

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edge.errors import UsageError
+from edge.spec.division import AnyresSpec
 from exporters.sources.checkpoint import Checkpoint
 
 _FEWEST = 3  # views of a division: two tiles, and the whole
@@ -21,7 +22,8 @@ def budgeted(checkpoint: Checkpoint, image_tokens: int | None) -> Checkpoint:
         )
     if views is None or image_tokens is None:
         return checkpoint
-    if image_tokens < _FEWEST * one:
+    fewest = one + views.side if isinstance(views, AnyresSpec) else _FEWEST * one  # the whole, and one line
+    if image_tokens < fewest:
         image, prompt = replace(spec.image, views=None), replace(spec.prompt, views=None)
         return replace(checkpoint, spec=replace(spec, image=image, prompt=prompt))
     image = replace(spec.image, views=replace(views, image_tokens=image_tokens))

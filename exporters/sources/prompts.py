@@ -95,10 +95,12 @@ def named(name: str, base: PromptSpec) -> PromptSpec:
 def _of_templates(checkpoint: Checkpoint) -> tuple[PromptSpec, str | None]:
     """What all of the checkpoint's templates render, and a note on what they render otherwise on another day."""
     found: dict[str, PromptSpec] = {}
-    lines = []
+    lines, notes = [], []
     for where, text in checkpoint.templates.items():
         try:
             template, found[where] = _cut(text, checkpoint)
+            if template.differs(found[where]):
+                notes.append(f"{where} writes several images of one question otherwise than the bundle's prompt does")
             lines.append(f"\n  {where} renders {_name(found[where], checkpoint) or template.excerpt()}")
         except Uncut as error:
             lines.append(f"\n  {where} {error}")
@@ -114,8 +116,9 @@ def _of_templates(checkpoint: Checkpoint) -> tuple[PromptSpec, str | None]:
             "the checkpoint has several chat templates of its own, which disagree:" + "".join(lines), hint=_HINT
         )
     dated = next((where for where, text in checkpoint.templates.items() if _DATE in text), None)
-    note = f"{dated} may write today's date, and a bundle's prompt has that of {rendering.DAY}" if dated else None
-    return specs[0], note
+    if dated:
+        notes.append(f"{dated} may write today's date, and a bundle's prompt has that of {rendering.DAY}")
+    return specs[0], "; ".join(notes) or None
 
 
 def _name(spec: PromptSpec, checkpoint: Checkpoint) -> str | None:

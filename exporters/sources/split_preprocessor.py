@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from edge.spec import Fit, ImageSpec, ViewsSpec
+from edge.spec import Fit, ImageSpec
+from edge.spec.division import ViewsSpec
 from exporters.sources import preprocessor
 from exporters.sources.preprocessor import FILES, IRRELEVANT, Processor, agreed, told_in
 

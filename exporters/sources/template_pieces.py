@@ -31,11 +31,12 @@ Special = Mapping[str, tuple[int, AddedToken]]  # a special token's text -> its 
 
 
 def cut(template: Template) -> PromptSpec:
-    """The template as pieces. Raises Uncut with the reason where it is none."""
+    """The template as pieces, which may write several images of one question otherwise than it does. Raises Uncut with
+    the reason where it is none."""
     spec = _Cutter(template).spec()
     if faults := spec.faults():
         raise Uncut("; ".join(faults))
-    if apart := template.differs(spec):
+    if (apart := template.differs(spec)) and template.differs(spec, several=False):
         raise Uncut(apart)
     return spec
 

@@ -181,8 +181,9 @@ class Template:
     def excerpt(self) -> str:
         return shortened(self.text("one").replace(QUESTIONS[0], "What is this?"))
 
-    def differs(self, spec: PromptSpec) -> str | None:
-        """The first conversation that the pieces feed otherwise than the template renders it, in words."""
+    def differs(self, spec: PromptSpec, *, several: bool = True) -> str | None:
+        """The first conversation that the pieces feed otherwise than the template renders it, in words. `several`: also
+        of those with several images in one question."""
         raw = tokenizers.Tokenizer.from_str(self.vocabulary.json)
         raw.encode_special_tokens = False
         tokenizer, proven = Tokenizer(tokenizers.Tokenizer.from_str(self.vocabulary.json)), 0
@@ -190,6 +191,8 @@ class Template:
             said = form[len(_PROBES) :]
             for talk, found in zip((*_PROOFS, *_SHOWN_PROOFS, *_LATE_PROOFS), said, strict=True):
                 has_image = talk in (*_SHOWN_PROOFS, *_LATE_PROOFS)
+                if not several and any(_images(turn) > 1 for turn in talk.turns):
+                    continue
                 if talk in _LATE_PROOFS and spec.image_question_when == "anywhere":
                     continue  # many templates write images first, whatever their order
                 if isinstance(found, Failure) or (has_image and form is not self.forms[-1]):
@@ -239,6 +242,10 @@ def shortened(text: str) -> str:
     for marker, words in markers.items():
         text = text.replace(marker, words)
     return rendering.shortened(text)
+
+
+def _images(turn: Turn) -> int:
+    return sum(isinstance(item, Embeddings) for item in turn.content)
 
 
 def _flat(found: Sequence[Tokens | Embeddings]) -> list[int | None]:

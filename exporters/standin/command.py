@@ -29,7 +29,7 @@ def main() -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--shape", choices=SHAPES, help="random numbers")
     source.add_argument("--from", dest="checkpoint", metavar="DIR", help="a checkpoint's folder, to plant outliers in")
-    parser.add_argument("--projector", default="ldpnetv2", help="an mm_projector_type (ldpnetv2)")
+    parser.add_argument("--projector", help="an mm_projector_type (the shape's own)")
     parser.add_argument("--format", choices=("safetensors", "bin"), default="safetensors")
     parser.add_argument("--shards", type=int, default=0, help="how many files (as many as keep each under 1 GB)")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")

@@ -1,21 +1,22 @@
-"""Random numbers under the names and in the shapes of a MobileVLM checkpoint."""
+"""Random numbers under the names and in the shapes of a checkpoint."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from exporters.models.decoders import DecoderConfig, family
 from exporters.models.projectors import ProjectorConfig, configure, find, settings
-from exporters.models.vision import clip
-from exporters.models.vision.clip import TowerConfig
+from exporters.models.vision import VisionConfig
+from exporters.models.vision import family as encoder_family
+from exporters.standin.layouts import MOBILEVLM, Layout
 
 EMBEDDING_STD = 0.02
-TOWER = "model.vision_tower.vision_tower.vision_model."
 # Each layer adds these to what it was given: small ones, or deep stacks grow.
 ADDED = (
     *("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight"),
@@ -25,8 +26,10 @@ ADDED = (
 
 @dataclass(frozen=True)
 class Shape:
-    tower: TowerConfig
+    tower: VisionConfig
     decoder: DecoderConfig
+    layout: Layout = MOBILEVLM
+    projector: str = "ldpnetv2"  # an mm_projector_type, where none is asked for
 
 
 class RandomWeights:
@@ -35,36 +38,39 @@ class RandomWeights:
     def __init__(self, shape: Shape, projector: str, dtype: torch.dtype, seed: int) -> None:
         self.dtype = dtype
         self.generator = torch.Generator().manual_seed(seed)
-        self.projector = {f"model.mm_projector.{k}": v for k, v in _projector(shape, projector, self.generator).items()}
-        self.shapes = dict(_decoder_shapes(shape.decoder))
+        made, layout = _projector(shape, projector, self.generator), shape.layout
+        self.projector = {layout.projector + name: tensor for name, tensor in made.items()}
+        self.shapes = dict(_decoder_shapes(shape.decoder, layout.decoder))
         self.shapes |= {name: tuple(tensor.shape) for name, tensor in self.projector.items()}
-        self.shapes |= dict(_tower_shapes(shape.tower))
+        self.shapes |= dict(_tower_shapes(shape.tower, layout.encoder))
 
     def tensor(self, name: str) -> Tensor:
         made = self.projector[name] if name in self.projector else _random(name, self.shapes[name], self.generator)
         return made.to(self.dtype)
 
 
-def _decoder_shapes(c: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _decoder_shapes(c: DecoderConfig, prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     """GGUF files keep the same tensors apart as checkpoints, so a family knows the rows of each."""
     of = family(c)
     with torch.device("meta"):
         state = of.Decoder(c).state_dict()
-    keys = of.keys(c)
+    keys = of.keys(c, prefix)
     tensors = of.gguf_tensors(c)  # no tied head
     for name in filter(tensors.__contains__, keys):
         for key, piece in zip(keys[name].names, tensors[name], strict=True):
             yield key, (piece.rows, *state[name].shape[1:])
 
 
-def _tower_shapes(c: TowerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    whole = TowerConfig(c.image_size, c.patch_size, c.hidden, c.layers, c.heads, c.ffn, select_layer=-1)
+def _tower_shapes(c: VisionConfig, prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """All layers, and the norm behind the last."""
+    of, config = encoder_family(c), cast("Any", c)
+    whole = replace(config, select_layer=-1)
     with torch.device("meta"):
-        state = clip.Tower(whole).state_dict()
-    for name, source in clip.keys(whole, TOWER).items():
+        state = of.Tower(whole).state_dict()
+    for name, source in of.keys(whole, prefix).items():
         yield source.names[0], tuple(state[name].shape)
-    yield TOWER + "post_layernorm.weight", (c.hidden,)
-    yield TOWER + "post_layernorm.bias", (c.hidden,)
+    yield prefix + "post_layernorm.weight", (c.hidden,)
+    yield prefix + "post_layernorm.bias", (c.hidden,)
 
 
 def _random(name: str, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -84,7 +90,7 @@ def _projector(shape: Shape, kind: str, generator: torch.Generator) -> Mapping[s
     module, depth = find(kind)
     tower = shape.tower
     place = ProjectorConfig(tower.hidden, shape.decoder.hidden, tower.grid, depth=depth)
-    built: nn.Module = module.Projector(configure(module, place, settings(module)))
+    built: nn.Module = module.Projector(configure(module, place, {**settings(module), **shape.layout.settings}))
     state = {name: _random(name, tuple(t.shape), generator) for name, t in built.state_dict().items()}
     built.load_state_dict(state, assign=True)
     rows = torch.randn(1, tower.grid**2, tower.hidden, generator=generator)

@@ -38,7 +38,7 @@ def copy(exports, tmp_path):
             "ldpnet, ldpnetv2, linear, minigpt, mlp{depth}x_gelu, pixel_shuffle, internvl, qformer, resampler",
         ),
         ({"mm_vision_select_feature": "cls_patch"}, "ldpnetv2 cannot place the class token", None),
-        ({"model_type": "qwen2_vl"}, "'qwen2_vl'", "llava_llama, llava_mistral, llava_qwen"),
+        ({"model_type": "qwen2_vl"}, "'qwen2_vl'", "llava_llama, llava_mistral, llava_next"),
         (
             {"model_type": "llava", "mm_vision_tower": ...},
             "describes a 'llava' in a layout that no dialect recognises",

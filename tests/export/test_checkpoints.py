@@ -118,8 +118,8 @@ JUNK = [None, True, -1, 0, 3, 2.5, "junk", [], ["a"], {}, {"type": "linear"}]
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_any_config_is_read_or_refused(copy, data):
-    config = standin.config(standin.SHAPES["tiny"], "ldpnetv2", torch.float32)
+def test_any_config_is_read_or_refused(copy, exports, data):
+    config = json.loads((exports.checkpoint(dtype="float32") / "config.json").read_text())
     names = [*config, "rope_scaling", "rope_parameters", "vision_config", "head_dim", "attention_bias", "license"]
     for name in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=2)):
         config[name] = data.draw(st.sampled_from(JUNK))

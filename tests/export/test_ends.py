@@ -297,7 +297,7 @@ def test_a_special_token_inside_the_vocabulary_is_left_out_too(tmp_path):
 
 
 def test_a_piece_without_an_embedding_is_refused(checkpoint, tmp_path):
-    (checkpoint / "tokenizer.model").write_bytes(standin.tokenizer(513))
+    (checkpoint / "tokenizer.model").write_bytes(standin.sentence_pieces(513))
     with pytest.raises(CheckpointError, match=r"has 513 pieces, the last of them '⁂512⁂', .* has 512 rows"):
         open_checkpoint(str(checkpoint))
     inner = byte_level()

@@ -179,7 +179,7 @@ def test_vocabulary(checkpoint, tmp_path):
 def test_rows_beyond_the_vocabulary_and_added_tokens_have_a_text(tmp_path):
     folder = tmp_path / "checkpoint"
     standin.write(folder, Shape(TOWER, DECODER))
-    (folder / "tokenizer.model").write_bytes(standin.tokenizer(500))
+    (folder / "tokenizer.model").write_bytes(standin.sentence_pieces(500))
     (folder / "added_tokens.json").write_text('{"<pad>": 500}')
     fields = fields_of(written(open_checkpoint(str(folder)), tmp_path, "f16")[1])
     assert fields["tokenizer.ggml.tokens"][500:503] == ["<pad>", "[PAD501]", "[PAD502]"]

@@ -275,7 +275,7 @@ def test_a_whole_tower_leaves_its_last_layer_out(pair, monkeypatch):
 def test_the_tokenizer_with_added_tokens(tmp_path):
     folder = tmp_path / "checkpoint"
     standin.write(folder, Shape(TOWER, DECODER))
-    (folder / "tokenizer.model").write_bytes(standin.tokenizer(500))
+    (folder / "tokenizer.model").write_bytes(standin.sentence_pieces(500))
     declared = {
         "500": {"content": "<pad>", "special": True},
         "501": {"content": "<tool>", "special": False, "normalized": False},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor
 
 from edge import plugins
+from edge.bundle.manifest import Bundle
 from edge.errors import UsageError
 from exporters import standin
+from exporters.export import ExportRequest, export
 from exporters.models.encoder import fused
 from exporters.sources.checkpoint import open_checkpoint
 from exporters.standin.random_weights import RandomWeights
@@ -59,6 +62,47 @@ def test_real_sizes(shape, kind, decoder, projector):
     assert counts["decoder"] / 1e9 == pytest.approx(decoder, rel=0.01)
     assert counts["projector"] / 1e6 == pytest.approx(projector, rel=0.02)
     assert counts["tower"] / 1e6 == pytest.approx(303.5, rel=0.001)  # CLIP ViT-L/14-336
+
+
+PUBLISHED_SIZES = {  # millions of weights: of the decoder, the projector, the vision encoder
+    "smolvlm-500m": (409, 11.8, 86.4),
+    "nanollava": (464, 2.2, 412),
+    "llava-1.5-7b": (6738, 21, 303.5),
+}
+
+
+def counted(shape):
+    found = {"decoder": 0, "projector": 0, "encoder": 0}
+    for name, size in RandomWeights(shape, shape.projector, torch.float16, seed=0).shapes.items():
+        own = [part for part in ("encoder", "projector") if name.startswith(getattr(shape.layout, part))]
+        found[own[0] if own else "decoder"] += torch.Size(size).numel()
+    return tuple(found.values())
+
+
+@pytest.mark.parametrize("name", PUBLISHED_SIZES)
+def test_sizes_of_other_families(name):
+    found = counted(standin.SHAPES[name])
+    assert [count / 1e6 for count in found] == pytest.approx(PUBLISHED_SIZES[name], rel=0.02)
+
+
+def cut(shape):
+    """The same layout, tiny."""
+    tower = replace(shape.tower, layers=2, hidden=32, heads=2, ffn=48)
+    sizes = {"layers": 1, "hidden": 64, "ffn": 96, "heads": 4, "kv_heads": 2, "head_dim": 16, "context": 2048}
+    return replace(shape, tower=tower, decoder=replace(shape.decoder, vocab=700, **sizes))
+
+
+@pytest.mark.parametrize("name", PUBLISHED_SIZES)
+def test_a_checkpoint_of_another_family_is_exported(name, tmp_path):
+    """Every name, size and file is as its dialect expects, and the prompt is settled."""
+    standin.write(tmp_path / name, cut(standin.SHAPES[name]))
+    request = ExportRequest(str(tmp_path / name), tmp_path / "out", schemes=("fp32",), threads=1, image_tokens=800)
+    done = export(request, lambda *_: None)
+    assert done.report.ok
+    spec = Bundle.open(done.path).manifest.spec
+    full = standin.SHAPES[name].tower
+    assert (spec.image.size, spec.vision.patches) == (full.image_size, full.grid**2)
+    assert spec.prompt.image_tokens == {"smolvlm-500m": 64, "nanollava": 729, "llava-1.5-7b": 576}[name]
 
 
 @pytest.mark.parametrize("name", plugins.names("exporters.models.projectors"))
@@ -108,7 +152,7 @@ def test_shards(tmp_path):
 
 @pytest.mark.parametrize("vocab", [512, 32000])
 def test_tokenizer(tmp_path, vocab):
-    (tmp_path / "tokenizer.model").write_bytes(standin.tokenizer(vocab))
+    (tmp_path / "tokenizer.model").write_bytes(standin.sentence_pieces(vocab))
     pieces = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     assert pieces.vocab_size() == vocab
     assert (pieces.unk_id(), pieces.bos_id(), pieces.eos_id()) == (0, 1, 2)

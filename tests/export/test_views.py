@@ -16,14 +16,22 @@ from jsonschema import Draft202012Validator
 from smolvlm import END, LONG, SIDE, TOKENS
 from test_smolvlm import COUNT, FORMATS, QUESTION, TALKS, messages, tokenizer
 
+from edge.bundle.golden import Golden
 from edge.bundle.manifest import Bundle
+from edge.devices import profile
 from edge.errors import BundleError, ContextError, UsageError
 from edge.inference.session import load
 from edge.inputs.prompt import Turn, segments
 from edge.inputs.tokenizer import Tokenizer
 from edge.inputs.views import views
-from edge.spec import ViewsSpec, VLMSpec
-from edge.types import Embeddings, Tokens
+from edge.planning.fit import fit, prompt_tokens
+from edge.planning.sizes import sizes
+from edge.spec import VLMSpec
+from edge.spec.division import ViewsSpec
+from edge.types import Embeddings, OpenOptions, Tokens
+from edge.verify import compare, verify
+from exporters import pipeline
+from exporters.evaluators import mil
 from exporters.export import ExportRequest, export
 from exporters.sources import prompts
 from exporters.sources.checkpoint import open_checkpoint
@@ -53,7 +61,7 @@ def bundle(saved, tmp_path_factory):
 @pytest.mark.parametrize("name", made.awkward())
 def test_views_are_those_of_the_processor(saved, spec, name):
     given, theirs = made.awkward()[name]
-    found, expected = views(given, spec.image), saved.pixels(theirs)
+    found, expected = views(given, spec), saved.pixels(theirs)
     rows, columns = found.grid
     assert len(found.pixels) == len(expected) == rows * columns + 1
     assert max(np.abs(view[0] - want).max() for view, want in zip(found.pixels, expected, strict=True)) < 1e-6
@@ -62,8 +70,8 @@ def test_views_are_those_of_the_processor(saved, spec, name):
 @pytest.mark.parametrize("name", ["wide", "tall", "very wide", "one pixel", "large and tall"])
 def test_a_smaller_division_is_the_processor_s_of_a_smaller_size(saved, spec, name):
     given, theirs = made.awkward()[name]
-    whole = len(views(given, spec.image).pixels)
-    found = views(given, spec.image, whole - 1)
+    whole = len(views(given, spec).pixels)
+    found = views(given, spec, TOKENS * whole - 1)
     size = {"longest_edge": 2 * SIDE}
     expected = saved.processor.image_processor(theirs, size=size, return_tensors="np")["pixel_values"][0]
     assert len(found.pixels) == len(expected) < whole
@@ -71,11 +79,13 @@ def test_a_smaller_division_is_the_processor_s_of_a_smaller_size(saved, spec, na
 
 
 def test_the_largest_division_that_is_allowed(spec):
-    counts = [len(views(WIDE, spec.image, most).pixels) for most in range(1, 13)]
+    counts = [len(views(WIDE, spec, TOKENS * most).pixels) for most in range(1, 13)]
     assert counts == [1, 1, 1, 1, 5, 5, 5, 5, 5, 10, 10, 10]
-    alone = views(WIDE, spec.image, 4)
+    alone = views(WIDE, spec, 5 * TOKENS - 1)
     assert alone.grid is None
-    np.testing.assert_array_equal(alone.pixels[0], views(WIDE, replace(spec.image, views=None)).pixels[0])
+    np.testing.assert_array_equal(
+        alone.pixels[0], views(WIDE, replace(spec, image=replace(spec.image, views=None))).pixels[0]
+    )
 
 
 @pytest.mark.parametrize("image", ["wide", "tall", "very wide"])
@@ -84,7 +94,7 @@ def test_ids_are_those_of_the_processor(saved, spec, talk, image):
     picture, said = made.awkward()[image][0], messages(*TALKS[talk])
     count = sum(e["type"] == "image" for message in said for e in message["content"])
     expected = saved.asked(said, [picture] * count)["input_ids"][0].tolist()
-    found = views(picture, spec.image)
+    found = views(picture, spec)
     rows = np.arange(len(found.pixels) * TOKENS, dtype=np.float32)[:, None]
     shown = Embeddings(rows, "it", grid=found.grid)
     asked = [said[0]["content"][0]["text"]] if said[0]["role"] == "system" else []
@@ -101,6 +111,55 @@ def test_ids_are_those_of_the_processor(saved, spec, talk, image):
     if count:
         seen = np.concatenate([s.rows for s in fed if isinstance(s, Embeddings)])
         np.testing.assert_array_equal(seen, np.concatenate([rows] * count))  # each view's own, in their order
+
+
+def test_golden_is_replayed_in_all_its_views(bundle, spec):
+    """The drawing, 400 x 300, is 3 x 3 tiles."""
+    opened = Bundle.open(bundle)
+    golden, told = Golden.load(opened.file(opened.manifest.golden)), opened.manifest.golden_prompt["views"]
+    assert (told["count"], told["image_tokens"], told["segments"].count(None)) == (10, 10 * TOKENS, 10)
+    assert golden.divided.fp32.image_embeds.shape == (1, 10 * TOKENS, spec.decoder.hidden)
+    report = verify(opened)
+    assert report.ok
+    assert {row.stage for row in report.rows} >= {"views.vision", "views.prefill", "views.tokens"}
+    spoilt = replace(golden.divided, stored=replace(golden.divided.stored, logits=golden.stored.logits))
+    with load(bundle, threads=1) as session:
+        found = compare(session, replace(golden, divided=spoilt))
+    assert [row.stage for row in found.rows if not row.ok][:1] == ["views.prefill"]
+
+
+def test_what_is_foreseen_counts_all_views(bundle):
+    manifest, device = Bundle.open(bundle).manifest, profile("rpi5")
+    told = fit(manifest, device)
+    sizes_of = sizes(manifest, manifest.parts)
+    assert (sizes_of.views, sizes_of.image_tokens) == (10, 10 * TOKENS)
+    one = {name: value for name, value in manifest.golden_prompt.items() if name != "views"}
+    single = replace(manifest, golden_prompt=one)
+    assert prompt_tokens(manifest) > prompt_tokens(single) + 9 * TOKENS
+    assert told.value("vision") == pytest.approx(10 * fit(single, device).value("vision"))
+    assert told.value("peak memory, one answer") >= fit(single, device).value("peak memory, one answer")
+
+
+def test_calibration_sees_all_views(saved, tmp_path):
+    WIDE.save(tmp_path / "wide.png")
+    line = {"image": "wide.png", "question": QUESTION, "answer": "Noise."}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(line))
+    fed = []
+    with pytest.MonkeyPatch.context() as patch:
+        plain = pipeline.segments
+        patch.setattr(pipeline, "segments", lambda *given: fed.append(plain(*given)) or fed[-1])
+        request = ExportRequest(str(saved.folder), tmp_path / "out", threads=1, calib=tmp_path, **FORMATS["onnx"])
+        assert export(request, lambda *_: None).report.ok
+    views_of = [sum(isinstance(segment, Embeddings) for segment in prompt) for prompt in fed]
+    assert views_of.count(10) >= 2  # golden and the calibration
+
+
+def test_a_context_that_tiles_exceed_is_refused_before_the_export(saved, tmp_path):
+    request = ExportRequest(str(saved.folder), tmp_path / "out", threads=1, context=150, **FORMATS["onnx"])
+    with pytest.raises(UsageError, match=r"takes \d+ positions, 160 of them for its tiles, with its answer") as caught:
+        export(request, lambda *_: None)
+    budget = int(caught.value.hint.rpartition(" ")[2])
+    assert export(replace(request, image_tokens=budget), lambda *_: None).report.ok
 
 
 def test_the_manifest_is_as_its_schema_has_it(bundle, spec):
@@ -132,8 +191,9 @@ def test_a_manifest_that_contradicts_itself_is_refused(bundle, section, said, ma
         VLMSpec.from_json(told)
 
 
-@pytest.mark.parametrize("format", ["onnx", "gguf"])
-def test_a_bundle_answers_as_transformers_does(saved, format, tmp_path):
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_bundle_answers_as_transformers_does(saved, format, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     request = ExportRequest(str(saved.folder), tmp_path / "out", threads=1, **FORMATS[format])
     done = export(request, lambda *_: None)
     assert done.report.ok
@@ -145,6 +205,22 @@ def test_a_bundle_answers_as_transformers_does(saved, format, tmp_path):
             session.ask(picture, QUESTION, max_tokens=COUNT)
             assert list(session.last.token_ids) == told
             assert len(set(told)) > 4
+
+
+def test_core_ml_answers_as_transformers_does(saved, tmp_path):
+    request = ExportRequest(str(saved.folder), tmp_path / "out", threads=1, recipe="coreml-fp16")
+    opened = Bundle.open(export(request, lambda *_: None).path)
+    options, spec = OpenOptions(threads=1, context=512), opened.manifest.spec
+    see, speak = (mil.evaluate(opened.files(part), options, "fp32") for part in opened.manifest.parts)
+    found = views(WIDE, spec)
+    rows = [see.run({"pixel_values": pixels})["image_embeds"][0] for pixels in found.pixels]
+    texts = Tokenizer.open(opened.file(opened.manifest.tokenizer))
+    shown = Embeddings(np.concatenate(rows), "it", grid=found.grid)
+    logits, told = speak.extend(segments(spec.prompt, texts, [Turn.about(QUESTION, [shown])])), []
+    for _ in range(COUNT):
+        told.append(int(logits.argmax()))
+        logits = speak.extend([Tokens((told[-1],))])
+    assert told == saved.answer(saved.asked(messages((None, QUESTION)), [WIDE]), COUNT, tokenizer().token_to_id(END))
 
 
 def test_a_budget_at_the_export_and_at_the_run(saved, bundle, tmp_path):
@@ -216,5 +292,5 @@ def test_a_longer_edge_of_one_view_has_no_tiles(saved, tmp_path):
     found = open_checkpoint(str(folder)).spec
     assert (found.image.views, found.image.long_edge) == (None, SIDE)
     expected = saved.processor.image_processor(WIDE, size={"longest_edge": SIDE}, return_tensors="np")
-    assert np.abs(views(WIDE, found.image).pixels[0] - expected["pixel_values"][0]).max() < 1e-6
+    assert np.abs(views(WIDE, found).pixels[0] - expected["pixel_values"][0]).max() < 1e-6
     assert LONG > SIDE

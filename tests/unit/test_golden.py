@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from edge.bundle import safetensors
-from edge.bundle.golden import ARRAYS, GOLDEN, ROUNDED, TOKENS, Golden, Outputs, golden_bytes
+from edge.bundle.golden import ARRAYS, GOLDEN, ROUNDED, TOKENS, Golden, Outputs, References, golden_bytes
 from edge.errors import BundleError
 
 
@@ -161,4 +161,19 @@ def test_its_size_is_foreseen(tmp_path: Path) -> None:
     rounding().save(tmp_path / GOLDEN)
     header = 2000  # names and shapes
     size = (tmp_path / GOLDEN).stat().st_size
-    assert 0 < size - golden_bytes(spec, picture=5 * 7 * 3) < header
+    assert 0 < size - golden_bytes(spec, picture=5 * 7 * 3, divided=0) < header
+    of = rounding()
+    replace(of, divided=References(of.fp32, of.stored, of.rounded)).save(tmp_path / GOLDEN)
+    larger = (tmp_path / GOLDEN).stat().st_size
+    assert 0 < larger - golden_bytes(spec, picture=5 * 7 * 3, divided=4) < 2 * header
+
+
+def test_all_views_of_a_picture_are_kept_beside_the_one(tmp_path: Path) -> None:
+    one, other = golden(), rounding()
+    replace(other, divided=References(one.fp32, one.stored, one.fp32)).save(tmp_path / GOLDEN)
+    found = Golden.load(tmp_path / GOLDEN)
+    assert found.divided is not None and found.divided.rounded is not None
+    np.testing.assert_array_equal(found.divided.stored.logits, one.stored.logits)
+    np.testing.assert_array_equal(found.stored.logits, other.stored.logits)
+    one.save(tmp_path / GOLDEN)
+    assert Golden.load(tmp_path / GOLDEN).divided is None

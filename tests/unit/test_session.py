@@ -24,6 +24,7 @@ from edge.inference.sampling import Sampling
 from edge.inference.session import Session
 from edge.inference.vision import REMEMBERED, ImageTimes, VisionEncoder
 from edge.inputs.prompt import Turn
+from edge.inputs.views import Views
 from edge.types import Array, Graph, OpenOptions, PartFiles
 
 CONTEXT = 400
@@ -665,16 +666,16 @@ def test_views_are_encoded_and_remembered_one_by_one(bundle: Bundle) -> None:
     eye = Eye(bundle.files(bundle.manifest.part("vision")))
     encoder, times = VisionEncoder(bundle, lambda: (eye,)), ImageTimes()
     a, b, c = np.random.default_rng(0).normal(size=(3, 1, 3, 28, 28)).astype(np.float32)
-    one, two = (encoder.encode_views([view], times) for view in (a, b))
-    both = encoder.encode_views([a, b], times)
+    one, two = (encoder.encode_views(Views((view,)), times) for view in (a, b))
+    both = encoder.encode_views(Views((a, b)), times)
     np.testing.assert_array_equal(both.rows, np.concatenate([one.rows, two.rows]))
     assert (both.rows.shape, eye.looked) == ((8, 32), 2)
-    turned = encoder.encode_views([b, a], times)
+    turned = encoder.encode_views(Views((b, a)), times)
     assert len({both.key, turned.key, one.key, two.key}) == 4
-    encoder.encode_views([c, a, c], times)
+    encoder.encode_views(Views((c, a, c)), times)
     assert eye.looked == 3
     encoder.forget()
-    np.testing.assert_array_equal(encoder.encode_views([a, b], times).rows, both.rows)
+    np.testing.assert_array_equal(encoder.encode_views(Views((a, b)), times).rows, both.rows)
     assert eye.looked == 5
 
 
@@ -682,6 +683,6 @@ def test_more_views_than_are_remembered_are_all_there(bundle: Bundle) -> None:
     eye = Eye(bundle.files(bundle.manifest.part("vision")))
     encoder, times = VisionEncoder(bundle, lambda: (eye,)), ImageTimes()
     views = list(np.random.default_rng(1).normal(size=(REMEMBERED + 3, 1, 3, 28, 28)).astype(np.float32))
-    found = encoder.encode_views(views, times).rows.reshape(len(views), 4, 32)
+    found = encoder.encode_views(Views(tuple(views)), times).rows.reshape(len(views), 4, 32)
     for view, rows in zip(views, found, strict=True):
-        np.testing.assert_array_equal(encoder.encode_views([view], times).rows, rows)
+        np.testing.assert_array_equal(encoder.encode_views(Views((view,)), times).rows, rows)

@@ -1,0 +1,55 @@
+"""How an image is divided into views, beside the whole: a grid of its longer edge, or the best of several grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LONGEST_EDGE = 8192  # that an image is enlarged to: a square of it takes 200 MB
+
+
+@dataclass(frozen=True)
+class ViewsSpec:
+    """How an image is divided: its longer edge into `grid` tiles or fewer, as many as `image_tokens` allow."""
+
+    grid: int
+    image_tokens: int | None  # rows of embeddings that an image may take; None: as many as its tiles give
+
+    def faults(self, size: int, long_edge: int | None) -> list[str]:
+        """What no reader could follow, of views of `size` pixels."""
+        if long_edge is None or self.grid != -(-long_edge // size) or self.grid < 2:
+            return [f"has views of {self.grid} tiles, and {long_edge} for the longer edge"]
+        return []
+
+
+@dataclass(frozen=True)
+class AnyresSpec:
+    """How an image is divided: into the tiles of the grid that suits it best, whose embeddings are read line by line
+    across all tiles, with a newline behind each (arXiv 2408.03326).
+
+    A view is `side` x `side` embeddings, and behind them the newline.
+    """
+
+    grids: tuple[tuple[int, int], ...]  # rows and columns of tiles; of equal ones the first is taken
+    side: int
+    most_tiles: int | None  # embeddings of so many tiles are kept of all: those of more are resized; None: of all
+    image_tokens: int | None  # rows of embeddings that an image may take; None: as many as there are
+
+    def faults(self, size: int, long_edge: int | None) -> list[str]:
+        """What no reader could follow, of views of `size` pixels."""
+        if long_edge is not None:
+            return [f"has views of several grids, and {long_edge} for the longer edge"]
+        most = LONGEST_EDGE // size
+        if not self.grids or not all(1 <= tiles <= most for grid in self.grids for tiles in grid):
+            return [f"has views of the grids {list(self.grids)}, whose edges may have 1 to {most} tiles"]
+        if not 1 <= self.side <= size or self.most_tiles == 0:
+            return [f"has views of side {self.side} and most_tiles {self.most_tiles}"]
+        return []
+
+    @property
+    def view_tokens(self) -> int:
+        """Rows that a view gives."""
+        return self.side**2 + 1
+
+    @property
+    def most_views(self) -> int:
+        return max(rows * columns for rows, columns in self.grids) + 1

@@ -1,0 +1,55 @@
+"""A component that is too large for the memory lies in mapped files, and is the same module."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from edge.bundle.manifest import Bundle
+from exporters.export import ExportRequest, export
+from exporters.models import room
+from exporters.sources.checkpoint import open_checkpoint
+
+
+@pytest.fixture
+def tight(monkeypatch, tmp_path):
+    """Hardly any memory, and files of any size are mapped."""
+    monkeypatch.setattr(room, "detect", lambda: SimpleNamespace(memory_bytes=1000))
+    monkeypatch.setattr(room, "_LARGE", 1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    Path(tmp_path / "temporary").mkdir()
+    return tmp_path / "temporary"
+
+
+def test_a_mapped_component_is_the_same(exports, monkeypatch, tight):
+    found = open_checkpoint(str(exports.checkpoint()))
+    for component in found.components.values():
+        mapped = component.load(found.weights).state_dict()
+        with monkeypatch.context() as patch:
+            patch.setattr(room, "detect", lambda: SimpleNamespace(memory_bytes=1 << 40))
+            plain = component.load(found.weights).state_dict()
+        assert all(torch.equal(mapped[name], plain[name]) for name in plain)
+        name = next(name for name, tensor in mapped.items() if tensor.ndim > 1)
+        mapped[name].mul_(2)
+        assert torch.equal(mapped[name], 2 * plain[name])  # it can be changed
+    assert not any(tight.iterdir())  # nothing stays
+
+
+def test_a_full_disk_is_not_written_to(monkeypatch, tight):
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=4000))
+    assert not room.Room([(1000,)], torch.float32).mapped
+    assert room.Room([(900,)], torch.float32).mapped
+
+
+def test_an_export_from_mapped_files_is_the_same_bundle(exports, monkeypatch, tight, tmp_path):
+    request = ExportRequest(str(exports.checkpoint()), tmp_path / "mapped", threads=1)
+    mapped = export(request, lambda *_: None).path
+    monkeypatch.setattr(room, "detect", lambda: SimpleNamespace(memory_bytes=1 << 40))
+    plain = export(ExportRequest(request.checkpoint, tmp_path / "plain", threads=1), lambda *_: None).path
+    one, other = (Bundle.open(path).manifest for path in (mapped, plain))
+    assert [part.files for part in one.parts] == [part.files for part in other.parts]
+    assert one.golden == other.golden
