@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from types import FrameType
+from typing import IO
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "helpers"), str(HERE.parents[1])]
@@ -63,13 +64,22 @@ def _fuzzed(name: str, seconds: float) -> tuple[int, int]:
                 folder,
             ]
             with Path(folder, "said").open("wb") as said:
-                done = subprocess.run(command, check=False, timeout=part + 10 * PATIENCE, stderr=said)
+                how = _ended(command, part, said)
             count += int(_read(Path(folder, "count")) or 0)
-            if done.returncode:
+            if how:
                 found += 1
-                _keep(name, Path(folder), f"exit code {done.returncode}, seed {seed}")
+                _keep(name, Path(folder), f"{how}, seed {seed}")
         seed += 1
     return count, found
+
+
+def _ended(command: list[str], seconds: float, said: IO[bytes]) -> str:
+    """How the process ended, if not well."""
+    try:
+        done = subprocess.run(command, check=False, timeout=seconds + 30 * PATIENCE, stderr=said)
+    except subprocess.TimeoutExpired:
+        return "it did not end"
+    return f"exit code {done.returncode}" if done.returncode else ""
 
 
 def _keep(name: str, folder: Path, how: str) -> None:
@@ -139,6 +149,7 @@ def guided(name: str, seconds: float, seed: int, folder: Path) -> None:
         count += 1
         if count % 50 == 0:
             (folder / "count").write_text(str(count))
+        (folder / "input").write_bytes(content)
         reader.read(content, folder / "work")
 
     def change(content: bytes, most: int, number: int) -> bytes:

@@ -60,6 +60,8 @@ def test_there_is_no_other_way_to_these_libraries() -> None:
     """ONNX Runtime in its engine, which only `plugins.load` imports; the hub where it is asked on purpose."""
     assert importers("onnxruntime") == [Path("runtimes/onnxruntime.py")]
     assert importers("runtimes") == []
-    assert importers("huggingface_hub") == [Path("exporters/sources/hub.py")]
-    source = (REPOSITORY / "exporters" / "sources" / "hub.py").read_text(encoding="utf-8")
-    assert source.index("privacy.keep()") < source.index("from huggingface_hub import")
+    asking = [Path("edge/fetching/hub.py"), Path("exporters/sources/hub.py")]
+    assert importers("huggingface_hub") == asking
+    for path in asking:
+        source = (REPOSITORY / path).read_text(encoding="utf-8")
+        assert source.index("privacy.keep()") < source.index("from huggingface_hub import")
