@@ -14,6 +14,7 @@ struct ZipArchive {
     private let name: String
     private let data: Data
     private static let mostEntries = 1000
+    private static let piece = 1 << 18  // bytes: of a file of gigabytes, no more are copied at once
 
     /// By the list at the archive's end. Throws EdgeError.
     init(_ name: String, _ data: Data) throws {
@@ -30,7 +31,13 @@ struct ZipArchive {
     func read(_ entry: Entry, emit: (UnsafeRawBufferPointer) throws -> Void) throws {
         try data.withUnsafeBytes { bytes in
             let own = UnsafeRawBufferPointer(rebasing: bytes[entry.range])
-            if !entry.deflated { return try emit(own) }
+            if !entry.deflated {
+                for start in stride(from: 0, to: own.count, by: ZipArchive.piece) {
+                    let end = min(start + ZipArchive.piece, own.count)
+                    try emit(UnsafeRawBufferPointer(rebasing: own[start..<end]))
+                }
+                return
+            }
             do {
                 try Inflate.run(own.bindMemory(to: UInt8.self), size: entry.size, emit: emit)
             } catch let damage as Inflate.Damage {
