@@ -1,8 +1,9 @@
 # Everything lives in .venv/ and needs Python 3.11 or newer: make demo PYTHON=/path/to/python3.12. Long steps are scripts/.
 
 .DELETE_ON_ERROR:
-.PHONY: help demo check lint fmt golden test test-llamacpp test-browser test-remote test-arm arm-machine android test-android \
-	apk-tools android-tools test-ios ios-tools release guard fuzz wheel-arm wheel-executorch wheel-executorch-arm
+.PHONY: help demo check lint fmt golden test test-llamacpp test-browser test-remote test-arm arm-machine arm-site android test-android \
+	test-android-arm apk-tools android-tools test-ios ios-tools release guard fuzz wheel-arm wheel-executorch \
+	wheel-executorch-arm
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -84,14 +85,16 @@ test-remote: $(VENV)/installed-dev  ## edge bench --on against OpenSSH's own ser
 	@scripts/require-sshd
 	$(PYTEST) tests/e2e -m sshd
 
-test-arm: arm-machine $(ARM_WHEEL) $(ARM_EXECUTORCH) $(VENV)/installed-dev  ## the run side on emulated ARM processors
+test-arm: arm-site  ## the run side on emulated ARM processors
+	EDGE_ARM='$(ARM)' $(PYTEST) tests/arm -m arm -rs
+
+arm-site: arm-machine $(ARM_WHEEL) $(ARM_EXECUTORCH) $(VENV)/installed-dev
 	@rm -rf '$(ARM)/source' '$(ARM)/site' && mkdir -p '$(ARM)/source'
 	@cp -R edge runtimes exporters pyproject.toml README.md LICENSE '$(ARM)/source'
 	@echo "installing the run side for Python 3.11 on ARM"
 	@$(PIP) wheel --quiet --no-deps --wheel-dir '$(ARM)/source/dist' '$(ARM)/source'
 	@$(PIP) install --quiet --target '$(ARM)/site' $(ARM_PIP) --find-links '$(WHEELS)' $(ARM_TESTS) \
 		"$$(ls '$(ARM)'/source/dist/*.whl)[onnxruntime,llamacpp,litert,executorch-native,schema,serve]"
-	EDGE_ARM='$(ARM)' $(PYTEST) tests/arm -m arm -rs
 
 test-android: android-tools $(BUNDLE)/manifest.json  ## the Android demo's Kotlin on the JVM, to the last bit of Python's
 	android_demo/test-core '$(ANDROID)' $(BIN)/python $(BUNDLE) $(ANDROID_WORK)/core
@@ -100,6 +103,11 @@ android: test-android apk-tools $(VENV)/installed-dev  ## the Android demo's APK
 	android_demo/build-apk '$(ANDROID)' $(BIN)/python $(BUNDLE) $(ANDROID_WORK)
 	EDGE_APK='$(APK)' EDGE_ANDROID_TOOLS='$(ANDROID)' $(PYTEST) tests/android -m apk
 	android_demo/test-dex '$(ANDROID)' $(BIN)/python $(BUNDLE) '$(APK)' $(ANDROID_WORK)/core
+
+test-android-arm: arm-site apk-tools  ## the APK's arm64 libraries on emulated ARM processors, held to Python on them
+	@test -e '$(APK)' || $(MAKE) android
+	@tests/arm/make-machine '$(ARM)' java
+	android_demo/test-arm '$(ANDROID)' $(BIN)/python '$(APK)' '$(ARM)' $(ANDROID_WORK)/core
 
 apk-tools: android-tools
 	@scripts/android-tools '$(ANDROID)' $(BIN)/python apk

@@ -1,8 +1,8 @@
 import org.jetbrains.kotlin.gradle.dsl.JvmTarget
 
 plugins {
-    id("com.android.application")
-    id("org.jetbrains.kotlin.android")
+    alias(libs.plugins.android.application)
+    alias(libs.plugins.kotlin.android)
 }
 
 android {
@@ -17,6 +17,20 @@ android {
         versionName = "0.2.0"
         ndk { abiFilters += listOf("arm64-v8a", "x86_64") }
     }
+
+    // A newer ONNX Runtime's manifest must not make an app of this one that reports.
+    sourceSets {
+        for (type in listOf("debug", "release")) getByName(type).manifest.srcFile("src/gradle/AndroidManifest.xml")
+    }
+
+    buildTypes {
+        release {
+            isMinifyEnabled = true
+            proguardFiles(getDefaultProguardFile("proguard-android-optimize.txt"), "proguard-rules.pro")
+        }
+    }
+
+    packaging { jniLibs { useLegacyPackaging = false } } // mapped from the APK, at pages of 16 KB
 
     compileOptions {
         sourceCompatibility = JavaVersion.VERSION_1_8
@@ -33,6 +47,5 @@ kotlin {
 
 dependencies {
     implementation(project(":core"))
-    // The last one without telemetry: from 1.29 on its manifest adds a provider and the network's permissions.
-    implementation("com.microsoft.onnxruntime:onnxruntime-android:1.26.0")
+    implementation(libs.onnxruntime.android)
 }

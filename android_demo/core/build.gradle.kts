@@ -1,7 +1,7 @@
 import org.jetbrains.kotlin.gradle.dsl.JvmTarget
 
 plugins {
-    id("org.jetbrains.kotlin.jvm")
+    alias(libs.plugins.kotlin.jvm)
 }
 
 kotlin {
@@ -18,7 +18,7 @@ java {
 }
 
 dependencies {
-    api("org.jetbrains.kotlinx:kotlinx-coroutines-core:1.10.2")
+    api(libs.coroutines)
     // The classes of ai.onnxruntime; the app brings those of Android with their libraries.
-    compileOnly("com.microsoft.onnxruntime:onnxruntime:1.26.0")
+    compileOnly(libs.onnxruntime.classes)
 }

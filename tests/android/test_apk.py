@@ -56,9 +56,11 @@ def start(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + 30 + name + extra
 
 
-def test_it_asks_for_no_permission_and_has_these_components_only(apk, manifest):
-    assert elements(manifest, "uses-permission") == []
-    assert "uses-permission" not in tool("aapt2", "dump", "permissions", str(apk))
+def test_it_asks_for_the_camera_alone_and_has_these_components_only(apk, manifest):
+    assert elements(manifest, "uses-permission") == ["android.permission.CAMERA"]
+    asked = re.findall(r"uses-permission: name='([^']+)'", tool("aapt2", "dump", "permissions", str(apk)))
+    assert asked == ["android.permission.CAMERA"]
+    assert "uses-feature-not-required: name='android.hardware.camera" in tool("aapt2", "dump", "badging", str(apk))
     found = {kind: elements(manifest, kind) for kind in ("activity", "service", "receiver", "provider")}
     package = "dev.edgevlm.demo"
     expected = {"activity": [".MainActivity"], "service": [], "receiver": [], "provider": [".PhotoProvider"]}

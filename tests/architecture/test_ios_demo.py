@@ -46,6 +46,28 @@ def test_the_app_asks_for_more_memory_and_for_nothing_else() -> None:
     assert plist("EdgeVLM.entitlements") == {"com.apple.developer.kernel.increased-memory-limit": True}
 
 
+def test_the_project_is_one_that_xcodegen_knows() -> None:
+    told = pytest.importorskip("yaml").safe_load(PROJECT)
+    assert told.keys() <= {"name", "options", "packages", "targets", "settings", "schemes", "configs", "include"}
+    assert told["options"].keys() <= {"bundleIdPrefix", "deploymentTarget", "createIntermediateGroups", "xcodeVersion"}
+    ((name, target),) = told["targets"].items()
+    assert (name, target["type"], target["platform"]) == ("EdgeVLM", "application", "iOS")
+    assert target.keys() == {"type", "platform", "sources", "dependencies", "settings"}
+    for source in target["sources"]:
+        entry = {"path": source} if isinstance(source, str) else source
+        assert entry.keys() <= {"path", "type", "buildPhase", "optional", "excludes", "name"}
+        assert (DEMO / entry["path"]).exists() or entry["optional"]
+    package = (DEMO / "Package.swift").read_text(encoding="utf-8")
+    made = set(re.findall(r'\.library\(name: "(\w+)"', package))
+    for dependency in target["dependencies"]:
+        assert dependency["package"] in told["packages"] and set(dependency["products"]) <= made
+    assert (DEMO / told["packages"]["VLMCore"]["path"] / "Package.swift").is_file()
+    modules = {
+        word for path in SOURCES for word in re.findall(r"^import (\w+)$", path.read_text("utf-8"), re.MULTILINE)
+    }
+    assert modules & made == set(target["dependencies"][0]["products"])
+
+
 @pytest.mark.parametrize("setting", ["INFOPLIST_FILE", "CODE_SIGN_ENTITLEMENTS"])
 def test_the_project_names_files_that_are_there(setting: str) -> None:
     found = re.search(rf"{setting}: (\S+)", PROJECT)

@@ -1,7 +1,6 @@
 """Golden vectors for run sides in other languages, from the Python one: `make golden`.
 
-Without arguments: the files beside this one, which hold on every machine. With BUNDLE OUT: what this machine computes
-of a bundle, into OUT: little-endian float32 and `here.json`. Another language on the same library gives the same bits.
+They hold on every machine; `compute.py` writes what this one computes of a bundle.
 
 Pictures are made of numbers that any language makes: x = (1664525 x + 1013904223) mod 2³², from x = seed, gives a byte
 x >> 24 at each step, row after row, red, green, blue; with `hard`, 0 or 255 by its highest bit.
@@ -12,10 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import shutil
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +20,12 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from edge.bundle import safetensors
-from edge.bundle.golden import Golden
-from edge.bundle.manifest import MANIFEST, describe
-from edge.inference.session import load
+from edge.inference.sampling import Sampler, Sampling
 from edge.inputs import image
 from edge.inputs.prompt import Turn, segments
 from edge.inputs.tokenizer import Tokenizer
-from edge.spec import ImageSpec, PromptSpec, parse
+from edge.inputs.views import views
+from edge.spec import ImageSpec, PromptSpec, ViewsSpec, parse
 from edge.types import Embeddings, Tokens
 
 HERE = Path(__file__).parent
@@ -73,6 +67,24 @@ IMAGES += [
     {**IMAGES[-1], "width": width, "height": height, "seed": seed, "fit": "long_edge", "long_edge": 96}
     for seed, (width, height) in enumerate([(1, 1), (130, 77), (40, 96), (500, 2)], 21)
 ]
+VIEWS: list[dict[str, Any]] = [
+    {"width": width, "height": height, "seed": seed, "hard": bool(seed % 2), "size": 24, "long_edge": 96, "most": most}
+    for seed, (width, height, most) in enumerate(
+        [(1, 1, 17), (130, 77, 17), (77, 130, 17), (500, 2, 17), (131, 77, 15), (77, 131, 6), (60, 60, 2), (64, 64, 17)]
+    )
+]
+SAMPLED: list[dict[str, Any]] = [
+    {"seed": seed, **asked}
+    for seed, asked in enumerate(
+        [
+            {"temperature": 1.0},
+            {"temperature": 0.7, "top_k": 5},
+            {"temperature": 1.5, "top_p": 0.8},
+            {"temperature": 2.0, "top_k": 40, "top_p": 0.5, "repeat_penalty": 1.3},
+        ]
+    )
+]
+SAMPLED += [{**SAMPLED[0], "seed": 2**32 + 7}, {**SAMPLED[2], "seed": 2**63 - 1}]
 BACKGROUND, MEAN, STD = (122, 116, 104), (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 _CHATML = {
@@ -104,8 +116,21 @@ _VICUNA = {
     "restarts": ["bos", "image"],
     "bos_id": 1,
 }
+_TILE = [{"text": "tile "}, {"slot": "image"}]
+_DIVIDED = {
+    **_VICUNA,
+    "views": {
+        "tiles": [[_TILE, [{"ids": [5]}, {"slot": "image"}], _TILE], [_TILE] * 3, [_TILE] * 3],
+        "row_end": [{"text": "\n"}],
+        "overview": [{"ids": [6]}, {"slot": "image"}, {"text": "whole\n"}],
+    },
+}
 _COMMON = {"image_tokens": 2, "end_ids": [2], "stop_ids": [2], "stop_strings": []}
-PROMPTS: dict[str, Any] = {"vicuna": {**_VICUNA, **_COMMON}, "chatml": {**_CHATML, **_COMMON}}
+PROMPTS: dict[str, Any] = {
+    "vicuna": {**_VICUNA, **_COMMON},
+    "chatml": {**_CHATML, **_COMMON},
+    "divided": {**_DIVIDED, **_COMMON},
+}
 CONVERSATIONS: list[dict[str, Any]] = [
     {"turns": [{"question": "What is this?", "images": 1}], "system": None},
     {"turns": [{"question": "  spaced \u2003", "images": 0}], "system": None},
@@ -120,6 +145,9 @@ CONVERSATIONS: list[dict[str, Any]] = [
     },
     {"turns": [{"question": "Hi", "images": 0}], "system": "Be brief."},
 ]
+TILED: list[dict[str, Any]] = [  # of prompts with pieces for tiles
+    {"turns": [{"question": "What?", "images": 2, "grid": grid}], "system": None} for grid in ([2, 3], [3, 1])
+]
 
 
 def written() -> dict[str, str]:
@@ -127,11 +155,13 @@ def written() -> dict[str, str]:
     names = ["byte_fallback", *sorted(path.stem for path in FILES.glob("*.json"))]
     texts = [*TEXTS, *fuzzed()]
     found = {"texts": texts, "awkward": len(TEXTS), "tokenizers": {name: _tokenized(name, texts) for name in names}}
-    images = {"background": BACKGROUND, "mean": MEAN, "std": STD, "images": [_hashed(entry) for entry in IMAGES]}
+    pictures = {"images": [_hashed(entry) for entry in IMAGES], "divided": [_divided(entry) for entry in VIEWS]}
+    images = {"background": BACKGROUND, "mean": MEAN, "std": STD, **pictures}
     return {
         "texts.json": _text(found),
         "images.json": _text(images),
         "prompts.json": _text({"prompts": PROMPTS, "conversations": [*_conversations()]}),
+        "sampled.json": _text({"sampled": [_sampled(entry) for entry in SAMPLED]}),
     }
 
 
@@ -189,12 +219,35 @@ def _hashed(entry: dict[str, Any]) -> dict[str, Any]:
     return {**entry, "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
 
 
+def _divided(entry: dict[str, Any]) -> dict[str, Any]:
+    """Rows and columns of tiles, and the pixels of all views after each other."""
+    rgb = picture(entry["width"], entry["height"], entry["seed"], entry["hard"])
+    size, edge = entry["size"], entry["long_edge"]
+    spec = ImageSpec(size, "long_edge", BACKGROUND, "lanczos", MEAN, STD, edge, ViewsSpec(-(-edge // size), None))
+    found = views(rgb, spec, entry["most"])
+    values = b"".join(view.astype("<f4").tobytes() for view in found.pixels)
+    return {**entry, "grid": found.grid or (0, 0), "sha256": hashlib.sha256(values).hexdigest()}
+
+
+def _sampled(asked: dict[str, Any]) -> dict[str, Any]:
+    """Logits of 300 tokens by the rule of pictures, from -8 to 8; 40 picks, each of which is history to the next."""
+    numbers, x = [], asked["seed"] % 2**32
+    for _ in range(300):
+        x = (1664525 * x + 1013904223) % 2**32
+        numbers.append(x / 2**28 - 8)
+    logits, sampler = np.array(numbers, np.float32), Sampler(Sampling(**asked))
+    picks: list[int] = []
+    for _ in range(40):
+        picks.append(sampler.pick(logits, picks))
+    return {**asked, "picks": picks}
+
+
 def _conversations() -> Iterator[dict[str, Any]]:
     """Each with each prompt and two tokenizers that differ in where a space stands; images are null."""
     for prompt, told in PROMPTS.items():
         spec = parse(PromptSpec, told)
         for name in ("byte_fallback", "metaspace_first"):
-            for conversation in CONVERSATIONS:
+            for conversation in CONVERSATIONS if spec.views is None else TILED:
                 if conversation["system"] and spec.question.after_system is None:
                     continue
                 found = segments(spec, _open(name), [*map(_turn, conversation["turns"])], conversation["system"])
@@ -203,7 +256,9 @@ def _conversations() -> Iterator[dict[str, Any]]:
 
 
 def _turn(told: dict[str, Any]) -> Turn:
-    images = [Embeddings(np.zeros((2, 4), np.float32), "image")] * told["images"]
+    grid = tuple(told["grid"]) if "grid" in told else None
+    rows = 2 * (grid[0] * grid[1] + 1 if grid else 1)
+    images = [Embeddings(np.zeros((rows, 4), np.float32), "image", grid=grid)] * told["images"]
     answer_ids = tuple(told["answer_ids"]) if "answer_ids" in told else None
     return Turn.about(told["question"], images, told.get("answer"), answer_ids)
 
@@ -234,73 +289,7 @@ def train() -> None:
         (FILES / f"{name}.json").write_text(json.dumps({**plain, "normalizer": None, "pre_tokenizer": step}), "utf-8")
 
 
-def compute(bundle: Path, out: Path) -> None:
-    """What this machine computes of a bundle: rows of its golden picture, forced steps, answers."""
-    out.mkdir(parents=True, exist_ok=True)
-    with load(bundle, threads=2) as session:
-        manifest = session.bundle.manifest
-        golden = Golden.load(session.bundle.file(manifest.golden))
-        rows = session.encode_pixels(golden.pixel_values)
-        rows.rows.astype("<f4").tofile(out / "image_embeds.f32")
-        cut = manifest.golden_prompt["segments"]
-        decoder, steps = session.decoder, []
-        decoder.rewind(0)
-        logits = decoder.extend([rows if ids is None else Tokens(tuple(ids)) for ids in cut])
-        for token in golden.fp32.tokens:
-            steps.append(logits.copy())
-            logits = decoder.extend([Tokens((int(token),))])
-        np.stack([*steps, logits]).astype("<f4").tofile(out / "logits.f32")
-        answers = []
-        for path in sorted((HERE.parents[1] / "exporters" / "demo" / "pictures").glob("*.png")):
-            rgb = np.asarray(image.open_image(path))
-            rgb.tofile(out / f"{path.stem}.rgb")
-            size = {"picture": path.stem, "width": rgb.shape[1], "height": rgb.shape[0]}
-            chat = session.chat(rgb)
-            for question in ("What colour is the star?", "What does the sign say?", "How many stars are there?"):
-                text = session.ask(rgb, question)
-                first = {"text": text, "ids": session.last.token_ids, "stop": session.last.stop_reason}
-                answers.append({**size, "question": question, **first, "later": chat.ask(question)})
-        texts = [*TEXTS, *fuzzed()[:200]]
-        ids = [session.tokenizer.encode(text) for text in texts]
-    _older(bundle, out / "schema1")
-    here = {"forced": golden.fp32.tokens.tolist(), "answers": answers, "texts": texts, "ids": ids}
-    (out / "here.json").write_text(json.dumps(here), encoding="utf-8")
-
-
-def _older(bundle: Path, out: Path) -> None:
-    """A copy as edge-vlm 0.2 would have written it, of a bundle whose prompt schema 1 can tell."""
-    shutil.copytree(bundle, out, dirs_exist_ok=True)
-    data = json.loads((bundle / MANIFEST).read_bytes())
-    prompt = data["prompt"]
-    asked = prompt["question"]
-    told = {
-        "system": asked["after_system"][: -len(asked["first"])],
-        "user": asked["first"],
-        "assistant": prompt["answer"],
-        "generation": prompt["generation"],
-        "image": prompt["image"],
-    }
-    marks = {"system": "{text}", "content": "{text}", "answer": "{text}", "image": "<image>"}
-    texts = {name: "".join(p.get("text") or marks[p["slot"]] for p in pieces) for name, pieces in told.items()}
-    shared = ("default_system", "image_tokens", "bos_id", "stop_ids", "stop_strings", "golden")
-    data["schema"] = 1
-    data["prompt"] = {**texts, "end_id": prompt["end_ids"][0], **{name: prompt[name] for name in shared}}
-    decoder = data["decoder"]
-    for name in ("family", "ffn", "gated"):
-        del decoder[name]
-    decoder["rope_theta"] = decoder.pop("rope")["theta"]
-    del data["vision"]
-    for part in data["parts"]:
-        del part["weights"]
-    np.savez(out / "golden.npz", **safetensors.read(out / data["golden"]["path"]))
-    data["golden"] = asdict(describe(out, out / "golden.npz"))
-    (out / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
-
-
-def main(arguments: list[str]) -> None:
-    if arguments:
-        compute(*map(Path, arguments))
-        return
+def main() -> None:
     if not list(FILES.glob("*.json")):
         train()
     for name, text in written().items():
@@ -308,4 +297,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

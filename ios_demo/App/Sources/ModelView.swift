@@ -15,7 +15,7 @@ struct ModelView: View {
                     let bundle = model.bundles[place]
                     Button(bundle.manifest.name) { model.open(bundle, EngineChoice.able(bundle).first) }
                 }
-                Button("Import a folder…") { importing = true }
+                Button("Import a folder or a zip…") { importing = true }
             }
             if let opened = model.opened {
                 Section("Engine") {
@@ -34,8 +34,8 @@ struct ModelView: View {
             if let problem = model.problem { Text(problem).foregroundStyle(.red) }
         }
         .navigationTitle("Model")
-        .fileImporter(isPresented: $importing, allowedContentTypes: [.folder]) { found in
-            if let folder = try? found.get() { model.add(folder) }
+        .fileImporter(isPresented: $importing, allowedContentTypes: [.folder, .zip]) { found in
+            if let chosen = try? found.get() { model.add(chosen) }
         }
     }
 }

@@ -61,18 +61,22 @@ public final class DemoModel {
         }
     }
 
-    /// Of Files: a folder that a person chose.
-    public func add(_ folder: URL) {
+    /// Of Files: a folder that a person chose, or a zip.
+    public func add(_ chosen: URL) {
         guard let store else { return }
         let stop = Stop()
-        start("importing \(folder.lastPathComponent)", stop) {
+        start("importing \(chosen.lastPathComponent)", stop) {
             let engines = EngineChoice.allCases.map(\.engine)
             let made = try await Task.detached {
                 #if canImport(UIKit)
-                    let granted = folder.startAccessingSecurityScopedResource()
-                    defer { if granted { folder.stopAccessingSecurityScopedResource() } }
+                    let granted = chosen.startAccessingSecurityScopedResource()
+                    defer { if granted { chosen.stopAccessingSecurityScopedResource() } }
                 #endif
-                return try store.add(folder.lastPathComponent, from: folder, engines: engines, stop: stop)
+                if chosen.pathExtension.lowercased() != "zip" {
+                    return try store.add(chosen.lastPathComponent, from: chosen, engines: engines, stop: stop)
+                }
+                let name = chosen.deletingPathExtension().lastPathComponent
+                return try store.add(name, fromZip: chosen, engines: engines, stop: stop)
             }.value
             self.reload()
             self.open(made, EngineChoice.able(made).first)

@@ -64,9 +64,8 @@ struct Bench {
 
     private func seeing() throws -> [Json] {
         guard let picture else { return [] }
-        let spec = session.bundle.manifest.image
         return [
-            try timed("preprocess") { _ = pixels(picture, spec) },
+            try timed("preprocess") { _ = session.views(picture) },
             try timed("vision encode") { _ = try session.model.see(golden.pixelValues, stop) },
         ]
     }

@@ -69,14 +69,19 @@ extension Model {
 extension Engine {
     public func prepare(_ bundle: ModelBundle) async throws {}
 
-    /// Throws EdgeError where a part is not for this engine, or the memory that is free will not do.
-    func require(_ bundle: ModelBundle, _ settings: Settings, free: Int?) throws {
-        if let part = bundle.manifest.parts.first(where: { !formats.contains($0.format) }) {
+    /// Throws EdgeError where a part is not for this engine.
+    func require(_ manifest: Manifest) throws {
+        if let part = manifest.parts.first(where: { !formats.contains($0.format) }) {
             throw EdgeError.engine(
                 "the bundle's \(part.covers.joined(separator: "+")) is \(part.format), and \(name) opens "
                     + formats.sorted().joined(separator: ", "),
                 hint: "another engine, or export it again: edge export CHECKPOINT --recipe balanced")
         }
+    }
+
+    /// Throws EdgeError where a part is not for this engine, or the memory that is free will not do.
+    func require(_ bundle: ModelBundle, _ settings: Settings, free: Int?) throws {
+        try require(bundle.manifest)
         let needed = predicted(bundle, settings)
         if let free, needed > free {
             throw EdgeError.engine(

@@ -10,6 +10,7 @@ public struct ImageSpec: Sendable {
     enum Resample: String { case bicubic, bilinear, lanczos }
 
     static let longestEdge = 8192
+    static let largestSize = 4096  // pixels of more would take more memory than a device has
 
     public let size: Int
     let fit: Fit
@@ -19,10 +20,12 @@ public struct ImageSpec: Sendable {
     let std: [Double]
     /// Pixels; of `longEdge` alone.
     let longEdge: Int?
+    /// Nil: as one view.
+    let views: ViewsSpec?
 
     init(_ told: Fields) throws {
         size = try told.count("size")
-        if size > 8192 { throw told.odd("size") }  // pixels of it would take more memory than a device has
+        if size > ImageSpec.largestSize { throw told.odd("size") }
         guard let fit = Fit(rawValue: try told.text("fit")) else { throw told.odd("fit") }
         guard let resample = Resample(rawValue: try told.text("resample")) else { throw told.odd("resample") }
         self.fit = fit
@@ -34,9 +37,22 @@ public struct ImageSpec: Sendable {
         if (fit == .longEdge) != (longEdge != nil) || longEdge ?? 1 > ImageSpec.longestEdge {
             throw told.odd("long_edge")
         }
+        views = try told.has("views") && !told.value("views").isNull ? ViewsSpec(told.fields("views")) : nil
+        if let views, views.grid < 2 || views.grid != ((longEdge ?? 0) + size - 1) / size { throw told.odd("views") }
         if background.count != 3 { throw told.odd("background") }
         if mean.count != 3 { throw told.odd("mean") }
         if std.count != 3 { throw told.odd("std") }
+    }
+}
+
+/// How an image is divided: its longer edge into `grid` tiles or fewer, as many as `imageTokens` allow; nil: all.
+public struct ViewsSpec: Sendable {
+    let grid: Int
+    let imageTokens: Int?
+
+    init(_ told: Fields) throws {
+        grid = try told.count("grid")
+        imageTokens = try told.value("image_tokens").isNull ? nil : told.count("image_tokens")
     }
 }
 

@@ -78,12 +78,13 @@ public struct Manifest: Sendable {
     public let golden: FileEntry
 
     private static let own = 2
+    private static let longestName = 4096
 
     /// Throws EdgeError on whatever is not a manifest that this reader knows.
     init(_ bytes: some Sequence<UInt8>) throws {
         let root: Json
         do {
-            root = try JsonReader.parse(bytes)
+            root = try JsonReader.parse(bytes, unique: true)
         } catch let error as JsonError {
             throw EdgeError.bundle("\(manifestName) is no JSON \(error.reason)")
         }
@@ -105,6 +106,8 @@ public struct Manifest: Sendable {
         self.schema = schema
         name = try told.text("name")
         recipe = try told.text("recipe")
+        if name.utf8.count > Manifest.longestName { throw told.odd("name") }
+        if recipe.utf8.count > Manifest.longestName { throw told.odd("recipe") }
         image = try ImageSpec(told.fields("image"))
         self.prompt = schema == 1 ? try PromptSpec(schema1: prompt) : try PromptSpec(prompt)
         decoder = try DecoderSpec(told.fields("decoder"))
@@ -119,6 +122,17 @@ public struct Manifest: Sendable {
         tokenizer = try FileEntry(told.fields("tokenizer"))
         self.golden = try FileEntry(told.fields("golden"))
         if parts.isEmpty { throw told.odd("parts") }
+        let tiles = self.prompt.views?.tiles ?? []
+        if let grid = image.views?.grid, grid > min(tiles.count, tiles.first?.count ?? 0) {
+            throw EdgeError.bundle("an image has \(grid) tiles a side, and the prompt no pieces for them")
+        }
+    }
+
+    /// Of an image: all tiles that it may have, and the whole.
+    var mostViews: Int {
+        guard let views = image.views else { return 1 }
+        let all = views.grid * views.grid + 1
+        return views.imageTokens.map { min(all, $0 / prompt.imageTokens) } ?? all
     }
 
     /// Each once.

@@ -5,7 +5,7 @@ public struct ModelBundle: Sendable {
     public let folder: URL
     public let manifest: Manifest
 
-    private static let largestManifest = 16 << 20  // bytes: some ten thousand are usual
+    static let largestManifest = 16 << 20  // bytes: some ten thousand are usual
 
     /// Reads the manifest, and sees that every file is there with its size. Throws EdgeError.
     public init(_ folder: URL) throws {

@@ -12,6 +12,11 @@ public func pixels(_ picture: Picture, _ spec: ImageSpec) -> [Float] {
         case .stretch: stretched(picture, spec)
         case .longEdge: stretched(scaled(picture, spec.longEdge ?? spec.size, spec.resample), spec)
         }
+    return normalised(square, spec)
+}
+
+/// Of an image of `size` × `size`.
+func normalised(_ square: Picture, _ spec: ImageSpec) -> [Float] {
     let area = spec.size * spec.size
     return [Float](unsafeUninitializedCapacity: 3 * area) { out, made in
         square.rgb.withUnsafeBufferPointer { rgb in
@@ -71,11 +76,16 @@ private func stretched(_ picture: Picture, _ spec: ImageSpec) -> Picture {
     return resized(held, spec.size, spec.size, spec.resample)
 }
 
-/// With a longer edge of `long`, and a shorter one that is even.
 private func scaled(_ picture: Picture, _ long: Int, _ how: ImageSpec.Resample) -> Picture {
-    let ratio = Double(picture.width) / Double(picture.height)
-    let wide = picture.width >= picture.height
+    let (width, height) = longEdge(picture.width, picture.height, long)
+    return resized(picture, width, height, how)
+}
+
+/// With a longer edge of `long`, and a shorter one that is even.
+func longEdge(_ width: Int, _ height: Int, _ long: Int) -> (width: Int, height: Int) {
+    let ratio = Double(width) / Double(height)
+    let wide = width >= height
     let rounded = Int(wide ? Double(long) / ratio : Double(long) * ratio)
     let short = max(1, rounded + rounded % 2)
-    return wide ? resized(picture, long, short, how) : resized(picture, short, long, how)
+    return wide ? (long, short) : (short, long)
 }

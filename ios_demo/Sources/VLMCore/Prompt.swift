@@ -7,6 +7,13 @@ public struct ImageRows: Sendable {
     let count: Int
 }
 
+/// What the decoder sees of an image: the rows of each view, rows × columns of tiles and the whole, or that alone.
+public struct Seen: Sendable {
+    let views: [ImageRows]
+    var rows = 0
+    var columns = 0
+}
+
 /// What a decoder is fed.
 enum Segment: Sendable {
     case tokens([Int])
@@ -25,7 +32,7 @@ enum Segment: Sendable {
 /// A question about images, which stand before it, and its answer once there is one.
 struct Turn {
     var question: String
-    var images: [ImageRows] = []
+    var images: [Seen] = []
     var answer: String?
     /// As the model wrote it: goes before `answer`, whose ids may be others.
     var answerIds: [Int]?
@@ -101,15 +108,17 @@ private struct Assembly {
         }
     }
 
-    private mutating func place(_ image: ImageRows) {
-        for piece in spec.image {
+    private mutating func place(_ image: Seen) {
+        var views = image.views.makeIterator()
+        let pieces = image.rows == 0 ? spec.image : spec.views?.of(image.rows, image.columns) ?? spec.image
+        for piece in pieces {
             switch piece {
             case .text(let text): self.text += text
             case .ids(let ids): add(ids)
             case .slot:
                 endText()
                 endIds()
-                found.append(.rows(image))
+                if let view = views.next() { found.append(.rows(view)) }
                 after = "image"
             }
         }

@@ -49,6 +49,32 @@ extension Questions {
     }
 }
 
+/// What an image of several views becomes: tiles by rows, `rowEnd` behind each row, and the whole behind all.
+struct ViewPieces: Sendable {
+    let tiles: [[[Piece]]]
+    let rowEnd: [Piece]
+    let overview: [Piece]
+
+    init(_ told: Fields) throws {
+        tiles = try told.list("tiles") { row in
+            ViewPieces.all(row.list) { tile in ViewPieces.all(tile.list, Piece.init) }
+        }
+        rowEnd = try told.list("row_end", Piece.init)
+        overview = try told.list("overview", Piece.init)
+    }
+
+    /// Of an image that is divided so.
+    func of(_ rows: Int, _ columns: Int) -> [Piece] {
+        tiles.prefix(rows).flatMap { $0.prefix(columns).flatMap { $0 } + rowEnd } + overview
+    }
+
+    /// Nil where one of them is none.
+    private static func all<T>(_ items: [Json]?, _ read: (Json) -> T?) -> [T]? {
+        let found = items?.compactMap(read)
+        return found?.count == items?.count ? found : nil
+    }
+}
+
 public struct PromptSpec: Sendable {
     let question: Questions
     let imageQuestion: Questions?
@@ -62,6 +88,8 @@ public struct PromptSpec: Sendable {
     let endIds: [Int]
     let stopIds: Set<Int>
     let stopStrings: [String]
+    /// Instead of `image`, of one that is cut.
+    let views: ViewPieces?
 
     init(_ told: Fields) throws {
         question = try Questions(told.fields("question"))
@@ -76,6 +104,7 @@ public struct PromptSpec: Sendable {
         endIds = try told.ids("end_ids")
         stopIds = Set(try told.ids("stop_ids"))
         stopStrings = try told.texts("stop_strings")
+        views = try told.has("views") && !told.value("views").isNull ? ViewPieces(told.fields("views")) : nil
         if !restarts.isSubset(of: ["bos", "ids", "image"]) { throw told.odd("restarts") }
         if let fault { throw told.fail(fault) }
     }
@@ -90,7 +119,7 @@ public struct PromptSpec: Sendable {
         }
         let user = try around("user", "{text}", .content)
         question = Questions(first: user, afterSystem: try around("system", "{text}", .system) + user, later: user)
-        imageQuestion = nil
+        (imageQuestion, views) = (nil, nil)
         image = try around("image", "<image>", .image)
         answer = try around("assistant", "{text}", .answer)
         generation = plain(try told.text("generation"))
@@ -111,15 +140,22 @@ public struct PromptSpec: Sendable {
             return slots == expected ? nil : "has the slots of \(place) elsewhere than \(expected.map(\.rawValue))"
         }
         let asked = [question, imageQuestion].compactMap { $0 }
-        let found =
-            [wrong("image", image, .image), wrong("answer", answer, .answer), wrong("generation", generation)]
-            + asked.flatMap { each in
-                [
-                    wrong("first", each.first, .content), wrong("later", each.later, .content),
-                    each.afterSystem.flatMap { wrong("after_system", $0, .system, .content) },
-                    each.afterSystem == nil && !defaultSystem.isEmpty ? "has no slot for its system message" : nil,
-                ]
-            } + [stopIds.isEmpty ? "has no stop_ids" : nil]
+        var found = [wrong("image", image, .image), wrong("answer", answer, .answer), wrong("generation", generation)]
+        for each in asked {
+            found.append(wrong("first", each.first, .content))
+            found.append(wrong("later", each.later, .content))
+            found.append(each.afterSystem.flatMap { wrong("after_system", $0, .system, .content) })
+            let untold = each.afterSystem == nil && !defaultSystem.isEmpty
+            found.append(untold ? "has no slot for its system message" : nil)
+        }
+        if let views {
+            found.append(wrong("views.row_end", views.rowEnd))
+            found.append(wrong("views.overview", views.overview, .image))
+            for tile in views.tiles.joined() { found.append(wrong("views.tiles", tile, .image)) }
+            let table = Set(views.tiles.map(\.count)).count == 1
+            found.append(table ? nil : "has views.tiles that are no table")
+        }
+        found.append(stopIds.isEmpty ? "has no stop_ids" : nil)
         return found.compactMap { $0 }.first
     }
 }

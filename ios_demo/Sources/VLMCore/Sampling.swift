@@ -1,4 +1,4 @@
-// Sampling: picks a token id from logits. Greedy picks are Python's; a seed repeats picks here, but not Python's.
+// Sampling: picks a token id from logits. A seed gives Python's picks, up to the last bit of an exponential.
 import Foundation
 
 /// Temperature 0 takes the most probable token; topK 0, topP 1 and repeatPenalty 1 change nothing.
@@ -35,11 +35,11 @@ public struct Sampling: Sendable {
 
 struct Sampler {
     private let sampling: Sampling
-    private var state: UInt64
+    private var random: Pcg64
 
     init(_ sampling: Sampling) {
         self.sampling = sampling
-        state = sampling.seed ?? UInt64.random(in: 0 ... .max)
+        random = Pcg64(seed: sampling.seed ?? UInt64.random(in: 0 ... .max))
     }
 
     /// An id from logits `[vocab]`. Throws EdgeError when a logit is NaN, or none is finite.
@@ -51,46 +51,48 @@ struct Sampler {
                 "the decoder gave the logit \(scores[best]) for token \(best)", hint: "verify the bundle")
         }
         if sampling.temperature == 0 { return best }
-        var ids = scores.indices.sorted { (scores[$1], $0) < (scores[$0], $1) }  // of equal scores the lower ids first
-        if sampling.topK > 0 { ids = Array(ids.prefix(sampling.topK)) }
-        let weights = ids.map { exp(Double(scores[$0] - scores[best]) / sampling.temperature) }
-        let kept = nucleus(weights)
-        var left = chance() * weights[..<kept].reduce(0, +)
-        for place in 0..<kept {
-            left -= weights[place]
-            if left < 0 { return ids[place] }
+        let top = top(scores)
+        // In single precision, as Python's.
+        let weights = top.map { id in
+            Double(Float(exp(Double(Float(Double(scores[id] - scores[best]) / sampling.temperature)))))
         }
-        return ids[kept - 1]
+        let kept = nucleus(weights)
+        var sum = 0.0
+        let mass = kept.map { place -> Double in
+            sum += weights[place]
+            return sum
+        }
+        let wanted = random.next() * sum
+        return top[kept[mass.firstIndex { $0 > wanted } ?? kept.count - 1]]
     }
 
     private func penalised(_ logits: [Float], _ history: [Int]) -> [Float] {
         if sampling.repeatPenalty == 1 { return logits }
         var scores = logits
+        let penalty = Float(sampling.repeatPenalty)
         for id in Set(history) where scores.indices.contains(id) {
-            let score = Double(scores[id])
-            scores[id] = Float(score > 0 ? score / sampling.repeatPenalty : score * sampling.repeatPenalty)
+            scores[id] = scores[id] > 0 ? scores[id] / penalty : scores[id] * penalty
         }
         return scores
     }
 
-    /// How many of the weights, which descend, reach topP together.
-    private func nucleus(_ weights: [Double]) -> Int {
-        let wanted = sampling.topP * weights.reduce(0, +)
-        var sum = 0.0
-        for (place, weight) in weights.enumerated() {
-            sum += weight
-            if sum >= wanted { return place + 1 }
-        }
-        return weights.count
+    /// The ids of the topK best scores, the lower ids of equal ones; or all, in their order.
+    private func top(_ scores: [Float]) -> [Int] {
+        if sampling.topK == 0 || sampling.topK >= scores.count { return Array(scores.indices) }
+        return Array(scores.indices.sorted { (scores[$1], $0) < (scores[$0], $1) }.prefix(sampling.topK))
     }
 
-    /// From 0 to 1, by SplitMix64 (Steele, Lea and Flood, 2014).
-    private mutating func chance() -> Double {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var z = state
-        z = (z ^ z >> 30) &* 0xBF58_476D_1CE4_E5B9
-        z = (z ^ z >> 27) &* 0x94D0_49BB_1331_11EB
-        return Double((z ^ z >> 31) >> 11) / 9_007_199_254_740_992
+    /// Places of the fewest ids whose mass reaches topP.
+    private func nucleus(_ weights: [Double]) -> [Int] {
+        if sampling.topP == 1 { return Array(weights.indices) }
+        let sorted = weights.indices.sorted { (weights[$1], $0) < (weights[$0], $1) }
+        let wanted = sampling.topP * weights.reduce(0, +)
+        var sum = 0.0
+        for (count, place) in sorted.enumerated() {
+            sum += weights[place]
+            if sum >= wanted { return Array(sorted[...count]) }
+        }
+        return sorted
     }
 }
 

@@ -45,7 +45,7 @@ final class Session {
     let tokenizer: Tokenizer
     private var held: [Held] = []
     private var images: [ImageRows] = []  // the last one used comes last
-    private static let remembered = 8
+    private let remembered: Int  // views: a follow-up question asks for all of an image's
 
     /// A position of the decoder: a token, or a row of an image.
     private enum Held: Equatable {
@@ -56,19 +56,24 @@ final class Session {
     /// The files must have been checked, and the engine have prepared them. Throws EdgeError.
     init(_ bundle: ModelBundle, _ engine: any Engine, _ settings: Settings) throws {
         self.bundle = bundle
+        remembered = max(32, bundle.manifest.mostViews)
         tokenizer = try Tokenizer(readable(bundle.file(bundle.manifest.tokenizer)))
         model = try engine.open(bundle, settings)
     }
 
+    /// An image's views, as the bundle divides it.
+    func views(_ picture: Picture) -> Views { Views(picture, bundle.manifest.image, most: bundle.manifest.mostViews) }
+
     /// What the decoder sees of an image. Throws EdgeError.
-    func encode(_ picture: Picture, stop: Stop = Stop(), times: ImageTimes = ImageTimes()) throws -> ImageRows {
+    func encode(_ picture: Picture, stop: Stop = Stop(), times: ImageTimes = ImageTimes()) throws -> Seen {
         let before = DispatchTime.now()
-        let values = pixels(picture, bundle.manifest.image)
+        let views = views(picture)
         times.pixels += milliseconds(since: before)
-        return try encode(values, stop: stop, times: times)
+        let rows = try views.pixels.map { try encode($0, stop: stop, times: times) }
+        return Seen(views: rows, rows: views.rows, columns: views.columns)
     }
 
-    /// As above, from pixels `[1, 3, size, size]`.
+    /// Of one view, from pixels `[1, 3, size, size]`.
     func encode(_ values: [Float], stop: Stop = Stop(), times: ImageTimes = ImageTimes()) throws -> ImageRows {
         let before = DispatchTime.now()
         defer { times.vision += milliseconds(since: before) }
@@ -79,7 +84,7 @@ final class Session {
         }
         let count = bundle.manifest.prompt.imageTokens
         let rows = ImageRows(values: try model.see(values, stop), key: key, count: count)
-        images = images.suffix(Session.remembered - 1) + [rows]
+        images = images.suffix(remembered - 1) + [rows]
         return rows
     }
 

@@ -47,12 +47,35 @@ public struct Store: Sendable {
         progress: (Double) -> Void = { _ in }
     ) throws -> ModelBundle {
         let offered = try ModelBundle(Store.found(folder))
-        try Store.require(offered, engines)
+        try Store.require(offered.manifest, engines)
+        return try taken(name, stop, progress) { try Store.copy(offered, to: $0, stop) }
+    }
+
+    /// The same of a zip archive, whose files may lie in one folder of it.
+    public func add(
+        _ name: String,
+        fromZip file: URL,
+        engines: [any Engine],
+        stop: Stop = Stop(),
+        progress: (Double) -> Void = { _ in }
+    ) throws -> ModelBundle {
+        let offered = try PackedBundle(file)
+        try Store.require(offered.manifest, engines)
+        return try taken(name, stop, progress) { try offered.unpack(to: $0, stop) }
+    }
+
+    /// Writes into a folder beside, checks all of it, and lets it take the old one's place.
+    private func taken(
+        _ name: String,
+        _ stop: Stop,
+        _ progress: (Double) -> Void,
+        _ write: (URL) throws -> Void
+    ) throws -> ModelBundle {
         let partial = root.appendingPathComponent(Store.partial + Store.clean(name))
         defer { try? FileManager.default.removeItem(at: partial) }
         do {
             try? FileManager.default.removeItem(at: partial)
-            try Store.copy(offered, to: partial, stop)
+            try write(partial)
         } catch let error as EdgeError {
             throw error
         } catch {
@@ -84,10 +107,9 @@ public struct Store: Sendable {
         return inner.count == 1 ? inner[0] : folder
     }
 
-    private static func require(_ bundle: ModelBundle, _ engines: [any Engine]) throws {
-        let settings = Settings(threads: 1)
-        if engines.contains(where: { (try? $0.require(bundle, settings, free: nil)) != nil }) { return }
-        try engines.first?.require(bundle, settings, free: nil)
+    private static func require(_ manifest: Manifest, _ engines: [any Engine]) throws {
+        if engines.contains(where: { (try? $0.require(manifest)) != nil }) { return }
+        try engines.first?.require(manifest)
     }
 
     private static func clean(_ name: String) -> String {

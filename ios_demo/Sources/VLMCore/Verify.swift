@@ -115,7 +115,7 @@ private func replay(_ session: Session, _ golden: Golden, _ stop: Stop) throws -
 private func promptAgrees(_ session: Session) throws -> Bool {
     let manifest = session.bundle.manifest
     let image = ImageRows(values: [], key: "golden", count: manifest.prompt.imageTokens)
-    let turn = Turn(question: manifest.goldenQuestion, images: manifest.sees ? [image] : [])
+    let turn = Turn(question: manifest.goldenQuestion, images: [Seen(views: [image])])
     return try segments(manifest.prompt, session.tokenizer, [turn]).map(\.ids) == manifest.goldenSegments
 }
 

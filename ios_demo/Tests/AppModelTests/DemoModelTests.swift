@@ -6,6 +6,7 @@ import XCTest
 @testable import AppModel
 
 private let bundle = URL(fileURLWithPath: ProcessInfo.processInfo.environment["EDGE_BUNDLE"] ?? "")
+private let here = URL(fileURLWithPath: ProcessInfo.processInfo.environment["EDGE_HERE"] ?? "")
 
 private func golden() throws -> Picture {
     let opened = try ModelBundle(bundle)
@@ -85,6 +86,11 @@ final class DemoModelTests: XCTestCase {
             await model.idle()
             XCTAssertEqual(model.report?.ok, true)
             await model.trim()
+            model.add(here.appendingPathComponent("packed.zip"))
+            await model.idle()
+            XCTAssertNil(model.problem)
+            XCTAssertEqual(model.opened?.folder.lastPathComponent, "packed")
+            XCTAssertEqual(model.bundles.count, 2)
         }
     }
 

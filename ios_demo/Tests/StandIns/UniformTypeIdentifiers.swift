@@ -2,4 +2,5 @@
 
 public struct UTType: Sendable {
     public static let folder = UTType()
+    public static let zip = UTType()
 }

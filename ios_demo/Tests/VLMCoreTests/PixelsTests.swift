@@ -14,6 +14,38 @@ final class PixelsTests: XCTestCase {
         }
     }
 
+    func testEveryDivisionHasPillowsBits() throws {
+        let told = try json("GOLDEN", "images.json")
+        let found = told.items("divided")
+        XCTAssertEqual(found.count, 8)
+        for entry in found {
+            let (size, edge) = (entry.number("size"), entry.number("long_edge"))
+            let spec = try divided(told, entry, grid: (edge + size - 1) / size)
+            let made = Views(try made(entry), spec, most: entry.number("most"))
+            XCTAssertEqual([made.rows, made.columns], entry.at("grid").numbers, entry.written)
+            XCTAssertEqual(digest(made.pixels.flatMap { $0 }), entry.string("sha256"), entry.written)
+        }
+        for grid in [1, 3, 5] {
+            assertThrows(.bundle, "views") { _ = try divided(told, found[0], grid: grid) }
+        }
+    }
+
+    private func divided(_ told: Json, _ entry: Json, grid: Int) throws -> ImageSpec {
+        let views = Json.object([Json.Member("grid", .whole(grid)), Json.Member("image_tokens", .null)])
+        let own = [
+            Json.Member("fit", .text("long_edge")), Json.Member("resample", .text("lanczos")),
+            Json.Member("views", views),
+        ]
+        return try ImageSpec(Fields(.object((told.members ?? []) + (entry.members ?? []) + own), "image"))
+    }
+
+    func testASquareThatWouldTakeGigabytesIsRefused() throws {
+        let told = try json("GOLDEN", "images.json")
+        let own = (told.items("images")[0].members ?? []).filter { $0.name != "size" }
+        let large = (told.members ?? []) + own + [Json.Member("size", .whole(4097))]
+        assertThrows(.bundle, "size 4097") { _ = try ImageSpec(Fields(.object(large), "image")) }
+    }
+
     func testAPictureWithoutPixelsIsRefused() {
         assertThrows(.image, "0 × 5") { _ = try Picture(width: 0, height: 5, rgb: []) }
         assertThrows(.image, "7 bytes") { _ = try Picture(width: 1, height: 2, rgb: [UInt8](repeating: 0, count: 7)) }

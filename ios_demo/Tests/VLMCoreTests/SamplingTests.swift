@@ -15,6 +15,26 @@ final class SamplingTests: XCTestCase {
         XCTAssertEqual(Set(try picks(.greedy)), [8])  // 8 · 37 mod 11 is 10
     }
 
+    func testASeedGivesPythonsPicks() throws {
+        let sampled = try json("GOLDEN", "sampled.json").items("sampled")
+        XCTAssertEqual(sampled.count, 6)
+        for entry in sampled {
+            let seed = UInt64(entry.number("seed"))
+            let asked = try Sampling(
+                temperature: entry.at("temperature").number ?? 0, topK: entry["top_k"]?.whole ?? 0,
+                topP: entry["top_p"]?.number ?? 1, repeatPenalty: entry["repeat_penalty"]?.number ?? 1, seed: seed)
+            var x = UInt32(truncatingIfNeeded: seed)
+            let logits = (0..<300).map { _ -> Float in
+                x = x &* 1_664_525 &+ 1_013_904_223
+                return Float(Double(x) / 268_435_456 - 8)
+            }
+            var sampler = Sampler(asked)
+            var picks: [Int] = []
+            for _ in 0..<40 { picks.append(try sampler.pick(logits, history: picks)) }
+            XCTAssertEqual(picks, entry.at("picks").numbers, entry.written)
+        }
+    }
+
     func testASeedRepeatsItsPicks() throws {
         let warm = try Sampling(temperature: 1.5, seed: 3)
         XCTAssertEqual(try picks(warm), try picks(warm))

@@ -4,7 +4,6 @@ package dev.edgevlm.demo
 import android.content.Context
 import android.graphics.Bitmap
 import android.net.Uri
-import dev.edgevlm.core.Answer
 import dev.edgevlm.core.Bench
 import dev.edgevlm.core.BundleException
 import dev.edgevlm.core.Bundle
@@ -12,18 +11,16 @@ import dev.edgevlm.core.Chat
 import dev.edgevlm.core.EdgeException
 import dev.edgevlm.core.Engine
 import dev.edgevlm.core.Event
-import dev.edgevlm.core.Exchange
+import dev.edgevlm.core.Frames
 import dev.edgevlm.core.Json
-import dev.edgevlm.core.Memory
 import dev.edgevlm.core.OnnxEngine
-import dev.edgevlm.core.Provider
 import dev.edgevlm.core.Session
 import dev.edgevlm.core.Settings
 import dev.edgevlm.core.StoppedException
 import dev.edgevlm.core.Store
 import dev.edgevlm.core.UsageException
-import dev.edgevlm.core.choose
-import dev.edgevlm.core.verify
+import dev.edgevlm.core.refusedCamera
+import dev.edgevlm.core.watch
 import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Job
@@ -40,20 +37,6 @@ import java.util.concurrent.Executors
 
 private const val DEMO = "demo"
 private const val CHOSEN = "chosen"
-private const val TRIED = "tried"
-
-/** All that is seen. [answer]: the one that is being made. */
-data class Screen(
-    val models: List<String> = emptyList(),
-    val model: String? = null,
-    val photo: Bitmap? = null,
-    val said: List<Exchange> = emptyList(),
-    val question: String? = null,
-    val answer: String = "",
-    val status: String = "",
-    val proof: String = "",
-    val busy: Boolean = false,
-)
 
 class Assistant(private val context: Context) {
     private val engineThread = Executors.newSingleThreadExecutor { Thread(it, "engine") }.asCoroutineDispatcher()
@@ -63,6 +46,7 @@ class Assistant(private val context: Context) {
     private val memo = Memo(File(context.filesDir, "memo"))
     private val store by lazy { Store(File(context.filesDir, "bundles")) }
     private val settings by lazy { Settings(device.threads) }
+    private val engines by lazy { Engines(notes, device, settings, version()) }
     private val shown = MutableStateFlow(Screen())
     private var session: Session? = null // on the engine's thread, as the two below
     private var engine: Engine = OnnxEngine()
@@ -126,7 +110,8 @@ class Assistant(private val context: Context) {
                 chat.stream(question, engineThread).collect { event ->
                     when (event) {
                         is Event.Text -> show { it.copy(answer = it.answer + event.piece) }
-                        is Event.Done -> show { it.copy(status = told(event.answer)) }
+                        is Event.Done -> show { it.copy(status = told(event.answer, device)) }
+                        is Event.Look -> Unit
                     }
                 }
             }
@@ -135,6 +120,44 @@ class Assistant(private val context: Context) {
         } finally {
             show { it.copy(question = null) }
         }
+    }
+
+    /** Answers about what the camera sees now, until [stop]. Its permission must have been given. */
+    fun live(question: String) = work("Looking…") {
+        val session = session ?: throw UsageException("no model is open", "the Model button")
+        val frames = Frames()
+        var failure: EdgeException? = null
+        val camera = Camera(context, frames) { error ->
+            failure = error
+            frames.end()
+        }
+        show { it.copy(live = true, said = emptyList(), question = question, answer = "") }
+        try {
+            camera.start()
+            withContext(Main) { watch(session, frames, question, engineThread).collect { glance(it, frames) } }
+            failure?.let { throw it }
+        } finally {
+            camera.stop()
+            show { it.copy(live = false, question = null) }
+            shown.value.photo?.let(memo::keep)
+            begin(shown.value.photo)
+        }
+    }
+
+    private fun glance(event: Event, frames: Frames) {
+        when (event) {
+            is Event.Look -> bitmap(event.picture).let { seen -> show { it.copy(photo = seen, answer = "") } }
+            is Event.Text -> show { it.copy(answer = it.answer + event.piece) }
+            is Event.Done -> say("${told(event.answer, device)} · ${frames.dropped} frames passed over")
+        }
+    }
+
+    /** The camera may not be used. [forGood]: the system will not ask again. */
+    fun refused(forGood: Boolean) = say(refusedCamera(forGood).sentence)
+
+    /** Replays the golden sample now. */
+    fun prove() = work("Proving that this phone computes the same model…") {
+        tell(engines.proven(session ?: throw UsageException("no model is open", "the Model button")))
     }
 
     fun stop() {
@@ -179,41 +202,19 @@ class Assistant(private val context: Context) {
         session = null
         chat = null
         val bundle = elsewhere ?: store.find(name) ?: throw BundleException("there is no model $name", "import it")
-        val key = "${bundle.manifest.source}:${bundle.manifest.parts.map { it.files[0].sha256 }}:${version()}"
-        engine = known(key) ?: chosen(bundle, key)
+        engine = engines.of(bundle, ::say)
         val opened = Session.open(bundle, engine, settings, device.freeBytes, ::share)
         session = opened
-        val proof = notes.getString("proof:$key", null) ?: verify(opened).let { report ->
-            report.sentence().also { if (report.ok) notes.edit().putString("proof:$key", it).apply() }
-        }
         if (elsewhere == null) notes.edit().putString(CHOSEN, name).apply()
         val names = store.bundles().map { it.folder.name }
-        val proven = "$proof ${engine.name} ${OnnxEngine.version()}"
-        show { it.copy(models = names, model = bundle.folder.name, proof = proven, status = "") }
+        show { it.copy(models = names, model = bundle.folder.name, status = "") }
+        tell(engines.proof(opened))
     }
 
-    /** What was found to be the fastest that computes the same model. */
-    private fun known(key: String): Engine? =
-        notes.getString("engine:$key", null)?.let { name -> Provider.entries.find { it.name == name } }
-            ?.let(::OnnxEngine)
-
-    private fun chosen(bundle: Bundle, key: String): Engine {
-        say("Proving that this phone computes the same model…")
-        // A driver that brought the process down is not asked again.
-        notes.getString(TRIED, null)?.let { notes.edit().putBoolean("$TRIED:$it", true).commit() }
-        val providers = OnnxEngine.available()
-            .filter { it == Provider.CPU || !notes.getBoolean("$TRIED:${it.name}", false) }
-        val engines = providers.map(::OnnxEngine)
-        val choice = try {
-            choose(engines, {
-                notes.edit().putString(TRIED, providers[engines.indexOf(it)].name).commit()
-                Session.open(bundle, it, settings, device.freeBytes)
-            })
-        } finally {
-            notes.edit().remove(TRIED).apply()
-        }
-        notes.edit().putString("engine:$key", providers[engines.indexOf(choice.engine)].name).apply()
-        return choice.engine
+    /** A proof's sentence with what has computed it, and the table of its stages. */
+    private fun tell(proof: String) {
+        val sentence = proof.substringBefore('\n') + " ${engine.name} ${OnnxEngine.version()}"
+        show { it.copy(proof = sentence, stages = proof.substringAfter('\n')) }
     }
 
     private fun begin(photo: Bitmap?) {
@@ -245,17 +246,6 @@ class Assistant(private val context: Context) {
             }
             show { it.copy(busy = false, status = status) }
         }
-    }
-
-    private fun told(answer: Answer): String {
-        val parts = listOfNotNull(
-            "first word after %.2f s".format(Locale.ROOT, answer.timings.firstTokenMs / 1000),
-            "%d tokens, %.1f/s".format(Locale.ROOT, answer.ids.size, answer.timings.tokensPerSecond),
-            Memory.now()?.let { "${it shr 20} MB" },
-            device.temperature?.let { "battery %.1f °C".format(Locale.ROOT, it) },
-            if (answer.stopReason == "stop") null else "ended by ${answer.stopReason}",
-        )
-        return parts.joinToString(" · ")
     }
 
     private fun share(done: Double) = say("Checking: %d %%".format(Locale.ROOT, (100 * done).toInt()))

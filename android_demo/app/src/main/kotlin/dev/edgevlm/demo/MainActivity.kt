@@ -1,10 +1,12 @@
 /** The one screen. It shows what the assistant says, and holds nothing: rotation makes it anew. */
 package dev.edgevlm.demo
 
+import android.Manifest
 import android.app.Activity
 import android.app.AlertDialog
 import android.content.ActivityNotFoundException
 import android.content.Intent
+import android.content.pm.PackageManager
 import android.graphics.Bitmap
 import android.os.Build
 import android.os.Bundle
@@ -27,6 +29,7 @@ private const val PICK = 1
 private const val TAKE = 2
 private const val ZIP = 3
 private const val FOLDER = 4
+private const val LIVE = 5
 
 class MainActivity : Activity() {
     private val assistant get() = (application as DemoApp).assistant
@@ -38,7 +41,9 @@ class MainActivity : Activity() {
         setContentView(R.layout.main)
         insets(view(R.id.root))
         button(R.id.pick).setOnClickListener { pick() }
-        button(R.id.take).setOnClickListener { take() }
+        button(R.id.take).setOnClickListener { withCamera(TAKE) }
+        button(R.id.live).setOnClickListener { withCamera(LIVE) }
+        text(R.id.proof).setOnClickListener { proof() }
         button(R.id.model).setOnClickListener { models() }
         button(R.id.bench).setOnClickListener { assistant.bench(null) }
         button(R.id.ask).setOnClickListener { if (assistant.screen.value.question == null) ask() else assistant.stop() }
@@ -60,6 +65,8 @@ class MainActivity : Activity() {
     }
 
     override fun onStop() {
+        // A camera that nobody looks through is let go; one whose screen only turns goes on.
+        if (assistant.screen.value.live && !isChangingConfigurations) assistant.stop()
         watch.cancel()
         super.onStop()
     }
@@ -83,20 +90,41 @@ class MainActivity : Activity() {
         text(R.id.proof).text = screen.proof
         button(R.id.ask).setText(if (screen.question == null) R.string.ask else R.string.stop)
         button(R.id.ask).isEnabled = screen.question != null || !screen.busy && screen.model != null
-        for (id in listOf(R.id.pick, R.id.take, R.id.model, R.id.bench)) view(id).isEnabled = !screen.busy
+        for (id in listOf(R.id.pick, R.id.take, R.id.live, R.id.model, R.id.bench)) view(id).isEnabled = !screen.busy
         (view(R.id.scroll) as ScrollView).run { post { fullScroll(View.FOCUS_DOWN) } }
     }
 
     private fun ask() {
-        val field = view(R.id.question) as EditText
-        val typed = field.text.toString().trim()
-        assistant.ask(typed.ifEmpty { getString(R.string.question) })
-        field.setText("")
+        assistant.ask(typed())
+        (view(R.id.question) as EditText).setText("")
     }
+
+    private fun typed(): String =
+        (view(R.id.question) as EditText).text.toString().trim().ifEmpty { getString(R.string.question) }
 
     private fun pick() {
         val older = Intent(Intent.ACTION_GET_CONTENT).addCategory(Intent.CATEGORY_OPENABLE)
         start((if (Build.VERSION.SDK_INT >= 33) Intent(PICK_IMAGES) else older).setType("image/*"), PICK)
+    }
+
+    /** An app that names the permission may not even send a person to the camera's own app without it. */
+    private fun withCamera(code: Int) {
+        if (checkSelfPermission(Manifest.permission.CAMERA) != PackageManager.PERMISSION_GRANTED) {
+            requestPermissions(arrayOf(Manifest.permission.CAMERA), code)
+        } else if (code == LIVE) assistant.live(typed()) else take()
+    }
+
+    override fun onRequestPermissionsResult(code: Int, permissions: Array<String>, results: IntArray) {
+        if (results.isEmpty()) return // the question was cut off
+        if (results[0] == PackageManager.PERMISSION_GRANTED) withCamera(code)
+        else assistant.refused(forGood = !shouldShowRequestPermissionRationale(Manifest.permission.CAMERA))
+    }
+
+    private fun proof() {
+        val screen = assistant.screen.value
+        if (screen.proof.isEmpty()) return
+        AlertDialog.Builder(this).setTitle(screen.proof).setMessage(screen.stages)
+            .setPositiveButton(R.string.again) { _, _ -> assistant.prove() }.show()
     }
 
     private fun take() {

@@ -10,20 +10,20 @@ import android.graphics.Matrix
 import android.media.ExifInterface
 import android.net.Uri
 import dev.edgevlm.core.ImageException
+import dev.edgevlm.core.PHOTO_HEAD
 import dev.edgevlm.core.Picture
+import dev.edgevlm.core.sampleSize
+import dev.edgevlm.core.undecodable
 import java.io.FileNotFoundException
 import java.io.IOException
 import java.io.InputStream
-
-private const val SIDE = 2048 // pixels: what is larger is decoded at a half, a quarter, …
 
 /** Throws ImageException, as a sentence, on whatever cannot be shown. */
 fun photo(resolver: ContentResolver, uri: Uri): Bitmap {
     val bounds = BitmapFactory.Options().apply { inJustDecodeBounds = true }
     opened(resolver, uri) { BitmapFactory.decodeStream(it, null, bounds) }
-    val longest = maxOf(bounds.outWidth, bounds.outHeight)
-    if (longest < 1) throw ImageException("this photo cannot be decoded by this Android", "a JPEG or PNG of it")
-    val options = BitmapFactory.Options().apply { inSampleSize = Integer.highestOneBit(maxOf(1, longest / SIDE)) }
+    if (bounds.outWidth < 1 || bounds.outHeight < 1) throw undecodable(opened(resolver, uri, ::head))
+    val options = BitmapFactory.Options().apply { inSampleSize = sampleSize(bounds.outWidth, bounds.outHeight) }
     val bitmap = try {
         opened(resolver, uri) { BitmapFactory.decodeStream(it, null, options) }
     } catch (error: OutOfMemoryError) {
@@ -44,6 +44,26 @@ fun picture(bitmap: Bitmap): Picture {
         for (i in 0 until 3 * width) rgb[3 * y * width + i] = (row[i / 3] shr (16 - 8 * (i % 3))).toByte()
     }
     return Picture(width, bitmap.height, rgb)
+}
+
+/** To be shown. */
+fun bitmap(picture: Picture): Bitmap {
+    val colours = IntArray(picture.width * picture.height) { place ->
+        (0..2).fold(255) { made, c -> made shl 8 or (picture.rgb[3 * place + c].toInt() and 255) }
+    }
+    return Bitmap.createBitmap(colours, picture.width, picture.height, Bitmap.Config.ARGB_8888)
+}
+
+/** How the file begins; less where it ends. */
+private fun head(stream: InputStream): ByteArray {
+    val bytes = ByteArray(PHOTO_HEAD)
+    var read = 0
+    while (read < bytes.size) {
+        val count = stream.read(bytes, read, bytes.size - read)
+        if (count < 0) break
+        read += count
+    }
+    return bytes.copyOf(read)
 }
 
 private fun <T> opened(resolver: ContentResolver, uri: Uri, read: (InputStream) -> T): T = try {

@@ -62,7 +62,7 @@ class Bench(
     private fun seeing(): List<Map<String, Any>> {
         val picture = image ?: return emptyList()
         return listOf(
-            timed("preprocess", 0, 0, {}) { pixels(picture, manifest.image) },
+            timed("preprocess", 0, 0, {}) { session.views(picture) },
             timed("vision encode", 0, 0, {}) { session.model.see(golden.pixelValues, stop) },
         )
     }

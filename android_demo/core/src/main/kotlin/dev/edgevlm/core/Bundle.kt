@@ -8,6 +8,7 @@ import java.security.MessageDigest
 const val MANIFEST = "manifest.json"
 private const val SCHEMA = 2L
 private const val LARGEST_MANIFEST = 16L shl 20 // bytes: some ten thousand are usual
+private const val LONGEST_NAME = 4096
 private val ROLES = listOf("vision", "projector", "decoder")
 
 /** A file of a bundle: [path] is relative, with forward slashes. */
@@ -50,11 +51,26 @@ class Manifest(
     fun part(role: String): Part =
         parts.find { role in it.covers } ?: throw BundleException("the bundle has no part for the role $role")
 
+    /** Of an image: all tiles that it may have, and the whole. */
+    val mostViews: Int get() {
+        val views = image.views ?: return 1
+        val all = minOf(views.grid.toLong() * views.grid + 1, Int.MAX_VALUE.toLong()).toInt()
+        return if (views.imageTokens == null) all else minOf(all, views.imageTokens / prompt.imageTokens)
+    }
+
+    /** Throws BundleException where an image may have tiles that the prompt has no pieces for. */
+    private fun requireTiles() {
+        val (grid, tiles) = (image.views ?: return).grid to prompt.views?.tiles.orEmpty()
+        if (grid > minOf(tiles.size, tiles.firstOrNull()?.size ?: 0)) {
+            throw BundleException("an image has $grid tiles a side, and the prompt no pieces for them")
+        }
+    }
+
     companion object {
         /** Throws BundleException on whatever is not a manifest that this reader knows. */
         fun parse(text: String): Manifest {
             val root = try {
-                Json.parse(text)
+                Json.parse(text, unique = true)
             } catch (error: IllegalArgumentException) {
                 throw BundleException("$MANIFEST is no JSON ${error.message}", cause = error)
             }
@@ -77,8 +93,8 @@ class Manifest(
             if (parts.isEmpty()) told.odd("parts")
             return Manifest(
                 schema = schema,
-                name = told.text("name"),
-                recipe = told.text("recipe"),
+                name = name(told, "name"),
+                recipe = name(told, "recipe"),
                 source = told.fields("source").text("sha256"),
                 image = ImageSpec.of(told.fields("image")),
                 prompt = if (schema == 1) PromptSpec.ofSchema1(prompt) else PromptSpec.of(prompt),
@@ -91,8 +107,11 @@ class Manifest(
                 parts = parts,
                 tokenizer = file(told.fields("tokenizer")),
                 golden = file(told.fields("golden")),
-            )
+            ).apply { requireTiles() }
         }
+
+        private fun name(told: Fields, field: String): String =
+            told.text(field).also { if (it.length > LONGEST_NAME) told.odd(field) }
 
         private fun part(told: Fields): Part {
             val covers = told.texts("covers")

@@ -14,6 +14,9 @@ import kotlinx.coroutines.launch
 
 /** What becomes known of an answer. */
 sealed interface Event {
+    /** An answer about this picture begins. */
+    class Look(val picture: Picture) : Event
+
     class Text(val piece: String) : Event
 
     class Done(val answer: Answer) : Event

@@ -11,6 +11,7 @@ import java.nio.file.StandardOpenOption
 
 private const val TABLE = "embed_tokens.npy"
 private const val SCALES = "embed_scales.npy"
+private const val LONGEST_HEADER = 65_535 // bytes: what version 1 of .npy can say
 
 class EmbeddingTable private constructor(private val table: Npy, private val scales: Npy?, private val hidden: Int) {
     private val blocks = scales?.shape?.get(1) ?: 1
@@ -64,18 +65,20 @@ class EmbeddingTable private constructor(private val table: Npy, private val sca
     }
 }
 
+/** The bytes of a file, which take no heap. [hint]: what mends one that is too large for Java's buffers. */
+internal fun mapped(file: File, hint: String): ByteBuffer =
+    FileChannel.open(file.toPath(), StandardOpenOption.READ).use { channel ->
+        if (channel.size() > Int.MAX_VALUE) throw BundleException("${file.name} has ${channel.size()} bytes", hint)
+        channel.map(FileChannel.MapMode.READ_ONLY, 0, channel.size())
+    }
+
 /** An array in NumPy's `.npy` format, in C order. */
 internal class Npy private constructor(val dtype: String, val shape: List<Int>, val data: ByteBuffer) {
     companion object {
         private val WIDTHS = mapOf("|i1" to 1, "|u1" to 1, "<f2" to 2, "<f4" to 4, "<i4" to 4)
 
         fun map(file: File): Npy = try {
-            FileChannel.open(file.toPath(), StandardOpenOption.READ).use { channel ->
-                if (channel.size() > Int.MAX_VALUE) {
-                    throw BundleException("${file.name} has ${channel.size()} bytes", "an embedding table of 8 bits")
-                }
-                read(file.name, channel.map(FileChannel.MapMode.READ_ONLY, 0, channel.size()))
-            }
+            read(file.name, mapped(file, "an embedding table of 8 bits"))
         } catch (error: IOException) {
             throw BundleException("${file.name} cannot be read: ${error.message}", cause = error)
         }
@@ -89,12 +92,14 @@ internal class Npy private constructor(val dtype: String, val shape: List<Int>, 
             if (!magic.contentEquals("\u0093NUMPY".toByteArray(Charsets.ISO_8859_1))) damaged("it is no .npy file")
             val version = all.getShort().toInt() and 255
             val length = if (version == 1) all.getShort().toInt() and 0xFFFF else all.getInt()
-            if (length < 0 || length > all.remaining()) damaged("a header of $length bytes")
+            if (length !in 0..minOf(all.remaining(), LONGEST_HEADER)) damaged("a header of $length bytes")
             val header = String(ByteArray(length).also { all.get(it) }, Charsets.ISO_8859_1)
             val dtype = Regex("'descr': '([^']+)'").find(header)?.groupValues?.get(1)
             val sizes = Regex("'shape': \\(([0-9, ]*)\\)").find(header)?.groupValues?.get(1)
             val width = WIDTHS[dtype]
-            if (width == null || sizes == null || "'fortran_order': False" !in header) damaged("its header is $header")
+            if (width == null || sizes == null || "'fortran_order': False" !in header) {
+                damaged("its header is ${header.take(200)}")
+            }
             val shape = sizes.split(',').map { it.trim() }.filter { it.isNotEmpty() }
                 .map { it.toIntOrNull() ?: damaged("its shape is ($sizes)") }
             val bytes = shape.fold(width.toLong()) { product, size ->

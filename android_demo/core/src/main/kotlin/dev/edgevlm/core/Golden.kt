@@ -5,18 +5,25 @@ import java.io.File
 import java.io.IOException
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
+import java.util.zip.ZipEntry
 import java.util.zip.ZipFile
 
 private const val LARGEST_HEADER = 1L shl 20
+private const val LARGEST_ARRAY = 1L shl 28 // bytes: the pixels of the largest square
 
 /** What one set of weights computes: rows `[N, hidden]`, the prompt's last logits, and greedy tokens. */
 class Outputs(val imageEmbeds: FloatArray, val logits: FloatArray, val tokens: IntArray)
 
+/**
+ * [fp32]: on the checkpoint's weights; [stored]: as the parts hold them; [rounded]: with activations as integers too,
+ * where a part's kernels round them.
+ */
 class Golden private constructor(
     val picture: Picture,
     val pixelValues: FloatArray,
     val fp32: Outputs,
     val stored: Outputs,
+    val rounded: Outputs?,
 ) {
     companion object {
         /** `golden.safetensors`, or schema 1's `golden.npz`. Throws BundleException. */
@@ -45,18 +52,33 @@ class Golden private constructor(
                 take("pixel_values", "F32", 4).floats(),
                 outputs(""),
                 outputs(".stored"),
+                if ("logits.rounded" in found) outputs(".rounded") else null,
             )
         }
 
         private fun npz(file: File): Map<String, Numbers> = ZipFile(file).use { zip ->
             val names = mapOf("|u1" to "U8", "<f4" to "F32", "<i4" to "I32")
             zip.entries().asSequence().associate { entry ->
-                if (entry.size !in 0..Int.MAX_VALUE.toLong()) throw BundleException("${file.name} holds ${entry.name}")
-                val array = Npy.read(entry.name, ByteBuffer.wrap(zip.getInputStream(entry).use { it.readBytes() }))
+                val array = Npy.read(entry.name, unpacked(zip, entry, file.name))
                 entry.name.removeSuffix(".npy") to Numbers(names[array.dtype] ?: array.dtype, array.shape, array.data)
             }
         }
     }
+}
+
+/** As many bytes as the archive says, and no more, whatever they were packed into. */
+private fun unpacked(zip: ZipFile, entry: ZipEntry, name: String): ByteBuffer {
+    if (entry.size !in 0..LARGEST_ARRAY) throw BundleException("$name holds ${entry.name} of ${entry.size} bytes")
+    val content = ByteArray(entry.size.toInt())
+    var read = 0
+    zip.getInputStream(entry).use { stream ->
+        while (read < content.size) {
+            val count = stream.read(content, read, content.size - read)
+            if (count < 0) throw BundleException("$name is damaged: ${entry.name} ends early")
+            read += count
+        }
+    }
+    return ByteBuffer.wrap(content)
 }
 
 /** Numbers as a file holds them, little-endian. */
@@ -76,8 +98,7 @@ internal object Safetensors {
 
     /** Nothing is allocated that the file does not hold. Throws BundleException. */
     fun read(file: File): Map<String, Numbers> {
-        if (file.length() > Int.MAX_VALUE) throw BundleException("${file.name} has ${file.length()} bytes")
-        val content = ByteBuffer.wrap(file.readBytes()).order(ByteOrder.LITTLE_ENDIAN)
+        val content = mapped(file, BundleException.AGAIN).order(ByteOrder.LITTLE_ENDIAN)
         return try {
             tensors(content)
         } catch (error: IllegalArgumentException) {

@@ -36,8 +36,13 @@ fun pixels(picture: Picture, spec: ImageSpec): FloatArray {
         Fit.PAD -> padded(picture, spec)
         Fit.CROP -> cropped(picture, spec)
         Fit.STRETCH -> stretched(picture, spec)
-        Fit.LONG_EDGE -> stretched(scaled(picture, spec), spec)
+        Fit.LONG_EDGE -> stretched(scaled(picture, checkNotNull(spec.longEdge), spec.resample), spec)
     }
+    return normalised(square, spec)
+}
+
+/** Of an image of `size` × `size`. */
+internal fun normalised(square: Picture, spec: ImageSpec): FloatArray {
     val tables = Array(3) { c -> FloatArray(256) { ((it / 255.0 - spec.mean[c]) / spec.std[c]).toFloat() } }
     val area = spec.size * spec.size
     return FloatArray(3 * area) { tables[it / area][square.rgb[3 * (it % area) + it / area].toInt() and 255] }
@@ -84,14 +89,16 @@ private fun stretched(picture: Picture, spec: ImageSpec): Picture {
     return resized(held, spec.size, spec.size, spec.resample)
 }
 
-/** With its longer edge as long as `long_edge` says. */
-private fun scaled(picture: Picture, spec: ImageSpec): Picture {
-    val long = checkNotNull(spec.longEdge)
-    val ratio = picture.width.toDouble() / picture.height
-    val wide = picture.width >= picture.height
+private fun scaled(picture: Picture, long: Int, how: Resample): Picture =
+    longEdge(picture.width, picture.height, long).let { (width, height) -> resized(picture, width, height, how) }
+
+/** Width and height with a longer edge of [long], and a shorter one that is even. */
+internal fun longEdge(width: Int, height: Int, long: Int): Pair<Int, Int> {
+    val ratio = width.toDouble() / height
+    val wide = width >= height
     val rounded = (if (wide) long / ratio else long * ratio).toInt()
     val short = maxOf(1, rounded + rounded % 2)
-    return resized(picture, if (wide) long else short, if (wide) short else long, spec.resample)
+    return if (wide) long to short else short to long
 }
 
 /** As Pillow does it: rows, then columns, each rounded to 8 bits, weights in fixed point. */

@@ -13,10 +13,13 @@ sealed interface Segment {
     class Rows(val values: FloatArray, val key: String, override val count: Int) : Segment
 }
 
+/** What the decoder sees of an image: the rows of each view, [rows] × [columns] tiles and the whole, or that alone. */
+class Seen(val views: List<Segment.Rows>, val rows: Int = 0, val columns: Int = 0)
+
 /** A question about [images], which stand before it, and its answer once there is one. */
 class Turn(
     val question: String,
-    val images: List<Segment.Rows> = emptyList(),
+    val images: List<Seen> = emptyList(),
     val answer: String? = null,
     val answerIds: IntArray? = null, // as the model wrote it: goes before [answer], whose ids may be others
 )
@@ -86,14 +89,16 @@ private class Assembly(private val spec: PromptSpec, private val tokenizer: Toke
         }
     }
 
-    private fun place(image: Segment.Rows) {
-        for (piece in spec.image) when (piece) {
+    private fun place(image: Seen) {
+        val views = image.views.iterator()
+        val pieces = if (image.rows == 0) spec.image else spec.views?.of(image.rows, image.columns) ?: spec.image
+        for (piece in pieces) when (piece) {
             is Piece.Text -> text.append(piece.text)
             is Piece.Ids -> add(piece.ids)
             is Piece.Slot -> {
                 endText()
                 endIds()
-                found += image
+                found += views.next()
                 after = "image"
             }
         }

@@ -1,4 +1,4 @@
-/** Sampling: picks a token id from logits. Greedy picks are Python's; a seed repeats picks here, not Python's. */
+/** Sampling: picks a token id from logits. A seed gives Python's picks, up to the last bit of an exponential. */
 package dev.edgevlm.core
 
 import kotlin.math.exp
@@ -20,11 +20,12 @@ class Sampling(
         need("topK", topK, topK >= 0, "0 or more")
         need("topP", topP, topP > 0 && topP <= 1, "above 0 and at most 1")
         need("repeatPenalty", repeatPenalty, repeatPenalty > 0 && repeatPenalty < Double.POSITIVE_INFINITY, "above 0")
+        need("seed", seed ?: 0, seed == null || seed >= 0, "0 or more")
     }
 }
 
 class Sampler(private val sampling: Sampling) {
-    private val random = sampling.seed?.let { Random(it) } ?: Random.Default
+    private val random = Pcg64(sampling.seed ?: Random.nextLong(Long.MAX_VALUE))
 
     /** An id from logits `[vocab]`. Throws EngineException when a logit is NaN or none is finite. */
     fun pick(logits: FloatArray, history: List<Int>): Int {
@@ -34,37 +35,47 @@ class Sampler(private val sampling: Sampling) {
             throw EngineException("the decoder gave the logit ${scores[best]} for token $best", "verify the bundle")
         }
         if (sampling.temperature == 0.0) return best
-        val ids = scores.indices.sortedByDescending { scores[it] } // stable: of equal scores the lower ids first
-            .let { if (sampling.topK in 1 until it.size) it.take(sampling.topK) else it }
-        val weights = DoubleArray(ids.size) { exp((scores[ids[it]] - scores[best]) / sampling.temperature) }
-        val kept = nucleus(weights)
-        var left = random.nextDouble() * (0 until kept).sumOf { weights[it] }
-        for (place in 0 until kept) {
-            left -= weights[place]
-            if (left < 0) return ids[place]
+        val top = top(scores)
+        val weights = DoubleArray(top.size) { place ->
+            // In single precision, as Python's.
+            val gap = ((scores[top[place]] - scores[best]) / sampling.temperature).toFloat()
+            exp(gap.toDouble()).toFloat().toDouble()
         }
-        return ids[kept - 1]
+        val kept = nucleus(top, weights)
+        val mass = DoubleArray(kept.size)
+        var sum = 0.0
+        for (place in kept.indices) {
+            sum += weights[kept[place]]
+            mass[place] = sum
+        }
+        val wanted = random.nextDouble() * sum
+        return top[kept[mass.indexOfFirst { it > wanted }.let { if (it < 0) kept.lastIndex else it }]]
     }
 
     private fun penalised(logits: FloatArray, history: List<Int>): FloatArray {
         if (sampling.repeatPenalty == 1.0 || history.isEmpty()) return logits
         val scores = logits.copyOf()
-        val penalty = sampling.repeatPenalty
-        for (id in history.toSet()) {
-            scores[id] = (if (scores[id] > 0) scores[id] / penalty else scores[id] * penalty).toFloat()
-        }
+        val penalty = sampling.repeatPenalty.toFloat()
+        for (id in history.toSet()) scores[id] = if (scores[id] > 0) scores[id] / penalty else scores[id] * penalty
         return scores
     }
 
-    /** How many of the weights, which descend, reach topP together. */
-    private fun nucleus(weights: DoubleArray): Int {
+    /** The ids of the topK best scores, the lower ids of equal ones; or all, in their order. */
+    private fun top(scores: FloatArray): List<Int> =
+        if (sampling.topK !in 1 until scores.size) scores.indices.toList()
+        else scores.indices.sortedByDescending { scores[it] }.take(sampling.topK) // the sort is stable
+
+    /** Places of the fewest ids whose mass reaches topP. */
+    private fun nucleus(top: List<Int>, weights: DoubleArray): List<Int> {
+        if (sampling.topP == 1.0) return top.indices.toList()
+        val sorted = top.indices.sortedByDescending { weights[it] }
         val wanted = sampling.topP * weights.sum()
         var sum = 0.0
-        for (place in weights.indices) {
-            sum += weights[place]
-            if (sum >= wanted) return place + 1
+        val last = sorted.indexOfFirst {
+            sum += weights[it]
+            sum >= wanted
         }
-        return weights.size
+        return if (last < 0) sorted else sorted.take(last + 1)
     }
 }
 

@@ -3,7 +3,7 @@ package dev.edgevlm.core
 
 import java.util.concurrent.TimeUnit
 
-private const val REMEMBERED = 8 // images whose embeddings are kept
+private const val REMEMBERED = 32 // views whose embeddings are kept
 const val MOST_TOKENS = 256
 
 /** In milliseconds. [prefillMs]: what of the prompt was not cached; [firstTokenMs]: from the call on. */
@@ -42,20 +42,24 @@ class ImageTimes {
 /** One thread at a time. After an exception, or an answer that was stopped, it goes on. */
 class Session private constructor(val bundle: Bundle, val model: Model, val tokenizer: Tokenizer) : AutoCloseable {
     private val prompt = bundle.manifest.prompt
+    private val remembered = maxOf(REMEMBERED, bundle.manifest.mostViews) // a follow-up question asks for all of them
     private val held = ArrayList<Any>() // what the decoder holds: a token id, or an image's key and row
     private val images = object : LinkedHashMap<String, Segment.Rows>(16, 0.75f, true) {
-        override fun removeEldestEntry(eldest: Map.Entry<String, Segment.Rows>) = size > REMEMBERED
+        override fun removeEldestEntry(eldest: Map.Entry<String, Segment.Rows>) = size > remembered
     }
+
+    /** An image's views, as the bundle divides it. Throws ImageException. */
+    fun views(picture: Picture): Views = views(picture, bundle.manifest.image, bundle.manifest.mostViews)
 
     /** What the decoder sees of an image. Throws ImageException, EngineException, StoppedException. */
-    fun encode(picture: Picture, stop: Stop = Stop(), times: ImageTimes = ImageTimes()): Segment.Rows {
+    fun encode(picture: Picture, stop: Stop = Stop(), times: ImageTimes = ImageTimes()): Seen {
         val before = System.nanoTime()
-        val pixels = pixels(picture, bundle.manifest.image)
+        val views = views(picture)
         times.pixels += System.nanoTime() - before
-        return encode(pixels, stop, times)
+        return Seen(views.pixels.map { encode(it, stop, times) }, views.rows, views.columns)
     }
 
-    /** As above, from pixels `[1, 3, size, size]`. */
+    /** Of one view, from pixels `[1, 3, size, size]`. */
     fun encode(pixels: FloatArray, stop: Stop = Stop(), times: ImageTimes = ImageTimes()): Segment.Rows {
         val before = System.nanoTime()
         val key = digest(pixels)

@@ -7,8 +7,12 @@ enum class Fit { PAD, CROP, STRETCH, LONG_EDGE }
 enum class Resample(val support: Double) { BICUBIC(2.0), BILINEAR(1.0), LANCZOS(3.0) }
 
 private const val LONGEST_EDGE = 8192
+private const val LARGEST_SIZE = 4096 // pixels of the square's edge: more would take more memory than a device has
 
-/** How an image becomes pixels. */
+/** How an image is divided: its longer edge into [grid] tiles or fewer, as many as [imageTokens] allow; null: all. */
+class ViewsSpec(val grid: Int, val imageTokens: Int?)
+
+/** How an image becomes pixels. [views] null: as one view. */
 class ImageSpec(
     val size: Int,
     val fit: Fit,
@@ -17,19 +21,28 @@ class ImageSpec(
     val mean: List<Double>,
     val std: List<Double>,
     val longEdge: Int? = null,
+    val views: ViewsSpec? = null,
 ) {
     companion object {
         fun of(told: Fields): ImageSpec {
             val background = told.ids("background")
             val (mean, std) = told.numbers("mean") to told.numbers("std")
+            val size = told.count("size")
+            if (size > LARGEST_SIZE) told.odd("size")
             if (background.size != 3 || background.any { it > 255 }) told.odd("background")
             if (mean.size != 3) told.odd("mean")
             if (std.size != 3) told.odd("std")
             val fit: Fit = one(told, "fit")
             val longEdge = if ("long_edge" in told && told["long_edge"] != null) told.count("long_edge") else null
             if ((fit == Fit.LONG_EDGE) == (longEdge == null) || (longEdge ?: 1) > LONGEST_EDGE) told.odd("long_edge")
-            return ImageSpec(told.count("size"), fit, background, one(told, "resample"), mean, std, longEdge)
+            val views = if ("views" in told && told["views"] != null) views(told.fields("views")) else null
+            val grid = ((longEdge ?: 0) + size - 1) / size
+            if (views != null && (views.grid < 2 || views.grid != grid)) told.odd("views")
+            return ImageSpec(size, fit, background, one(told, "resample"), mean, std, longEdge, views)
         }
+
+        private fun views(told: Fields) =
+            ViewsSpec(told.count("grid"), if (told["image_tokens"] == null) null else told.count("image_tokens"))
 
         private inline fun <reified T : Enum<T>> one(told: Fields, name: String): T =
             enumValues<T>().find { it.name.lowercase() == told.text(name) } ?: told.odd(name)
@@ -79,7 +92,24 @@ class Questions(val first: Pieces, val afterSystem: Pieces?, val later: Pieces) 
     }
 }
 
-/** A chat template as pieces. */
+/** What an image of several views becomes: [tiles] by rows, [rowEnd] behind each row, and the whole behind all. */
+class ViewPieces(val tiles: List<List<Pieces>>, val rowEnd: Pieces, val overview: Pieces) {
+    /** Of an image that is divided so. */
+    fun of(rows: Int, columns: Int): Pieces =
+        tiles.take(rows).flatMap { row -> row.take(columns).flatten() + rowEnd } + overview
+
+    companion object {
+        fun of(told: Fields) = ViewPieces(
+            told.list("tiles") { row -> (row as? List<*>)?.map { tile -> pieces(tile) ?: told.odd("tiles") } },
+            told.list("row_end", Piece::of),
+            told.list("overview", Piece::of),
+        )
+
+        private fun pieces(told: Any?): Pieces? = (told as? List<*>)?.map { Piece.of(it) ?: return null }
+    }
+}
+
+/** A chat template as pieces. [views]: instead of [image], of one that is cut. */
 class PromptSpec(
     val question: Questions,
     val imageQuestion: Questions?,
@@ -93,6 +123,7 @@ class PromptSpec(
     val endIds: List<Int>,
     val stopIds: Set<Int>,
     val stopStrings: List<String>,
+    val views: ViewPieces? = null,
 ) {
     /** Slots that are missing, or stand where nothing can fill them. */
     private fun fault(): String? {
@@ -105,6 +136,10 @@ class PromptSpec(
                 wrong("first", each.first, "content") ?: wrong("later", each.later, "content")
                     ?: each.afterSystem?.let { wrong("after_system", it, "system", "content") }
                     ?: "has no slot for its system message".takeIf { each.afterSystem == null && defaultSystem != "" }
+            } ?: views?.let { each ->
+                wrong("views.row_end", each.rowEnd) ?: wrong("views.overview", each.overview, "image")
+                    ?: each.tiles.flatten().firstNotNullOfOrNull { wrong("views.tiles", it, "image") }
+                    ?: "has views.tiles that are no table".takeIf { each.tiles.map { it.size }.distinct().size != 1 }
             } ?: if (stopIds.isEmpty()) "has no stop_ids" else null
     }
 
@@ -125,6 +160,7 @@ class PromptSpec(
                 endIds = told.ids("end_ids"),
                 stopIds = told.ids("stop_ids").toSet(),
                 stopStrings = told.texts("stop_strings"),
+                views = if ("views" in told && told["views"] != null) ViewPieces.of(told.fields("views")) else null,
             )
             spec.fault()?.let { told.fail(it) }
             return spec

@@ -14,8 +14,11 @@ private const val MOST_FILES = 1000
 /** A file that is offered: its path in the bundle, and its content. */
 class Offered(val path: String, val open: () -> InputStream)
 
-/** One folder for each bundle in [root]. Made when the app starts: it clears what a killed one left. */
-class Store(private val root: File) {
+/**
+ * One folder for each bundle in [root]. Made when the app starts: it clears what a killed one left. [room]: bytes that
+ * an import may take.
+ */
+class Store(private val root: File, private val room: () -> Long = { root.usableSpace }) {
     init {
         root.mkdirs()
         for (left in root.listFiles().orEmpty()) {
@@ -48,7 +51,8 @@ class Store(private val root: File) {
     ): Bundle =
         taken(name, engine, stop, progress) { folder ->
             if (files.size > MOST_FILES) throw BundleException("${files.size} files are no bundle", "choose its folder")
-            for (file in files) file.open().use { copy(it, inside(folder, file.path), stop) }
+            val copy = Copy(room(), stop)
+            for (file in files) file.open().use { copy.all(it, inside(folder, file.path)) }
         }
 
     /** Of a zip archive, whose files may lie in one folder of it. */
@@ -60,13 +64,13 @@ class Store(private val root: File) {
         progress: (Double) -> Unit = {},
     ): Bundle =
         taken(name, engine, stop, progress) { folder ->
-            val zip = ZipInputStream(archive)
+            val (zip, copy) = ZipInputStream(archive) to Copy(room(), stop)
             try {
                 var entry = zip.nextEntry ?: throw BundleException("this is no zip archive", "choose a zip of a bundle")
                 var count = 0
                 while (true) {
                     if (++count > MOST_FILES) throw BundleException("more than $MOST_FILES files are no bundle")
-                    if (!entry.isDirectory) copy(zip, inside(folder, entry.name), stop)
+                    if (!entry.isDirectory) copy.all(zip, inside(folder, entry.name))
                     entry = zip.nextEntry ?: break
                 }
             } catch (error: ZipException) {
@@ -122,13 +126,19 @@ class Store(private val root: File) {
         return file.apply { parentFile?.mkdirs() }
     }
 
-    private fun copy(from: InputStream, to: File, stop: Stop) = to.outputStream().use { out ->
-        val buffer = ByteArray(1 shl 18)
-        while (true) {
-            stop.check()
-            val count = from.read(buffer)
-            if (count < 0) break
-            out.write(buffer, 0, count)
+    /** Of an import's files, one after another: an archive may unpack to any size. [left]: bytes that they may have. */
+    private class Copy(private var left: Long, private val stop: Stop) {
+        private val buffer = ByteArray(1 shl 18)
+
+        fun all(from: InputStream, to: File) = to.outputStream().use { out ->
+            while (true) {
+                stop.check()
+                val count = from.read(buffer)
+                if (count < 0) break
+                left -= count
+                if (left < 0) throw BundleException("the bundle is larger than the room here", "free some storage")
+                out.write(buffer, 0, count)
+            }
         }
     }
 }

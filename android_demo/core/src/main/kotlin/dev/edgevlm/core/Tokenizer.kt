@@ -5,6 +5,8 @@ import java.io.File
 import java.io.IOException
 
 private const val FILE = "tokenizer.json"
+private const val LARGEST_FILE = 1L shl 27 // bytes: the largest that is published has 34 MB
+private const val SPARE = 1024 // ids that a small vocabulary may leave out
 
 /** Takes all text as text: a special token that a user types is spelled out. Decoding skips special ids. */
 class Tokenizer(json: String) {
@@ -30,7 +32,7 @@ class Tokenizer(json: String) {
             if (name in model && model[name] !in setOf(null, "")) refused("has a model with $name ${model[name]}")
         }
         val added = (root["added_tokens"] as? List<*>).orEmpty().map { AddedToken(Fields(it as Map<*, *>, FILE)) }
-        pieces = arrayOfNulls(1 + maxOf(vocab.values.maxOrNull() ?: -1, added.maxOfOrNull { it.id } ?: -1))
+        pieces = arrayOfNulls(size(vocab.values + added.map { it.id }))
         for ((piece, id) in vocab) pieces[id] = piece
         for (token in added) pieces[token.id] = token.content
         special = added.filter { it.special }.map { it.id }.toSet()
@@ -97,6 +99,7 @@ class Tokenizer(json: String) {
     companion object {
         /** Throws BundleException when the file is damaged, or of a kind that is not read. */
         fun open(file: File): Tokenizer = try {
+            if (file.length() > LARGEST_FILE) throw BundleException("$FILE has ${file.length()} bytes")
             Tokenizer(file.readText())
         } catch (error: IOException) {
             throw BundleException("tokenizer.json cannot be read: ${error.message}", cause = error)
@@ -104,6 +107,15 @@ class Tokenizer(json: String) {
             throw BundleException("tokenizer.json is no JSON ${error.message}", cause = error)
         } catch (error: ClassCastException) {
             throw BundleException("tokenizer.json is damaged: ${error.message}", cause = error)
+        }
+
+        /** One more than the largest id; of ids with more holes than any vocabulary has, an array would be huge. */
+        private fun size(ids: List<Int>): Int {
+            val largest = ids.maxOrNull() ?: -1
+            if (largest >= 4L * ids.size + SPARE) {
+                throw BundleException("$FILE has the id $largest among ${ids.size} tokens")
+            }
+            return largest + 1
         }
 
         /** The pre-tokenizer of a text that does not begin one. */

@@ -117,6 +117,20 @@ class BundleTest {
     }
 
     @Test
+    fun anArchiveThatUnpacksToMoreThanTheRoomHereIsRefused() {
+        val out = ByteArrayOutputStream()
+        ZipOutputStream(out).use { zip ->
+            zip.putNextEntry(ZipEntry(MANIFEST))
+            repeat(100) { zip.write(ByteArray(1 shl 16)) }
+        }
+        assertTrue(out.size() < 10_000)
+        val root = temporary()
+        val (store, archive) = Store(root, { 6_000_000L }) to ByteArrayInputStream(out.toByteArray())
+        assertSays(thrown<BundleException> { store.addZip("x", archive, onnx) }, "larger than the room")
+        assertEquals(0, root.list()!!.size)
+    }
+
+    @Test
     fun anArchiveThatClimbsOutIsRefused() {
         val out = ByteArrayOutputStream()
         ZipOutputStream(out).use { it.putNextEntry(ZipEntry("../../evil")); it.write(1) }

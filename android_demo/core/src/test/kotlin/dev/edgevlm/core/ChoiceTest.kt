@@ -5,6 +5,7 @@ import org.junit.Assert.assertEquals
 import org.junit.Assert.assertFalse
 import org.junit.Assert.assertTrue
 import org.junit.Test
+import java.io.File
 
 class ChoiceTest {
     private val bundle = Bundle.open(place("bundle"))
@@ -37,6 +38,28 @@ class ChoiceTest {
     }
 
     @Test
+    fun oneWhoseKernelsRoundIsHeldToWhatIsRounded() {
+        val golden = Golden.load(bundle.file(bundle.manifest.golden))
+        assertFalse(golden.rounded!!.logits.contentEquals(golden.stored.logits))
+        for (outputs in listOf(golden.stored, golden.rounded)) {
+            val engine = FakeEngine { GoldenModel(it, 0f, outputs) }
+            val report = Session.open(bundle, engine, Settings(1)).use { verify(it) }
+            assertTrue(report.table(), report.ok)
+            for (stage in listOf("vision", "prefill")) assertEquals(0.0, report.error(stage, "stored")["max_abs"])
+            assertEquals(1.0, report.error("tokens", "stored")["tokens"])
+        }
+    }
+
+    @Test
+    fun theProofIsATableOfItsStages() {
+        val report = Session.open(bundle, engine("cpu", 1, error = 0.5f), Settings(1)).use { verify(it) }
+        val lines = report.table().lines()
+        assertEquals(8, lines.size)
+        assertTrue(lines[0], lines[0].startsWith("✓ picture, golden: cosine 1.00000, max_abs "))
+        assertTrue(lines[2], lines[2].startsWith("✗ vision, stored: cosine 0.") && "max_abs 0.5" in lines[2])
+    }
+
+    @Test
     fun oneThatDoesNotOpenIsLeftAndTheFirstMustNotFail() {
         val broken = FakeEngine("broken") { throw EngineException("no such hardware") }
         assertEquals("no such hardware", chosen(engine("cpu", 1), broken).trials[1].failure)
@@ -48,6 +71,27 @@ class ChoiceTest {
     fun theWheelsLibraryTellsItsProviders() {
         assertTrue(Provider.CPU in OnnxEngine.available())
         assertEquals("onnxruntime+xnnpack", OnnxEngine(Provider.XNNPACK).name)
+    }
+
+    @Test
+    fun aSeedGivesPythonsPicks() {
+        val sampled = vectors(File(place("golden"), "sampled.json"))["sampled"].items()
+        assertEquals(6, sampled.size)
+        for (entry in sampled) {
+            fun number(name: String) = (entry[name] as Number?)?.toDouble() ?: 1.0
+            val seed = entry["seed"] as Long
+            val topK = (entry["top_k"] as Long?)?.toInt() ?: 0
+            val asked = Sampling(number("temperature"), topK, number("top_p"), number("repeat_penalty"), seed)
+            var x = seed.toInt()
+            val logits = FloatArray(300) {
+                x = x * 1664525 + 1013904223
+                ((x.toLong() and 0xFFFFFFFFL) / 268435456.0 - 8).toFloat()
+            }
+            val (sampler, picks) = Sampler(asked) to ArrayList<Int>()
+            repeat(40) { picks += sampler.pick(logits, picks) }
+            assertEquals("$entry", entry["picks"].numbers(), picks)
+        }
+        assertSays(thrown<UsageException> { Sampling(seed = -1) }, "seed is -1")
     }
 
     @Test

@@ -53,10 +53,10 @@ class SessionTest {
     fun questionsAndFollowUpsHavePythonsAnswers() {
         assertEquals(9, answers.size)
         for ((_, asked) in answers.groupBy { it["picture"] }) {
-            val chat = Chat(session, picture(asked[0]))
+            val chat = Chat(session, shown(asked[0]))
             for (entry in asked) {
                 val pieces = StringBuilder()
-                val answer = Chat(session, picture(entry)).ask(entry["question"] as String) { pieces.append(it) }
+                val answer = Chat(session, shown(entry)).ask(entry["question"] as String) { pieces.append(it) }
                 assertEquals(entry["ids"].numbers(), answer.ids.toList())
                 assertEquals(entry["text"], answer.text)
                 assertEquals(entry["text"], pieces.toString())
@@ -81,7 +81,7 @@ class SessionTest {
 
     @Test
     fun whatWasComputedIsNotComputedAgain() {
-        val picture = picture(answers[0])
+        val picture = shown(answers[0])
         val chat = Chat(session, picture)
         session.forget()
         val first = chat.ask("What colour is the star?")
@@ -89,7 +89,7 @@ class SessionTest {
         assertEquals(0, first.cachedTokens)
         val least = first.promptTokens + first.ids.size
         assertTrue("${second.cachedTokens} of ${second.promptTokens}", second.cachedTokens >= least)
-        assertSame(session.encode(picture), session.encode(picture))
+        assertSame(session.encode(picture).views[0], session.encode(picture).views[0])
         val restored = Chat(session, picture, chat.exchanges.take(1)) // of a process that was killed
         assertEquals(second.text, restored.ask("How many stars are there?").text)
         session.trim()
@@ -99,7 +99,7 @@ class SessionTest {
     @Test
     fun anAnswerThatIsStoppedEndsAndTheSessionGoesOn() {
         val expected = answers[0]
-        val chat = Chat(session, picture(expected))
+        val chat = Chat(session, shown(expected))
         val stop = Stop()
         thrown<StoppedException> { chat.ask("Describe the picture.", Ask(), stop) { stop.now() } }
         assertEquals(0, chat.exchanges.size)
@@ -117,14 +117,14 @@ class SessionTest {
         val asker = thread { Thread.sleep(2); stop.now() }
         thrown<StoppedException> { while (true) { session.model.rewind(0); session.model.extend(listOf(long), stop) } }
         asker.join()
-        assertEquals(expected["text"], Chat(session, picture(expected)).ask(expected["question"] as String).text)
+        assertEquals(expected["text"], Chat(session, shown(expected)).ask(expected["question"] as String).text)
     }
 
     @Test
     fun anAnswerIsAFlowThatCanBeCancelled() = runBlocking {
         Executors.newSingleThreadExecutor().asCoroutineDispatcher().use { engine ->
             val expected = answers[0]
-            val chat = Chat(session, picture(expected))
+            val chat = Chat(session, shown(expected))
             val events = chat.stream(expected["question"] as String, engine).toList()
             assertEquals(expected["text"], events.filterIsInstance<Event.Text>().joinToString("") { it.piece })
             assertEquals(expected["text"], (events.last() as Event.Done).answer.text)
@@ -132,7 +132,7 @@ class SessionTest {
             val job = launch { chat.stream("Describe the picture again.", engine).collect { } }
             job.cancelAndJoin()
             assertEquals(1, chat.exchanges.size)
-            assertEquals(expected["text"], Chat(session, picture(expected)).ask(expected["question"] as String).text)
+            assertEquals(expected["text"], Chat(session, shown(expected)).ask(expected["question"] as String).text)
         }
     }
 
@@ -146,14 +146,14 @@ class SessionTest {
         Session.open(session.bundle, OnnxEngine(), Settings(1, context = 200)).use { small ->
             assertEquals(200, small.model.context)
             val endless = Ask(sampling = Sampling(repeatPenalty = 1e-9))
-            assertEquals("context", Chat(small, picture(answers[0])).ask("Hi", endless).stopReason)
+            assertEquals("context", Chat(small, shown(answers[0])).ask("Hi", endless).stopReason)
         }
     }
 
     @Test
     fun openingAgainAndAgainKeepsNoMemory() {
         fun once() = Session.open(session.bundle, OnnxEngine(), Settings(1)).use {
-            Chat(it, picture(answers[0])).ask("Hi", Ask(maxTokens = 2))
+            Chat(it, shown(answers[0])).ask("Hi", Ask(maxTokens = 2))
         }
         fun outside(): Long { // of the heap, which here has one size, in MB
             System.gc() // what lies outside is freed by a thread of the system's own
@@ -180,11 +180,6 @@ class SessionTest {
         val expected = listOf("peak memory", "preprocess", "vision encode", "pp190", "tg64", "first token")
         assertEquals(expected, tests)
         File(place("out"), "bench.json").writeText(bench.json(rows))
-    }
-
-    private fun picture(entry: Map<String, Any?>): Picture {
-        val rgb = File(place("here"), "${entry["picture"]}.rgb").readBytes()
-        return Picture(entry.number("width"), entry.number("height"), rgb)
     }
 
     companion object {

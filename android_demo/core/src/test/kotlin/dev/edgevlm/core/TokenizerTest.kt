@@ -60,6 +60,16 @@ class TokenizerTest {
     }
 
     @Test
+    fun anIdFarBeyondTheOthersIsRefused() {
+        val whole = File(place("data"), "tokenizer.json").readText()
+        for (id in listOf(9_999_999, Int.MAX_VALUE)) {
+            val told = whole.replaceFirst(Regex("\"</s>\": *2\\b"), "\"</s>\": $id")
+            assertTrue(told != whole)
+            assertSays(thrown<BundleException> { Tokenizer(told) }, "the id $id among")
+        }
+    }
+
+    @Test
     fun aLongTextTakesNoSquareOfItsLength() {
         val ids = tokenizer("byte_fallback").encode("the sign says ".repeat(20_000))
         assertTrue(ids.size > 20_000)

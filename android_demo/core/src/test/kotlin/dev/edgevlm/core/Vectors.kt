@@ -25,12 +25,19 @@ fun floats(file: File): FloatArray {
     return FloatArray(buffer.remaining()).also { buffer.get(it) }
 }
 
+/** The picture that Python was asked about. */
+fun shown(entry: Map<String, Any?>): Picture {
+    val rgb = File(place("here"), "${entry["picture"]}.rgb").readBytes()
+    return Picture(entry.number("width"), entry.number("height"), rgb)
+}
+
 fun tokenizer(name: String): Tokenizer {
     val plain = File(place("data"), "tokenizer.json")
     return Tokenizer.open(if (name == "byte_fallback") plain else File(place("golden"), "tokenizers/$name.json"))
 }
 
-fun temporary(): File = Files.createTempDirectory("edge").toFile().apply { deleteOnExit() }
+/** In a folder that the command which starts the tests removes. */
+fun temporary(): File = Files.createTempDirectory("edge").toFile()
 
 /** A copy of the demo bundle to change. */
 fun copied(): File = temporary().apply { place("bundle").copyRecursively(this, overwrite = true) }
@@ -59,19 +66,19 @@ class FakeEngine(
     override fun open(bundle: Bundle, settings: Settings) = make(bundle)
 }
 
-/** What the golden sample says, but for [error] added to every number. */
-class GoldenModel(bundle: Bundle, private val error: Float) : Model {
-    private val golden = Golden.load(bundle.file(bundle.manifest.golden))
+/** What the golden sample says, or [told] does, but for [error] added to every number. */
+class GoldenModel(bundle: Bundle, private val error: Float, told: Outputs? = null) : Model {
+    private val outputs = told ?: Golden.load(bundle.file(bundle.manifest.golden)).stored
     override val context = bundle.manifest.decoder.context
     override var position = 0
     private var steps = 0
-    override fun see(pixels: FloatArray, stop: Stop) = golden.stored.imageEmbeds.map { it + error }.toFloatArray()
+    override fun see(pixels: FloatArray, stop: Stop) = outputs.imageEmbeds.map { it + error }.toFloatArray()
     override fun extend(segments: List<Segment>, stop: Stop): FloatArray {
         val first = position == 0
         position += segments.sumOf { it.count }
         steps = if (first) 0 else steps + 1
-        if (first) return golden.stored.logits.map { it + error }.toFloatArray()
-        return FloatArray(golden.stored.logits.size).also { it[golden.stored.tokens[minOf(steps, 15)]] = 1f }
+        if (first) return outputs.logits.map { it + error }.toFloatArray()
+        return FloatArray(outputs.logits.size).also { it[outputs.tokens[minOf(steps, 15)]] = 1f }
     }
     override fun rewind(position: Int) { this.position = position }
     override fun freeVision() = Unit
