@@ -60,7 +60,7 @@ def verify_against(
         Row("vision", "checkpoint", distance(golden.fp32.image_embeds, anew.image_embeds), _SAME),
         Row("prefill", "checkpoint", distance(golden.fp32.logits, anew.logits), _SAME),
     )
-    with load(bundle.path, threads=threads, isa=isa, evaluators=True) as session:
+    with load(bundle.path, threads=threads, isa=isa, provider="cpu", evaluators=True) as session:
         found = compare(session, replace(golden, fp32=anew))
         return replace(found, rows=(*rows, *found.rows))
 

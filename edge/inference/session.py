@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -13,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.bundle import checksums
-from edge.bundle.manifest import Bundle
+from edge.bundle.manifest import MANIFEST, Bundle
 from edge.devices import detect
 from edge.engines import installed_engines
-from edge.errors import EdgeError, EngineError, UsageError
+from edge.errors import EdgeError, EngineError, ProviderError, UsageError
 from edge.inference.chat import Chat
 from edge.inference.constraint import Constraint, constraint
+from edge.inference.flash import proven as proven_flash
 from edge.inference.generate import Answer, OnToken, TextGenerator
 from edge.inference.guide import Guide
 from edge.inference.kept import Kept
@@ -32,6 +36,7 @@ from edge.inputs.prompt import Turn, segments
 from edge.inputs.tokenizer import Tokenizer
 from edge.inputs.views import Views, views
 from edge.planning.plan import Plan, plan
+from edge.planning.providers import parse
 from edge.types import CacheKind, ComputeUnits, Decoder, Embeddings, Graph, OpenOptions
 
 if TYPE_CHECKING:
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
 Images = Source | Sequence[Source] | None  # no image, one, or several
 Schema = Mapping[str, Any] | Constraint | None  # what the answer must be: a JSON schema, or something else
 _GREEDY = Sampling()
+AFTER_FAILURE = "ask again: the card is tried anew, or with --provider cuda,cpu the CPU takes its place"
 
 
 def load(
@@ -51,6 +57,9 @@ def load(
     cache: CacheKind | None = None,
     units: ComputeUnits = "all",
     isa: str | None = None,
+    provider: str | None = None,
+    gpu_layers: int | None = None,
+    flash: bool | None = None,
     max_memory: int | None = None,
     image_tokens: int | None = None,
     debug: bool = False,
@@ -64,6 +73,11 @@ def load(
     - `cache`: how an engine that keeps its own KV cache stores it; None: as it likes.
     - `units`: what Core ML may use beside the CPU.
     - `isa`: the widest instruction set to use, by engines that can be held to it.
+    - `provider`: what computes: `cpu`, `cuda` or `tensorrt`; `cuda,cpu`: the card, and where that fails the CPU, from
+      the next question on. None: the card where the device has one that the engines can use, else the CPU
+      (`session.plan.notes` says why).
+    - `gpu_layers`: of a GGUF decoder, on the card; None: as many as fit.
+    - `flash`: flash attention of a GGUF decoder on a card; None: where `edge verify` proved it equal there.
     - `max_memory`: bytes that the process may take at its peak, as `edge.planning.memory` predicts it; None: what is
       free. Where that is little, the plan stores the KV cache in 8 bits, or opens the vision encoder and the decoder
       one at a time: a new image then costs opening both again.
@@ -75,8 +89,8 @@ def load(
     Returns when images can be encoded; the decoder may still be opening. What an engine parses is hashed before it is
     opened, and what holds numbers only meanwhile, unless they were before and have not changed since
     (`edge.bundle.checksums`): a damaged file raises BundleError here, or before anything is answered. Raises
-    EngineError when no engine opens a part, here or at the first question, and UsageError on a call that asks for what
-    does not exist.
+    EngineError when no engine opens a part, here or at the first question, ProviderError where the card that was asked
+    for cannot be used or is too small, and UsageError on a call that asks for what does not exist.
     """
     started = perf_counter()
     if cache not in (None, *get_args(CacheKind)):
@@ -89,9 +103,21 @@ def load(
     if max_memory is not None:
         here = replace(here, memory_bytes=min(here.memory_bytes, max_memory))
     engines = installed_engines(evaluators=evaluators)
-    chosen = plan(bundle.manifest, here, engines, engine=engine, threads=threads, context=context, cache=cache, isa=isa)
-    options = OpenOptions(chosen.threads, chosen.context, debug, chosen.cache, units, chosen.isa)
-    loader = ModelLoader(bundle, chosen, options, started)
+    order = parse(provider)
+    planned = partial(
+        plan,
+        bundle.manifest,
+        here,
+        engines,
+        engine=engine,
+        threads=threads,
+        context=context,
+        cache=cache,
+        isa=isa,
+    )
+    chosen = planned(provider=order, gpu_layers=gpu_layers)
+    opened = partial(_loader, bundle, units, debug, flash)
+    loader = opened(chosen, started)
     try:
         checksums.check(bundle, [bundle.manifest.tokenizer])
         tokenizer = Tokenizer.open(bundle.file(bundle.manifest.tokenizer))
@@ -100,7 +126,30 @@ def load(
     except EdgeError:
         loader.check()  # a damaged file explains more than what an engine says of it
         raise
-    return Session(bundle, chosen, loader, tokenizer, 1e3 * (perf_counter() - started), image_tokens)
+
+    def again() -> tuple[Plan, ModelLoader]:
+        then = planned(provider=("cpu",)) if "cpu" in order[1:] else chosen
+        return then, opened(then, perf_counter())
+
+    return Session(bundle, chosen, loader, tokenizer, 1e3 * (perf_counter() - started), image_tokens, again)
+
+
+def _loader(
+    bundle: Bundle, units: ComputeUnits, debug: bool, flash: bool | None, chosen: Plan, started: float
+) -> ModelLoader:
+    manifest = bundle.path / MANIFEST
+    options = OpenOptions(
+        threads=chosen.threads,
+        context=chosen.context,
+        debug=debug,
+        cache=chosen.cache,
+        units=units,
+        isa=chosen.isa,
+        gpu_layers=chosen.gpu_layers,
+        flash=proven_flash(bundle.path, chosen) if flash is None else flash,
+        bundle=hashlib.sha256(manifest.read_bytes()).hexdigest() if chosen.on_card else "",
+    )
+    return ModelLoader(bundle, chosen, options, started)
 
 
 class Session:
@@ -114,9 +163,13 @@ class Session:
         tokenizer: Tokenizer,
         load_ms: float,
         image_tokens: int | None = None,
+        again: Callable[[], tuple[Plan, ModelLoader]] | None = None,
     ) -> None:
+        """`again`: opens all anew, after a card failed."""
         self.bundle = bundle
         self.plan = chosen
+        self._again = again
+        self._failed = False  # the card did, and nothing that it holds is used any more
         self._spec = bundle.manifest.spec
         self._loader: ModelLoader | None = loader  # None: closed
         self.tokenizer = tokenizer
@@ -143,7 +196,8 @@ class Session:
         """What the decoder sees of an image: f32 [N, hidden] of each view. What was encoded before is not computed
         again. Raises ImageError."""
         self._opened()
-        embeddings = self._vision.encode(source, ImageTimes())
+        with self._recovering():
+            embeddings = self._vision.encode(source, ImageTimes())
         self._opened().check()
         return embeddings
 
@@ -155,7 +209,8 @@ class Session:
         """As `encode_image`, from pixels f32 [1, 3, size, size] of one view, or from what `views` gave."""
         self._opened()
         image = values if isinstance(values, Views) else Views((values,), None)
-        embeddings = self._vision.encode_views(image.pixels, ImageTimes(), image.grid)
+        with self._recovering():
+            embeddings = self._vision.encode_views(image.pixels, ImageTimes(), image.grid)
         self._opened().check()
         return embeddings
 
@@ -284,7 +339,8 @@ class Session:
     ) -> Generator[str, None, Answer]:
         """`options` as `TextGenerator.stream` takes them."""
         prompt = segments(self._spec.prompt, self.tokenizer, turns, system)
-        answer = yield from self._open().stream(prompt, started=started, **options)
+        with self._recovering():
+            answer = yield from self._open().stream(prompt, started=started, **options)
         timings = replace(
             answer.timings, load_ms=self.load_ms, image_ms=1e3 * times.image, vision_ms=1e3 * times.vision
         )
@@ -317,7 +373,25 @@ class Session:
     def _opened(self) -> ModelLoader:
         if self._loader is None:
             raise UsageError("the session is closed", hint="edge.load(path) opens another")
+        if self._failed and self._again is not None:
+            self.plan, self._loader = self._again()
+            self._failed = False
         return self._loader
+
+    @contextlib.contextmanager
+    def _recovering(self) -> Iterator[None]:
+        """A card that fails ends what it was doing, by one error. What it held is let go of: the next question opens
+        all anew, on the CPU where that was allowed."""
+        try:
+            yield
+        except ProviderError as error:
+            if self._loader is None or self._again is None:
+                raise
+            self._loader.let_go()
+            self._text, self._failed = None, True
+            if self._kept is not None:
+                self._kept.clear()
+            raise ProviderError(error.message, hint=AFTER_FAILURE) from error
 
     def _open(self) -> TextGenerator:
         """Waits for the decoder."""
@@ -339,7 +413,8 @@ class Session:
             return ()
         self._opened()
         sources = images if isinstance(images, list | tuple) else [cast("Source", images)]
-        return tuple(self._vision.encode(source, times) for source in sources)
+        with self._recovering():
+            return tuple(self._vision.encode(source, times) for source in sources)
 
     def _vision_parts(self) -> tuple[Graph, ...]:
         loader = self._opened()
