@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import sys
 import threading
 import weakref
@@ -291,10 +292,13 @@ def _load(file: GGUF, spec: DecoderSpec, gpu_layers: int | None) -> _Handle:
     overrides[1].key, overrides[1].tag = f"{file.architecture}.vocab_size".encode(), lib.LLAMA_KV_OVERRIDE_TYPE_INT
     overrides[1].value.val_i64 = spec.vocab
     settings.kv_overrides = overrides
+    _offloaded.clear()
     pointer = lib.llama_model_load_from_file(os.fsencode(file.path), settings)
     if not pointer:
         raise _refused(f"llama.cpp cannot open {file.path.name}", hint=f"edge verify {file.path.parent}")
     model = _Handle(pointer, lib.llama_model_free)
+    if gpu_layers and _offloaded and (there := _offloaded[-1]) < gpu_layers:
+        raise ProviderError(f"llama.cpp put {there} layers of {gpu_layers} on the card", hint=f"--gpu-layers {there}")
     if not lib.llama_model_has_decoder(pointer) or lib.llama_model_is_recurrent(pointer):
         raise EngineError(f"{file.path.name} holds no decoder that can rewind", hint="export the bundle again")
     return model
@@ -378,6 +382,8 @@ def _binding() -> Any:
 
 def _record(level: int, text: bytes | None, _: Any) -> None:
     line = (text or b"").decode(errors="replace").strip()
+    if told := _LAYERS.search(line):
+        _offloaded.append(int(told[1]))
     if level == _ERROR and line and not _complaints:
         _complaints.append(line)  # the first one tells the cause
     _log.debug(line)
@@ -387,6 +393,8 @@ lib: Any = _binding()
 _LOADING = threading.Lock()
 _log = logging.getLogger("edge.llamacpp")
 _complaints: list[str] = []
+_LAYERS = re.compile(r"offloaded (\d+)/\d+ layers")
+_offloaded: list[int] = []  # layers, as the library told while it loaded a model
 _LOG = lib.llama_log_callback(_record)  # kept: the library calls it as long as it lives
 _CACHES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}
 _INTS, _FLOATS, _BYTES = (ctypes.POINTER(kind) for kind in (ctypes.c_int32, ctypes.c_float, ctypes.c_uint8))

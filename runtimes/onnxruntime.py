@@ -9,9 +9,10 @@ import logging
 import math
 import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from edge.errors import EngineError, ProviderError, first_line
 from edge.formats import onnx_graph
 from edge.formats.native_stderr import CapturedStderr
 from edge.formats.onnx import CONTRIBUTED, Node, filled, model
+from edge.planning.placement import Placed
 from edge.types import Array, EngineFacts, OpenOptions, PartFiles, Provider, TensorSpec
 
 ENGINE: EngineFacts = {
@@ -168,6 +170,21 @@ def open(part: PartFiles, options: OpenOptions) -> OnnxGraph:
     return graph
 
 
+def placement(part: PartFiles) -> Iterator[Placed]:
+    """Where each node of a part runs, as the library says of a session on the card: see `edge.types.Runtime`."""
+    options = OpenOptions(threads=1, context=1, provider="cuda")
+    session = _on_card(part.files[0], options, {"session.record_ep_graph_assignment_info": "1"})
+    yield from _assigned(session)
+
+
+def _assigned(session: Any) -> Iterator[Placed]:
+    for subgraph in session.get_provider_graph_assignment_info():
+        here = subgraph.ep_name == _CPU
+        for node in subgraph.get_nodes():
+            why = "the library chose it" if here else ""
+            yield Placed("main", node.op_type, node.name, "cpu" if here else "gpu", why)
+
+
 class OnnxGraph:
     """Each array stays bound until another stands in its place, so that a decoding step whose caches did not move costs
     no binding. The arrays themselves are what the library reads and writes: nothing is copied."""
@@ -286,7 +303,7 @@ def _session(source: str | bytes, threads: int, debug: bool = False) -> Any:
     return ort.InferenceSession(source, _settings(threads, debug), providers=[_CPU])
 
 
-def _on_card(path: Path, options: OpenOptions) -> Any:
+def _on_card(path: Path, options: OpenOptions, more: Mapping[str, str] = MappingProxyType({})) -> Any:
     """Raises ProviderError where the provider does not load: the library alone would go on with the CPU."""
     name = _FULL[options.provider]
     if why := providers()[options.provider]:
@@ -296,7 +313,8 @@ def _on_card(path: Path, options: OpenOptions) -> Any:
     first, started = kept is not None and not any(Path(kept).iterdir()), perf_counter()
     settings, told, failed = _settings(options.threads, options.debug), io.StringIO(), ""
     settings.log_severity_level = _WARNING
-    settings.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    for key, value in {"session.use_device_allocator_for_initializers": "1", **more}.items():
+        settings.add_session_config_entry(key, value)
     with CapturedStderr(_OWN_LINES, options.debug) as stderr:
         with contextlib.redirect_stdout(told):
             ort.preload_dlls(msvc=False)  # CUDA's own wheels, where they are installed

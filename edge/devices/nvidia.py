@@ -29,6 +29,7 @@ _WHY = {
     804: "this card does not take a driver newer than its kernel module",
 }
 _EXCLUSIVE, _PROHIBITED = 3, 2  # of nvmlComputeMode_t
+_UNKNOWN = 2**64 - 1  # NVML_VALUE_NOT_AVAILABLE
 _MOST = 32  # processes that are asked for
 
 
@@ -127,12 +128,12 @@ def management(load: Load = ctypes.CDLL) -> Iterator[tuple[Any, Any] | None]:
 
 
 def processes(nvml: Any, handle: Any) -> dict[int, int] | None:
-    """Process -> bytes on the card, of all that compute there; None where it is not told."""
+    """Process -> bytes on the card, of all that compute there, 0 where those are not told; None where none are."""
     found, count = (ProcessInfo * _MOST)(), ctypes.c_uint(_MOST)
     call = getattr(nvml, "nvmlDeviceGetComputeRunningProcesses_v3", None)
     if call is None or call(handle, ctypes.byref(count), found):
         return None
-    return {one.pid: one.used for one in found[: count.value]}
+    return {one.pid: 0 if one.used == _UNKNOWN else one.used for one in found[: count.value]}
 
 
 def _use(load: Load) -> tuple[int | None, tuple[str, ...], str]:

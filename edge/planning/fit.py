@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -67,6 +67,18 @@ def fit(manifest: Manifest, device: DeviceProfile, *, context: int = 0, cache: C
         *times(need.sizes, device, chosen.choices, engines, prompt, chosen.cache),
     )
     return Fit(manifest.name, device.name, chosen, rows)
+
+
+def answer_seconds(found: Fit) -> float | None:
+    """Of a whole answer of ANSWER tokens; None where a figure of it is not known."""
+    first, rate = found.value("first token"), found.value("decode")
+    return None if first is None or not rate else first + ANSWER / rate
+
+
+def better(found: Mapping[str, Fit]) -> str | None:
+    """The recipe whose answers are predicted to end first; None where nothing is known."""
+    known = {name: seconds for name, fit in found.items() if (seconds := answer_seconds(fit)) is not None}
+    return min(known, key=lambda name: known[name]) if known else None
 
 
 def usable(device: DeviceProfile) -> tuple[EngineInfo, ...]:

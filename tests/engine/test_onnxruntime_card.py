@@ -171,6 +171,20 @@ def test_engines_are_kept_for_one_bundle_version_and_card(tmp_path: Path, monkey
     assert onnxruntime._card_options("cuda", options)["use_tf32"] == "0"
 
 
+def test_where_each_node_runs_is_the_librarys_word(pair: PartFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def session(path: Path, options: OpenOptions, more: Any) -> Any:
+        settings = onnxruntime._settings(options.threads, options.debug)
+        for key, value in more.items():
+            settings.add_session_config_entry(key, value)
+        return onnxruntime.ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "_on_card", session)
+    found = list(onnxruntime.placement(pair))
+    assert {(one.operation, one.processor, one.why) for one in found} == {("Add", "cpu", "the library chose it")}
+    monkeypatch.setattr(onnxruntime, "_CPU", "none of these")
+    assert {one.processor for one in onnxruntime.placement(pair)} == {"gpu"}
+
+
 def test_an_engine_of_the_processor_is_no_card(pair: PartFiles) -> None:
     graph: Graph = opened(pair, replace(ON_CARD, provider="cpu"))
     assert not isinstance(graph, DeviceGraph)

@@ -1,0 +1,58 @@
+"""ONNX graphs that compute in halves: what is a half in them, and that CUDA has the kernels of their operators."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from exported import Exports
+from onnx import TensorProto
+
+from edge.bundle.manifest import Bundle
+from edge.engines import installed_engines
+from edge.planning import placement
+from edge.planning.sizes import cache_item
+from exporters.quantization import integers
+
+RECIPES = ("onnx-w16a16-w4a16", "onnx-w16a16-w16a16")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_only_the_ends_are_float32(exports: Exports, recipe: str) -> None:
+    bundle = Bundle.open(exports.bundle(recipe=recipe))
+    for part in bundle.manifest.parts:
+        graph = onnx.load(bundle.path / part.files[0].path, load_external_data=False).graph
+        wide = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+        assert wide == set()
+        ends = {p.name: p.type.tensor_type.elem_type for p in (*graph.input, *graph.output)}
+        halves = {name for name, kind in ends.items() if kind == TensorProto.FLOAT16}
+        assert halves == {name for name in ends if name.startswith(("past_key_values.", "present."))}
+        casts = [node for node in graph.node if node.op_type == "Cast"]
+        assert {node.input[0] for node in casts} >= {"inputs_embeds" if "decoder" in part.covers else "pixel_values"}
+    decoder = bundle.manifest.part("decoder")
+    assert cache_item(decoder) == 2
+    assert {tensor.dtype for tensor in decoder.inputs if tensor.name.startswith("past")} == {"float16"}
+
+
+def test_what_an_engine_declares_for_cuda_is_what_has_the_kernels(exports: Exports) -> None:
+    """And the other way round: of what is not declared, something has none."""
+    (engine,) = (one for one in installed_engines() if one.name == "onnxruntime")
+    for recipe in (*RECIPES, "onnx-w8a8-w4", "onnx-fp32"):
+        bundle = Bundle.open(exports.bundle(recipe=recipe))
+        for part, found in zip(bundle.manifest.parts, placement.placements(bundle), strict=True):
+            role = "decoder" if "decoder" in part.covers else "vision"
+            lacking = {one.operation for one in found.operations if one.processor != "gpu"}
+            assert found.predicted
+            assert engine.computes("cuda", role, part.scheme) == (not lacking), (role, part.scheme, lacking)
+
+
+def test_scales_that_a_half_holds() -> None:
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)) * 1e-3
+    packed = integers.blockwise(weight, 4)
+    halved = packed.halved()
+    assert torch.equal(halved.scales, packed.scales.half().float())
+    error = np.abs(halved.dequantized().numpy() - packed.dequantized().numpy()).max()
+    assert 0 < error < 1e-5
+    huge = integers.blockwise(torch.full((1, 32), 1e9), 4).halved()
+    assert bool(huge.scales.isfinite().all())
