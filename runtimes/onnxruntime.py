@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi import build_and_package_info
 
 from edge.decoders.function_graph import listed, misfit, require_names
 from edge.devices import file_facts, nvidia
@@ -79,7 +78,7 @@ def version() -> str:
 def providers() -> dict[Provider, str]:
     """See `edge.types.Runtime`."""
     built, card = ort.get_available_providers(), nvidia.inspect().card
-    wants = str(getattr(build_and_package_info, "cuda_version", "") or "")
+    wants = str(getattr(ort, "cuda_version", "") or "")
     if card and wants and card.cuda[0] < int(wants.partition(".")[0]):
         runs = ".".join(map(str, card.cuda))
         return dict.fromkeys(_FULL, f"this onnxruntime is for CUDA {wants}, and the driver runs {runs}: update it")

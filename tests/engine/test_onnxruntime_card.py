@@ -147,7 +147,7 @@ def test_why_this_build_has_no_provider(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(("cuda", "refused"), [((12, 6), True), ((13, 0), False), ((13, 2), False)])
 def test_a_driver_that_is_too_old(cuda: tuple[int, int], refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime.build_and_package_info, "cuda_version", "13.0", raising=False)
+    monkeypatch.setattr(onnxruntime.ort, "cuda_version", "13.0", raising=False)
     monkeypatch.setattr(onnxruntime.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(nvidia, "inspect", lambda: Graphics(replace(CARD, cuda=cuda)))
     told = provider_refusals("onnxruntime")["cuda"]
