@@ -310,6 +310,8 @@ def _on_card(path: Path, options: OpenOptions, more: Mapping[str, str] = Mapping
     chain = [(_FULL[p], _card_options(p, options)) for p in dict.fromkeys((options.provider, "cuda"))]
     kept = chain[0][1].get("trt_engine_cache_path")
     first, started = kept is not None and not any(Path(kept).iterdir()), perf_counter()
+    if first:
+        _log.warning("TensorRT builds its engines of %s, once: this takes minutes", path.name)
     settings, told, failed = _settings(options.threads, options.debug), io.StringIO(), ""
     settings.log_severity_level = _WARNING
     for key, value in {"session.use_device_allocator_for_initializers": "1", **more}.items():

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -16,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.bundle import checksums
-from edge.bundle.manifest import MANIFEST, Bundle
+from edge.bundle.manifest import Bundle
 from edge.devices import detect
 from edge.engines import installed_engines
 from edge.errors import EdgeError, EngineError, ProviderError, UsageError
 from edge.inference.chat import Chat
 from edge.inference.constraint import Constraint, constraint
-from edge.inference.flash import proven as proven_flash
 from edge.inference.generate import Answer, OnToken, TextGenerator
 from edge.inference.guide import Guide
 from edge.inference.kept import Kept
 from edge.inference.loader import ModelLoader
+from edge.inference.opening import Opening
 from edge.inference.prefix import Prefix
 from edge.inference.sampling import Sampling
 from edge.inference.saved import read as read_saved
@@ -36,8 +35,8 @@ from edge.inputs.prompt import Turn, segments
 from edge.inputs.tokenizer import Tokenizer
 from edge.inputs.views import Views, views
 from edge.planning.plan import Plan, plan
-from edge.planning.providers import parse
-from edge.types import CacheKind, ComputeUnits, Decoder, Embeddings, Graph, OpenOptions
+from edge.planning.providers import parse, wanted
+from edge.types import CacheKind, ComputeUnits, Decoder, Embeddings, Graph
 
 if TYPE_CHECKING:
     from edge.inference.grammar import Grammars
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 Images = Source | Sequence[Source] | None  # no image, one, or several
 Schema = Mapping[str, Any] | Constraint | None  # what the answer must be: a JSON schema, or something else
 _GREEDY = Sampling()
-AFTER_FAILURE = "ask again: the card is tried anew, or with --provider cuda,cpu the CPU takes its place"
 
 
 def load(
@@ -73,9 +71,9 @@ def load(
     - `cache`: how an engine that keeps its own KV cache stores it; None: as it likes.
     - `units`: what Core ML may use beside the CPU.
     - `isa`: the widest instruction set to use, by engines that can be held to it.
-    - `provider`: what computes: `cpu`, `cuda` or `tensorrt`; `cuda,cpu`: the card, and where that fails the CPU, from
-      the next question on. None: the card where the device has one that the engines can use, else the CPU
-      (`session.plan.notes` says why).
+    - `provider`: what computes: `cpu`, `cuda` or `tensorrt`; `cuda,cpu`: the card, and the CPU where that cannot be
+      used, or from the next question on when it fails. None: so, where the device has a card. `session.plan.notes` says
+      what is on the CPU, and why.
     - `gpu_layers`: of a GGUF decoder, on the card; None: as many as fit.
     - `flash`: flash attention of a GGUF decoder on a card; None: where `edge verify` proved it equal there.
     - `max_memory`: bytes that the process may take at its peak, as `edge.planning.memory` predicts it; None: what is
@@ -116,40 +114,16 @@ def load(
         isa=isa,
     )
     chosen = planned(provider=order, gpu_layers=gpu_layers)
-    opened = partial(_loader, bundle, units, debug, flash)
-    loader = opened(chosen, started)
+    spare = partial(planned, provider=("cpu",)) if chosen.on_card and "cpu" in wanted(here, order) else None
+    opening = Opening(bundle, chosen, spare, units, debug, flash, started)
     try:
         checksums.check(bundle, [bundle.manifest.tokenizer])
         tokenizer = Tokenizer.open(bundle.file(bundle.manifest.tokenizer))
-        loader.vision()
-        loader.raise_known_failure()  # before an image is encoded
+        loader = opening.first()
     except EdgeError:
-        loader.check()  # a damaged file explains more than what an engine says of it
+        checksums.check(bundle)  # a damaged file explains more than what an engine says of it
         raise
-
-    def again() -> tuple[Plan, ModelLoader]:
-        then = planned(provider=("cpu",)) if "cpu" in order[1:] else chosen
-        return then, opened(then, perf_counter())
-
-    return Session(bundle, chosen, loader, tokenizer, 1e3 * (perf_counter() - started), image_tokens, again)
-
-
-def _loader(
-    bundle: Bundle, units: ComputeUnits, debug: bool, flash: bool | None, chosen: Plan, started: float
-) -> ModelLoader:
-    manifest = bundle.path / MANIFEST
-    options = OpenOptions(
-        threads=chosen.threads,
-        context=chosen.context,
-        debug=debug,
-        cache=chosen.cache,
-        units=units,
-        isa=chosen.isa,
-        gpu_layers=chosen.gpu_layers,
-        flash=proven_flash(bundle.path, chosen) if flash is None else flash,
-        bundle=hashlib.sha256(manifest.read_bytes()).hexdigest() if chosen.on_card else "",
-    )
-    return ModelLoader(bundle, chosen, options, started)
+    return Session(opening, loader, tokenizer, 1e3 * (perf_counter() - started), image_tokens)
 
 
 class Session:
@@ -157,28 +131,29 @@ class Session:
 
     def __init__(
         self,
-        bundle: Bundle,
-        chosen: Plan,
+        opening: Opening,
         loader: ModelLoader,
         tokenizer: Tokenizer,
         load_ms: float,
         image_tokens: int | None = None,
-        again: Callable[[], tuple[Plan, ModelLoader]] | None = None,
     ) -> None:
-        """`again`: opens all anew, after a card failed."""
-        self.bundle = bundle
-        self.plan = chosen
-        self._again = again
+        self.bundle = opening.bundle
+        self._opening = opening
         self._failed = False  # the card did, and nothing that it holds is used any more
-        self._spec = bundle.manifest.spec
+        self._spec = self.bundle.manifest.spec
         self._loader: ModelLoader | None = loader  # None: closed
         self.tokenizer = tokenizer
         self.load_ms = load_ms  # until all was open, once the decoder was waited for; until images could be encoded
         self._text: TextGenerator | None = None  # made when the decoder is there
-        self._vision = VisionEncoder(bundle, self._vision_parts, image_tokens)
+        self._vision = VisionEncoder(self.bundle, self._vision_parts, image_tokens)
         self._kept: Kept | None = None
         self._last: Answer | None = None
         self._grammars: Grammars | None = None  # made when an answer is constrained
+
+    @property
+    def plan(self) -> Plan:
+        """Of what computes now: after a card failed, the CPU may."""
+        return self._opening.plan
 
     @property
     def last(self) -> Answer:
@@ -373,8 +348,8 @@ class Session:
     def _opened(self) -> ModelLoader:
         if self._loader is None:
             raise UsageError("the session is closed", hint="edge.load(path) opens another")
-        if self._failed and self._again is not None:
-            self.plan, self._loader = self._again()
+        if self._failed:
+            self._loader = self._opening.open()
             self._failed = False
         return self._loader
 
@@ -385,13 +360,13 @@ class Session:
         try:
             yield
         except ProviderError as error:
-            if self._loader is None or self._again is None:
+            if self._loader is None:
                 raise
             self._loader.let_go()
             self._text, self._failed = None, True
             if self._kept is not None:
                 self._kept.clear()
-            raise ProviderError(error.message, hint=AFTER_FAILURE) from error
+            raise ProviderError(error.message, hint=self._opening.after_failure(error)) from error
 
     def _open(self) -> TextGenerator:
         """Waits for the decoder."""

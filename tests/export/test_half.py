@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 import torch
+from commands import call
 from exported import Exports
 from onnx import TensorProto
 
-from edge.bundle.manifest import Bundle
+from edge import devices
+from edge.bundle.manifest import Bundle, Manifest
 from edge.engines import installed_engines
+from edge.errors import EngineError
+from edge.planning import fit as fits
 from edge.planning import placement
+from edge.planning.fit import Fit
 from edge.planning.sizes import cache_item
 from exporters.quantization import integers
 
@@ -45,6 +52,37 @@ def test_what_an_engine_declares_for_cuda_is_what_has_the_kernels(exports: Expor
             lacking = {one.operation for one in found.operations if one.processor != "gpu"}
             assert found.predicted
             assert engine.computes("cuda", role, part.scheme) == (not lacking), (role, part.scheme, lacking)
+
+
+def test_a_jetsons_recipes_are_compared(exports: Exports, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a checkpoint, where no recipe was named."""
+    monkeypatch.setenv("COLUMNS", "100")
+    arguments = ["fit", exports.checkpoint(), "--device", "jetson_orin_nano"]
+    found = call(*arguments, "--json").json
+    recipes = devices.profile("jetson_orin_nano")
+    assert set(found["alternatives"]) == set(recipes.alternatives)
+    assert found["better"] in (recipes.recipe, *recipes.alternatives)
+    shown = call(*arguments)
+    assert (shown.code, shown.out.count("better, as predicted")) == (0, 1)
+    assert "alternatives" not in call(*arguments, "--recipe", "onnx-w8a8-w4", "--json").json
+    monkeypatch.setattr("edge.planning.fit.times", lambda *given: ())
+    monkeypatch.setattr("edge.planning.fit.Fit.value", lambda self, name: None)
+    assert call(*arguments, "--json").json["better"] is None
+
+
+def test_what_does_not_fit_is_compared_too(exports: Exports, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = fits.fit
+
+    def refuses(manifest: Manifest, *given: Any, **options: Any) -> Fit:
+        if manifest.recipe == "onnx-w16a16-w4a16":
+            raise EngineError("too little memory: it takes 9 GB\n  in detail")
+        return fit(manifest, *given, **options)
+
+    monkeypatch.setattr(fits, "fit", refuses)
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = ["fit", exports.checkpoint(), "--device", "jetson_orin_nano"]
+    assert call(*arguments, "--json").json["alternatives"]["onnx-w16a16-w4a16"] == {"fits": False}
+    assert "too little memory" in call(*arguments).out
 
 
 def test_scales_that_a_half_holds() -> None:

@@ -14,7 +14,8 @@ from edge import devices
 from edge.engines import EngineInfo
 from edge.errors import ProviderError
 from edge.inference import flash, loader, session
-from edge.inference.session import AFTER_FAILURE, Session, load
+from edge.inference.opening import ON_THE_CARD, ON_THE_CPU
+from edge.inference.session import Session, load
 from edge.types import Array, OpenOptions, PartFiles
 
 NULL = EngineInfo("null", ("onnx",), "numpy", True, "1", None, providers={"cuda": ()})
@@ -38,6 +39,7 @@ class Breaking:
 class Card:
     def __init__(self) -> None:
         self.runs, self.fails_at = 0, -1
+        self.refuses_at = -1  # the number of a part, as they are opened
         self.opened: list[str] = []  # the provider of each part, as they are opened
 
 
@@ -49,6 +51,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
 
     def opening(part: PartFiles, engine: str, options: OpenOptions) -> Any:
         found.opened.append(options.provider)
+        if len(found.opened) == found.refuses_at:
+            raise ProviderError("the card opens nothing")
         opened = real(part, engine, options)
         return Breaking(opened, found) if options.provider == "cuda" else opened
 
@@ -71,7 +75,7 @@ def opened(tmp_path: Path, card: Card) -> Any:
     return make
 
 
-@pytest.mark.parametrize(("provider", "then"), [("cuda", "cuda"), ("cuda,cpu", "cpu"), (None, "cuda")])
+@pytest.mark.parametrize(("provider", "then"), [("cuda", "cuda"), ("cuda,cpu", "cpu"), (None, "cpu")])
 def test_the_next_question_is_answered(opened: Any, card: Card, provider: str | None, then: str) -> None:
     with opened(provider) as session:
         assert session.plan.on_card
@@ -81,11 +85,23 @@ def test_the_next_question_is_answered(opened: Any, card: Card, provider: str | 
         card.fails_at = card.runs + 1
         with pytest.raises(ProviderError, match="the card failed: CUDA failure 700") as caught:
             "".join(answer)
-        assert caught.value.hint == AFTER_FAILURE
+        assert caught.value.hint == (ON_THE_CARD if then == "cuda" else ON_THE_CPU)
         card.opened.clear()
         assert session.ask(None, "What?", max_tokens=6) == first
         assert set(card.opened) == {then}
         assert session.plan.on_card == (then == "cuda")
+        assert session.plan.notes == (() if then == "cuda" else ("on the CPU: the card failed: CUDA failure 700",))
+
+
+@pytest.mark.parametrize("at", [1, 2])  # of the parts, which are opened side by side
+def test_a_card_that_does_not_open_a_part(opened: Any, card: Card, at: int) -> None:
+    card.refuses_at = at
+    with opened("cuda,cpu") as session:
+        assert session.ask(None, "What?", max_tokens=3)
+        assert session.plan.notes == ("on the CPU: the card opens nothing",)
+    card.opened.clear()
+    with pytest.raises(ProviderError, match="the card opens nothing"), opened("cuda") as session:
+        session.ask(None, "What?", max_tokens=3)
 
 
 def test_an_image_that_the_card_fails_at(opened: Any, card: Card) -> None:
