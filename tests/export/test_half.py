@@ -8,19 +8,24 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from card_fakes import with_card
 from commands import call
 from exported import Exports
 from onnx import TensorProto
 
+import edge
 from edge import devices
 from edge.bundle.manifest import Bundle, Manifest
 from edge.engines import installed_engines
 from edge.errors import EngineError
+from edge.inference import session
 from edge.planning import fit as fits
 from edge.planning import placement
 from edge.planning.fit import Fit
 from edge.planning.sizes import cache_item
+from edge.verify import NOT_MEASURED, verify
 from exporters.quantization import integers
+from runtimes import onnxruntime
 
 RECIPES = ("onnx-w16a16-w4a16", "onnx-w16a16-w16a16")
 
@@ -52,6 +57,42 @@ def test_what_an_engine_declares_for_cuda_is_what_has_the_kernels(exports: Expor
             lacking = {one.operation for one in found.operations if one.processor != "gpu"}
             assert found.predicted
             assert engine.computes("cuda", role, part.scheme) == (not lacking), (role, part.scheme, lacking)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with one, whose place the processor takes: its memory, its kernels and its library's word."""
+    here = with_card(devices.detect())
+    monkeypatch.setattr(session, "detect", lambda: here)
+    monkeypatch.setattr(onnxruntime, "_CARD", "cpu")
+    monkeypatch.setattr(onnxruntime, "_on_card", lambda path, options: onnxruntime._session(str(path), options.threads))
+    monkeypatch.setattr(onnxruntime, "providers", lambda: {"cuda": "", "tensorrt": ""})
+
+
+@pytest.mark.usefixtures("card")
+def test_golden_is_replayed_through_the_card(exports: Exports, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(exports.bundle(recipe=RECIPES[0]))
+    found = verify(bundle, provider="cuda")
+    assert found.ok
+    assert found.providers == ("vision cuda", "decoder cuda")
+    assert found.notes == (NOT_MEASURED,)
+    bounds = {row.stage: row.tolerance for row in found.rows if row.against == "stored" and row.tolerance}
+    assert {stage: round(bound["cosine"], 6) for stage, bound in bounds.items()} == {"vision": 0.999, "prefill": 0.999}
+    assert verify(bundle, provider="tensorrt").providers == ("vision tensorrt", "decoder cuda")
+    with edge.load(bundle.path, provider="cuda") as there, edge.load(bundle.path, provider="cpu") as here:
+        assert there.plan.on_card and not here.plan.on_card
+        assert there.ask(None, "What?", max_tokens=12) == here.ask(None, "What?", max_tokens=12)
+    run = onnxruntime.CardGraph.run
+
+    def wrong(self: Any, feeds: Any, into: Any = None) -> Any:
+        made = run(self, feeds, into)
+        for array in made.values():
+            if isinstance(array, np.ndarray):
+                array += np.roll(array, 1)
+        return made
+
+    monkeypatch.setattr(onnxruntime.CardGraph, "run", wrong)
+    assert {row.stage for row in verify(bundle, provider="cuda").rows if not row.ok} >= {"vision", "prefill"}
 
 
 def test_a_jetsons_recipes_are_compared(exports: Exports, monkeypatch: pytest.MonkeyPatch) -> None:
