@@ -61,6 +61,7 @@ class _Run:
         self.facts = _facts(request, bundle, here)
         self.busy: list[Span] = []
         self.pending: list[Event] = []
+        self.notes: list[str] = []  # of the plan: what stays on the CPU
         self.watch: Monitor | None = None
 
     def rows(self) -> Iterator[Row | EdgeError]:
@@ -90,6 +91,7 @@ class _Run:
             self.pending.append(event)
         elif kind == "ready":
             self.facts.update(_planned(event, self.here))
+            self.notes = event["plan"].get("notes", [])
         elif kind == "peak":
             self.facts["peak_bytes"] = event["bytes"]
         elif kind == "agreement":
@@ -126,7 +128,7 @@ class _Run:
             "energy_j": watch.energy(spans),
             "temp_c": watch.temperature(spans),
             "clock_mhz": watch.clock(spans),
-            "warnings": watch.warnings(self.busy) or None,
+            "warnings": [*self.notes, *watch.warnings(self.busy)] or None,
             **(watch.card(spans) if self.facts.get("providers") else {}),
         }
         return {name: value for name, value in found.items() if value is not None}
