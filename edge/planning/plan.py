@@ -117,6 +117,8 @@ def plan(
     free = _free(choices, engines, isa)
     placed, found, notes = _placed(manifest, choices, device, engines, context, cache, provider, refusals)
     layers, more = _layers(manifest, placed, device, engines, found, gpu_layers, asked_providers=tuple(provider))
+    if layers == 0:
+        placed = tuple(replace(c, provider="cpu") if c.role == "decoder" else c for c in placed)
     whole = context or manifest.spec.decoder.context
     given_up = [f"KV cache in {found.cache}"] if found.cache != cache else []
     given_up += ["vision encoder and decoder open one at a time"] if found.one_at_a_time else []
@@ -232,6 +234,8 @@ def _layers(
     each = cache_bytes(spec, ITEMS[found.cache or "f16"]) * found.context * engine.copies
     whole, card = spec.layers + 1, device.graphics.card  # the head counts as a layer
     fit = providers.layers_that_fit(card_room(card), round(decoder.part.size * engine.held("")), each, whole)
+    if not fit and "cpu" not in providers.wanted(device, asked_providers):
+        raise providers.none_fits(card)
     taken = providers.require_layers(asked, fit, card)
     fewer = asked is None and taken < whole
     return taken, (f"{taken} of the decoder's {whole} layers on the card: no more fit",) if fewer else ()

@@ -120,6 +120,14 @@ def layers_that_fit(room: int | None, weights: int, cache: int, layers: int) -> 
     return max(0, min(layers, int((room - CARD_RUNTIME) / (-(-(weights + cache) // layers)))))
 
 
+def none_fits(card: Card | None) -> ProviderError:
+    place = described(card) if card else "there"
+    return ProviderError(
+        f"not one layer of the decoder fits in the memory that is {place}",
+        hint="end what else computes there, take a smaller --scheme, or --provider cuda,cpu",
+    )
+
+
 def require_layers(asked: int | None, fit: int, card: Card | None) -> int:
     """The layers to compute on the card. Raises ProviderError where more are asked for than fit."""
     if asked is None:

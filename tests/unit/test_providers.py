@@ -174,9 +174,20 @@ def test_as_many_as_a_card_holds() -> None:
     assert f"--gpu-layers {found.gpu_layers}" in str(caught.value.hint)
 
 
+def test_a_card_that_holds_not_one_layer() -> None:
+    machine = with_card(device(32 << 30), replace(ADA, free_bytes=460_000_000, others=("python3 (77)",)))
+    with pytest.raises(ProviderError, match="not one layer of the decoder fits") as caught:
+        made(gguf(6 * 10**9), machine, provider=("cuda",))
+    assert "where python3 (77) computes too" in caught.value.message
+    found = made(gguf(6 * 10**9), machine)
+    assert (computing(found), found.gpu_layers) == (["cpu", "cpu"], 0)
+    assert any(note.startswith("0 of the decoder's") for note in found.notes)
+
+
 def test_fewer_where_they_are_asked_for() -> None:
     found = made(MIXED, gpu_layers=1)
     assert (found.gpu_layers, len(found.notes)) == (1, 1)
+    assert computing(made(MIXED, gpu_layers=0)) == ["cpu", "cpu"]
 
 
 def test_layers_of_what_is_not_split() -> None:
