@@ -1042,6 +1042,7 @@ def test_the_documents_show_every_command() -> None:
 def test_a_documented_command_works(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("edge.verify.verify", lambda bundle, **options: REPORT)
+    monkeypatch.setattr("edge.planning.placement.placements", lambda bundle: ())
     monkeypatch.setattr("edge.bench.runner.bench", Measured(*bench_rows()))
     monkeypatch.setattr("edge.server.run.serve", lambda sessions, settings, measure, ready: ready("http://here"))
     results.write(tmp_path / "results.json", bench_rows())
