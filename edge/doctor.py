@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
 import edge
 from edge.devices import detect
-from edge.engines import UNKNOWN, EngineInfo, features, installed_engines, kernels
+from edge.devices.nvidia import Graphics
+from edge.engines import UNKNOWN, EngineInfo, features, installed_engines, kernels, provider_refusals
+from edge.errors import EngineError
+from edge.planning import providers
 
 DISTRIBUTION = "edge-vlm"
 ARM = {
@@ -49,6 +52,7 @@ class Engine:
     todo: str | None  # what to do before it can be used
     kernels: str | None  # what its arithmetic uses; unknown where nothing tells, None where it cannot run
     known_by: str | None  # how that is known
+    providers: Mapping[str, str]  # of a card -> why it cannot be used by this library; empty where it can
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Diagnosis:
     processor: str
     cores: int
     memory_bytes: int
+    card: str | None  # of NVIDIA's, or why its driver shows none; None where there is no driver
     features: tuple[Feature, ...]
     engines: tuple[Engine, ...]
     export_lacks: tuple[str, ...]  # the distributions that `edge export` needs and that are not installed
@@ -77,6 +82,7 @@ def diagnose() -> Diagnosis:
         processor=here.name,
         cores=here.threads,
         memory_bytes=here.memory_bytes,
+        card=_card(here.graphics),
         features=tuple(Feature(name, name in here.isa, use) for name, use in table.items()),
         engines=tuple(_engine(info, here.isa) for info in installed_engines() if info.formats),
         export_lacks=tuple(_lacking("export")),
@@ -88,7 +94,29 @@ def _engine(info: EngineInfo, isa: Sequence[str]) -> Engine:
     found = _kernels(info)
     known_by = info.kernels if found else None
     shown = None if found is None else " ".join(found) or UNKNOWN
-    return Engine(info.name, info.formats, info.version, todo, shown, known_by)
+    return Engine(info.name, info.formats, info.version, todo, shown, known_by, _providers(info))
+
+
+def _card(graphics: Graphics) -> str | None:
+    """Its driver's CUDA, its memory, and who else computes there."""
+    card = graphics.card
+    if card is None:
+        return graphics.missing or None
+    place = "shared with the system" if card.shared else providers.described(card)
+    free = "" if card.free_bytes is None else f"{card.free_bytes / 1e6:,.0f} MB "
+    version = ".".join(map(str, card.cuda))
+    return f"{card.name}, {card.architecture}, CUDA {version}, memory {free}{place}" + f"; {card.closed}" * bool(
+        card.closed
+    )
+
+
+def _providers(info: EngineInfo) -> Mapping[str, str]:
+    if not info.providers or not info.installed or info.unfit:
+        return {}
+    try:
+        return provider_refusals(info.name)
+    except EngineError as error:
+        return dict.fromkeys(info.providers, error.message)
 
 
 def _kernels(info: EngineInfo) -> tuple[str, ...] | None:

@@ -15,7 +15,7 @@ from typing import Any
 from edge import plugins
 from edge.devices.probe import Lender
 from edge.errors import EngineError, UsageError
-from edge.types import CacheKind, Decoder, EngineFacts, Graph, OpenOptions, PartFiles
+from edge.types import CacheKind, Decoder, EngineFacts, Graph, OpenOptions, PartFiles, Provider
 
 PACKAGE = "runtimes"
 EVALUATORS = "exporters.evaluators"
@@ -42,7 +42,9 @@ class EngineInfo:
     caches: tuple[CacheKind, ...] = ()  # how it can store a KV cache that it keeps itself
     item: int = 4  # bytes of a number in the KV cache, where neither a graph's inputs nor `caches` tell
     copies: int = 1  # how often the KV cache lies in memory, once it outgrew its first allocation
-    gpus: tuple[str, ...] = ()  # classes of devices on whose GPU its usual build computes
+    # provider -> `role scheme` of what it has the kernels for; none: all
+    providers: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    splits: bool = False  # it can compute some of a decoder's layers on a card, and the others not
     # fields of edge.planning.roofline.Utilisation -> what its kernels reach of a processor, where most do not
     reaches: Mapping[str, float] = field(default_factory=dict, hash=False)
     narrows: bool = False  # it can be held to fewer instruction sets than the processor has
@@ -53,9 +55,14 @@ class EngineInfo:
     def install(self) -> str:
         return self.wheel or f"pip install 'edge-vlm[{self.extra or self.name}]'"
 
-    def held(self, scheme: str) -> float:
-        """Bytes in memory for one in a file of this scheme."""
-        return self.resident.get(scheme, self.resident.get("", 1.0))
+    def held(self, scheme: str, provider: Provider = "cpu") -> float:
+        """Bytes in memory for one in a file of this scheme. A card takes weights as they are stored."""
+        return self.resident.get(scheme, self.resident.get("", 1.0)) if provider == "cpu" else 1.0
+
+    def computes(self, provider: str, role: str, scheme: str) -> bool:
+        """Whether a provider has the kernels for a part."""
+        able = self.providers.get(provider)
+        return able is not None and (not able or f"{role} {scheme}" in able)
 
     def refusal(self, formats: Sequence[str]) -> str | None:
         """Why this engine opens no part of these formats; None when it does."""
@@ -132,6 +139,13 @@ def features(engine: str) -> dict[str, bool]:
     return found
 
 
+def provider_refusals(engine: str) -> dict[str, str]:
+    """Provider -> why the engine's library cannot compute with it here; empty where it can. Raises EngineError when
+    the library does not load."""
+    found: dict[str, str] = module(engine).providers()
+    return found
+
+
 def matmul_lender() -> Lender | None:
     """The first engine that measures its own matmuls, and whose library loads."""
     for engine in installed_engines():
@@ -177,7 +191,8 @@ def _info(folder: str, name: str) -> EngineInfo:
         caches=facts.get("caches", ()),
         item=facts.get("cache_item", 4),
         copies=facts.get("cache_copies", 1),
-        gpus=facts.get("gpus", ()),
+        providers=facts.get("providers", {}),
+        splits=facts.get("splits", False),
         reaches=facts.get("reaches", {}),
         narrows=facts.get("narrows", False),
         kernels=facts.get("kernels"),

@@ -6,6 +6,7 @@ EdgeError                    1   something failed
 ├── CheckpointError          1   a checkpoint that is missing, incomplete or not understood
 ├── BundleError              1   a bundle that is missing, damaged, newer than the reader, or unsafe
 ├── EngineError              1   an engine that is missing, refuses a part, or fails while running
+│   └── ProviderError        1   a card that cannot be used, or fails while it computes
 ├── ContextError             1   more positions than the context holds
 ├── SessionError             1   a saved conversation that is missing, damaged, or of another bundle
 ├── RemoteError              1   another machine that cannot be reached, drops, or fails
@@ -46,6 +47,10 @@ class BundleError(EdgeError):
 
 
 class EngineError(EdgeError):
+    pass
+
+
+class ProviderError(EngineError):
     pass
 
 

@@ -39,6 +39,8 @@ RECIPES: Mapping[str, Recipe] = {
         _recipe("onnx-w8a8-w4", Target("onnx", "w8a8"), Target("onnx", "w4")),
         _recipe("onnx-w8a8-w8", Target("onnx", "w8a8"), Target("onnx", "w8")),
         _recipe("onnx-fp32", Target("onnx", "fp32"), Target("onnx", "fp32")),
+        _recipe("onnx-w16a16-w4a16", Target("onnx", "w16a16"), Target("onnx", "w4a16")),
+        _recipe("onnx-w16a16-w16a16", Target("onnx", "w16a16"), Target("onnx", "w16a16")),
         _recipe("gguf-q4_0", Target("onnx", "w8a8"), Target("gguf", "q4_0"), Target("gguf", "q8_0")),
         _recipe("gguf-q4_k_m", Target("onnx", "w8a8"), Target("gguf", "q4_k_m"), Target("gguf", "q8_0")),
         _recipe("gguf-f16", Target("onnx", "fp32"), Target("gguf", "f16"), Target("gguf", "f16")),
@@ -52,6 +54,8 @@ RECIPES: Mapping[str, Recipe] = {
         _recipe("executorch-fp32", Target("executorch", "fp32"), Target("executorch", "fp32")),
         _recipe("onnx-w8a8-gguf-q4_0", Target("onnx", "w8a8"), Target("gguf", "q4_0")),
         _recipe("onnx-w8a8-gguf-q4_k_m", Target("onnx", "w8a8"), Target("gguf", "q4_k_m")),
+        _recipe("onnx-w16a16-gguf-q4_k_m", Target("onnx", "w16a16"), Target("gguf", "q4_k_m")),
+        _recipe("onnx-w16a16-gguf-q4_0", Target("onnx", "w16a16"), Target("gguf", "q4_0")),
         _recipe("coreml-w8-w4", Target("coreml", "w8"), Target("coreml", "w4")),
         _recipe("coreml-w8-w8", Target("coreml", "w8"), Target("coreml", "w8")),
         _recipe("coreml-w8-pal4", Target("coreml", "w8"), Target("coreml", "pal4")),
@@ -63,7 +67,7 @@ DEFAULT = "onnx-w8a8-w4"
 # Bytes of a weight, with its scales and what is stored wider: what the run side foresees a file's size and a model's
 # weights from. A test holds it to the schemes that the formats write.
 BYTES_PER_WEIGHT: Mapping[str, Mapping[str, float]] = {
-    "onnx": {"fp32": 4.0, "fp16": 2.0, "w8a8": 1.0, "w8": 1.125, "w4": 0.64},
+    "onnx": {"fp32": 4.0, "fp16": 2.0, "w8a8": 1.0, "w8": 1.125, "w4": 0.64, "w16a16": 2.0, "w4a16": 0.58},
     "gguf": {
         "f32": 4.0,
         "f16": 2.0,
@@ -92,6 +96,10 @@ NO_DECODER = {
     ("executorch", "w8a8"),
     ("executorch", "fp16"),
 }
+
+
+# Schemes whose graphs keep keys and values as halves.
+HALF_CACHE = {("onnx", "w16a16"), ("onnx", "w4a16")}
 
 
 def bytes_per_weight(format: str, scheme: str) -> float:

@@ -15,6 +15,7 @@ from edge.spec import DecoderSpec
 Array = NDArray[Any]
 CacheKind = Literal["f16", "q8_0"]
 ComputeUnits = Literal["all", "cpu", "gpu", "ane"]
+Provider = Literal["cpu", "cuda", "tensorrt"]  # what computes a part
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,27 @@ class Graph(Protocol):
     def run(self, feeds: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Outputs by name. An output named in `into` is written into that array, without a copy; the array may be
         one of the feeds, where the graph updates a cache in place."""
+        ...
+
+
+class DeviceArray(Protocol):
+    """Memory of a card, which its graph reads and writes where it lies."""
+
+    def read(self) -> Array:
+        """A copy."""
+        ...
+
+    def write(self, array: Array) -> None:
+        """All of it. Raises EngineError."""
+        ...
+
+
+@runtime_checkable
+class DeviceGraph(Protocol):
+    """A Graph that computes on a card, and takes arrays that lie there in `feeds` and `into`."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """Raises EngineError where there is no room."""
         ...
 
 
@@ -120,6 +142,10 @@ class OpenOptions:
     cache: CacheKind | None = None  # how an engine stores a KV cache that it keeps itself; None: as it likes
     units: ComputeUnits = "all"  # what it may use beside the CPU, where it can choose
     isa: tuple[str, ...] | None = None  # the instruction sets it may use (`edge.devices.host.ISA`); None: all
+    provider: Provider = "cpu"
+    gpu_layers: int | None = None  # of a decoder whose engine can split it, on the card; None: as its build likes
+    flash: bool | None = None  # flash attention, where an engine has it; None: as it likes
+    bundle: str = ""  # sha256 of its manifest: what is kept between loads belongs to it
 
 
 @dataclass(frozen=True)
@@ -149,7 +175,9 @@ class EngineFacts(TypedDict, total=False):
     caches: tuple[CacheKind, ...]  # how it can store a KV cache that it keeps itself; without: it keeps none
     cache_item: int  # bytes of a number in a KV cache that it keeps itself and cannot choose; without: 4
     cache_copies: int  # how often the KV cache lies in memory once it outgrew its first allocation; without: 1
-    gpus: tuple[str, ...]  # classes of devices (`DeviceProfile.kind`) on whose GPU its usual build computes
+    # beside the CPU -> `role scheme` of what it has the kernels for, none: all; the module then has `providers()`
+    providers: Mapping[str, tuple[str, ...]]
+    splits: bool  # it can compute some of a decoder's layers on a card, and the others not
     reaches: Mapping[str, float]  # fields of `edge.planning.roofline.Utilisation` that its kernels reach instead
     narrows: bool  # it can be held to `OpenOptions.isa`
     kernels: str  # how it is known which kernels run; the module then has `kernels()`
@@ -161,6 +189,8 @@ class Runtime(Protocol):
 
     - `kernels() -> tuple[str, ...]`: the words of `edge.devices.host.ISA` or an own one, as `metal`; empty where it
       cannot tell.
+    - `providers() -> dict[Provider, str]`: why each that `ENGINE` names cannot be used with this build and driver;
+      empty where it can.
     - `matmuls(threads, memory) -> edge.devices.probe.Matmuls`: takes an eighth of that memory at most.
     - `features() -> dict[str, bool]`: what its library was built to use, in the words of `edge.devices.host.ISA`.
 

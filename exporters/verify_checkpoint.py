@@ -69,7 +69,7 @@ def verify_against(
         rows.append(Row(f"{before}vision", "checkpoint", distance(kept.image_embeds, made.image_embeds), _SAME))
         if not decoder.adopted:
             rows.append(Row(f"{before}prefill", "checkpoint", distance(kept.logits, made.logits), _SAME))
-    with load(bundle.path, threads=threads, isa=isa, evaluators=True) as session:
+    with load(bundle.path, threads=threads, isa=isa, provider="cpu", evaluators=True) as session:
         found = compare(session, replace(golden, fp32=anew))
         return replace(found, rows=(*rows, *found.rows))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import sys
 import threading
 import weakref
@@ -20,14 +21,14 @@ from numpy.typing import NDArray
 
 from edge.decoders.base import BaseDecoder, require_ids
 from edge.devices import host
-from edge.errors import EngineError
+from edge.errors import EngineError, ProviderError
 from edge.formats import gguf
 from edge.formats.gguf import GGUF
 from edge.formats.gguf_adopted import check_adopted
 from edge.formats.gguf_decoder import check_decoder
 from edge.formats.llamacpp_state import require_state
 from edge.spec import DecoderSpec
-from edge.types import Array, EngineFacts, OpenOptions, PartFiles, Segment, TensorSpec, Tokens
+from edge.types import Array, EngineFacts, OpenOptions, PartFiles, Provider, Segment, TensorSpec, Tokens
 
 ENGINE: EngineFacts = {
     "formats": ("gguf",),
@@ -37,11 +38,13 @@ ENGINE: EngineFacts = {
     "resident": {"": 1.02},
     "caches": ("f16", "q8_0"),
     "cache_copies": 2,  # as it moves to a longer memory: old, copy and new are twice the new one in all
-    "gpus": ("jetson",),
+    "providers": {"cuda": ()},
+    "splits": True,
     "narrows": True,
     "kernels": "the library's own report",
 }
 PACKAGE, BUILD = ENGINE["package"], ENGINE["build"]
+BUILD_CUDA = BUILD.replace("-DGGML_NATIVE=ON", "'-DGGML_NATIVE=ON -DGGML_CUDA=ON'")
 BUILD_ALL = "make wheel-arm builds one for ARM with several sets; leave --isa away otherwise"
 STEP = 512  # positions that memory is taken for at first; it doubles as they fill, so that memory follows use
 _BATCH = 512  # positions that are computed at a time
@@ -81,6 +84,12 @@ def kernels() -> tuple[str, ...]:
     return *(name for name in used if used[name]), *(ours for theirs, ours in _GRAPHICS.items() if theirs in present)
 
 
+def providers() -> dict[Provider, str]:
+    """See `edge.types.Runtime`. Nothing is loaded for it: which kernels are is settled when a part is opened."""
+    built = any(Path(lib._base_path).glob("*ggml-cuda*"))
+    return {"cuda": "" if built else f"this llama.cpp was built without it: {BUILD_CUDA}"}
+
+
 def open(part: PartFiles, options: OpenOptions) -> LlamaCppDecoder:
     """The part's first file as a decoder. Raises EngineError when the library refuses it, and BundleError on a file
     that the library must not see."""
@@ -99,7 +108,7 @@ def open(part: PartFiles, options: OpenOptions) -> LlamaCppDecoder:
     (check_adopted if part.adopted else check_decoder)(file, spec)
     lib.llama_backend_init()
     _complaints.clear()
-    return LlamaCppDecoder(_load(file, spec), _Table(file), spec, options)
+    return LlamaCppDecoder(_load(file, spec, options.gpu_layers), _Table(file), spec, options)
 
 
 class LlamaCppDecoder(BaseDecoder):
@@ -155,7 +164,8 @@ class LlamaCppDecoder(BaseDecoder):
             batch.pos = self._places[position:].ctypes.data_as(_INTS)
         failed = lib.llama_decode(self._native.pointer, batch)
         if failed:
-            raise _refused(f"llama.cpp failed at position {position} ({failed})")
+            error = _refused(f"llama.cpp failed at position {position} ({failed})")
+            raise ProviderError(f"the card failed: {error.message}") if self._options.gpu_layers else error
 
     def _logits(self) -> NDArray[np.float32]:
         found = lib.llama_get_logits_ith(self._native.pointer, -1)
@@ -216,6 +226,9 @@ class LlamaCppDecoder(BaseDecoder):
         settings.n_threads = settings.n_threads_batch = self._options.threads
         settings.type_k = settings.type_v = _CACHES[self._kind]
         settings.no_perf = True
+        settings.offload_kqv = True  # keys and values of a layer lie where the layer does
+        if self._options.flash is not None:
+            settings.flash_attn_type = int(self._options.flash)
         pointer = lib.llama_init_from_model(self._model.pointer, settings)
         if not pointer:
             raise _refused(f"llama.cpp cannot make room for {length} positions", hint="load with a smaller context")
@@ -264,12 +277,15 @@ def _write_state(context: _Handle, state: Array) -> None:
         raise _refused("llama.cpp does not take positions that were kept")
 
 
-def _load(file: GGUF, spec: DecoderSpec) -> _Handle:
+def _load(file: GGUF, spec: DecoderSpec, gpu_layers: int | None) -> _Handle:
     settings = lib.llama_model_default_params()
     # Blocks are put in another order for the processor: a mapped file would stay in memory beside that copy.
     blocks = any(tensor.blocks for tensor in file.tensors.values())
     settings.load_mode = lib.LLAMA_LOAD_MODE_NONE if blocks else lib.LLAMA_LOAD_MODE_MMAP
-    settings.n_gpu_layers = -1 if lib.llama_supports_gpu_offload() else 0
+    able = lib.llama_supports_gpu_offload()
+    if gpu_layers and not able:
+        raise ProviderError("llama.cpp finds no card to compute on, or was built for none", hint=BUILD_CUDA)
+    settings.n_gpu_layers = (-1 if gpu_layers is None else gpu_layers) if able else 0  # -1: all
     # The words of its vocabulary are not needed here, and their settings are the largest part of what could be unsound.
     overrides = (lib.llama_model_kv_override * 3)()
     overrides[0].key, overrides[0].tag = b"tokenizer.ggml.model", lib.LLAMA_KV_OVERRIDE_TYPE_STR
@@ -277,6 +293,7 @@ def _load(file: GGUF, spec: DecoderSpec) -> _Handle:
     overrides[1].key, overrides[1].tag = f"{file.architecture}.vocab_size".encode(), lib.LLAMA_KV_OVERRIDE_TYPE_INT
     overrides[1].value.val_i64 = spec.vocab
     settings.kv_overrides = overrides
+    _offloaded.clear()
     pointer = lib.llama_model_load_from_file(os.fsencode(file.path), settings)
     if not pointer:
         raise _refused(f"llama.cpp cannot open {file.path.name}", hint=f"edge verify {file.path.parent}")
@@ -286,6 +303,8 @@ def _load(file: GGUF, spec: DecoderSpec) -> _Handle:
         raise EngineError(f"{file.path.name} holds no decoder that can rewind", hint="another model")
     if lib.llama_model_rope_type(pointer) not in _ONE_AXIS:
         raise EngineError(f"{file.path.name} holds a decoder whose positions have several axes", hint="another model")
+    if gpu_layers and _offloaded and (there := _offloaded[-1]) < gpu_layers:
+        raise ProviderError(f"llama.cpp put {there} layers of {gpu_layers} on the card", hint=f"--gpu-layers {there}")
     return model
 
 
@@ -367,6 +386,8 @@ def _binding() -> Any:
 
 def _record(level: int, text: bytes | None, _: Any) -> None:
     line = (text or b"").decode(errors="replace").strip()
+    if told := _LAYERS.search(line):
+        _offloaded.append(int(told[1]))
     if level == _ERROR and line and not _complaints:
         _complaints.append(line)  # the first one tells the cause
     _log.debug(line)
@@ -376,6 +397,8 @@ lib: Any = _binding()
 _LOADING = threading.Lock()
 _log = logging.getLogger("edge.llamacpp")
 _complaints: list[str] = []
+_LAYERS = re.compile(r"offloaded (\d+)/\d+ layers")
+_offloaded: list[int] = []  # layers, as the library told while it loaded a model
 _LOG = lib.llama_log_callback(_record)  # kept: the library calls it as long as it lives
 _ONE_AXIS = (lib.LLAMA_ROPE_TYPE_NONE, lib.LLAMA_ROPE_TYPE_NORM, lib.LLAMA_ROPE_TYPE_NEOX)
 _CACHES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}

@@ -1,21 +1,32 @@
-"""Engine for `onnx` parts: ONNX Runtime on the CPU."""
+"""Engine for `onnx` parts: ONNX Runtime on the CPU, on CUDA and on TensorRT."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
+import logging
 import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from edge.decoders.function_graph import listed, misfit, require_names
+from edge.devices import file_facts, nvidia
 from edge.devices.probe import Matmuls, best, usual
-from edge.errors import EngineError, first_line
+from edge.errors import EngineError, ProviderError, first_line
 from edge.formats import onnx_graph
+from edge.formats.native_stderr import CapturedStderr
 from edge.formats.onnx import CONTRIBUTED, Node, filled, model
-from edge.types import Array, EngineFacts, OpenOptions, PartFiles, TensorSpec
+from edge.planning.placement import Placed
+from edge.types import Array, EngineFacts, OpenOptions, PartFiles, Provider, TensorSpec
 
 ENGINE: EngineFacts = {
     "formats": ("onnx",),
@@ -24,6 +35,12 @@ ENGINE: EngineFacts = {
     # (session.disable_prepacking) a token takes seconds.
     "resident": {"w8a8": 1.05, "": 1.35},
     "reaches": {"decode": 0.7},
+    # What lies wholly on the card: CUDA's GroupQueryAttention takes fp16 only, nothing there multiplies bytes as the
+    # CPU's kernels do, and TensorRT knows none of a decoder's operators.
+    "providers": {
+        "cuda": ("vision fp32", "vision fp16", "vision w16a16", "decoder w16a16", "decoder w4a16"),
+        "tensorrt": ("vision fp32", "vision fp16", "vision w16a16"),
+    },
     "kernels": "a probe: how its 8-bit matmuls round and saturate",
     "matmuls": "its own, of each kind of weights",
 }
@@ -41,10 +58,32 @@ _DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
+_log = logging.getLogger("edge.onnxruntime")
+_CPU = "CPUExecutionProvider"
+_FULL: dict[Provider, str] = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_CARD = "cuda"  # where OrtValues lie; there is one card, number 0
+_ENGINES = "tensorrt"  # a folder in the cache folder, beside packed weights
+_OWN_LINES = re.compile(rb"(\x1b\[[\d;]*m)*(\d{4}-\d\d-\d\d .*onnxruntime|\s*$)")
+_MISSING = re.compile(r"([^\s/:]+\.(?:so[.\d]*|dll))\"?: cannot open|when trying to load \"([^\"]+)")
+_LIBRARIES = (
+    "pip install 'onnxruntime-gpu[cuda,cudnn]' brings CUDA's libraries; JetPack has its own, and TensorRT is NVIDIA's; "
+    "--provider cpu does without them"
+)
 
 
 def version() -> str:
     return str(ort.__version__)
+
+
+def providers() -> dict[Provider, str]:
+    """See `edge.types.Runtime`."""
+    built, card = ort.get_available_providers(), nvidia.inspect().card
+    wants = str(getattr(ort, "cuda_version", "") or "")
+    if card and wants and card.cuda[0] < int(wants.partition(".")[0]):
+        runs = ".".join(map(str, card.cuda))
+        return dict.fromkeys(_FULL, f"this onnxruntime is for CUDA {wants}, and the driver runs {runs}: update it")
+    lacks = f"onnxruntime {version()} has no {{}}: pip uninstall onnxruntime; pip install onnxruntime-gpu"
+    return {name: "" if full in built else lacks.format(full) for name, full in _FULL.items()}
 
 
 def kernels() -> tuple[str, ...]:
@@ -112,10 +151,14 @@ def open(part: PartFiles, options: OpenOptions) -> OnnxGraph:
     path = part.files[0]
     onnx_graph.check(path, part.files)
     try:
-        session = _session(str(path), options.threads, options.debug)
+        if options.provider == "cpu":
+            graph = OnnxGraph(_session(str(path), options.threads, options.debug))
+        else:
+            graph = CardGraph(_on_card(path, options))
+    except ProviderError:
+        raise
     except Exception as error:  # its errors share no base class
         raise EngineError(f"onnxruntime cannot open {path.name}: {first_line(error)}", hint=_way_out(part)) from error
-    graph = OnnxGraph(session)
     for declared, found in ((part.inputs, graph.inputs), (part.outputs, graph.outputs)):
         if (wanted := {t.name for t in declared}) != (given := {t.name for t in found}):
             raise EngineError(
@@ -124,6 +167,21 @@ def open(part: PartFiles, options: OpenOptions) -> OnnxGraph:
                 hint=_verify(part),
             )
     return graph
+
+
+def placement(part: PartFiles) -> Iterator[Placed]:
+    """Where each node of a part runs, as the library says of a session on the card: see `edge.types.Runtime`."""
+    options = OpenOptions(threads=1, context=1, provider="cuda")
+    session = _on_card(part.files[0], options, {"session.record_ep_graph_assignment_info": "1"})
+    yield from _assigned(session)
+
+
+def _assigned(session: Any) -> Iterator[Placed]:
+    for subgraph in session.get_provider_graph_assignment_info():
+        here = subgraph.ep_name == _CPU
+        for node in subgraph.get_nodes():
+            why = "the library chose it" if here else ""
+            yield Placed("main", node.op_type, node.name, "cpu" if here else "gpu", why)
 
 
 class OnnxGraph:
@@ -159,13 +217,15 @@ class OnnxGraph:
         except EngineError:
             raise
         except Exception as error:  # its errors share no base class
-            raise EngineError(f"onnxruntime failed: {first_line(error)}") from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> EngineError:
+        return EngineError(f"onnxruntime failed: {first_line(error)}")
 
     def _bind(self, feeds: Mapping[str, Array], into: Mapping[str, Array]) -> None:
         for name, array in feeds.items():
             if self._bound.get(name) is not array:
-                self._inputs[name].check(array)
-                self._binding.bind_cpu_input(name, array)  # refers to the array's memory
+                self._bind_input(name, array)
                 self._bound[name] = array
         for name in self._outputs:
             target = into.get(name)
@@ -174,11 +234,18 @@ class OnnxGraph:
                 self._binding.bind_output(name)
                 self._written.pop(name, None)
             elif self._written.get(name) is not target:
-                self._outputs[name].check(target)
-                if not target.flags.writeable:
-                    raise EngineError(f"the array for {name} cannot be written")
-                self._binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(target))
+                self._bind_output(name, target)
                 self._written[name] = target
+
+    def _bind_input(self, name: str, array: Array) -> None:
+        self._inputs[name].check(array)
+        self._binding.bind_cpu_input(name, array)  # refers to the array's memory
+
+    def _bind_output(self, name: str, target: Array) -> None:
+        self._outputs[name].check(target)
+        if not target.flags.writeable:
+            raise EngineError(f"the array for {name} cannot be written")
+        self._binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(target))
 
     def _collect(self, into: Mapping[str, Array]) -> dict[str, Array]:
         if len(into) == len(self._outputs):
@@ -187,7 +254,116 @@ class OnnxGraph:
         return {name: into[name] if name in into else values[index].numpy() for index, name in enumerate(self._outputs)}
 
 
+class CardGraph(OnnxGraph):
+    """An OnnxGraph on a card. Arrays of the processor go there with each run; a CardArray is read and written where it
+    lies."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> CardArray:
+        """See `edge.types.DeviceGraph`."""
+        try:
+            return CardArray(ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), _CARD, 0))
+        except Exception as error:  # its errors share no base class
+            raise ProviderError(f"no room on the card for {list(shape)} of {dtype}: {first_line(error)}") from error
+
+    def _failed(self, error: Exception) -> EngineError:
+        return ProviderError(f"the card failed: {first_line(error)}")
+
+    def _bind_input(self, name: str, array: Any) -> None:
+        if isinstance(array, CardArray):
+            self._binding.bind_ortvalue_input(name, array.value)
+        else:
+            super()._bind_input(name, array)
+
+    def _bind_output(self, name: str, array: Any) -> None:
+        if isinstance(array, CardArray):
+            self._binding.bind_ortvalue_output(name, array.value)
+        else:
+            super()._bind_output(name, array)
+
+
+class CardArray:
+    """See `edge.types.DeviceArray`."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def read(self) -> Array:
+        found: Array = self.value.numpy()
+        return found
+
+    def write(self, array: Array) -> None:
+        try:
+            self.value.update_inplace(np.ascontiguousarray(array))
+        except Exception as error:  # its errors share no base class
+            raise ProviderError(f"the card failed: {first_line(error)}") from error
+
+
 def _session(source: str | bytes, threads: int, debug: bool = False) -> Any:
+    return ort.InferenceSession(source, _settings(threads, debug), providers=[_CPU])
+
+
+def _on_card(path: Path, options: OpenOptions, more: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """Raises ProviderError where the provider does not load: the library alone would go on with the CPU."""
+    name = _FULL[options.provider]
+    if why := providers()[options.provider]:
+        raise ProviderError(f"onnxruntime cannot open {path.name} with {name}: {why}", hint=_LIBRARIES)
+    chain = [(_FULL[p], _card_options(p, options)) for p in dict.fromkeys((options.provider, "cuda"))]
+    kept = chain[0][1].get("trt_engine_cache_path")
+    first, started = kept is not None and not any(Path(kept).iterdir()), perf_counter()
+    if first:
+        _log.warning("TensorRT builds its engines of %s, once: this takes minutes", path.name)
+    settings, told, failed = _settings(options.threads, options.debug), io.StringIO(), ""
+    settings.log_severity_level = _WARNING
+    for key, value in {"session.use_device_allocator_for_initializers": "1", **more}.items():
+        settings.add_session_config_entry(key, value)
+    with CapturedStderr(_OWN_LINES, options.debug) as stderr:
+        with contextlib.redirect_stdout(told):
+            ort.preload_dlls(msvc=False)  # CUDA's own wheels, where they are installed
+        try:
+            session = ort.InferenceSession(str(path), settings, providers=[*chain, _CPU], enable_fallback=0)
+        except Exception as error:  # its errors share no base class
+            failed = first_line(error)
+        lines = [*stderr.lines(), *told.getvalue().splitlines()]
+    if failed or name not in session.get_providers():
+        missing = [f"{found[1] or found[2]} is not there" for line in lines if (found := _MISSING.search(line))]
+        why = missing[0] if missing else failed or "it gives no reason; --debug shows its messages"
+        raise ProviderError(f"onnxruntime cannot open {path.name} with {name}: {why}", hint=_LIBRARIES)
+    if first:
+        _log.warning("TensorRT built its engines of %s in %.0f s; they are kept", path.name, perf_counter() - started)
+    return session
+
+
+def _card_options(provider: Provider, options: OpenOptions) -> dict[str, str]:
+    """Without TF32, which would round fp32 parts to 10 bits of mantissa behind the proof's back."""
+    if provider == "cuda":
+        return {
+            "device_id": "0",
+            "use_tf32": "0",
+            "arena_extend_strategy": "kSameAsRequested",
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }
+    place = _engine_folder(options)
+    return {
+        "device_id": "0",
+        "trt_fp16_enable": "1",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(place),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(place),
+    }
+
+
+def _engine_folder(options: OpenOptions) -> Path:
+    """Engines hold for one bundle, version, driver and card."""
+    card = nvidia.inspect().card
+    key = repr((options.bundle, version(), card and (card.name, card.compute, card.cuda)))
+    try:
+        return file_facts.private_folder(_ENGINES, hashlib.sha256(key.encode()).hexdigest()[:32])
+    except (OSError, RuntimeError) as error:
+        raise ProviderError(f"TensorRT's engines cannot be kept: {error}", hint="--provider cuda keeps none") from error
+
+
+def _settings(threads: int, debug: bool) -> Any:
     # Not session.set_denormal_as_zero: it changes the arithmetic of the calling thread, numpy's too.
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
@@ -197,7 +373,7 @@ def _session(source: str | bytes, threads: int, debug: bool = False) -> Any:
     settings.log_severity_level = _WARNING if debug else _FATAL
     # A memory pattern is planned and kept for every combination of shapes, and each decoding step brings a new one.
     settings.enable_mem_pattern = False
-    return ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
+    return settings
 
 
 class _Port:

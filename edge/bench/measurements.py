@@ -68,6 +68,8 @@ def _open(request: Request) -> Session:
         engine=request.engine,
         cache=request.cache,
         isa=request.isa,
+        provider=request.provider,
+        gpu_layers=request.gpu_layers,
         debug=request.debug,
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+from edge.bench.card_sensors import CardSensors
 from edge.bench.sensors import Sensors
 
 INTERVAL = 0.1  # seconds
@@ -21,18 +22,39 @@ Span = tuple[int, int]  # nanoseconds of a clock that processes share
 
 
 @dataclass(frozen=True)
+class CardReading:
+    """Of an NVIDIA card; None of what it does not tell."""
+
+    bytes: int | None  # that the process holds there
+    watts: float | None
+    celsius: float | None
+    mhz: float | None
+
+
+@dataclass(frozen=True)
 class Reading:
     at: int
     joules: float | None  # since the first look
     celsius: float | None
     mhz: float | None
+    card: CardReading
+
+
+NO_CARD = CardReading(None, None, None, None)
 
 
 class Monitor:
     """`with Monitor(sensors) as watch:` looks from a thread; `process` is whom the work belongs to."""
 
-    def __init__(self, sensors: Sensors, process: int, clock: Callable[[], int] = time.perf_counter_ns) -> None:
-        self._sensors, self._process, self._clock = sensors, process, clock
+    def __init__(
+        self,
+        sensors: Sensors,
+        process: int,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        card: CardSensors | None = None,
+    ) -> None:
+        """`card`: of the one that it computes on; closed at the end."""
+        self._sensors, self._process, self._clock, self._card = sensors, process, clock, card
         self.looks: list[Reading] = []
         self.swap = 0  # bytes of the process, at most
         self._joules: float | None = None
@@ -40,6 +62,8 @@ class Monitor:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._go_on, daemon=True)
         self._before = (sensors.swapped(), sensors.throttled())
+        self._card_before = card.throttled() if card else None
+        self._card_slowed = False
         self._busy: tuple[int, float, float] | None = None  # when, all processes' seconds, ours
         self._others: tuple[float, float] = (0.0, 0.0)  # seconds of processor time, of seconds watched
 
@@ -53,6 +77,8 @@ class Monitor:
     ) -> None:
         self._end.set()
         self._thread.join()
+        if self._card:
+            self._card.close()
 
     def _go_on(self) -> None:
         while not self._end.wait(INTERVAL):
@@ -63,7 +89,16 @@ class Monitor:
         self._add_energy(at)
         self._add_load(at)
         self.swap = max(self.swap, self._sensors.swap_of(self._process) or 0)
-        self.looks.append(Reading(at, self._joules, self._sensors.temperature(), self._sensors.clock()))
+        celsius, mhz = self._sensors.temperature(), self._sensors.clock()
+        self.looks.append(Reading(at, self._joules, celsius, mhz, self._look_at_card()))
+
+    def _look_at_card(self) -> CardReading:
+        card = self._card
+        if card is None:
+            return NO_CARD
+        throttled = card.throttled()
+        self._card_slowed = self._card_slowed or (throttled or 0) > (self._card_before or 0)
+        return CardReading(card.memory(self._process), card.power(), card.temperature(), card.clock())
 
     def _add_energy(self, at: int) -> None:
         joules = self._sensors.energy()
@@ -112,12 +147,29 @@ class Monitor:
         found = [look.mhz for look in self._during(spans) if look.mhz is not None]
         return statistics.median(found) if found else None
 
+    def card(self, spans: Sequence[Span]) -> dict[str, float]:
+        """Of the card: bytes at most, joules, the highest temperature, the median clock; what is known of them."""
+        found = [look.card for look in self._during(spans)]
+        held = [one.bytes for one in found if one.bytes is not None]
+        watts = [one.watts for one in found if one.watts is not None]
+        heat = [one.celsius for one in found if one.celsius is not None]
+        clocks = [one.mhz for one in found if one.mhz is not None]
+        seconds = sum(end - start for start, end in spans) / 1e9 / max(1, len(spans))
+        return {
+            **({"card_bytes": max(held)} if held else {}),
+            **({"card_energy_j": statistics.fmean(watts) * seconds} if len(watts) >= _ENOUGH else {}),
+            **({"card_temp_c": max(heat)} if heat else {}),
+            **({"card_clock_mhz": statistics.median(clocks)} if clocks else {}),
+        }
+
     def _during(self, spans: Sequence[Span]) -> list[Reading]:
         return [look for look in self.looks if any(start <= look.at <= end for start, end in spans)]
 
     def warnings(self, busy: Sequence[Span]) -> list[str]:
         """What makes the figures of these spans, and of all that was watched, less than the machine's own."""
-        return [*filter(None, [self._slowed(busy), self._throttled(), self._swapping(), self._loaded()])]
+        return [
+            *filter(None, [self._slowed(busy), self._throttled(), self._held_back(), self._swapping(), self._loaded()])
+        ]
 
     def _slowed(self, spans: Sequence[Span]) -> str | None:
         looks = [look for look in self._during(spans) if look.mhz is not None]
@@ -136,6 +188,9 @@ class Monitor:
         if now is None or before is None or not now > before:
             return None
         return "throttled: the processor says that it was slowed down"
+
+    def _held_back(self) -> str | None:
+        return "card throttled: its driver says that power or heat holds it back" if self._card_slowed else None
 
     def _swapping(self) -> str | None:
         before, now = self._before[0], self._sensors.swapped()

@@ -18,6 +18,7 @@ FIELDS = (  # those of llama.cpp's own benchmark first
     *("peak_bytes", "memory_limit_bytes", "bytes_per_token", "bandwidth", "agreement_tokens", "agreement_cosine"),
     "accuracy",
     *("energy_j", "temp_c", "clock_mhz", "sustained", "warnings"),
+    *("providers", "n_gpu_layers", "card_bytes", "card_energy_j", "card_temp_c", "card_clock_mhz"),
 )
 
 

@@ -26,6 +26,8 @@ class Request:
     threads: int = 0
     cache: CacheKind | None = None
     isa: str | None = None
+    provider: str | None = None
+    gpu_layers: int | None = None
     picture: str | None = None  # None: the bundle's own
     n_prompt: tuple[int, ...] | None = None
     n_gen: tuple[int, ...] | None = None
@@ -45,15 +47,18 @@ class Request:
         return cls(**data)
 
 
-def sweep(bundles: Sequence[str], engines: str, threads: str, caches: str, common: Request) -> list[Request]:
-    """A request for each bundle with each engine, number of threads and kind of cache: lists with commas, empty ones
-    leave the choice open. Raises UsageError."""
+def sweep(
+    bundles: Sequence[str], engines: str, threads: str, caches: str, providers: str, common: Request
+) -> list[Request]:
+    """A request for each bundle with each engine, number of threads, kind of cache and provider: lists with commas,
+    empty ones leave the choice open. Raises UsageError."""
     counts = numbers("-t", threads, 0) or (0,)
     names: list[str | None] = [*_list(engines)] or [None]
     kinds: list[CacheKind | None] = [_kind(name) for name in _list(caches)] or [None]
+    computing: list[str | None] = [*_list(providers)] or [None]
     return [
-        replace(common, bundle=bundle, engine=engine, threads=count, cache=kind)
-        for bundle, engine, count, kind in product(bundles, names, counts, kinds)
+        replace(common, bundle=bundle, engine=engine, threads=count, cache=kind, provider=provider)
+        for bundle, engine, count, kind, provider in product(bundles, names, counts, kinds, computing)
     ]
 
 

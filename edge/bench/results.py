@@ -16,6 +16,7 @@ _TEXTS = ("cpu_info", "device", "backends", "model_filename", "recipe", "test_ti
 _NUMBERS = (
     *("avg_ns", "avg_ts", "peak_bytes", "model_size", "n_threads", "n_prompt", "n_gen", "n_depth", "bytes_per_token"),
     *("bandwidth", "memory_limit_bytes", "agreement_tokens", "accuracy", "energy_j", "temp_c", "clock_mhz"),
+    *("n_gpu_layers", "card_bytes", "card_energy_j", "card_temp_c", "card_clock_mhz"),
 )
 _MOST = 1e30  # of any number: what is larger was not measured
 _JUDGED = {"tg": "avg_ts", "pp": "avg_ts", "peak memory": "peak_bytes", "first token": "avg_ns"}
@@ -97,7 +98,7 @@ def _whole(row: Row) -> bool:
         and (_is_number(cosine) or _is_number(-cosine))
         and all(_is_number(value) for value in row.get("stages_ns", {}).values())
         and all(isinstance(word, str) for word in row.get("kernels", {}).values())
-        and all(isinstance(warning, str) for warning in row.get("warnings", ()))
+        and all(isinstance(word, str) for name in ("warnings", "providers") for word in row.get(name, ()))
         and ("sustained" not in row or _lasted(row["sustained"]))
     )
 

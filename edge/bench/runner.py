@@ -16,6 +16,7 @@ from typing import Any
 
 from edge import __version__
 from edge.bench import schema
+from edge.bench.card_sensors import CardSensors
 from edge.bench.monitor import Monitor, Span
 from edge.bench.request import Request, raised
 from edge.bench.schema import Row
@@ -71,14 +72,18 @@ class _Run:
         self.facts = _facts(request, bundle, here)
         self.busy: list[Span] = []
         self.pending: list[Event] = []
+        self.notes: list[str] = []  # of the plan: what stays on the CPU
         self.watch: Monitor | None = None
 
     def rows(self) -> Iterator[Row | EdgeError]:
         try:
-            with _process(self.request) as child, Monitor(self.sensors, child.pid) as self.watch:
+            card = CardSensors() if self.here.graphics.card else None
+            with _process(self.request) as child, Monitor(self.sensors, child.pid, card=card) as self.watch:
                 for event in _events(child):
                     yield from self._take(event)
                 yield from self._finished()
+                if (held := self.watch.card(self.busy).get("card_bytes")) and self.facts.get("providers"):
+                    yield schema.memory(round(held), {**self.facts, "test_time": _now()}, "peak card memory")
             self.watch = None
             for _ in range(self.request.repetitions):
                 with _process(replace(self.request, purpose="load")) as child:
@@ -97,6 +102,7 @@ class _Run:
             self.pending.append(event)
         elif kind == "ready":
             self.facts.update(_planned(event, self.here))
+            self.notes = event["plan"].get("notes", [])
         elif kind == "peak":
             self.facts["peak_bytes"] = event["bytes"]
         elif kind == "agreement":
@@ -133,7 +139,8 @@ class _Run:
             "energy_j": watch.energy(spans),
             "temp_c": watch.temperature(spans),
             "clock_mhz": watch.clock(spans),
-            "warnings": watch.warnings(self.busy) or None,
+            "warnings": [*self.notes, *watch.warnings(self.busy)] or None,
+            **(watch.card(spans) if self.facts.get("providers") else {}),
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -175,10 +182,13 @@ def _facts(request: Request, bundle: Bundle, here: DeviceProfile) -> Row:
 
 def _planned(event: Event, here: DeviceProfile) -> Row:
     parts = event["plan"]["parts"]
-    (engine,) = (part["engine"] for part in parts if "decoder" in part["covers"])
-    bandwidth = reach(here, engine_named(engine)).speed.bandwidth
+    ((engine, provider),) = ((part["engine"], part["provider"]) for part in parts if "decoder" in part["covers"])
+    bandwidth = reach(here, engine_named(engine), provider).speed.bandwidth
+    on_card = any(part["provider"] != "cpu" for part in parts)
     return {
-        "backends": ",".join(dict.fromkeys(part["engine"] for part in parts)),
+        "backends": ",".join(dict.fromkeys(_backend(part) for part in parts)),
+        **({"providers": [part["provider"] for part in parts]} if on_card else {}),
+        **({"n_gpu_layers": layers} if (layers := event["plan"]["gpu_layers"]) else {}),
         "kernels": event["kernels"],
         "n_threads": event["plan"]["threads"],
         "context": event["plan"]["context"],
@@ -186,6 +196,12 @@ def _planned(event: Event, here: DeviceProfile) -> Row:
         "image_tokens": event["image_tokens"],
         **({"bandwidth": round(bandwidth)} if bandwidth else {}),
     }
+
+
+def _backend(part: Event) -> str:
+    """The engine, and what it computes with where that is not the CPU."""
+    engine, provider = part["engine"], part["provider"]
+    return str(engine) if provider == "cpu" else f"{engine} {provider}"
 
 
 def _now() -> str:

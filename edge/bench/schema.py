@@ -27,8 +27,8 @@ def timed(samples: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> Row
     return row
 
 
-def memory(peak: int, facts: Mapping[str, Any]) -> Row:
-    return {"test": "peak memory", **facts, **dict.fromkeys(TOKENS, 0), "peak_bytes": peak}
+def memory(peak: int, facts: Mapping[str, Any], test: str = "peak memory") -> Row:
+    return {"test": test, **facts, **dict.fromkeys(TOKENS, 0), "peak_bytes": peak}
 
 
 def sustained(test: str, windows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> Row:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge.cli.exits import cleanup_on_signal
-from edge.cli.options import BundlesArgument, Debug, Isa
+from edge.cli.options import BundlesArgument, Debug, GpuLayers, Isa
 from edge.cli.output import complain, say, write
 from edge.errors import EdgeError, ImageError, UsageError
 
@@ -35,6 +35,10 @@ def bench(
         Path | None, typer.Option(metavar="DIR", help="Ask those of its prompts.jsonl, and count the right answers.")
     ] = None,
     isa: Isa = None,
+    provider: Annotated[
+        str, typer.Option(metavar="cpu,cuda", help="What computes: cpu, cuda and tensorrt are tried in turn.")
+    ] = "",
+    gpu_layers: GpuLayers = None,
     sustained: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Then go on for so long.")] = 0.0,
     output: Annotated[str, typer.Option("--output", "-o", help="md, json, jsonl, csv.")] = "md",
     save: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep the results, as JSON.")] = None,
@@ -55,6 +59,7 @@ def bench(
 
     common = Request(
         isa=isa,
+        gpu_layers=gpu_layers,
         picture=image,
         n_prompt=numbers("-p", n_prompt, 0) or None,
         n_gen=numbers("-n", n_gen, 0) or None,
@@ -64,7 +69,7 @@ def bench(
         questions=None if questions is None else str(questions),
         debug=debug,
     )
-    requests = sweep([str(bundle) for bundle in bundles], engine, threads, cache, common)
+    requests = sweep([str(bundle) for bundle in bundles], engine, threads, cache, provider, common)
     here = {"on", "image", "questions", "output", "save", "compare", "max_slower"}
     rows = _rows_on(on, bundles, image, questions, _given(context, but=here)) if on else runner.bench(requests)
     before = results.read(compare) if compare else None  # what cannot be read is told before the work

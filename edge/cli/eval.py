@@ -76,6 +76,8 @@ def _evaluated(
     chosen = selection.select(questions, limit, task.TITLE)
     files.require_images(chosen, task.TITLE)
     with load(bundle, threads=threads, debug=debug) as session:
+        for note in session.plan.notes:
+            say(note)
         run = runner.describe(session, name, task, questions)
         known, keep = _kept(output, run)
         with _progress(output) as report:

@@ -14,7 +14,7 @@ from edge.cli.output import print_json, print_rich
 def inspect(
     bundle: BundleArgument,
     placement: Annotated[
-        bool, typer.Option("--placement", help="Which processor runs each operation of its Core ML parts.")
+        bool, typer.Option("--placement", help="Which processor runs each operation: Core ML, CUDA.")
     ] = False,
     as_json: Json = False,
     debug: Debug = False,

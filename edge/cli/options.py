@@ -38,4 +38,12 @@ ImageTokens = Annotated[
 Isa = Annotated[
     str | None, typer.Option("--isa", metavar="NAME", help="The widest instruction set to use: neon, avx2, …")
 ]
+Provider = Annotated[
+    str | None,
+    typer.Option("--provider", metavar="cpu|cuda|tensorrt", help="What computes; cuda,cpu: the CPU where that fails."),
+]
+GpuLayers = Annotated[
+    int | None,
+    typer.Option("--gpu-layers", metavar="N", min=0, help="A GGUF decoder's layers on the card; as many as fit."),
+]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Processor threads; 0: this machine's best.")]

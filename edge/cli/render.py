@@ -14,6 +14,7 @@ from rich.text import Text
 
 from edge.cli import tables
 from edge.cli.output import plain
+from edge.errors import EdgeError
 from edge.spec.pieces import shown
 from edge.units import format_size
 
@@ -258,8 +259,25 @@ def fit(found: Fit) -> RenderableType:
     for row in found.rows:
         table.add_row(row.name, _predicted(row), row.assumes)
     parts = [f"{'+'.join(c.part.covers)} {c.part.scheme} on {c.engine}" for c in found.plan.choices]
+    parts = [
+        f"{part} ({c.provider})" if c.provider != "cpu" else part
+        for part, c in zip(parts, found.plan.choices, strict=True)
+    ]
     verdict = f"{found.bundle} fits {found.device}, with a context of {found.plan.context}: "
     return Group(verdict + "; ".join(parts), "", table)
+
+
+def compared(found: Mapping[str, Fit | EdgeError], best: str | None) -> RenderableType:
+    """A device's recipes, and which of them answers first."""
+    table = tables.table("Recipe", "Peak memory", "First token", "Decode", "", right=("Peak memory", "First token"))
+    for name, one in found.items():
+        if isinstance(one, EdgeError):
+            table.add_row(name, "", "", "", one.message.partition("\n")[0])
+            continue
+        rows = {row.name: _predicted(row) for row in one.rows}
+        figures = (rows[row] for row in ("peak memory, one answer", "first token", "decode"))
+        table.add_row(name, *figures, "better, as predicted" if name == best else "")
+    return Group("", table)
 
 
 def fit_line(found: Fit) -> str:
@@ -282,6 +300,7 @@ def doctor(found: Diagnosis) -> RenderableType:
         "edge-vlm": f"{found.version}, Python {found.python}, {found.system}",
         "processor": f"{found.processor}, {found.cores} cores",
         "memory": f"{found.memory_bytes / 2**30:.1f} GiB free",
+        "NVIDIA card": found.card or "no driver",
     }
     features = tables.table("Processor", "Here", "What it is for")
     for feature in found.features:
@@ -296,7 +315,13 @@ def doctor(found: Diagnosis) -> RenderableType:
     for engine in found.engines:
         if engine.kernels:
             kernels.add_row(engine.name, engine.kernels, engine.known_by or "")
-    return Group(tables.facts(facts), "", features, "", engines, "", kernels)
+    cards = tables.table("Engine", "Provider", "What to do")
+    for engine in found.engines:
+        for provider, why in engine.providers.items():
+            cards.add_row(engine.name, provider, why or ("ready" if found.card else "ready, for a card"))
+    shown: list[RenderableType] = [tables.facts(facts), "", features, "", engines, "", kernels]
+    useful = found.card or any(not why for engine in found.engines for why in engine.providers.values())
+    return Group(*shown, "", cards) if useful else Group(*shown)
 
 
 def findings(found: Findings) -> RenderableType:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from edge.cli.exits import cleanup_on_signal
-from edge.cli.options import BundleArgument, Cache, Debug, ImageTokens, Isa, Json, Threads
+from edge.cli.options import BundleArgument, Cache, Debug, GpuLayers, ImageTokens, Isa, Json, Provider, Threads
 from edge.cli.output import complain, print_json, say, write_answer
 from edge.errors import ContextError, ImageError, UsageError
 
@@ -39,6 +39,8 @@ def run(
     threads: Threads = 0,
     cache: Cache = None,
     isa: Isa = None,
+    provider: Provider = None,
+    gpu_layers: GpuLayers = None,
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="The most to take at the peak: 1.5GB.")] = None,
     image_tokens: ImageTokens = None,
     system: Annotated[str | None, typer.Option(help="Instead of the model's own system prompt.")] = None,
@@ -76,12 +78,16 @@ def run(
         threads=threads,
         cache=cast("Any", cache),
         isa=isa,
+        provider=provider,
+        gpu_layers=gpu_layers,
         max_memory=limit,
         image_tokens=image_tokens,
         debug=debug,
     ) as session:
         if session.plan.given_up:
             say("little memory: " + ", ".join(session.plan.given_up))
+        for note in session.plan.notes:
+            say(note)
         if session.plan.free:
             say(f"--isa {isa} does not bind {', '.join(session.plan.free)}: what its kernels use is its own choice")
         if saved is None and question is not None:

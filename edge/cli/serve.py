@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from edge.cli.exits import requires_extra
-from edge.cli.options import BundlesArgument, Cache, Debug, ImageTokens, Isa, Threads
+from edge.cli.options import BundlesArgument, Cache, Debug, GpuLayers, ImageTokens, Isa, Provider, Threads
 from edge.cli.output import say
 from edge.errors import EdgeError, UsageError
 
@@ -41,6 +42,8 @@ def serve(
     threads: Threads = 0,
     cache: Cache = None,
     isa: Isa = None,
+    provider: Provider = None,
+    gpu_layers: GpuLayers = None,
     image_tokens: ImageTokens = None,
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="The most for the models: 1.5GB.")] = None,
     debug: Debug = False,
@@ -77,7 +80,7 @@ def serve(
         raise UsageError(f"two bundles are called {', '.join(sorted(twice))}", hint="rename one of the folders")
     with ExitStack() as stack:
         options: dict[str, Any] = {"threads": threads, "cache": cast("Any", cache), "isa": isa, "debug": debug}
-        options["image_tokens"] = image_tokens
+        options |= {"image_tokens": image_tokens, "provider": provider, "gpu_layers": gpu_layers}
         left = parse_size(max_memory) if max_memory else None
         sessions = []
         for name, bundle in zip(names, bundles, strict=True):
@@ -86,7 +89,8 @@ def serve(
             sessions.append((name, session))
 
         def measure(bundle: Path) -> Iterator[Row | EdgeError]:
-            return bench([Request(str(bundle), threads=threads, cache=cast("Any", cache), isa=isa, repetitions=2)])
+            request = Request(str(bundle), threads=threads, cache=cast("Any", cache), isa=isa, repetitions=2)
+            return bench([replace(request, provider=provider, gpu_layers=gpu_layers)])
 
         run(sessions, settings, measure, lambda address: say(f"{', '.join(names)} at {address}"))
 
@@ -98,5 +102,7 @@ def _opened(bundle: Path, max_memory: int | None, options: dict[str, Any]) -> Se
     session = load(bundle, max_memory=max_memory, **options)
     if session.plan.given_up:
         say(f"{bundle}: little memory: " + ", ".join(session.plan.given_up))
+    for note in session.plan.notes:
+        say(f"{bundle}: {note}")
     session.forget()
     return session

@@ -9,7 +9,7 @@ import typer
 
 from edge import plugins
 from edge.cli.exits import cleanup_on_signal, export_side
-from edge.cli.options import Base, BundleArgument, Debug, Isa, Json, Mmproj, Threads
+from edge.cli.options import Base, BundleArgument, Debug, GpuLayers, Isa, Json, Mmproj, Provider, Threads
 from edge.cli.output import print_json, print_rich, say
 from edge.errors import ParityError, UsageError
 
@@ -26,28 +26,41 @@ def verify(
     base: Base = None,
     threads: Threads = 0,
     isa: Isa = None,
+    provider: Provider = None,
+    gpu_layers: GpuLayers = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Replay what the export recorded, and compare stage by stage."""
     from edge.cli import render
 
-    report = _verified(bundle, against, mmproj, base, threads, isa)
+    report = _verified(bundle, against, mmproj, base, threads, isa, provider, gpu_layers)
     if as_json:
         print_json(report.to_json())
     else:
         print_rich(render.parity(report))
+    for note in report.notes:
+        say(note)
     if not report.ok:
         stages = ", ".join(row.stage for row in report.rows if not row.ok)
-        raise ParityError(f"{bundle} does not compute the same model: {stages}", hint="export the bundle again")
+        raise ParityError(f"{bundle} does not compute the same model: {stages}", hint=_remedy(report))
     how = f" ({', '.join(report.evaluated)}: computed by an evaluator, not run)" if report.evaluated else ""
+    on = f" on {', '.join(report.providers)}" if report.providers else ""
     if report.adopted:
         say(
-            f"{bundle}: what sees computes the same model{how}; the {'+'.join(report.adopted)} is kept as it was "
+            f"{bundle}: what sees computes the same model{on}{how}; the {'+'.join(report.adopted)} is kept as it was "
             "published: not proven, only compared with what it answered when the bundle was made"
         )
     else:
-        say(f"{bundle} computes the same model{how}")
+        say(f"{bundle} computes the same model{on}{how}")
+
+
+def _remedy(report: Report) -> str:
+    if report.providers:
+        return (
+            "the card's kernels are wrong, or its driver is: --provider cpu is not concerned; edge doctor has versions"
+        )
+    return "export the bundle again"
 
 
 def _verified(
@@ -57,6 +70,8 @@ def _verified(
     base: str | None,
     threads: int,
     isa: str | None,
+    provider: str | None,
+    gpu_layers: int | None,
 ) -> Report:
     from edge.bundle.manifest import Bundle
 
@@ -67,7 +82,9 @@ def _verified(
                 raise UsageError(f"{option} is for a checkpoint that the bundle is held to", hint="--against CKPT")
         from edge.verify import verify
 
-        return verify(opened, threads=threads, isa=isa)
+        return verify(opened, threads=threads, isa=isa, provider=provider, gpu_layers=gpu_layers)
+    if provider or gpu_layers is not None:
+        raise UsageError("a checkpoint is compared with on the processor", hint="leave --provider or --against away")
     with export_side(), cleanup_on_signal():
         report: Report = plugins.load("exporters", "verify_checkpoint").verify_against(
             opened, against, mmproj, threads, isa, base=base

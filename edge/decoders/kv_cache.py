@@ -6,11 +6,11 @@ import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from edge.types import Array
+from edge.types import Array, DeviceArray, DeviceGraph
 
 STEP = 256  # the first allocation of a growing cache; it doubles as the cache fills
 
@@ -39,10 +39,11 @@ class CacheSlot:
 
 
 Arrays = Mapping[str, Array]
+Bound = Mapping[str, Any]  # what a graph is given: arrays, or a card's own
 
 
 class Cache(Protocol):
-    def prepare(self, used: int, total: int) -> tuple[Arrays, Arrays]:
+    def prepare(self, used: int, total: int) -> tuple[Bound, Bound]:
         """What to feed, and what to have written, to go from `used` positions to `total`. Raises MemoryError, and is
         then as it was."""
         ...
@@ -91,6 +92,39 @@ class FixedCache:
 
     def rewind(self, position: int) -> None:
         return  # what lies behind the position is masked, and written over
+
+
+class CardCache:
+    """As a FixedCache, in memory of the card that computes the graph: what it holds goes to and from the processor in
+    snapshots only."""
+
+    def __init__(self, slots: tuple[CacheSlot, ...], length: int, card: DeviceGraph) -> None:
+        self._slots = slots
+        self._length = length
+        self._card = card
+        self._held: dict[str, DeviceArray] = {}
+
+    def prepare(self, used: int, total: int) -> tuple[Bound, Bound]:
+        if not self._held:
+            shapes = {slot.past: ((1, slot.heads, self._length, slot.head_dim), slot.dtype) for slot in self._slots}
+            self._held = {name: self._card.zeros(*shape) for name, shape in shapes.items()}
+        return self._held, {slot.present: self._held[slot.past] for slot in self._slots}
+
+    def save(self, position: int) -> dict[str, Array]:
+        return {name: held.read()[:, :, :position].copy() for name, held in self._held.items()}
+
+    def load(self, arrays: Arrays, position: int) -> None:
+        self.prepare(0, position)
+        for slot in self._slots:
+            whole = slot.zeros(self._length)
+            whole[:, :, :position] = arrays[slot.past]
+            self._held[slot.past].write(whole)
+
+    def commit(self) -> None:
+        return
+
+    def rewind(self, position: int) -> None:
+        return  # as of a FixedCache
 
 
 class GrowingCache:

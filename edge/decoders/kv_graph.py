@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from edge.decoders.base import BaseDecoder, no_memory
 from edge.decoders.embedding_table import EmbeddingTable
-from edge.decoders.kv_cache import Cache, CacheSlot, FixedCache, GrowingCache
+from edge.decoders.kv_cache import Cache, CacheSlot, CardCache, FixedCache, GrowingCache
 from edge.errors import EngineError
 from edge.spec import DecoderSpec
-from edge.types import Array, Decoder, Graph, PartFiles, TensorSpec
+from edge.types import Array, Decoder, DeviceGraph, Graph, PartFiles, TensorSpec
 
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 
@@ -43,11 +43,10 @@ def kv_decoder(graph: Graph, part: PartFiles, spec: DecoderSpec, context: int) -
     cache: Cache
     if past != present:
         cache = GrowingCache(slots, context)
-    elif isinstance(past, int):
-        context = min(context, past)
-        cache = FixedCache(slots, past)
     else:
-        cache = FixedCache(slots, context)
+        length = past if isinstance(past, int) else context
+        context = min(context, length)
+        cache = CardCache(slots, length, graph) if isinstance(graph, DeviceGraph) else FixedCache(slots, length)
     table = EmbeddingTable.open(part.files, spec.vocab, spec.hidden)
     return KVGraphDecoder(graph, table, slots, cache, context)
 

@@ -13,7 +13,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from edge.devices import host, probe
+from edge.devices import host, nvidia, probe
+from edge.devices.nvidia import Graphics
 from edge.devices.probe import CHAINED, MATMUL, Lender
 from edge.errors import UsageError
 
@@ -51,6 +52,9 @@ class DeviceProfile:
     kind: str = "computer"  # or board, jetson, phone
     match: tuple[str, ...] = ()  # patterns of what the machine calls itself
     recognised: str | None = None  # of this machine: the id of the profile it is like
+    provider: str | None = None  # what its engines compute with where nothing is said; None: the CPU
+    alternatives: tuple[str, ...] = ()  # recipes that `edge fit` compares its own with
+    graphics: Graphics = nvidia.NONE  # of this machine
 
     def known(self, name: str) -> Figure | None:
         """The best of a figure's values, or None. Of several measurements of a bandwidth the highest: the others are
@@ -69,6 +73,8 @@ class DeviceProfile:
             "isa": list(self.isa),
             "engines": {role: list(names) for role, names in self.engines.items()},
             "recipe": self.recipe,
+            "alternatives": list(self.alternatives),
+            "provider": self.provider,
             "estimates": list(self.estimates),
             "figures": {name: [vars(figure) for figure in found] for name, found in self.figures.items()},
         }
@@ -116,6 +122,7 @@ def detect() -> DeviceProfile:
         estimates=(),
         figures={**known, **{name: (figure,) for name, figure in read.items()}},
         recognised=like.id,
+        graphics=nvidia.inspect(),
     )
 
 
@@ -185,4 +192,6 @@ def _read(entry: Mapping[str, Any]) -> DeviceProfile:
         aliases=tuple(entry["aliases"]),
         kind=entry["class"],
         match=tuple(entry["match"]),
+        provider=entry.get("provider"),
+        alternatives=tuple(entry.get("alternatives", ())),
     )

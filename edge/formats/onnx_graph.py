@@ -79,7 +79,7 @@ _GRAPH = dict.fromkeys((1, 2, 5, 10, 11, 12, 13, 16), _BYTES)
 _NODE = dict.fromkeys((1, 2, 3, 4, 5, 6, 7, 9), _BYTES)
 _ATTRIBUTE = {1: _BYTES, 2: _FOUR, 3: _VARINT, 4: _BYTES, 5: _BYTES, 7: None, 8: None, 13: _BYTES, 20: _VARINT}
 _TENSOR = {1: None, 2: _VARINT, 4: None, 5: None, 7: None, 8: _BYTES, 9: _BYTES, 12: _BYTES, 13: _BYTES, 14: _VARINT}
-_NODE_TYPE, _NODE_DOMAIN, _EXTERNAL = 4, 7, 1
+_NODE_OUTPUT, _NODE_TYPE, _NODE_DOMAIN, _EXTERNAL = 2, 4, 7, 1
 
 Span = tuple[int, int]
 
@@ -107,6 +107,18 @@ def check(path: Path, files: Sequence[Path]) -> None:
         ) from None
 
 
+def operators(path: Path) -> tuple[tuple[str, str], ...]:
+    """Each node's operator, and the name of what it gives, in the file's order. Raises BundleError on a file that
+    `check` refuses."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            reader = _Reader(data)
+            reader.places()
+            return tuple(reader.nodes)
+    except (OSError, ValueError, _Damage) as error:
+        raise BundleError(f"cannot read {path.name}: {error}", hint="copy or export it again") from error
+
+
 def _places(path: Path) -> str:
     """The other files that it takes numbers from, and where those end, as JSON."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -118,6 +130,7 @@ class _Reader:
         self._data = data
         self._left = _MOST
         self._places: dict[str, int] = {}
+        self.nodes: list[tuple[str, str]] = []  # operator, and what it gives first
 
     def places(self) -> dict[str, int]:
         graphs = 0
@@ -138,7 +151,7 @@ class _Reader:
 
     def _node(self, span: Span) -> None:
         said: dict[int, str] = {}
-        attributes = []
+        attributes, gives = [], ""
         for number, value in self._fields(span, _NODE, "a node"):
             if number in (_NODE_TYPE, _NODE_DOMAIN):
                 if number in said:
@@ -146,9 +159,12 @@ class _Reader:
                 said[number] = self._text(value)
             elif number == 5:
                 attributes.append(value)
+            elif number == _NODE_OUTPUT:
+                gives = gives or self._text(value)
         domain, operator = said.get(_NODE_DOMAIN, ""), said.get(_NODE_TYPE, "")
         if operator not in OPERATORS.get(domain, ()):
             raise _Damage(f"it computes with {f'{domain}.' * bool(domain)}{operator}, which no file of ours does")
+        self.nodes.append((operator, gives))
         for attribute in attributes:
             self._attribute(attribute, operator)
 

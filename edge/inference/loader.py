@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import TypeVar
@@ -64,6 +65,11 @@ class ModelLoader:
         for future in list(self._checks.values()):
             future.result()
 
+    def let_go(self) -> None:
+        """Of the engines and their memory."""
+        self._vision, self._decoder = [], None
+        _give_back()
+
     def raise_known_failure(self) -> None:
         """Raises what opening the decoder raised, if it has ended; does not wait for it."""
         if self._decoder is not None and self._decoder.done():
@@ -76,13 +82,13 @@ class ModelLoader:
         self._decoder = in_background(self._open_decoder)
 
     def _open_graph(self, choice: Choice) -> Graph:
-        part = open_part(self._sound(choice), choice.engine, self._options)
+        part = open_part(self._sound(choice), choice.engine, replace(self._options, provider=choice.provider))
         if isinstance(part, Decoder):
             raise EngineError(f"{choice.engine} opened the {'+'.join(choice.part.covers)} as a decoder")
         return part
 
     def _open_decoder(self) -> tuple[Decoder, float]:
-        choice, options = self._decoder_choice, self._options
+        choice, options = self._decoder_choice, replace(self._options, provider=self._decoder_choice.provider)
         files = self._sound(choice)
         part = open_part(files, choice.engine, options)
         if not isinstance(part, Decoder):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -16,13 +18,14 @@ from edge.bundle import checksums
 from edge.bundle.manifest import Bundle
 from edge.devices import detect
 from edge.engines import installed_engines
-from edge.errors import EdgeError, EngineError, UsageError
+from edge.errors import EdgeError, EngineError, ProviderError, UsageError
 from edge.inference.chat import Chat
 from edge.inference.constraint import Constraint, constraint
 from edge.inference.generate import Answer, OnToken, TextGenerator
 from edge.inference.guide import Guide
 from edge.inference.kept import Kept
 from edge.inference.loader import ModelLoader
+from edge.inference.opening import Opening
 from edge.inference.prefix import Prefix
 from edge.inference.sampling import Sampling
 from edge.inference.saved import read as read_saved
@@ -33,7 +36,8 @@ from edge.inputs.tokenizer import Tokenizer
 from edge.inputs.views import Views, views
 from edge.planning import tuned
 from edge.planning.plan import Plan, plan
-from edge.types import CacheKind, ComputeUnits, Decoder, Embeddings, Graph, OpenOptions
+from edge.planning.providers import parse, wanted
+from edge.types import CacheKind, ComputeUnits, Decoder, Embeddings, Graph
 
 if TYPE_CHECKING:
     from edge.inference.grammar import Grammars
@@ -52,6 +56,9 @@ def load(
     cache: CacheKind | None = None,
     units: ComputeUnits = "all",
     isa: str | None = None,
+    provider: str | None = None,
+    gpu_layers: int | None = None,
+    flash: bool | None = None,
     max_memory: int | None = None,
     image_tokens: int | None = None,
     debug: bool = False,
@@ -65,6 +72,11 @@ def load(
     - `cache`: how an engine that keeps its own KV cache stores it; None: as it likes.
     - `units`: what Core ML may use beside the CPU.
     - `isa`: the widest instruction set to use, by engines that can be held to it.
+    - `provider`: what computes: `cpu`, `cuda` or `tensorrt`; `cuda,cpu`: the card, and the CPU where that cannot be
+      used, or from the next question on when it fails. None: so, where the device has a card. `session.plan.notes` says
+      what is on the CPU, and why.
+    - `gpu_layers`: of a GGUF decoder, on the card; None: as many as fit.
+    - `flash`: flash attention of a GGUF decoder on a card; None: where `edge verify` proved it equal there.
     - `max_memory`: bytes that the process may take at its peak, as `edge.planning.memory` predicts it; None: what is
       free. Where that is little, the plan stores the KV cache in 8 bits, or opens the vision encoder and the decoder
       one at a time: a new image then costs opening both again.
@@ -76,8 +88,8 @@ def load(
     Returns when images can be encoded; the decoder may still be opening. What an engine parses is hashed before it is
     opened, and what holds numbers only meanwhile, unless they were before and have not changed since
     (`edge.bundle.checksums`): a damaged file raises BundleError here, or before anything is answered. Raises
-    EngineError when no engine opens a part, here or at the first question, and UsageError on a call that asks for what
-    does not exist.
+    EngineError when no engine opens a part, here or at the first question, ProviderError where the card that was asked
+    for cannot be used or is too small, and UsageError on a call that asks for what does not exist.
     """
     started = perf_counter()
     if cache not in (None, *get_args(CacheKind)):
@@ -92,18 +104,29 @@ def load(
     engines = installed_engines(evaluators=evaluators)
     if engine is None and threads == 0 and isa is None and (kept := tuned.choice(bundle, here, installed_engines())):
         engine, threads = kept.engine, kept.threads
-    chosen = plan(bundle.manifest, here, engines, engine=engine, threads=threads, context=context, cache=cache, isa=isa)
-    options = OpenOptions(chosen.threads, chosen.context, debug, chosen.cache, units, chosen.isa)
-    loader = ModelLoader(bundle, chosen, options, started)
+    order = parse(provider)
+    planned = partial(
+        plan,
+        bundle.manifest,
+        here,
+        engines,
+        engine=engine,
+        threads=threads,
+        context=context,
+        cache=cache,
+        isa=isa,
+    )
+    chosen = planned(provider=order, gpu_layers=gpu_layers)
+    spare = partial(planned, provider=("cpu",)) if chosen.on_card and "cpu" in wanted(here, order) else None
+    opening = Opening(bundle, chosen, spare, units, debug, flash, started)
     try:
         checksums.check(bundle, [bundle.manifest.tokenizer])
         tokenizer = Tokenizer.open(bundle.file(bundle.manifest.tokenizer))
-        loader.vision()
-        loader.raise_known_failure()  # before an image is encoded
+        loader = opening.first()
     except EdgeError:
-        loader.check()  # a damaged file explains more than what an engine says of it
+        checksums.check(bundle)  # a damaged file explains more than what an engine says of it
         raise
-    return Session(bundle, chosen, loader, tokenizer, 1e3 * (perf_counter() - started), image_tokens)
+    return Session(opening, loader, tokenizer, 1e3 * (perf_counter() - started), image_tokens)
 
 
 class Session:
@@ -111,24 +134,29 @@ class Session:
 
     def __init__(
         self,
-        bundle: Bundle,
-        chosen: Plan,
+        opening: Opening,
         loader: ModelLoader,
         tokenizer: Tokenizer,
         load_ms: float,
         image_tokens: int | None = None,
     ) -> None:
-        self.bundle = bundle
-        self.plan = chosen
-        self._spec = bundle.manifest.spec
+        self.bundle = opening.bundle
+        self._opening = opening
+        self._failed = False  # the card did, and nothing that it holds is used any more
+        self._spec = self.bundle.manifest.spec
         self._loader: ModelLoader | None = loader  # None: closed
         self.tokenizer = tokenizer
         self.load_ms = load_ms  # until all was open, once the decoder was waited for; until images could be encoded
         self._text: TextGenerator | None = None  # made when the decoder is there
-        self._vision = VisionEncoder(bundle, self._vision_parts, image_tokens)
+        self._vision = VisionEncoder(self.bundle, self._vision_parts, image_tokens)
         self._kept: Kept | None = None
         self._last: Answer | None = None
         self._grammars: Grammars | None = None  # made when an answer is constrained
+
+    @property
+    def plan(self) -> Plan:
+        """Of what computes now: after a card failed, the CPU may."""
+        return self._opening.plan
 
     @property
     def last(self) -> Answer:
@@ -146,7 +174,8 @@ class Session:
         """What the decoder sees of an image: f32 [N, hidden] of each view. What was encoded before is not computed
         again. Raises ImageError."""
         self._opened()
-        embeddings = self._vision.encode(source, ImageTimes())
+        with self._recovering():
+            embeddings = self._vision.encode(source, ImageTimes())
         self._opened().check()
         return embeddings
 
@@ -158,7 +187,8 @@ class Session:
         """As `encode_image`, from pixels f32 [1, 3, size, size] of one view, or from what `views` gave."""
         self._opened()
         image = values if isinstance(values, Views) else Views((values,))
-        embeddings = self._vision.encode_views(image, ImageTimes())
+        with self._recovering():
+            embeddings = self._vision.encode_views(image, ImageTimes())
         self._opened().check()
         return embeddings
 
@@ -287,7 +317,8 @@ class Session:
     ) -> Generator[str, None, Answer]:
         """`options` as `TextGenerator.stream` takes them."""
         prompt = segments(self._spec.prompt, self.tokenizer, turns, system)
-        answer = yield from self._open().stream(prompt, started=started, **options)
+        with self._recovering():
+            answer = yield from self._open().stream(prompt, started=started, **options)
         timings = replace(
             answer.timings, load_ms=self.load_ms, image_ms=1e3 * times.image, vision_ms=1e3 * times.vision
         )
@@ -320,7 +351,25 @@ class Session:
     def _opened(self) -> ModelLoader:
         if self._loader is None:
             raise UsageError("the session is closed", hint="edge.load(path) opens another")
+        if self._failed:
+            self._loader = self._opening.open()
+            self._failed = False
         return self._loader
+
+    @contextlib.contextmanager
+    def _recovering(self) -> Iterator[None]:
+        """A card that fails ends what it was doing, by one error. What it held is let go of: the next question opens
+        all anew, on the CPU where that was allowed."""
+        try:
+            yield
+        except ProviderError as error:
+            if self._loader is None:
+                raise
+            self._loader.let_go()
+            self._text, self._failed = None, True
+            if self._kept is not None:
+                self._kept.clear()
+            raise ProviderError(error.message, hint=self._opening.after_failure(error)) from error
 
     def _open(self) -> TextGenerator:
         """Waits for the decoder."""
@@ -342,7 +391,8 @@ class Session:
             return ()
         self._opened()
         sources = images if isinstance(images, list | tuple) else [cast("Source", images)]
-        return tuple(self._vision.encode(source, times) for source in sources)
+        with self._recovering():
+            return tuple(self._vision.encode(source, times) for source in sources)
 
     def _vision_parts(self) -> tuple[Graph, ...]:
         loader = self._opened()

@@ -15,14 +15,16 @@ from edge.types import CacheKind
 MARGIN = 0.97  # of the memory: bytes of a weight are known to a few percent
 
 
-def too_little(manifest: Manifest, need: Need, limit: int, context: int, cache: CacheKind | None) -> EngineError:
-    """What it would take of the `limit` bytes, and what would fit. `context` 0: none was asked for."""
+def too_little(
+    manifest: Manifest, need: Need, limit: int, context: int, cache: CacheKind | None, place: str = "there"
+) -> EngineError:
+    """What it would take of the `limit` bytes that are `place`, and what would fit. `context` 0: none was asked for."""
     asked = memory(need, context, cache) if context else least(need, cache)
     where = (
         f"at a context of {context}" if context else "at the least, with vision encoder and decoder open one at a time"
     )
     message = (
-        f"too little memory: {manifest.name} takes {_mb(asked.peak)} {where}, and {_mb(limit)} are there\n"
+        f"too little memory: {manifest.name} takes {_mb(asked.peak)} {where}, and {_mb(limit)} are {place}\n"
         f"  vision {_mb(need.vision)}, decoder {_mb(need.decoder)}, KV cache {_mb(asked.cache)}, "
         f"activations {_mb(sum(asked.activations))}, libraries {_mb(asked.runtime)}"
     )

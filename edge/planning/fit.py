@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,10 +14,10 @@ from edge.planning.memory import BATCH, ITEMS, memory
 from edge.planning.plan import Choice, Plan, needed, plan
 from edge.planning.roofline import GRAPHICS, PROCESSOR, READING, Speed, Utilisation, Work
 from edge.planning.sizes import Sizes, bytes_per_token, cache_item
-from edge.types import CacheKind
+from edge.types import CacheKind, Provider
 
 QUESTION = 46  # tokens of a short question with its template, where a manifest does not tell
-WIDE = ("fp32", "fp16", "f16", "bf16")  # schemes whose products are floating-point ones
+WIDE = ("fp32", "fp16", "f16", "bf16", "w16a16", "w4a16")  # schemes whose products are floating-point ones
 ANSWER = 64  # tokens: decoding is predicted for the middle of an answer of so many
 
 
@@ -69,6 +69,18 @@ def fit(manifest: Manifest, device: DeviceProfile, *, context: int = 0, cache: C
     return Fit(manifest.name, device.name, chosen, rows)
 
 
+def answer_seconds(found: Fit) -> float | None:
+    """Of a whole answer of ANSWER tokens; None where a figure of it is not known."""
+    first, rate = found.value("first token"), found.value("decode")
+    return None if first is None or not rate else first + ANSWER / rate
+
+
+def better(found: Mapping[str, Fit]) -> str | None:
+    """The recipe whose answers are predicted to end first; None where nothing is known."""
+    known = {name: seconds for name, fit in found.items() if (seconds := answer_seconds(fit)) is not None}
+    return min(known, key=lambda name: known[name]) if known else None
+
+
 def usable(device: DeviceProfile) -> tuple[EngineInfo, ...]:
     """The engines that a device lists, as if they were installed there; of this machine, those that are."""
     found = installed_engines()
@@ -106,11 +118,11 @@ def times(
     seen: float | None = 0.0
     if seeing:
         work = roofline.encode(sizes, seeing.part.scheme not in WIDE)
-        there = reach(device, infos[seeing.engine])
+        there = reach(device, infos[seeing.engine], seeing.provider)
         seen = roofline.seconds(work, there.speed, there.use.vision, there.use)
         how = f"{sizes.views} views: " * (sizes.views > 1) + _computed(work, there, there.use.vision)
         rows.append(Prediction("vision", seen, "s", how))
-    there = reach(device, engine)
+    there = reach(device, engine, speaking.provider)
     work = roofline.prefill(sizes, prompt, part.scheme not in WIDE, weights)
     read = roofline.seconds(work, there.speed, there.use.prefill, there.use)
     how = f"{prompt} positions: {_computed(work, there, there.use.prefill)}"
@@ -135,9 +147,9 @@ class Reach:
     where: str = ""
 
 
-def reach(device: DeviceProfile, engine: EngineInfo) -> Reach:
+def reach(device: DeviceProfile, engine: EngineInfo, provider: Provider = "cpu") -> Reach:
     graphics = device.known("gpu_fp16")
-    if device.kind in engine.gpus and graphics:
+    if provider != "cpu" and graphics:
         peak = 1e12 * graphics.value
         bandwidth, how = _bandwidth(device, GRAPHICS)
         return Reach(Speed(bandwidth, peak, peak), GRAPHICS, how, ", on the graphics processor")

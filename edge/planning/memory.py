@@ -27,6 +27,7 @@ class Need:
     item: int  # bytes of a number in the KV cache, where a graph fixes it
     kinds: tuple[CacheKind, ...]  # how an engine that keeps its own KV cache can store it; none: a graph fixes that
     copies: int = 1  # how often the KV cache lies in memory, once it outgrew its first allocation
+    runtime: int = RUNTIME  # Python and libraries
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def memory(need: Need, context: int, cache: CacheKind | None = None, one_at_a_ti
     speaking = decoder_activations(spec.hidden, min(context, BATCH) if need.kinds else 2 * context)
     activations = vision_activations(need.sizes), speaking
     kept *= need.copies if context > BATCH else 1
-    return Memory(RUNTIME, need.vision, need.decoder, kept, activations, one_at_a_time)
+    return Memory(need.runtime, need.vision, need.decoder, kept, activations, one_at_a_time)
 
 
 def settle(need: Need, limit: int, asked: int = 0, cache: CacheKind | None = None) -> Settled | None:

@@ -8,7 +8,7 @@ from math import isqrt
 
 from edge.bundle.manifest import Manifest, Part
 from edge.decoders.embedding_table import SCALES, TABLE
-from edge.recipes import bytes_per_weight
+from edge.recipes import HALF_CACHE, bytes_per_weight
 from edge.spec import DecoderSpec
 
 _DTYPES = {"float16": 2, "bfloat16": 2, "int8": 1}  # of the KV cache that a graph declares; else 4
@@ -109,4 +109,6 @@ def bytes_per_token(part: Part, sizes: Sizes) -> float:
 def cache_item(decoder: Part) -> int | None:
     """Bytes of a number in the KV cache, where a graph fixes it; None where its engine keeps the cache itself."""
     kinds = {tensor.dtype for tensor in decoder.inputs if tensor.name.startswith("past_key_values.")}
+    if not kinds and (decoder.format, decoder.scheme) in HALF_CACHE:  # nothing is written yet
+        return 2
     return max(_DTYPES.get(kind, 4) for kind in kinds) if kinds else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,11 @@ class Blockwise:
     def dequantized(self) -> Tensor:
         """`[N, columns]` float32."""
         return (self.values.float() * self.scales[..., None]).flatten(1)[:, : self.columns]
+
+    def halved(self) -> Blockwise:
+        """With scales that float16 holds."""
+        most = torch.finfo(torch.float16).max
+        return replace(self, scales=self.scales.clamp(-most, most).half().float())
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Rounding(NamedTuple):
 _HALVES = {"fp32": "float32", "f32": "float32", "fp16": "float16", "f16": "float16", "bf16": "bfloat16"}
 # llama.cpp's mixes hold several kinds: the usual one is taken, in the nearest of these.
 WEIGHTS: Mapping[str, Mapping[str, str]] = {
-    "onnx": {**_HALVES, "w8a8": "row8", "w8": "block8", "w4": "block4"},
+    "onnx": {**_HALVES, "w8a8": "row8", "w8": "block8", "w4": "block4", "w16a16": "float16", "w4a16": "block4"},
     "tflite": {**_HALVES, "w8a8": "row8", "w8": "row8", "w4": "block4", "legacy": "tensor8"},
     "executorch": {**_HALVES, "w8a8": "row8", "w8": "row8", "8da4w": "block4"},
     "coreml": {**_HALVES, "w8": "row8", "w4": "block4", "pal4": "block4"},

@@ -294,7 +294,12 @@ def test_no_model_is_named_on_the_run_side(path: Path) -> None:
     assert found == []
 
 
-OFFERED = {"kernels": "kernels", "matmuls": "matmuls", "build": "features"}  # a fact -> the function that goes with it
+OFFERED = {
+    "kernels": "kernels",
+    "matmuls": "matmuls",
+    "build": "features",
+    "providers": "providers",
+}  # a fact -> the function that goes with it
 
 
 def assert_declares(facts: dict[str, object]) -> None:

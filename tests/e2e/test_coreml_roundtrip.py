@@ -159,7 +159,7 @@ def test_inspect_predicts_where_each_operation_runs(exports: Exports):
     assert counted["gpu or cpu"] == sum(told["gpu_or_cpu"].values()) > 0
     shown = call("inspect", bundle, "--placement")
     assert shown.code == 0 and "ane (predicted)" in shown.out and "shape not known" in shown.out
-    said = call("inspect", exports.bundle(), "--placement")
+    said = call("inspect", exports.bundle(format="tflite"), "--placement")
     assert said.code == 2 and "no part whose operations are placed one by one" in said.err
 
 

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from edge.devices import host
 from edge.devices.host import ISA, Machine
 from edge.engines import installed_engines, open_part
-from edge.errors import BundleError, ContextError, EngineError
+from edge.errors import BundleError, ContextError, EngineError, ProviderError
 from edge.formats import gguf
 from edge.types import Decoder, Embeddings, OpenOptions, PartFiles, Segment, Tokens
 from runtimes import llamacpp
@@ -98,6 +98,62 @@ def test_split_is_whole(part: PartFiles) -> None:
     for token in (*BEFORE.ids, *AFTER.ids):
         logits = one.extend([Tokens((token,))])
     close(logits, opened(part).extend([Tokens(()), BEFORE, AFTER, Tokens(())]))
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, -1), (0, 0), (3, 3)])
+def test_layers_on_a_card(part: PartFiles, monkeypatch: pytest.MonkeyPatch, asked: int | None, given: int) -> None:
+    """As many as the plan says; all of them where it says nothing, as with Metal."""
+    load, told = llamacpp.lib.llama_model_load_from_file, []
+
+    def loads(path: bytes, settings: Any) -> Any:
+        told.append(settings.n_gpu_layers)
+        return load(path, settings)
+
+    monkeypatch.setattr(llamacpp.lib, "llama_supports_gpu_offload", lambda: True)
+    monkeypatch.setattr(llamacpp.lib, "llama_model_load_from_file", loads)
+    opened(part, gpu_layers=asked).extend(PROMPT)
+    assert told == [given]
+
+
+def test_layers_that_the_library_did_not_take(part: PartFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ProviderError, match="finds no card") as caught:
+        opened(part, gpu_layers=3)
+    assert "GGML_CUDA=ON" in str(caught.value.hint)
+    monkeypatch.setattr(llamacpp.lib, "llama_supports_gpu_offload", lambda: True)
+    load = llamacpp.lib.llama_model_load_from_file
+
+    def loads(path: bytes, settings: Any) -> Any:
+        llamacpp._record(1, b"load_tensors: offloaded 1/3 layers to GPU\n", None)
+        return load(path, settings)
+
+    monkeypatch.setattr(llamacpp.lib, "llama_model_load_from_file", loads)
+    with pytest.raises(ProviderError, match="put 1 layers of 3 on the card") as caught:
+        opened(part, gpu_layers=3)
+    assert caught.value.hint == "--gpu-layers 1"
+    opened(part, gpu_layers=1)
+
+
+def test_a_card_that_fails_is_told_apart(part: PartFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llamacpp.lib, "llama_supports_gpu_offload", lambda: True)
+    there, here = opened(part, gpu_layers=3), opened(part)
+    monkeypatch.setattr(llamacpp.lib, "llama_decode", lambda context, batch: -3)
+    with pytest.raises(ProviderError, match=r"the card failed: llama\.cpp failed at position 0"):
+        there.extend(PROMPT)
+    with pytest.raises(EngineError) as caught:
+        here.extend(PROMPT)
+    assert not isinstance(caught.value, ProviderError)
+
+
+@pytest.mark.parametrize("flash", [False, True])
+def test_flash_attention_is_the_same_model(part: PartFiles, flash: bool) -> None:
+    close(opened(part, flash=flash).extend(PROMPT), opened(part).extend(PROMPT))
+
+
+def test_whether_a_build_has_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "was built without it: CMAKE_ARGS='-DGGML_NATIVE=ON -DGGML_CUDA=ON' pip" in llamacpp.providers()["cuda"]
+    (tmp_path / "libggml-cuda.so").touch()
+    monkeypatch.setattr(llamacpp.lib, "_base_path", tmp_path)
+    assert llamacpp.providers() == {"cuda": ""}
 
 
 def test_logits_stay_as_they_were(part: PartFiles) -> None:

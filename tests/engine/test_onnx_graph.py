@@ -49,6 +49,14 @@ def test_a_plain_graph_is_taken_and_runs(tmp_path: Path) -> None:
     assert graph.run({"x": np.ones((1, 4), np.float32)})["z"].shape == (1, 1024)
 
 
+def test_which_operators_a_graph_has(tmp_path: Path) -> None:
+    path, _ = write(tmp_path)
+    assert onnx_graph.operators(path) == (("MatMul", "y"), ("Gelu", "z"))
+    path.write_bytes(b"none")
+    with pytest.raises(BundleError, match=r"cannot read m\.onnx"):
+        onnx_graph.operators(path)
+
+
 def body() -> Any:
     flag = helper.make_tensor_value_info("c", TensorProto.BOOL, [])
     return helper.make_graph([helper.make_node("Identity", ["c"], ["co"])], "b", [flag], [flag])

@@ -36,6 +36,8 @@ from exporters.models.layers import Activation, Conv2d, LayerNorm, Linear, RMSNo
 SIDE = 16  # of the images that the modules are given: as rows, 48 of them of 16
 OPTIONS = OpenOptions(threads=1, context=256)
 TOLERANCE = {"cosine": 0.99999, "max_abs": 2e-3}  # Core ML stores half precision, and its reference what was stored
+# A half has 11 bits: an operation is off by 2^-11 of its largest numbers, and a few in a row by a few of that.
+HALVES = {"cosine": 0.9999, "max_abs": 0.05}
 
 
 @pytest.fixture(autouse=True)
@@ -275,11 +277,13 @@ def checkpoint(tokens=4, decoder=None):
 
 FORMATS = {
     "onnx": (onnx, "fp32", {}, "onnxruntime"),
+    "onnx, halves": (onnx, "w16a16", {}, "onnxruntime"),
     "tflite": (tflite, "fp32", {}, "litert"),
     "executorch": (executorch, "fp32", {}, "executorch"),
     "coreml": (coreml, "fp16", {}, "mil"),
     "coreml, channels first": (coreml, "fp16", {"ane": True}, "mil"),
 }
+REFUSED |= {("onnx, halves", case): said for (name, case), said in REFUSED.items() if name == "onnx"}
 each_format = pytest.mark.parametrize("name", FORMATS)
 
 
@@ -288,6 +292,11 @@ def written(name, component, module, source, folder, covers, decoder=None):
     made = write(format, component, module, scheme, folder, checkpoint=source, options=options)
     part = PartFiles(name.split(",")[0], scheme, covers, made.files, made.inputs, made.outputs, decoder)
     return part, mil.evaluate(part, OPTIONS, "fp32") if engine == "mil" else open_part(part, engine, OPTIONS)
+
+
+def within(name, error):
+    bounds = HALVES if name == "onnx, halves" else TOLERANCE
+    return error["cosine"] >= bounds["cosine"] and error["max_abs"] <= bounds["max_abs"]
 
 
 def export_encoder(name, make, folder):
@@ -315,14 +324,14 @@ def test_an_operation_computes_what_torch_does(case, name, tmp_path):
     for number, (found, expected) in enumerate(export_encoder(name, ENCODERS[case], tmp_path)):
         assert expected.size == 3 or expected.std() > 0.01  # a mean of each channel is small
         error = distance(found, expected)
-        assert error["cosine"] >= TOLERANCE["cosine"] and error["max_abs"] <= TOLERANCE["max_abs"], (number, error)
+        assert within(name, error), (number, error)
 
 
 def export_decoder(name, config, kinds, folder):
     module, spec = randomized(OneLayer(config, *kinds)), spec_of(config)
     component = Component("decoder", lambda: OneLayer(config, *kinds), {})
     part, decoder = written(name, component, module, checkpoint(decoder=spec), folder, ("decoder",), spec)
-    return module, kv_decoder(decoder, part, spec, config.context) if name == "onnx" else decoder
+    return module, kv_decoder(decoder, part, spec, config.context) if name.startswith("onnx") else decoder
 
 
 @pytest.mark.parametrize(
@@ -342,7 +351,7 @@ def test_a_decoder_of_them_computes_what_torch_does(case, name, tmp_path):
     found = [decoder.extend([Tokens(ids[:9])]).copy(), *(decoder.extend([Tokens((i,))]).copy() for i in ids[9:])]
     for have, want in zip(found, expected, strict=True):
         error = distance(have, want)
-        assert error["cosine"] >= TOLERANCE["cosine"] and error["max_abs"] <= TOLERANCE["max_abs"], error
+        assert within(name, error), error
 
 
 PARTIAL = replace(CONFIG, rotary_dim=8)

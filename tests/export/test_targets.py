@@ -44,9 +44,9 @@ def test_schemes(wanted, found):
 @pytest.mark.parametrize(
     ("call", "message", "hint"),
     [
-        ((None, ("w3",), None, None), "no part can be written as 'w3'", "vision=fp32|fp16|w8a8; onnx: decoder="),
+        ((None, ("w3",), None, None), "no part can be written as 'w3'", "vision=fp32|fp16|w8a8|w16a16; onnx: decoder="),
         ((None, ("",), None, None), "no part can be written as ''", "legal schemes"),
-        ((None, ("vision=w4",), None, None), "onnx cannot write the vision as 'w4'", "vision=fp32|fp16|w8a8"),
+        ((None, ("vision=w4",), None, None), "onnx cannot write the vision as 'w4'", "vision=fp32|fp16|w8a8|w16a16"),
         ((None, ("vision=",), None, None), "onnx cannot write the vision as ''", "legal schemes"),
         ((None, ("=fp32",), None, None), "no role '' in --scheme =fp32", "vision, decoder"),
         ((None, ("projector=fp32",), None, None), "no role 'projector'", "vision, decoder"),

@@ -45,6 +45,7 @@ CASES = [
     for format, role, scheme in (
         ("onnx", "vision", "w8a8"),
         ("onnx", "decoder", "w4"),
+        ("onnx", "decoder", "w4a16"),
         ("tflite", "vision", "w8a8"),
         ("tflite", "decoder", "w4"),
         ("tflite", "decoder", "legacy"),
@@ -59,7 +60,7 @@ CASES = [
 ]
 # Bytes of a weight of one layer, its scales with it.
 BYTES = {
-    "onnx": {"w8a8": 1.0, "w4": 0.625, "w8": 1.125, "fp16": 2, "fp32": 4},
+    "onnx": {"w8a8": 1.0, "w4": 0.625, "w8": 1.125, "fp16": 2, "fp32": 4, "w4a16": 0.5625, "w16a16": 2},
     "tflite": {"w8a8": 1.0, "w4": 0.5625, "w8": 1.0, "legacy": 1.0, "fp16": 2, "fp32": 4},
     "executorch": {"w8a8": 1.0, "8da4w": 0.5625, "w8": 1.0, "fp32": 4},
     "coreml": {"w4": 0.5625, "pal4": 0.5, "w8": 1.0, "fp16": 2},

@@ -55,7 +55,7 @@ class Answering:
 
     def __init__(self, bundle: Bundle, questions: Sequence[Question], answers: Mapping[str, str]) -> None:
         self.bundle = bundle
-        self.plan = SimpleNamespace(engines=("null",))
+        self.plan = SimpleNamespace(engines=("null",), notes=())
         self.asked: list[tuple[Any, str, int]] = []
         self.raises: dict[int, BaseException] = {}
         self.last = Answer("", (), "stop", 1, 0, 0, 3, Timings(0, 0, 0, 0, 0, 0, 0))

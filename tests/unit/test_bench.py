@@ -337,17 +337,17 @@ def test_errors_keep_their_kind() -> None:
 
 
 def test_a_sweep() -> None:
-    found = sweep(["a", "b"], "x, y", "1,2", "", Request(repetitions=7))
+    found = sweep(["a", "b"], "x, y", "1,2", "", "", Request(repetitions=7))
     assert [(r.bundle, r.engine, r.threads) for r in found] == [
         (b, e, t) for b in "ab" for e in ("x", "y") for t in (1, 2)
     ]
     assert all(r.repetitions == 7 and r.cache is None for r in found)
-    assert [(r.engine, r.threads, r.cache) for r in sweep(["a"], "", "", "f16,q8_0", Request())] == [
+    assert [(r.engine, r.threads, r.cache) for r in sweep(["a"], "", "", "f16,q8_0", "", Request())] == [
         (None, 0, "f16"),
         (None, 0, "q8_0"),
     ]
     with pytest.raises(UsageError, match="no cache of 'f8'"):
-        sweep(["a"], "", "", "f8", Request())
+        sweep(["a"], "", "", "f8", "", Request())
 
 
 @pytest.mark.parametrize("text", ["x", "1,,2", "0", "-1", "1.5", "²"])

@@ -69,7 +69,11 @@ class FakeSession:
         self.before_piece: Callable[[int], None] = lambda number: None
         self.last = ANSWER
         self.plan = SimpleNamespace(
-            to_json=lambda: {"parts": [], "threads": 2, "context": 64}, given_up=(), free=(), engines=("null",)
+            to_json=lambda: {"parts": [], "threads": 2, "context": 64},
+            given_up=(),
+            free=(),
+            notes=(),
+            engines=("null",),
         )
         self.closed = False
 
@@ -232,11 +236,12 @@ def test_the_line_below_an_answer(
 def test_options_reach_the_session(session: FakeSession, picture: str) -> None:
     given = (
         "-n 9 --temp 0.5 --top-k 40 --top-p 0.9 --repeat-penalty 1.1 --seed 3 -t 2 --cache q8_0 --isa neon "
-        "--system Short. --image-tokens 640 --debug"
+        "--provider cuda,cpu --gpu-layers 12 --system Short. --image-tokens 640 --debug"
     )
     assert call("run", "bundle", *given.split(), picture, picture, "Which?") == 0
     opened = {"path": Path("bundle"), "threads": 2, "cache": "q8_0", "isa": "neon", "max_memory": None}
-    assert session.opened == [{**opened, "image_tokens": 640, "debug": True}]
+    card = {"provider": "cuda,cpu", "gpu_layers": 12}
+    assert session.opened == [{**opened, **card, "image_tokens": 640, "debug": True}]
     sampling = Sampling(temperature=0.5, top_k=40, top_p=0.9, repeat_penalty=1.1, seed=3)
     options = {"max_tokens": 9, "system": "Short.", "sampling": sampling, "schema": None}
     assert session.calls == [("stream", [picture, picture], "Which?", options)]
@@ -706,7 +711,7 @@ def test_what_nohup_ignores_stays_ignored(exporter: SimpleNamespace) -> None:
 def test_verify_shows_what_was_measured_and_what_is_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr("edge.verify.verify", lambda bundle, threads, isa: REPORT)
+    monkeypatch.setattr("edge.verify.verify", lambda bundle, **options: REPORT)
     path = write_bundle(tmp_path / "bundle").path
     assert call("verify", path) == 0
     shown = capsys.readouterr()
@@ -731,7 +736,7 @@ def test_verify_fails_when_a_stage_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, options: tuple[str, ...]
 ) -> None:
     bad = Row("prefill", "stored", {"max_abs": float("nan"), "cosine": float("nan")}, {"max_abs": 0.01})
-    monkeypatch.setattr("edge.verify.verify", lambda bundle, threads, isa: Report((*REPORT.rows, bad)))
+    monkeypatch.setattr("edge.verify.verify", lambda bundle, **options: Report((*REPORT.rows, bad)))
     path = write_bundle(tmp_path / "bundle").path
     assert call("verify", path, *options) == 1
     shown = capsys.readouterr()
@@ -868,6 +873,34 @@ def test_run_tells_what_isa_does_not_bind(session: FakeSession, picture: str, ca
     session.plan.free = ("onnxruntime",)
     assert call("run", "b", picture, "What?", "--isa", "neon") == 0
     assert capsys.readouterr().err.startswith("--isa neon does not bind onnxruntime: ")
+
+
+def test_run_tells_what_stays_on_the_processor(session: FakeSession, picture: str, capsys: Capture) -> None:
+    session.plan.notes = ("the vision (w8a8) on the CPU: no kernels",)
+    assert call("run", "b", picture, "What?") == 0
+    assert capsys.readouterr().err.startswith("the vision (w8a8) on the CPU: no kernels\n")
+
+
+def test_verify_names_what_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    told: list[dict[str, Any]] = []
+    on_card = replace(REPORT, providers=("vision cuda", "decoder cuda"), notes=("derived, not measured",))
+
+    def verify(bundle: Bundle, **options: Any) -> Report:
+        told.append(options)
+        return on_card
+
+    monkeypatch.setattr("edge.verify.verify", verify)
+    path = write_bundle(tmp_path / "bundle").path
+    assert call("verify", path, "--provider", "cuda", "--gpu-layers", "3") == 0
+    assert told == [{"threads": 0, "isa": None, "provider": "cuda", "gpu_layers": 3}]
+    assert f"{path} computes the same model on vision cuda, decoder cuda" in capsys.readouterr().err
+    bad = Row("prefill", "stored", {"cosine": 0.5}, {"cosine": 0.999})
+    on_card = replace(on_card, rows=(*on_card.rows, bad))
+    assert call("verify", path) == 1
+    shown = capsys.readouterr().err
+    assert "derived, not measured" in shown
+    assert "hint: the card's kernels are wrong" in shown
+    assert call("verify", path, "--against", "ckpt", "--provider", "cuda") == 2
 
 
 def test_doctor_shows_engines_and_processor(capsys: Capture) -> None:
@@ -1009,7 +1042,8 @@ def test_the_documents_show_every_command() -> None:
 @pytest.mark.usefixtures("session", "exporter")
 def test_a_documented_command_works(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("edge.verify.verify", lambda bundle, threads, isa: REPORT)
+    monkeypatch.setattr("edge.verify.verify", lambda bundle, **options: REPORT)
+    monkeypatch.setattr("edge.planning.placement.placements", lambda bundle: ())
     monkeypatch.setattr("edge.bench.runner.bench", Measured(*bench_rows()))
     monkeypatch.setattr("edge.bench.runner.prove", lambda request: {"ok": True, "rows": []})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -7,6 +7,7 @@ from importlib import metadata
 from typing import Any
 
 import pytest
+from card_fakes import ADA, CARD, with_card
 from rich.console import Console
 
 import edge
@@ -14,8 +15,10 @@ from edge import doctor
 from edge.cli import render
 from edge.devices import detect
 from edge.devices.host import ISA
+from edge.devices.nvidia import NONE
 from edge.doctor import ARM, X86, diagnose
 from edge.engines import EngineInfo
+from edge.errors import EngineError
 
 PRESENT = EngineInfo("fast", ("onnx", "gguf"), "fastlib", True, "1.2", None, kernels="a look")
 ABSENT = EngineInfo("slow", ("coreml",), "slowlib", False, None, "slowlib is not installed")
@@ -137,6 +140,44 @@ def test_a_package_that_runs_from_its_sources_is_diagnosed(monkeypatch: pytest.M
 
     monkeypatch.setattr(metadata, "distribution", unknown)
     assert diagnose().export_lacks == ("edge-vlm",)
+
+
+def test_a_card_and_what_each_engine_can_use_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = (replace(PRESENT, providers={"cuda": (), "tensorrt": ()}), replace(ABSENT, providers={"cuda": ()}))
+    monkeypatch.setattr(doctor, "installed_engines", lambda: engines)
+    monkeypatch.setattr(doctor, "kernels", lambda name: ())
+    monkeypatch.setattr(doctor, "provider_refusals", lambda name: {"cuda": "", "tensorrt": "no libnvinfer"})
+    here = detect()
+    monkeypatch.setattr(doctor, "detect", lambda: with_card(here, replace(ADA, closed="it is busy")))
+    found = diagnose()
+    said = "Ada, sm_89, CUDA 13.0, memory 6,000 MB free of 8,000 MB on Ada; it is busy"
+    assert (found.card, found.engines[0].providers) == (said, {"cuda": "", "tensorrt": "no libnvinfer"})
+    assert found.engines[1].providers == {}
+    lines = [line.split() for line in shown(found).splitlines()]
+    assert ["fast", "cuda", "ready"] in lines
+    assert ["fast", "tensorrt", "no", "libnvinfer"] in lines
+    monkeypatch.setattr(doctor, "detect", lambda: with_card(here, CARD))
+    assert diagnose().card == "Orin, sm_87, CUDA 12.6, memory shared with the system"
+    monkeypatch.setattr(doctor, "detect", lambda: with_card(here, None, "it sleeps"))
+    assert diagnose().card == "it sleeps"
+
+    def fails(name: str) -> Any:
+        raise EngineError("no such library")
+
+    monkeypatch.setattr(doctor, "provider_refusals", fails)
+    assert diagnose().engines[0].providers == {"cuda": "no such library", "tensorrt": "no such library"}
+
+
+@pytest.mark.usefixtures("engines")
+def test_without_a_card_nobody_is_told_to_install_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = (replace(PRESENT, providers={"cuda": ()}),)
+    here = replace(detect(), graphics=NONE)
+    monkeypatch.setattr(doctor, "detect", lambda: here)
+    monkeypatch.setattr(doctor, "installed_engines", lambda: engines)
+    monkeypatch.setattr(doctor, "provider_refusals", lambda name: {"cuda": "install more"})
+    assert diagnose().card is None
+    assert "install more" not in shown(diagnose())
+    assert "no driver" in shown(diagnose())
 
 
 def test_json_says_the_same() -> None:

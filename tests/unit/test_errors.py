@@ -28,6 +28,7 @@ def test_only_the_users_call_exits_with_2() -> None:
         "CheckpointError": 1,
         "BundleError": 1,
         "EngineError": 1,
+        "ProviderError": 1,
         "ContextError": 1,
         "SessionError": 1,
         "RemoteError": 1,

@@ -95,6 +95,11 @@ def test_threads_reach_the_session(answering: Callable[[str], Answering], bundle
     assert session.options == {"threads": 3, "debug": True}
 
 
+def test_what_stays_on_the_processor_is_told(answering: Callable[[str], Answering], bundle: Path, data: Path) -> None:
+    answering("gqa").plan.notes = ("on the CPU: no kernels",)
+    assert call("eval", bundle, "--task", "gqa", "--data", data).err == "on the CPU: no kernels\n"
+
+
 def test_the_table(answering: Callable[[str], Answering], bundle: Path, data: Path) -> None:
     answering("gqa")
     lines = call("eval", bundle, "--task", "gqa", "--data", data).out.splitlines()

@@ -181,7 +181,7 @@ VISION = Part(("vision", "projector"), "onnx", "w8a8", (File("v.onnx", 12_288_00
 SPEAKS = Part(("decoder",), "gguf", "f16", (File("d.gguf", 2 * (LINEAR + 6400), ""),), (), ())
 ENGINES = (
     EngineInfo("sees", ("onnx",), "sees", False, None, None),
-    EngineInfo("speaks", ("gguf",), "speaks", False, None, None, caches=("f16", "q8_0"), gpus=("jetson",)),
+    EngineInfo("speaks", ("gguf",), "speaks", False, None, None, caches=("f16", "q8_0"), providers={"cuda": ()}),
 )
 
 
@@ -243,7 +243,7 @@ def test_what_is_not_known_is_not_predicted() -> None:
 
 
 def test_the_graphics_processor_where_the_engine_uses_it() -> None:
-    device = replace(known(bandwidth_theoretical=1, int8=1, fp32=1, gpu_fp16=1), kind="jetson")
+    device = replace(known(bandwidth_theoretical=1, int8=1, fp32=1, gpu_fp16=1), kind="jetson", provider="cuda")
     found = {row.name: row.assumes for row in fit(manifest(VISION, SPEAKS), device).rows}
     assert "graphics processor" in found["decode"]
     assert "graphics processor" not in found["vision"]

@@ -65,8 +65,14 @@ def test_the_plain_case() -> None:
     assert (made.threads, made.context) == (3, 1024)
     assert made.to_json() == {
         "parts": [
-            {"covers": ["vision", "projector"], "format": "onnx", "scheme": "w4", "engine": "onnxruntime"},
-            {"covers": ["decoder"], "format": "onnx", "scheme": "w4", "engine": "onnxruntime"},
+            {
+                "covers": ["vision", "projector"],
+                "format": "onnx",
+                "scheme": "w4",
+                "engine": "onnxruntime",
+                "provider": "cpu",
+            },
+            {"covers": ["decoder"], "format": "onnx", "scheme": "w4", "engine": "onnxruntime", "provider": "cpu"},
         ],
         "threads": 3,
         "context": 1024,
@@ -75,6 +81,8 @@ def test_the_plain_case() -> None:
         "peak_bytes": made.peak_bytes,
         "given_up": [],
         "isa": None,
+        "gpu_layers": None,
+        "notes": [],
     }
 
 

@@ -11,33 +11,48 @@ from edge.errors import EdgeError
 from edge.types import TensorSpec
 from exporters.formats import HALF, Job, Written, linear_bounds
 from exporters.formats.onnx import trace
+from exporters.formats.onnx.half import SCHEMES as SCHEMES_IN_HALF
+from exporters.formats.onnx.half import compute_in_half
 from exporters.formats.onnx.lower import STORAGE, Lowering
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
 from exporters.quantization import embedding_table
 
 # How each role can be stored; the tolerance is on the distance to torch on the same stored weights. What stays above
-# zero there is the rounding of activations to int8, which the schemes below fp16 leave to the kernels.
+# zero there is the rounding of activations: to int8, which the schemes below fp16 leave to the kernels, and in w16a16
+# and w4a16 to halves after each operator. Independent roundings by 2^-12 of a value after a dozen operators in each of
+# 24 layers come to 2^-12 * sqrt(288) = 0.4 % of the result, a cosine of 0.99999.
 SCHEMES = {
     "vision": {
         "fp32": {"max_abs": 1e-3, "cosine": 0.999999},
         "fp16": {"max_abs": 1e-3, "cosine": 0.999999},
         "w8a8": {"cosine": 0.9999},
+        "w16a16": {"cosine": 0.9999},
     },
     "decoder": {
         "fp32": {"max_abs": 1e-3, "cosine": 0.999999, "tokens": 1.0},
         "fp16": {"max_abs": 1e-3, "cosine": 0.999999, "tokens": 1.0},
         "w8": {"cosine": 0.999},
         "w4": {"cosine": 0.999},
+        "w16a16": {"cosine": 0.9999},
+        "w4a16": {"cosine": 0.9999},
     },
 }
 WIDER = {
     "vision": {"fp16": ["fp32"], "w8a8": ["w8", "fp16", "fp32"]},
-    "decoder": {"fp16": ["fp32"], "w8": ["fp16", "fp32"], "w4": ["w8", "fp16", "fp32"]},
+    "decoder": {"fp16": ["fp32"], "w8": ["fp16", "fp32"], "w4": ["w8", "fp16", "fp32"], "w4a16": ["w16a16"]},
 }
 # By its source, ONNX Runtime multiplies w4 by KleidiAI on ARM, which rounds a position at once: "row".
-ACTIVATIONS = {"fp32": "none", "fp16": "none", "w8a8": "tensor", "w8": "block", "w4": "block"}
-GRIDS = {"w4": "float32"}
+ACTIVATIONS = {
+    "fp32": "none",
+    "fp16": "none",
+    "w8a8": "tensor",
+    "w8": "block",
+    "w4": "block",
+    "w16a16": "none",
+    "w4a16": "none",
+}
+GRIDS = {"w4": "float32", "w4a16": "float16"}
 TOOLS = ("onnx-ir", "onnxruntime")
 OPTIONS: dict[str, dict[str, Any]] = {}
 _INLINE = 1 << 14  # bytes; a smaller initialiser stays in the graph file
@@ -45,7 +60,9 @@ _INLINE = 1 << 14  # bytes; a smaller initialiser stays in the graph file
 
 def encoder(job: Job, module: Encoder) -> Written:
     model = trace.encoder(job.skeleton, module.image_size)
-    return _written(job, Lowering(model, module.state_dict(), job.stored, job.importance, job.scales), "vision")
+    half = job.scheme in SCHEMES_IN_HALF
+    lowering = Lowering(model, module.state_dict(), job.stored, job.importance, job.scales, half=half)
+    return _written(job, lowering, "vision")
 
 
 def decoder(job: Job, module: LanguageModel) -> Written:
@@ -56,14 +73,17 @@ def decoder(job: Job, module: LanguageModel) -> Written:
     state = {f"decoder.{name}": tensor for name, tensor in module.state_dict().items()}
     guides = [{f"decoder.{name}": own for name, own in found.items()} for found in (job.importance, job.scales)]
     state |= {"cos_cache": cos, "sin_cache": sin}
-    lowering = Lowering(model, state, lambda name: job.stored(name.removeprefix("decoder.")), *guides)
+    half = job.scheme in SCHEMES_IN_HALF
+    lowering = Lowering(model, state, lambda name: job.stored(name.removeprefix("decoder.")), *guides, half=half)
     written = _written(job, lowering, "decoder")
     table = embedding_table.write(module.embed_tokens.weight, STORAGE[job.scheme].table, job.folder)
     return written._replace(files=(*written.files, *table))
 
 
 def bounds(job: Job) -> dict[str, float]:
-    """Only linear layers and the embedding table are halved; scales are float32."""
+    """Linear layers and the embedding table are halved, and what computes in halves is it all."""
+    if job.scheme in SCHEMES_IN_HALF:
+        return {name: HALF for name, _ in job.skeleton.named_parameters()}
     table = {"embed_tokens.weight": HALF} if isinstance(job.skeleton, LanguageModel) else {}
     return linear_bounds(job, {"fp16": HALF}) | (table if job.scheme == "fp16" else {})
 
@@ -88,6 +108,8 @@ def check(job: Job) -> None:
 
 def _written(job: Job, lowering: Lowering, name: str) -> Written:
     lowering.run(job.progress)
+    if lowering.half:
+        compute_in_half(lowering.model)
     return Written(_save(lowering.model, job.folder, name), *_tensors(lowering.model))
 
 

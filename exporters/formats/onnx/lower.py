@@ -25,14 +25,18 @@ class Lowering:
         scheme: Callable[[str], str],
         importance: Mapping[str, Tensor],
         scales: Mapping[str, Tensor],
+        *,
+        half: bool = False,
     ) -> None:
-        """`scheme`: of each product, by its weight's name; `scales`: of the weights that are rounded already."""
+        """`scheme`: of each product, by its weight's name; `scales`: of the weights that are rounded already; `half`:
+        all else is stored in half precision, to be computed in it."""
         self.graph = model.graph
         self.model = model
         self.state = state
         self.importance = importance
         self.scales = scales
         self.scheme = scheme
+        self.half = half
         self.quantized_activations: dict[ir.Value, tuple[ir.Value, ...]] = {}
         self.stored: dict[str, tuple[ir.Value, ...]] = {}  # by the weight's name: one may serve several products
 
@@ -48,9 +52,17 @@ class Lowering:
             if not value.uses():
                 del self.graph.initializers[name]
             elif name in self.state:
-                value.const_value = ir.tensor(self.state[name].contiguous().numpy(), name=name)
+                self._keep(value, self.state[name])
         self.model.opset_imports.pop(LINEAR[0], None)
         self.model.opset_imports[MICROSOFT] = 1
+
+    def _keep(self, value: ir.Value, tensor: Tensor) -> None:
+        """What is no product's weight, as it is stored."""
+        if self.half and tensor.dtype == torch.float32:
+            stored = tensor.half()
+            tensor.copy_(stored)
+            tensor, value.dtype = stored, ir.DataType.FLOAT16
+        value.const_value = ir.tensor(tensor.contiguous().numpy(), name=value.name)
 
     # Each takes the placeholder, its input, its weight [N, K] and its bias, and gives the value that replaces it.
 
@@ -72,6 +84,16 @@ class Lowering:
         cast = self._node(node, "Cast", [*self._once(weight, store)], {"to": int(ir.DataType.FLOAT)})
         return self._add_bias(node, self._node(node, "MatMul", [x, cast]), bias)
 
+    def w16a16(self, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+        """Stored in half, and computed in it."""
+
+        def store(name: str, tensor: Tensor) -> tuple[ir.Value]:
+            half = tensor.half()
+            tensor.copy_(half)
+            return (self._initializer(f"{name}.T", half.T.contiguous().numpy()),)
+
+        return self._add_bias(node, self._node(node, "MatMul", [x, *self._once(weight, store)]), bias)
+
     def int8(self, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
         """int8 weights with a scale for each output, activations to uint8 as they come."""
 
@@ -88,18 +110,22 @@ class Lowering:
         return self._node(node, "MatMulIntegerToFloat", [a, b, a_scale, b_scale, a_zero, None, bias], domain=MICROSOFT)
 
     def bits(self, bits: int, node: ir.Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
-        """Integers in blocks along the input; accuracy level 4 lets the kernel round activations to int8."""
+        """Integers in blocks along the input. Accuracy level 4 lets the kernel round activations to int8; of halves,
+        level 2 lets none."""
 
         def store(name: str, tensor: Tensor) -> tuple[ir.Value, ir.Value]:
             packed = integers.blockwise(tensor, bits, self.importance.get(name), scales=self.scales.get(name))
+            packed = packed.halved() if self.half else packed
             tensor.copy_(packed.dequantized())
             data = self._initializer(f"{name}.int{bits}", _stored_bits(packed))
-            return data, self._initializer(f"{name}.scale", packed.scales.numpy())
+            stored = packed.scales.half() if self.half else packed.scales
+            return data, self._initializer(f"{name}.scale", stored.numpy())
 
         data, scales = self._once(weight, store)
         assert weight.name is not None
         rows, columns = self.state[weight.name].shape
-        attrs = {"K": columns, "N": rows, "bits": bits, "block_size": integers.BLOCK, "accuracy_level": 4}
+        attrs = {"K": columns, "N": rows, "bits": bits, "block_size": integers.BLOCK}
+        attrs["accuracy_level"] = 2 if self.half else 4
         inputs: list[ir.Value | None] = [x, data, scales] if bias is None else [x, data, scales, None, None, bias]
         return self._node(node, "MatMulNBits", inputs, attrs, domain=MICROSOFT)
 
@@ -179,4 +205,6 @@ STORAGE = {
     "w8a8": Storage(Lowering.int8, "int8"),
     "w8": Storage(lambda lowering, *given: lowering.bits(8, *given), "int8"),
     "w4": Storage(lambda lowering, *given: lowering.bits(4, *given), "int8"),
+    "w16a16": Storage(Lowering.w16a16, "fp16"),
+    "w4a16": Storage(lambda lowering, *given: lowering.bits(4, *given), "int8"),
 }
