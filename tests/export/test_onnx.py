@@ -60,6 +60,8 @@ CONFIGS = {
 DECODERS = [
     *(("gqa", scheme) for scheme in onnx.SCHEMES["decoder"]),
     *(("widths that no block divides", scheme) for scheme in ("fp32", "w8", "w4")),
+    ("widths that no block divides", "w4a16"),
+    ("biases", "w4a16"),
     *(("mha, wide vocabulary", scheme) for scheme in ("fp16", "w4")),
     ("biases", "w8"),
     ("biases", "w4"),
@@ -79,7 +81,7 @@ def test_decoder_computes_its_reference(config, scheme, tmp_path):
     assert_within(found, reference(module, merged), onnx.SCHEMES["decoder"][scheme])
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "w8", "w4"])
+@pytest.mark.parametrize("scheme", ["fp32", "w8", "w4", "w4a16"])
 def test_cached_split_and_rewound_are_whole(scheme, tmp_path):
     module, decoder = written_decoder(TINY, scheme, tmp_path)
     ids = tuple(int(i) for i in np.random.default_rng(7).integers(0, TINY.vocab, 300))  # past the first allocation

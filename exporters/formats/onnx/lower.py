@@ -126,8 +126,9 @@ class Lowering:
         rows, columns = self.state[weight.name].shape
         attrs = {"K": columns, "N": rows, "bits": bits, "block_size": integers.BLOCK}
         attrs["accuracy_level"] = 2 if self.half else 4
-        inputs: list[ir.Value | None] = [x, data, scales] if bias is None else [x, data, scales, None, None, bias]
-        return self._node(node, "MatMulNBits", inputs, attrs, domain=MICROSOFT)
+        if bias is None or self.half:  # not every version of CUDA's kernel takes a bias
+            return self._add_bias(node, self._node(node, "MatMulNBits", [x, data, scales], attrs, MICROSOFT), bias)
+        return self._node(node, "MatMulNBits", [x, data, scales, None, None, bias], attrs, MICROSOFT)
 
     def _once(self, weight: ir.Value, store: Callable[[str, Tensor], tuple[ir.Value, ...]]) -> tuple[ir.Value, ...]:
         """A weight's initialisers; rounded twice it would be another weight."""
