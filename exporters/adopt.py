@@ -54,7 +54,7 @@ from exporters.sources.checkpoint import Checkpoint, open_checkpoint
 from exporters.sources.image_budget import budgeted
 from exporters.writer import Writer
 
-FORMAT = "gguf"
+FORMAT, SUFFIX = "gguf", ".gguf"
 USUAL = "onnx-w8a8-gguf-q4_0"  # its vision part, where a call says no other
 TOLERANCE = {"cosine": 0.99}  # of what it answered here, on a processor whose kernels round otherwise
 _FED = 0.999  # cosine between what rows and what their tokens give: above, images can be fed
@@ -116,6 +116,11 @@ def export(request: ExportRequest, progress: Stages) -> Exported:
 
 def _targets(request: ExportRequest) -> Mapping[str, Target]:
     """Of all roles but the decoder's. Raises UsageError on what a call asks of the decoder."""
+    if Path(request.checkpoint).suffix.lower() != SUFFIX:
+        raise UsageError(
+            f"--vision goes with a decoder's GGUF file, which {request.checkpoint!r} is not",
+            hint=f"edge export MODEL.gguf --vision {request.vision}",
+        )
     unmeant = {
         "--mmproj": request.mmproj,
         "--base": request.base,
@@ -177,14 +182,14 @@ def _build(
     write = Writer(order, folder, progress)
     write.check(vision, *others)
     part = _kept(decoder, folder)
-    opened = _opened(decoder, part, folder, checkpoint, threads)
-    _require_fed(opened, decoder, told["segments"])
+    _require_fed(_opened(part, folder, checkpoint, threads), decoder, told["segments"])
     seen = write_vision(write, vision, pixel_values, samples(order.calibration), whole)
     for component in others:
         module = write.load(component, Encoder)
         equalised(module, seen.looked, order.targets[component.role])
         write.encoder(component, module, widened=order.widened.get(component.role, NOTHING))
     write.finish()
+    opened = _opened(part, folder, checkpoint, threads)  # anew: not beside the encoder
     said = [_answer(opened, *talk) for talk in asked_of(told, seen)]
     golden = golden_of(order, pixel_values, seen, [(one, one, None) for one in said])
     return Built((*write.parts, part), golden, told, {"vision": seen.cost}, tuple(write.companions))
@@ -207,7 +212,6 @@ def _kept(decoder: Decoder, folder: Path) -> Part:
 
 
 def _opened(
-    decoder: Decoder,
     part: Part,
     folder: Path,
     checkpoint: Checkpoint,

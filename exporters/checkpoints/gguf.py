@@ -45,7 +45,8 @@ def read(path: Path, *, vision_tower: Path | None, mmproj: Path | None, context:
     if mmproj is None or vision_tower:
         raise UsageError(
             f"{path.name} holds a decoder only" if mmproj is None else "--vision-tower does not go with a GGUF file",
-            hint=f"--mmproj FILE, which holds the vision tower and the projector of {path.name}",
+            hint=f"--mmproj FILE, which holds the vision tower and the projector of {path.name}"
+            + ("; or --vision CKPT, a checkpoint whose vision part goes with it" if mmproj is None else ""),
         )
     text, seen = Source.open(path), Source.open(mmproj)
     decoder, tower = _decoder(text, _require(text, seen)), _tower(seen)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from small_models import randomized
+from test_newcomers import PROJECTOR, checkpoint
 from torch.nn import functional as F
 from transformers import DeformableDetrConfig
 from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrDecoderLayer
@@ -23,6 +24,7 @@ from exporters.models.projectors import (
     minigpt,
     pixel_shuffle_mlp,
 )
+from exporters.sources.checkpoint import open_checkpoint
 from exporters.sources.checkpoint_folder import projector_component
 
 SHAPE = ProjectorConfig(inputs=32, hidden=64, grid=6)
@@ -179,6 +181,22 @@ def test_a_d_abstractor_is_the_published_one(case):
     projector = component.load(Shaped(state)).eval()
     got = projector(rows)
     assert got.shape == (2, d_abstractor.tokens(config), 64)
+    torch.testing.assert_close(got, deformed(state, rows, config), rtol=1e-4, atol=2e-5)
+
+
+@torch.inference_mode()
+def test_a_checkpoint_with_a_d_abstractor_is_read(tmp_path):
+    said = {"projector_type": "d-abs", "d_model": 48, "decoder_layers": 1, "decoder_attention_heads": 4}
+    said |= {"decoder_n_points": 2, "decoder_ffn_dim": 40, "num_queries": 9, "encoder_hidden_size": 64}
+    config = d_abstractor.from_config(ProjectorConfig(inputs=64, hidden=64, grid=24), {"projector_config": said})
+    state = State(made(d_abstractor, config).state_dict(), "")
+    state["reference_points"] = torch.rand(1, 9, 2)
+    tensors = {PROJECTOR + name: tensor.contiguous() for name, tensor in state.items()}
+    folder = checkpoint(tmp_path, PROJECTOR, tensors, mm_projector_type="d-abs", projector_config=said)
+    found = open_checkpoint(folder)
+    rows = torch.randn(1, 576, 64)
+    got = found.components["projector"].load(found.weights)(rows)
+    assert found.spec.prompt.image_tokens == got.shape[1] == 9
     torch.testing.assert_close(got, deformed(state, rows, config), rtol=1e-4, atol=2e-5)
 
 

@@ -99,8 +99,13 @@ def test_the_decoder_is_kept_and_the_vision_part_is_proven(checkpoint, published
 
 def test_what_is_not_proven_is_said(checkpoint, published, tmp_path):
     out = tmp_path / "out"
-    made = call("export", published, "--vision", checkpoint, "-o", out, "-t", 1, "--scheme", "vision=fp32")
+    how = ("--recipe", "gguf-q4_0", "--scheme", "vision=fp32")
+    made = call("export", published, "--vision", checkpoint, "-o", out, "-t", 1, *how)
     assert made.code == 0, made.err
+    assert sorted(path.suffix for path in out.glob("*.gguf")) == [
+        ".gguf",
+        ".gguf",
+    ]  # with an mmproj for llama.cpp's CLI
     assert "as it was published: kept byte for byte, and not proven" in made.err
     report = verify(Bundle.open(out), threads=1)
     assert report.ok and report.adopted == ("decoder",)
@@ -226,9 +231,11 @@ def test_an_architecture_that_llama_cpp_does_not_run_is_refused(checkpoint, publ
         ({"recipe": "onnx-w8a8-w4"}, "onnx w4 would be another"),
         ({"quantize": "gptq"}, "--quantize does not go with --vision"),
         ({"target_size": 1000}, "--target-size does not go with --vision"),
+        ({"checkpoint": "owner/name"}, "--vision goes with a decoder's GGUF file, which 'owner/name' is not"),
         ({"base": "x"}, "--base does not go with --vision"),
     ],
 )
 def test_what_a_call_asks_of_the_decoder_is_refused(more, match, checkpoint, published, tmp_path):
+    others = {name: value for name, value in more.items() if name != "checkpoint"}
     with pytest.raises(UsageError, match=match):
-        adopted(published, checkpoint, tmp_path / "out", **more)
+        adopted(more.get("checkpoint", published), checkpoint, tmp_path / "out", **others)

@@ -9,6 +9,7 @@ import llava_checkpoints as made
 import numpy as np
 import pytest
 import torch
+from evaluated import answered
 from exported import golden_of, manifest_of
 from llava_checkpoints import IMAGE, TEXT, VISION, change, respell
 from safetensors.torch import load_file, save_file
@@ -228,13 +229,14 @@ FORMATS = {
     "onnx": {"schemes": ("fp32",)},
     "tflite": {"format": "tflite", "schemes": ("fp32",)},
     "executorch": {"format": "executorch", "schemes": ("fp32",)},
+    "gguf": {"recipe": "onnx-w8a8-gguf-q4_0", "schemes": ("vision=fp32", "decoder=f16")},
+    "coreml": {"recipe": "coreml-fp16"},
 }
+WRITTEN = [(PLAIN, "onnx"), ("SigLIP", "onnx"), ("with the class token", "onnx")]
+WRITTEN += [(PLAIN, format) for format in FORMATS if format != "onnx"]
 
 
-@pytest.mark.parametrize(
-    ("variant", "format"),
-    [(PLAIN, "onnx"), ("SigLIP", "onnx"), ("with the class token", "onnx"), (PLAIN, "tflite"), (PLAIN, "executorch")],
-)
+@pytest.mark.parametrize(("variant", "format"), WRITTEN)
 @torch.inference_mode()
 def test_a_bundle_answers_as_transformers_does(saved, variant, format, tmp_path):
     """Embeddings of an image, and 32 greedy tokens after an image and a question."""
@@ -242,10 +244,14 @@ def test_a_bundle_answers_as_transformers_does(saved, variant, format, tmp_path)
     bundle = export(
         ExportRequest(str(folder), tmp_path / "bundle", threads=1, prompt="vicuna", **FORMATS[format]), lambda *_: None
     ).path
+    values = torch.from_numpy(pixels(picture(), open_checkpoint(str(folder)).spec.image))
+    expected = model.get_image_features(values).pooler_output[0]
+    if format == "coreml":
+        told = transformers_answer(model, values, len(expected), bundle, "What is it?")
+        assert tuple(answered(bundle, picture(), "What is it?", len(told))) == told
+        return
     with load(bundle, threads=1) as session:
         embeddings = session.encode_image(picture()).rows
-        values = torch.from_numpy(pixels(picture(), open_checkpoint(str(folder)).spec.image))
-        expected = model.get_image_features(values).pooler_output[0]
         np.testing.assert_allclose(embeddings, expected.numpy(), rtol=1e-4, atol=1e-4)
         session.ask(picture(), "What is it?", max_tokens=32)
         answer = session.last.token_ids
