@@ -12,7 +12,7 @@ from edge.errors import ParityError, UsageError
 from edge.inference.session import load
 from edge.inputs import image
 from edge.inputs.views import views
-from edge.verify import Ids, Report, Row, compare, distance
+from edge.verify import Ids, Report, Row, asked, compare, distance
 from exporters import reference
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
@@ -54,8 +54,7 @@ def verify_against(
         )
     golden = Golden.load(bundle.file(manifest.golden))
     prompt = manifest.golden_prompt["segments"]
-    asked = [prompt, *([manifest.golden_prompt["views"]["segments"]] if golden.divided else [])]
-    anew, *more = _outputs(source, golden, asked)
+    anew, *more = _outputs(source, golden, [ids for *_, ids in asked(manifest.golden_prompt, golden)])
     told = float(_prompt(source, manifest.golden_prompt["question"]) == prompt)
     rows = [Row("prompt", "checkpoint", {"tokens": told}, {"tokens": 1.0})]
     compared = [("", golden.fp32, anew)]
@@ -80,18 +79,18 @@ def _prompted(source: Checkpoint, manifest: Manifest) -> Checkpoint:
     return prompts.settle(source, given if given in prompts.NAMES else None)[0]
 
 
-def _outputs(source: Checkpoint, golden: Golden, asked: Sequence[Ids]) -> list[Outputs]:
-    """Of the picture as one view, and where `asked` has a second prompt, in all its views."""
+def _outputs(source: Checkpoint, golden: Golden, around: Sequence[Ids]) -> list[Outputs]:
+    """Of the picture as one view, and where there is a second prompt around it, in all its views."""
     vision, decoder = components(source)
     encoder = vision.load(source.weights)
     assert isinstance(encoder, Encoder)
     rows = [reference.encode(encoder, image.pixels(golden.picture, source.spec.image))]
-    if len(asked) > 1:
+    if len(around) > 1:
         rows.append(reference.encode_all(encoder, views(golden.picture, source.spec)).rows[None])
     del encoder  # one component at a time
     model = decoder.load(source.weights)
     assert isinstance(model, LanguageModel)
-    return [Outputs(one, *reference.answer(model, prompt, one)) for one, prompt in zip(rows, asked, strict=True)]
+    return [Outputs(one, *reference.answer(model, prompt, one)) for one, prompt in zip(rows, around, strict=True)]
 
 
 def _prompt(source: Checkpoint, question: str) -> Ids:
