@@ -132,7 +132,7 @@ def compare(session: Session, golden: Golden) -> Report:
         Row("prompt", "golden", {"tokens": _prompt_agreement(session, golden)}, _EXACT),
         *_seeing(session, golden),
     ]
-    for before, of, prompt in _asked(manifest.golden_prompt, golden):
+    for before, of, prompt in asked(manifest.golden_prompt, golden):
         rows += _answering(session, *_replay(session, of.fp32.image_embeds[0], prompt), of, before)
     evaluated = {choice.part.format for choice in session.plan.choices if choice.engine in evaluator_names()}
     plan = session.plan
@@ -154,7 +154,7 @@ def distance(found: NDArray[np.float32], reference: NDArray[np.float32]) -> dict
     return {"max_abs": float(np.abs(a - b).max()), "cosine": cosine}
 
 
-def _asked(told: Mapping[str, Any], golden: Golden) -> Iterator[tuple[str, Golden | References, Ids]]:
+def asked(told: Mapping[str, Any], golden: Golden) -> Iterator[tuple[str, Golden | References, Ids]]:
     """The golden question about the picture as one view, and as the bundle divides it: what its stages begin with, the
     references, and the ids around the picture."""
     yield "", golden, told["segments"]
@@ -284,7 +284,7 @@ def _prompt_agreement(session: Session, golden: Golden) -> float:
     """1.0 when the question is cut and tokenised into the very ids that the export saw."""
     manifest = session.bundle.manifest
     question, same = manifest.golden_prompt["question"], True
-    for before, of, prompt in _asked(manifest.golden_prompt, golden):
+    for before, of, prompt in asked(manifest.golden_prompt, golden):
         grid = session.views(golden.picture).grid if before else None
         rows = np.zeros((manifest.spec.prompt.image_tokens, 1), np.float32)
         if before:

@@ -12,7 +12,7 @@ from edge.errors import ParityError, UsageError
 from edge.inference.session import load
 from edge.inputs import image
 from edge.inputs.views import views
-from edge.verify import Ids, Report, Row, compare, distance
+from edge.verify import Ids, Report, Row, asked, compare, distance
 from exporters import reference
 from exporters.models.decoders import LanguageModel
 from exporters.models.encoder import Encoder
@@ -57,8 +57,9 @@ def verify_against(
         )
     golden = Golden.load(bundle.file(manifest.golden))
     prompt = manifest.golden_prompt["segments"]
-    asked = [prompt, *([manifest.golden_prompt["views"]["segments"]] if golden.divided else [])]
-    anew, *more = _outputs(source, golden, asked, answers=not decoder.adopted)
+    anew, *more = _outputs(
+        source, golden, [ids for *_, ids in asked(manifest.golden_prompt, golden)], answers=not decoder.adopted
+    )
     told = float(_prompt(source, manifest.golden_prompt["question"]) == prompt)
     rows = [Row("prompt", "checkpoint", {"tokens": told}, {"tokens": 1.0})]
     compared = [("", golden.fp32, anew)]
@@ -85,17 +86,17 @@ def _prompted(source: Checkpoint, manifest: Manifest) -> Checkpoint:
 def _outputs(
     source: Checkpoint,
     golden: Golden,
-    asked: Sequence[Ids],
+    around: Sequence[Ids],
     *,
     answers: bool,
 ) -> list[Outputs]:
-    """Of the picture as one view, and where `asked` has a second prompt, in all its views. Where the decoder is not the
-    checkpoint's, golden's answers stay."""
+    """Of the picture as one view, and where there is a second prompt around it, in all its views. Where the decoder is not
+    the checkpoint's, golden's answers stay."""
     vision, decoder = components(source)
     encoder = vision.load(source.weights)
     assert isinstance(encoder, Encoder)
     rows = [reference.encode(encoder, image.pixels(golden.picture, source.spec.image))]
-    if len(asked) > 1:
+    if len(around) > 1:
         rows.append(reference.encode_all(encoder, views(golden.picture, source.spec)).rows[None])
     if not answers:
         kept = [golden.fp32, *([golden.divided.fp32] if golden.divided else [])]
@@ -103,7 +104,7 @@ def _outputs(
     del encoder  # one component at a time
     model = decoder.load(source.weights)
     assert isinstance(model, LanguageModel)
-    return [Outputs(one, *reference.answer(model, prompt, one)) for one, prompt in zip(rows, asked, strict=True)]
+    return [Outputs(one, *reference.answer(model, prompt, one)) for one, prompt in zip(rows, around, strict=True)]
 
 
 def _prompt(source: Checkpoint, question: str) -> Ids:

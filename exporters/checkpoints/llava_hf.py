@@ -32,6 +32,7 @@ from exporters.sources.checkpoint_folder import (
     refuse_options,
     small_files,
 )
+from exporters.sources.llava_kinds import DEFAULTS, KINDS, VISION, Kind
 from exporters.sources.lora import Adapter
 from exporters.sources.prompts import CONVERSATIONS
 from exporters.sources.sentencepiece import SentencePiece
@@ -40,61 +41,6 @@ from exporters.sources.weights import Weights
 
 MODEL_TYPES = ("llava", "llava_next", "llava_onevision")
 MARKS = ("text_config", "vision_config")
-DEFAULTS: Mapping[str, Any] = {  # transformers' LlavaConfig
-    "image_token_index": 32000,
-    "image_seq_length": 576,
-    "projector_hidden_act": "gelu",
-    "vision_feature_select_strategy": "default",
-    "vision_feature_layer": -2,
-    "multimodal_projector_bias": True,
-    "tie_word_embeddings": False,
-}
-VISION: Mapping[str, Any] = {  # where there is no vision_config at all
-    "model_type": "clip_vision_model",
-    "intermediate_size": 4096,
-    "hidden_size": 1024,
-    "patch_size": 14,
-    "image_size": 336,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-}
-
-
-class Kind(NamedTuple):
-    """What a model_type presets."""
-
-    defaults: Mapping[str, Any]
-    vision: Mapping[str, Any]  # where there is no vision_config at all
-    text: str  # the model_type of a text_config that names none
-    processor: str | None  # of tiles; None: one view, as the vision encoder's own
-
-
-KINDS = {
-    "llava": Kind(DEFAULTS, VISION, "llama", None),
-    "llava_next": Kind({**DEFAULTS, anyres.POINTS: anyres.NEXT_POINTS}, VISION, "llama", anyres.NEXT),
-    "llava_onevision": Kind(
-        {
-            **{name: value for name, value in DEFAULTS.items() if name != "image_seq_length"},
-            "image_token_index": 151646,
-            "video_token_index": 151647,
-            "vision_feature_select_strategy": "full",
-            "vision_feature_layer": -1,
-            "vision_aspect_ratio": "anyres_max_9",
-            anyres.POINTS: anyres.ONEVISION_POINTS,
-        },
-        {
-            "model_type": "siglip_vision_model",
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "patch_size": 14,
-            "image_size": 384,
-            "num_hidden_layers": 26,
-            "num_attention_heads": 16,
-        },
-        "qwen2",
-        anyres.ONEVISION,
-    ),
-}
 NEWLINE_TOLD = "use_image_newline_parameter"
 # A key that begins so belongs to the model, not to training or to transformers, and is read or refused.
 _OWN = re.compile(r"(image|vision|video|projector|multimodal|mm|downsample|spatial|use_image)_.*|s2")

@@ -38,7 +38,7 @@ def recorded(exports: Exports, monkeypatch):
         parts = tuple(replace(part, error={}) for part in manifest.parts)
         lost = {key.split(".")[0]: part.error[key] for part in manifest.parts for key in part.error if "loss" in key}
         costs = {"vision": Cost(lost["vision"], 1, None), "decoder": Cost(lost["prefill"], 1, None)}
-        return Built(parts, golden_of(path), manifest.golden_prompt["segments"], costs)
+        return Built(parts, golden_of(path), {"segments": manifest.golden_prompt["segments"]}, costs)
 
     monkeypatch.setattr(exporting, "build", again)
 

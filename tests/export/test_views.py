@@ -29,7 +29,7 @@ from edge.planning.sizes import sizes
 from edge.spec import VLMSpec
 from edge.spec.division import ViewsSpec
 from edge.types import Embeddings, OpenOptions, Tokens
-from edge.verify import compare, verify
+from edge.verify import asked, compare, shown, verify
 from exporters import pipeline
 from exporters.evaluators import mil
 from exporters.export import ExportRequest, export
@@ -126,6 +126,10 @@ def test_golden_is_replayed_in_all_its_views(bundle, spec):
     with load(bundle, threads=1) as session:
         found = compare(session, replace(golden, divided=spoilt))
     assert [row.stage for row in found.rows if not row.ok][:1] == ["views.prefill"]
+    with pytest.raises(BundleError, match="the manifest no prompt for them"):
+        list(asked({"segments": []}, golden))
+    with pytest.raises(BundleError, match="3 embeddings for 2 views"):
+        shown([[1], None, None], np.zeros((3, 2), np.float32))
 
 
 def test_what_is_foreseen_counts_all_views(bundle):
