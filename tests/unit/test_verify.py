@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -125,7 +124,7 @@ def prompt_of(bundle: Bundle, question: str) -> dict[str, Any]:
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """Its golden is what the null engine gives, so that the replay finds no difference."""
-    monkeypatch.setattr(verifying, "load", partial(load, engine="null"))
+    monkeypatch.setattr(verifying, "load", lambda *given, **options: load(*given, **{**options, "engine": "null"}))
     made = write_model_bundle(tmp_path / "bundle")
     vision, decoder = made.manifest.parts
     parts = (replace(vision, tolerance={"max_abs": 1e-3, "cosine": 0.999}), replace(decoder, tolerance=TOLERANCE))
