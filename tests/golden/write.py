@@ -12,6 +12,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from edge.inputs import image
 from edge.inputs.prompt import Turn, segments
 from edge.inputs.tokenizer import Tokenizer
 from edge.inputs.views import views
-from edge.spec import ImageSpec, PromptSpec, ViewsSpec, parse
+from edge.spec import DecoderSpec, ImageSpec, PromptSpec, ViewsSpec, VLMSpec, parse
 from edge.types import Embeddings, Tokens
 
 HERE = Path(__file__).parent
+DECODER = DecoderSpec(1, 1, 1, 8, 8, 100, 64, 10000.0, rope_dim=8, family="tiny", ffn=8, gated=True)
 FILES = HERE / "tokenizers"
 FUZZED = 3000
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -224,7 +226,8 @@ def _divided(entry: dict[str, Any]) -> dict[str, Any]:
     rgb = picture(entry["width"], entry["height"], entry["seed"], entry["hard"])
     size, edge = entry["size"], entry["long_edge"]
     spec = ImageSpec(size, "long_edge", BACKGROUND, "lanczos", MEAN, STD, edge, ViewsSpec(-(-edge // size), None))
-    found = views(rgb, spec, entry["most"])
+    prompt = replace(parse(PromptSpec, next(iter(PROMPTS.values()))), image_tokens=1)  # `most` counts views
+    found = views(rgb, VLMSpec(spec, prompt, DECODER), entry["most"])
     values = b"".join(view.astype("<f4").tobytes() for view in found.pixels)
     return {**entry, "grid": found.grid or (0, 0), "sha256": hashlib.sha256(values).hexdigest()}
 
