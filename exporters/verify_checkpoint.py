@@ -90,8 +90,8 @@ def _outputs(
     *,
     answers: bool,
 ) -> list[Outputs]:
-    """Of the picture as one view, and where there is a second prompt around it, in all its views. Where the decoder is not
-    the checkpoint's, golden's answers stay."""
+    """Of the picture as one view, and where there is a second prompt around it, in all its views. Where the decoder is
+    not the checkpoint's, golden's answers stay."""
     vision, decoder = components(source)
     encoder = vision.load(source.weights)
     assert isinstance(encoder, Encoder)

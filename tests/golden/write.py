@@ -227,7 +227,7 @@ def _divided(entry: dict[str, Any]) -> dict[str, Any]:
     size, edge = entry["size"], entry["long_edge"]
     spec = ImageSpec(size, "long_edge", BACKGROUND, "lanczos", MEAN, STD, edge, ViewsSpec(-(-edge // size), None))
     prompt = replace(parse(PromptSpec, next(iter(PROMPTS.values()))), image_tokens=1)  # `most` counts views
-    found = views(rgb, VLMSpec(spec, prompt, DECODER), entry["most"])
+    found = views(rgb, VLMSpec(spec, prompt, DECODER, None), entry["most"])
     values = b"".join(view.astype("<f4").tobytes() for view in found.pixels)
     return {**entry, "grid": found.grid or (0, 0), "sha256": hashlib.sha256(values).hexdigest()}
 
