@@ -37,7 +37,9 @@ public struct ImageSpec: Sendable {
         if (fit == .longEdge) != (longEdge != nil) || longEdge ?? 1 > ImageSpec.longestEdge {
             throw told.odd("long_edge")
         }
-        views = try told.has("views") && !told.value("views").isNull ? ViewsSpec(told.fields("views")) : nil
+        let divided = try told.has("views") && !told.value("views").isNull ? told.fields("views") : nil
+        // Other divisions: one view, as the contract says.
+        views = try divided.flatMap { $0.has("grid") ? try ViewsSpec($0) : nil }
         if let views, views.grid < 2 || views.grid != ((longEdge ?? 0) + size - 1) / size { throw told.odd("views") }
         if background.count != 3 { throw told.odd("background") }
         if mean.count != 3 { throw told.odd("mean") }

@@ -39,6 +39,13 @@ final class PixelsTests: XCTestCase {
         return try ImageSpec(Fields(.object((told.members ?? []) + (entry.members ?? []) + own), "image"))
     }
 
+    func testADivisionThatIsNotReadIsOneView() throws {
+        let told = try json("GOLDEN", "images.json")
+        let views = Json.object([Json.Member("grids", .list([])), Json.Member("image_tokens", .null)])
+        let own = (told.items("images")[0].members ?? []) + [Json.Member("views", views)]
+        XCTAssertNil(try ImageSpec(Fields(.object((told.members ?? []) + own), "image")).views)
+    }
+
     func testASquareThatWouldTakeGigabytesIsRefused() throws {
         let told = try json("GOLDEN", "images.json")
         let own = (told.items("images")[0].members ?? []).filter { $0.name != "size" }

@@ -44,6 +44,13 @@ class PixelsTest {
     }
 
     @Test
+    fun aDivisionThatIsNotReadIsOneView() {
+        val views = mapOf("grids" to listOf(listOf(1L, 2L)), "side" to 2L, "most_tiles" to null, "image_tokens" to null)
+        val entry = told + told["images"].items()[0] + ("views" to views)
+        assertEquals(null, ImageSpec.of(Fields(entry, "image")).views)
+    }
+
+    @Test
     fun aSquareThatWouldTakeGigabytesIsRefused() {
         val entry = told + told["images"].items()[0] + ("size" to 4097L)
         assertSays(thrown<BundleException> { ImageSpec.of(Fields(entry, "image")) }, "size 4097")
