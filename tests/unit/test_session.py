@@ -395,7 +395,7 @@ def test_the_null_engine_answers_with_a_growing_cache(tmp_path: Path) -> None:
 
 def test_a_missing_engine_is_explained(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     none = tuple(replace(e, installed=e.name == "null") for e in sessions.installed_engines())
-    monkeypatch.setattr(sessions, "installed_engines", lambda evaluators: none)
+    monkeypatch.setattr(sessions, "installed_engines", lambda evaluators=False: none)
     with pytest.raises(EngineError, match="no engine opens the vision of null") as caught:
         edge.load(bundle.path)
     assert "pip install 'edge-vlm[onnxruntime]'" in str(caught.value.hint)
