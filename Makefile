@@ -90,11 +90,13 @@ test-arm: arm-site  ## the run side on emulated ARM processors
 
 arm-site: arm-machine $(ARM_WHEEL) $(ARM_EXECUTORCH) $(VENV)/installed-dev
 	@rm -rf '$(ARM)/source' '$(ARM)/site' && mkdir -p '$(ARM)/source'
-	@cp -R edge runtimes exporters pyproject.toml README.md LICENSE '$(ARM)/source'
+	@cp -R edge runtimes exporters packages pyproject.toml README.md LICENSE '$(ARM)/source'
 	@echo "installing the run side for Python 3.11 on ARM"
-	@$(PIP) wheel --quiet --no-deps --wheel-dir '$(ARM)/source/dist' '$(ARM)/source'
+	@$(PIP) wheel --quiet --no-deps --wheel-dir '$(ARM)/source/dist' '$(ARM)/source' \
+		'$(ARM)/source/packages/edge-vlm-export'
 	@$(PIP) install --quiet --target '$(ARM)/site' $(ARM_PIP) --find-links '$(WHEELS)' $(ARM_TESTS) \
-		"$$(ls '$(ARM)'/source/dist/*.whl)[onnxruntime,llamacpp,litert,executorch-native,schema,serve]"
+		"$$(ls '$(ARM)'/source/dist/edge_vlm-*.whl)[onnxruntime,llamacpp,litert,executorch-native,schema,serve]"
+	@$(PIP) install --quiet --no-deps --target '$(ARM)/site' '$(ARM)'/source/dist/edge_vlm_export-*.whl  # what tests need of it
 
 test-android: android-tools $(BUNDLE)/manifest.json  ## the Android demo's Kotlin on the JVM, to the last bit of Python's
 	android_demo/test-core '$(ANDROID)' $(BIN)/python $(BUNDLE) $(ANDROID_WORK)/core
