@@ -116,7 +116,7 @@ def test_what_the_compiler_makes_is_listed(exports: Exports, monkeypatch, tmp_pa
 
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(coremltools.models.utils, "compile_model", compile_model)
-    monkeypatch.setattr(side, "_require_engines", lambda recipe: None)
+    monkeypatch.setattr(side, "require_engines", lambda recipe: None)
     monkeypatch.setattr(side, "verify", lambda bundle, threads: Report(()))
     request = side.ExportRequest(
         str(exports.checkpoint()),

@@ -40,7 +40,7 @@ from exporters.quantization.observed import observe
 from exporters.quantization.rounding import Rounding
 from exporters.sources.checkpoint import open_checkpoint
 
-FLOATS = {"fp32", "fp16", "f16", "bf16"}
+FLOATS = {"fp32", "fp16", "f16", "bf16", "w16a16"}
 KINDS = sorted(
     {
         how

@@ -96,7 +96,7 @@ def full(*args, **kwargs):
     [
         (Golden, "save"),
         (exporting.bundles, "write_manifest"),
-        (exporting, "_with_errors"),  # between the two manifests
+        (exporting, "with_errors"),  # between the two manifests
     ],
     ids=["golden", "manifest", "second manifest"],
 )

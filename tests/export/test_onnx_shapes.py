@@ -93,7 +93,8 @@ def session(source, level=ort.GraphOptimizationLevel.ORT_ENABLE_ALL):
 def feeds(inputs):
     generator = np.random.default_rng(0)
     shapes = {port.name: [SIZES.get(size, size) for size in port.shape] for port in inputs}
-    numbers = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    kinds = {port.name: np.float16 if port.type == "tensor(float16)" else np.float32 for port in inputs}
+    numbers = {name: generator.normal(size=shape).astype(kinds[name]) for name, shape in shapes.items()}
     return numbers | ({"attention_mask": np.ones((1, PAST + NEW), np.int64)} if "attention_mask" in shapes else {})
 
 
@@ -164,7 +165,7 @@ def known_to_the_checker():
         1,
         inputs=[port("X", "T"), port("scale", "T")],
         outputs=[port("Y", "T")],
-        type_constraints=[("T", ["tensor(float)"], "")],
+        type_constraints=[("T", ["tensor(float)", "tensor(float16)"], "")],
         attributes=[
             defs.OpSchema.Attribute("axis", defs.OpSchema.AttrType.INT),
             defs.OpSchema.Attribute("epsilon", defs.OpSchema.AttrType.FLOAT),
