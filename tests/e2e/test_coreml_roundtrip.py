@@ -15,9 +15,11 @@ from conftest import REPOSITORY
 from exported import Exports, failed, manifest_of, vouch
 
 from edge.bundle.manifest import Bundle
+from edge.devices import detect
 from edge.verify import Report, verify
 from exporters import export as side
 from exporters.formats.coreml.fp16_overflow import LIMIT
+from exporters.models import room
 
 RECIPES = ("coreml-fp16", "coreml-w8-w8", "coreml-w8-w4", "coreml-w8-pal4")
 elsewhere = pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has the engine itself")
@@ -114,6 +116,8 @@ def test_what_the_compiler_makes_is_listed(exports: Exports, monkeypatch, tmp_pa
         Path(destination_path, "weights", "weight.bin").write_bytes(b"compiled")
         return destination_path
 
+    here = detect()  # by this system, which is no other
+    monkeypatch.setattr(room, "detect", lambda: here)
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(coremltools.models.utils, "compile_model", compile_model)
     monkeypatch.setattr(side, "require_engines", lambda recipe: None)
