@@ -33,7 +33,7 @@ def unpack(archive: Path, destination: Path) -> None:
 
 
 def _unpack(archive: zipfile.ZipFile, whole: int, destination: Path) -> None:
-    members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+    members = {info.filename: info for info in archive.infolist() if not info.filename.endswith("/")}
     if any(not 0 <= info.header_offset < whole for info in members.values()):
         raise zipfile.BadZipFile("it places a file outside itself")
     top = _top(members)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zipfile
 from pathlib import Path
 from random import Random
 
@@ -62,6 +63,19 @@ def test_what_was_found_is_refused(name: str, content: bytes, tmp_path: Path) ->
     from readers import READERS
 
     assert not READERS[name].read(content, tmp_path)
+
+
+def test_a_file_without_a_name_is_passed_over(tmp_path: Path) -> None:
+    """Python 3.11's zipfile cannot tell whether it is a folder."""
+    from readers import READERS
+
+    (seed,) = READERS["archive"].seeds()
+    place = tmp_path / "nameless.zip"
+    place.write_bytes(seed)
+    with zipfile.ZipFile(place, "a") as archive:
+        archive.writestr(zipfile.ZipInfo("x"), b"")
+        archive.filelist[-1].filename = ""
+    assert READERS["archive"].read(place.read_bytes(), tmp_path)
 
 
 def test_an_archive_that_places_a_file_outside_itself_is_refused(tmp_path: Path) -> None:
