@@ -5,11 +5,13 @@ import androidx.compose.runtime.Composable
 import androidx.compose.ui.Modifier
 import androidx.compose.ui.unit.Dp
 
-interface ColumnScope {
+@DslMarker annotation class LayoutScopeMarker
+
+@LayoutScopeMarker interface ColumnScope {
     fun Modifier.weight(weight: Float, fill: Boolean = true): Modifier
 }
 
-interface RowScope {
+@LayoutScopeMarker interface RowScope {
     fun Modifier.weight(weight: Float, fill: Boolean = true): Modifier
 }
 

@@ -58,10 +58,7 @@ fun AssistantScreen(assistant: Assistant, refused: () -> Unit) {
     val start = errands(assistant)
     val take = camera(refused) { start(Errand.TAKE) }
     val live = camera(refused) { assistant.live(typed.trim().ifEmpty { hint }) }
-    val ask = {
-        assistant.ask(typed.trim().ifEmpty { hint })
-        typed = ""
-    }
+    val ask = { assistant.ask(typed.trim().ifEmpty { hint }).also { typed = "" } }
     Column(Modifier.fillMaxSize().safeDrawingPadding().padding(16.dp)) {
         Buttons(assistant, screen, start, take, live)
         Photo(screen.photo)
@@ -187,18 +184,21 @@ private fun errands(assistant: Assistant): (Errand) -> Unit {
     return { errand -> errand.start(context) { launchers.getValue(errand).launch(it) } }
 }
 
+// Another contract would be registered anew, and each word of an answer draws the screen anew.
 @Composable
 private fun launcher(errand: Errand, assistant: Assistant): ManagedActivityResultLauncher<Intent, ActivityResult> =
-    rememberLauncherForActivityResult(StartActivityForResult()) { errand.done(assistant, it.resultCode, it.data) }
+    rememberLauncherForActivityResult(remember { StartActivityForResult() }) {
+        errand.done(assistant, it.resultCode, it.data)
+    }
 
 /** An app that names the permission may not even send a person to the camera's own app without it. */
 @Composable
 private fun camera(refused: () -> Unit, use: () -> Unit): () -> Unit {
-    val permission = rememberLauncherForActivityResult(RequestMultiplePermissions()) { given ->
+    val permission = rememberLauncherForActivityResult(remember { RequestMultiplePermissions() }) { given ->
         when (given[Manifest.permission.CAMERA]) {
             true -> use()
             false -> refused()
-            null -> Unit // the question was cut off
+            null -> {} // the question was cut off
         }
     }
     return { permission.launch(arrayOf(Manifest.permission.CAMERA)) }
