@@ -103,6 +103,7 @@ test-android: android-tools $(BUNDLE)/manifest.json  ## the Android demo's Kotli
 
 android: test-android apk-tools $(VENV)/installed-dev  ## the Android demo's APK: built, looked into, its dex tested
 	android_demo/build-apk '$(ANDROID)' $(BIN)/python $(BUNDLE) $(ANDROID_WORK)
+	android_demo/typecheck '$(ANDROID)' $(ANDROID_WORK)
 	EDGE_APK='$(APK)' EDGE_ANDROID_TOOLS='$(ANDROID)' $(PYTEST) tests/android -m apk
 	android_demo/test-dex '$(ANDROID)' $(BIN)/python $(BUNDLE) '$(APK)' $(ANDROID_WORK)/core
 

@@ -3,6 +3,7 @@ import org.jetbrains.kotlin.gradle.dsl.JvmTarget
 plugins {
     alias(libs.plugins.android.application)
     alias(libs.plugins.kotlin.android)
+    alias(libs.plugins.kotlin.compose)
 }
 
 android {
@@ -18,8 +19,12 @@ android {
         ndk { abiFilters += listOf("arm64-v8a", "x86_64") }
     }
 
-    // A newer ONNX Runtime's manifest must not make an app of this one that reports.
+    buildFeatures { compose = true }
+
     sourceSets {
+        // The screen; src/framework has that of the build without Google's servers.
+        getByName("main").kotlin.srcDir("src/compose/kotlin")
+        // A newer ONNX Runtime's manifest must not make an app of this one that reports.
         for (type in listOf("debug", "release")) getByName(type).manifest.srcFile("src/gradle/AndroidManifest.xml")
     }
 
@@ -32,9 +37,10 @@ android {
 
     packaging { jniLibs { useLegacyPackaging = false } } // mapped from the APK, at pages of 16 KB
 
+    // Compose's inline functions cannot be newer bytecode than what calls them.
     compileOptions {
-        sourceCompatibility = JavaVersion.VERSION_1_8
-        targetCompatibility = JavaVersion.VERSION_1_8
+        sourceCompatibility = JavaVersion.VERSION_11
+        targetCompatibility = JavaVersion.VERSION_11
     }
 
     // A bundle of your own: edge export CHECKPOINT -o android_demo/app/src/main/assets/demo
@@ -42,10 +48,16 @@ android {
 }
 
 kotlin {
-    compilerOptions { jvmTarget.set(JvmTarget.JVM_1_8) }
+    compilerOptions { jvmTarget.set(JvmTarget.JVM_11) }
 }
 
 dependencies {
     implementation(project(":core"))
     implementation(libs.onnxruntime.android)
+    implementation(platform(libs.compose.bom))
+    implementation(libs.compose.foundation)
+    implementation(libs.compose.material3)
+    implementation(libs.compose.runtime)
+    implementation(libs.compose.ui)
+    implementation(libs.activity.compose)
 }

@@ -52,7 +52,25 @@ def test_what_gradle_is_asked_for_is_in_the_catalogue(script: str) -> None:
     asked = set(re.findall(r"\blibs\.[\w.]+", (DEMO / script).read_text(encoding="utf-8")))
     assert asked and asked <= known
     for entry in (*CATALOGUE["plugins"].values(), *CATALOGUE["libraries"].values()):
-        assert entry["version"]["ref"] in CATALOGUE["versions"]
+        if "version" in entry or not entry["module"].startswith("androidx.compose."):  # these are the BOM's
+            assert entry["version"]["ref"] in CATALOGUE["versions"]
+
+
+def test_each_build_has_a_screen_of_its_own() -> None:
+    assert "src/compose/kotlin" in APP and "src/framework/" not in APP
+    assert "src/framework" in BUILD and "src/compose" not in BUILD
+    assert {path.parts[-6] for path in DEMO.rglob("MainActivity.kt")} == {"compose", "framework"}
+
+
+def test_gradle_is_asked_for_what_the_compose_screen_imports() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (DEMO / "app/src/compose").rglob("*.kt"))
+    imported = set(re.findall(r"^import (androidx\.(?:compose\.)?\w+)", sources, re.MULTILINE))
+    libraries = {f"libs.{name.replace('-', '.')}": entry for name, entry in CATALOGUE["libraries"].items()}
+    asked = {libraries[name]["module"].split(":")[0] for name in re.findall(r"n\((libs\.[\w.]+)\)", APP)}
+    assert imported and imported <= asked
+    assert "platform(libs.compose.bom)" in APP and "compose = true" in APP
+    assert "android.useAndroidX=true" in (DEMO / "gradle.properties").read_text(encoding="utf-8")
+    assert CATALOGUE["plugins"]["kotlin-compose"]["version"]["ref"] == "kotlin"
 
 
 def test_gradle_is_pinned_by_its_sum() -> None:

@@ -164,6 +164,11 @@ class Assistant(private val context: Context) {
         job?.cancel()
     }
 
+    /** Nobody looks: the camera is let go. */
+    fun leave() {
+        if (shown.value.live) stop()
+    }
+
     /**
      * Writes `bench.json` where `adb pull` finds it. [model]: a name; the folder of a bundle that lies beside that
      * file, which need not be imported; or null for the one that is open.

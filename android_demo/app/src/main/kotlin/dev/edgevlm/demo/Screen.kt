@@ -20,7 +20,15 @@ data class Screen(
     val stages: String = "", // of the proof, a line for each
     val live: Boolean = false,
     val busy: Boolean = false,
-)
+) {
+    /** The conversation, with the answer that is being made. */
+    val talk: String
+        get() = (said.map { "${it.question}\n${it.answer}" } + listOfNotNull(question?.let { "$it\n$answer" }))
+            .joinToString("\n\n")
+
+    /** Or, while an answer is made, stop it. */
+    val canAsk: Boolean get() = question != null || !busy && model != null
+}
 
 /** What an answer took, and what the phone tells beside it. */
 fun told(answer: Answer, device: Device): String {

@@ -36,7 +36,7 @@ class ImageSpec(
             val longEdge = if ("long_edge" in told && told["long_edge"] != null) told.count("long_edge") else null
             if ((fit == Fit.LONG_EDGE) == (longEdge == null) || (longEdge ?: 1) > LONGEST_EDGE) told.odd("long_edge")
             val divided = if ("views" in told && told["views"] != null) told.fields("views") else null
-            val views = divided?.takeIf { "grid" in it }?.let(::views) // other divisions: one view, as the contract says
+            val views = divided?.takeIf { "grid" in it }?.let(::views) // others: one view, as the contract says
             val grid = ((longEdge ?: 0) + size - 1) / size
             if (views != null && (views.grid < 2 || views.grid != grid)) told.odd("views")
             return ImageSpec(size, fit, background, one(told, "resample"), mean, std, longEdge, views)

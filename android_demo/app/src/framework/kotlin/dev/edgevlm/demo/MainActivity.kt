@@ -1,16 +1,13 @@
-/** The one screen. It shows what the assistant says, and holds nothing: rotation makes it anew. */
+/** The screen on the framework's own classes. It shows what the assistant says, and holds nothing. */
 package dev.edgevlm.demo
 
 import android.Manifest
 import android.app.Activity
 import android.app.AlertDialog
-import android.content.ActivityNotFoundException
 import android.content.Intent
 import android.content.pm.PackageManager
 import android.graphics.Bitmap
-import android.os.Build
 import android.os.Bundle
-import android.provider.MediaStore
 import android.view.View
 import android.view.inputmethod.EditorInfo
 import android.widget.Button
@@ -18,18 +15,14 @@ import android.widget.EditText
 import android.widget.ImageView
 import android.widget.ScrollView
 import android.widget.TextView
-import android.widget.Toast
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Job
 import kotlinx.coroutines.cancel
 import kotlinx.coroutines.launch
 
-private const val PICK_IMAGES = "android.provider.action.PICK_IMAGES" // MediaStore.ACTION_PICK_IMAGES, of Android 13
-private const val PICK = 1
-private const val TAKE = 2
-private const val ZIP = 3
-private const val FOLDER = 4
-private const val LIVE = 5
+// What the camera is asked for.
+private const val TAKE = 1
+private const val LIVE = 2
 
 class MainActivity : Activity() {
     private val assistant get() = (application as DemoApp).assistant
@@ -40,7 +33,7 @@ class MainActivity : Activity() {
         super.onCreate(saved)
         setContentView(R.layout.main)
         insets(view(R.id.root))
-        button(R.id.pick).setOnClickListener { pick() }
+        button(R.id.pick).setOnClickListener { start(Errand.PICK) }
         button(R.id.take).setOnClickListener { withCamera(TAKE) }
         button(R.id.live).setOnClickListener { withCamera(LIVE) }
         text(R.id.proof).setOnClickListener { proof() }
@@ -50,12 +43,12 @@ class MainActivity : Activity() {
         (view(R.id.question) as EditText).setOnEditorActionListener { _, action, _ ->
             (action == EditorInfo.IME_ACTION_SEND).also { if (it) ask() }
         }
-        if (saved == null) told(intent)
+        if (saved == null) assistant.told(intent)
     }
 
     override fun onNewIntent(intent: Intent) {
         super.onNewIntent(intent)
-        told(intent)
+        assistant.told(intent)
     }
 
     override fun onStart() {
@@ -65,31 +58,19 @@ class MainActivity : Activity() {
     }
 
     override fun onStop() {
-        // A camera that nobody looks through is let go; one whose screen only turns goes on.
-        if (assistant.screen.value.live && !isChangingConfigurations) assistant.stop()
+        if (!isChangingConfigurations) assistant.leave() // a live camera whose screen only turns goes on
         watch.cancel()
         super.onStop()
-    }
-
-    /**
-     * `am start -n dev.edgevlm.demo/.MainActivity --es bench MODEL --ei repetitions 5`, as `edge bench --on` types it.
-     * An empty MODEL is the one that is open.
-     */
-    private fun told(intent: Intent?) {
-        val model = intent?.getStringExtra("bench") ?: return
-        assistant.bench(model.ifEmpty { null }, intent.getIntExtra("repetitions", 5).coerceIn(1, 1000))
     }
 
     private fun show(screen: Screen) {
         if (screen.photo !== photo) (view(R.id.photo) as ImageView).setImageBitmap(screen.photo)
         photo = screen.photo
-        val lines = screen.said.map { "${it.question}\n${it.answer}" } +
-            listOfNotNull(screen.question?.let { "$it\n${screen.answer}" })
-        text(R.id.talk).text = lines.joinToString("\n\n")
+        text(R.id.talk).text = screen.talk
         text(R.id.status).text = screen.status
         text(R.id.proof).text = screen.proof
         button(R.id.ask).setText(if (screen.question == null) R.string.ask else R.string.stop)
-        button(R.id.ask).isEnabled = screen.question != null || !screen.busy && screen.model != null
+        button(R.id.ask).isEnabled = screen.canAsk
         for (id in listOf(R.id.pick, R.id.take, R.id.live, R.id.model, R.id.bench)) view(id).isEnabled = !screen.busy
         (view(R.id.scroll) as ScrollView).run { post { fullScroll(View.FOCUS_DOWN) } }
     }
@@ -102,16 +83,11 @@ class MainActivity : Activity() {
     private fun typed(): String =
         (view(R.id.question) as EditText).text.toString().trim().ifEmpty { getString(R.string.question) }
 
-    private fun pick() {
-        val older = Intent(Intent.ACTION_GET_CONTENT).addCategory(Intent.CATEGORY_OPENABLE)
-        start((if (Build.VERSION.SDK_INT >= 33) Intent(PICK_IMAGES) else older).setType("image/*"), PICK)
-    }
-
     /** An app that names the permission may not even send a person to the camera's own app without it. */
     private fun withCamera(code: Int) {
         if (checkSelfPermission(Manifest.permission.CAMERA) != PackageManager.PERMISSION_GRANTED) {
             requestPermissions(arrayOf(Manifest.permission.CAMERA), code)
-        } else if (code == LIVE) assistant.live(typed()) else take()
+        } else if (code == LIVE) assistant.live(typed()) else start(Errand.TAKE)
     }
 
     override fun onRequestPermissionsResult(code: Int, permissions: Array<String>, results: IntArray) {
@@ -127,40 +103,22 @@ class MainActivity : Activity() {
             .setPositiveButton(R.string.again) { _, _ -> assistant.prove() }.show()
     }
 
-    private fun take() {
-        val flags = Intent.FLAG_GRANT_WRITE_URI_PERMISSION or Intent.FLAG_GRANT_READ_URI_PERMISSION
-        val camera = Intent(MediaStore.ACTION_IMAGE_CAPTURE).putExtra(MediaStore.EXTRA_OUTPUT, PhotoProvider.URI)
-        start(camera.addFlags(flags), TAKE)
-    }
-
     private fun models() {
         val names = assistant.screen.value.models
-        val choices = names + listOf("Import a zip…", "Import a folder…")
-        val zip = Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("application/zip")
+        val choices = names + listOf(getString(R.string.zip), getString(R.string.folder))
         AlertDialog.Builder(this).setTitle(R.string.model).setItems(choices.toTypedArray()) { _, which ->
             when (which) {
-                names.size -> start(zip, ZIP)
-                names.size + 1 -> start(Intent(Intent.ACTION_OPEN_DOCUMENT_TREE), FOLDER)
+                names.size -> start(Errand.ZIP)
+                names.size + 1 -> start(Errand.FOLDER)
                 else -> assistant.choose(names[which])
             }
         }.show()
     }
 
-    override fun onActivityResult(code: Int, result: Int, data: Intent?) {
-        if (result != RESULT_OK) return
-        val uri = if (code == TAKE) PhotoProvider.URI else data?.data ?: return
-        when (code) {
-            ZIP -> assistant.importZip(uri)
-            FOLDER -> assistant.importFolder(uri)
-            else -> assistant.look(uri)
-        }
-    }
+    override fun onActivityResult(code: Int, result: Int, data: Intent?) =
+        Errand.entries[code].done(assistant, result, data)
 
-    private fun start(intent: Intent, code: Int) = try {
-        startActivityForResult(intent, code)
-    } catch (_: ActivityNotFoundException) {
-        Toast.makeText(this, "This phone has no app for that.", Toast.LENGTH_LONG).show()
-    }
+    private fun start(errand: Errand) = errand.start(this) { startActivityForResult(it, errand.ordinal) }
 
     /** The app is drawn behind the bars and the keyboard. */
     private fun insets(root: View) {
