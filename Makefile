@@ -126,7 +126,7 @@ ios-tools:
 	@scripts/ios-tools '$(IOS)'
 
 # Those that are here of 3.11 and newer.
-PYTHONS ?= $(foreach p,python3.11 python3.12 python3.13,$(shell command -v $(p)))
+PYTHONS ?= $(foreach p,python3.11 python3.12 python3.13,$(shell $(p) -c '' 2>/dev/null && command -v $(p)))
 release: $(BUNDLE)/manifest.json  ## all distributions into dist/, installed and asked in fresh environments
 	TORCH='torch==$(TORCH)' scripts/release $(BIN)/python dist $(BUNDLE) '$(WHEELS)' $(PYTHONS)
 
