@@ -21,7 +21,7 @@ PLATFORMS = [f"manylinux_2_{minor}_aarch64" for minor in (17, 27, 28, 31, 34, 35
 
 def resolved(python: str, extra: str) -> dict[str, str]:
     """Distribution -> file that pip takes for 64-bit ARM when it may compile nothing."""
-    (wheel,) = Path(os.environ["EDGE_ARM"]).glob("source/dist/*.whl")
+    (wheel,) = Path(os.environ["EDGE_ARM"]).glob("source/dist/edge_vlm-*.whl")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"),
