@@ -54,14 +54,14 @@ def asymmetric(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale = ((high - low) / 255).clamp(min=_TINY)
     zero = (-low / scale).round().clamp(0, 255)
-    return ((x / scale).round().add(zero).clamp(0, 255) - zero) * scale
+    return (x / scale).round_().add_(zero).clamp_(0, 255).sub_(zero).mul_(scale)
 
 
 def _blocks(x: Tensor, block: int) -> Tensor:
     columns = x.shape[-1]
     blocks = nn.functional.pad(x, (0, -columns % block)).unflatten(-1, (-1, block))
     scale = (blocks.abs().amax(-1, keepdim=True) / 127).clamp(min=_TINY)
-    return ((blocks / scale).round() * scale).flatten(-2)[..., :columns]
+    return (blocks / scale).round_().mul_(scale).flatten(-2)[..., :columns]
 
 
 def _hook(kind: Kind) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:

@@ -24,6 +24,7 @@ from exporters.models.folding import Fold
 from exporters.quantization import rounding
 from exporters.quantization.observed import Inputs
 from exporters.quantization.rounding import Rounding
+from exporters.quantization.threads import each
 
 CLEAR = 1.5  # how many times smaller an error must become, as the root of its mean square
 # How much of a channel's size moves into the weights: s = |x|^alpha / |w|^(1 - alpha), as SmoothQuant has it.
@@ -121,11 +122,13 @@ class _Problem(NamedTuple):
 def _best(module: nn.Module, fold: Fold, inputs: Inputs, how: Rounding, importance: Tensor | None) -> Choice | None:
     """None where nothing is clearly better than what is there."""
     choices = [*_different(_candidates(module, fold, inputs))]
+    if not choices:
+        return None
     for count, clear in ((FEW, CLEAR / LIKE), (ROWS, CLEAR)):
         weights = [_some(weight, count) for weight in _weights(module, fold)]
         problem = _Problem(fold, inputs, weights, how, importance)
-        errors = [problem.error(choice) for choice in choices]
-        if not choices or min(errors) * clear**2 > problem.error(None):
+        *errors, before = each(problem.error, [*choices, None])
+        if min(errors) * clear**2 > before:
             return None
     return choices[errors.index(min(errors))]
 

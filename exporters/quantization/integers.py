@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from exporters.quantization.threads import each
 
 BLOCK = 32
 # Shares of the largest value that are tried as the end of the 4-bit range: clipping it pays where the rest is small.
@@ -26,7 +26,7 @@ class Blockwise:
 
     def dequantized(self) -> Tensor:
         """`[N, columns]` float32."""
-        return (self.values.float() * self.scales[..., None]).flatten(1)[:, : self.columns]
+        return self.values.float().mul_(self.scales[..., None]).flatten(1)[:, : self.columns]
 
     def halved(self) -> Blockwise:
         """With scales that float16 holds."""
@@ -42,19 +42,19 @@ class PerChannel:
     scales: Tensor  # float32 [N]
 
     def dequantized(self) -> Tensor:
-        return self.values.float() * self.scales[:, None]
+        return self.values.float().mul_(self.scales[:, None])
 
 
 def per_channel(weight: Tensor) -> PerChannel:
     """weight `[N, K]` float32."""
     scales = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-    return PerChannel((weight / scales[:, None]).round().to(torch.int8), scales)
+    return PerChannel((weight / scales[:, None]).round_().to(torch.int8), scales)
 
 
 def per_tensor(weight: Tensor) -> PerChannel:
     """weight `[N, K]` float32; one scale for all rows."""
     scale = (weight.abs().amax() / 127).clamp(min=torch.finfo(torch.float32).tiny)
-    return PerChannel((weight / scale).round().to(torch.int8), scale[None])
+    return PerChannel((weight / scale).round_().to(torch.int8), scale[None])
 
 
 def blockwise(
@@ -93,7 +93,7 @@ def blockwise(
         return _four_bits(padded, weigh, positive) if bits == 4 else _eight_bits(padded)
 
     starts = range(0, rows, step)
-    for start, found in zip(starts, _each(pack, starts), strict=True):
+    for start, found in zip(starts, each(pack, starts), strict=True):
         values[start : start + step], scales[start : start + step] = found
     return Blockwise(values, scales, columns, bits)
 
@@ -106,21 +106,9 @@ def _on_grid(weight: Tensor, scales: Tensor, bits: int) -> Blockwise:
     return Blockwise(levels.to(torch.int8), scales, columns, bits)
 
 
-def _each(pack: Callable[[int], tuple[Tensor, Tensor]], starts: range) -> Iterator[tuple[Tensor, Tensor]]:
-    """On as many threads as torch has. Its own wait for each other after every small step, which takes a hundred times
-    as long on a machine that does something else besides."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(pack, starts)
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _eight_bits(x: Tensor) -> tuple[Tensor, Tensor]:
     scales = (x.abs().amax(dim=-1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-    return (x / scales[..., None]).round().to(torch.int8), scales
+    return (x / scales[..., None]).round_().to(torch.int8), scales
 
 
 def _four_bits(x: Tensor, weigh: Tensor, positive: bool) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from exporters.quantization.sensitivity import LayerRounding, LinearCost, linears, measure, simulated
 
 LIKE = 1.5  # how many times more than another a sample may lose, where no outlier is shown by one and not by the other
+_PIECE = 1 << 20  # numbers
 Output = Callable[[], Tensor]  # calls the component with one sample
 
 
@@ -52,7 +55,8 @@ def settle(
     rung = dict.fromkeys(costs, 0)
     while not loss <= bound and (moved := _worst(rung, costs, ladder)):
         rung |= {name: _next(rung[name], costs[name], ladder) for name in moved}
-        loss = _loss(module, samples, exact, {name: roundings[ladder[at]] for name, at in rung.items()})
+        done = {name: roundings[ladder[at]] for name, at in rung.items()}
+        loss = _loss(module, samples, exact, done, enough=bound if _worst(rung, costs, ladder) else math.inf)
     return Remedies(loss, before, costs, {name: ladder[at] for name, at in rung.items() if at})
 
 
@@ -76,13 +80,28 @@ def _next(at: int, cost: LinearCost, ladder: Sequence[str]) -> int:
 
 
 def _loss(
-    module: nn.Module, samples: Sequence[Output], exact: Sequence[Tensor], roundings: Mapping[str, LayerRounding]
+    module: nn.Module,
+    samples: Sequence[Output],
+    exact: Sequence[Tensor],
+    roundings: Mapping[str, LayerRounding],
+    *,
+    enough: float = math.inf,
 ) -> float:
+    """Of the worst sample; or of the first that loses more than `enough`, or is not finite."""
+    losses = []
     with simulated(module, roundings):
-        return max(distance(sample(), right) for sample, right in zip(samples, exact, strict=True))
+        for sample, right in zip(samples, exact, strict=True):
+            losses.append(distance(sample(), right))
+            if not losses[-1] <= enough:
+                return losses[-1]
+    return max(losses)
 
 
 def distance(found: Tensor, right: Tensor) -> float:
     """1 - cosine of the flattened outputs, in float64."""
-    a, b = found.detach().double().flatten(), right.detach().double().flatten()
-    return float(1 - torch.nn.functional.cosine_similarity(a, b, dim=0, eps=1e-300))
+    product = left = other = 0.0
+    # In pieces: logits of every position are hundreds of megabytes, and in float64 twice as many.
+    for pair in zip(found.detach().flatten().split(_PIECE), right.detach().flatten().split(_PIECE), strict=True):
+        a, b = (piece.double() for piece in pair)
+        product, left, other = product + float(a @ b), left + float(a @ a), other + float(b @ b)
+    return 1 - product / max(math.sqrt(left) * math.sqrt(other), sys.float_info.min)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -135,3 +136,30 @@ def test_towers_of_every_family_are_measured(kind: str) -> None:
     size = tower.config.image_size
     found = measure(tower, lambda: tower(torch.randn(1, 3, size, size)), lambda _: ROUNDINGS)
     assert found.keys() == linears(tower).keys()
+
+
+def test_a_rung_that_is_not_enough_is_left_by_the_first_sample_that_shows_it() -> None:
+    module = Spiky(30.0, "row")
+    given = samples(module)
+    exact = [sample() for sample in given]
+    asked: list[int] = []
+
+    def counted(index: int) -> Tensor:
+        asked.append(index)
+        return given[index]()
+
+    remedies.settle(module, [partial(counted, 0), partial(counted, 1)], exact, LADDER[:2], ROUNDINGS, 0.0)
+    last = asked[-2:]
+    assert last == [0, 1]  # what is told is of all
+    assert asked.count(0) > asked.count(1) + 1  # and one call that only asks whether there is anything to do
+
+
+def test_the_distance_is_that_of_all_numbers_in_float64() -> None:
+    torch.manual_seed(2)
+    right = torch.randn(3, remedies._PIECE - 7)
+    found = right + 1e-3 * torch.randn_like(right)
+    a, b = found.double().flatten(), right.double().flatten()
+    wanted = 1 - float(a @ b / (a.norm() * b.norm()))
+    assert distance(found, right) == pytest.approx(wanted, rel=1e-6)
+    assert distance(torch.zeros(4), torch.ones(4)) == 1
+    assert math.isnan(distance(torch.tensor([math.nan, 1.0]), torch.ones(2)))
