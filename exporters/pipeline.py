@@ -220,7 +220,9 @@ def _decoder(
     followed = equalised(model, looked, target, matters)
     judge = write.judge(component, model, [*asked.values()], looked.exact)
     write.decoder(component, model, sequences, followed, measured, judge.widened)
-    stored = [reference.answer(model, *talk) for talk in golden]
+    stored = [
+        reference.answer(model, *talk, guess=tokens.tolist()) for talk, (_, tokens) in zip(golden, fp32, strict=True)
+    ]
     rounded: list[Answer | None] = [None for _ in golden]
     if judge.rounds:
         with judge.rounding():

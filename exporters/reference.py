@@ -12,6 +12,7 @@ from torch import Tensor
 
 from edge.bundle.golden import TOKENS
 from edge.errors import CheckpointError
+from edge.inference.prefix import common
 from edge.inference.vision import joined
 from edge.inputs.views import Views
 from edge.types import Embeddings, Segment, Tokens
@@ -57,18 +58,33 @@ def answer(
     prompt: Ids,
     image_embeds: NDArray[np.float32],
     count: int = TOKENS,
+    guess: Sequence[int] = (),
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Logits `[vocab]` of the prompt's last position and the first `count` greedy tokens, not stopped by an end token;
-    None in `prompt` is the picture, whose rows are `image_embeds` `[1, N, hidden]`, or one view of it. Raises
-    CheckpointError where logits are not finite."""
+    None in `prompt` is the picture, whose rows are `image_embeds` `[1, N, hidden]`, or one view of it.
+
+    guess: what the tokens may be. One pass tells how far they are, and each token behind that takes a pass of its own,
+        over all weights. Activations must not be rounded together with those of other positions.
+
+    Raises CheckpointError where logits are not finite.
+    """
     config = decoder.config
     cache = GrowingCache(config.heads, config.kv_heads, config.rope)
-    logits = first = decoder(merged(decoder, shown(prompt, image_embeds[0])), cache)[0, -1]
-    tokens = []
-    for _ in range(count):
-        tokens.append(int(finite("decoder", logits).argmax()))
-        logits = decoder(decoder.embed_tokens(torch.tensor([[tokens[-1]]])), cache)[0, -1]
-    return first.numpy().copy(), np.array(tokens, dtype=np.int32)
+
+    def picks(ids: Sequence[int], *, everywhere: bool = False) -> list[int]:
+        logits = decoder(decoder.embed_tokens(torch.tensor([ids])), cache, everywhere=everywhere)[0]
+        return [int(token) for token in finite("decoder", logits).argmax(dim=-1)]
+
+    first = finite("decoder", decoder(merged(decoder, shown(prompt, image_embeds[0])), cache)[0, -1])
+    start, tokens = cache.position, [int(first.argmax())]
+    if guess and tokens[0] == guess[0]:
+        tokens += picks(guess[:count], everywhere=True)
+        right = common(tokens, guess[:count])
+        tokens = tokens[: right + 1]
+        cache.rewind(start + right)
+    while len(tokens) < count:
+        tokens += picks(tokens[-1:])
+    return first.numpy().copy(), np.array(tokens[:count], dtype=np.int32)
 
 
 def finite(role: str, found: Tensor) -> Tensor:

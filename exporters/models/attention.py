@@ -73,6 +73,15 @@ class GrowingCache:
         self.keys: dict[int, Tensor] = {}  # layer -> [B, KV, T, D]
         self.values: dict[int, Tensor] = {}
 
+    @property
+    def position(self) -> int:
+        """How many positions it holds."""
+        return next(iter(self.keys.values())).shape[2] if self.keys else 0
+
+    def rewind(self, position: int) -> None:
+        self.keys = {layer: kept[:, :, :position] for layer, kept in self.keys.items()}
+        self.values = {layer: kept[:, :, :position] for layer, kept in self.values.items()}
+
     def __call__(self, layer: int, qkv: Tensor, cap: float = 0.0) -> Tensor:
         b, s, _ = qkv.shape
         qkv = qkv.view(b, s, self.heads + 2 * self.kv_heads, self.rope.head_dim).transpose(1, 2)

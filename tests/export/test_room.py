@@ -36,7 +36,7 @@ def test_a_mapped_component_is_the_same(exports, monkeypatch, tight):
         name = next(name for name, tensor in mapped.items() if tensor.ndim > 1)
         mapped[name].mul_(2)
         assert torch.equal(mapped[name], 2 * plain[name])  # it can be changed
-    assert not any(tight.iterdir())  # nothing stays
+    assert not any(tight.glob("edge-vlm-*"))  # nothing stays
 
 
 def test_a_full_disk_is_not_written_to(monkeypatch, tight):
@@ -53,3 +53,12 @@ def test_an_export_from_mapped_files_is_the_same_bundle(exports, monkeypatch, ti
     one, other = (Bundle.open(path).manifest for path in (mapped, plain))
     assert [part.files for part in one.parts] == [part.files for part in other.parts]
     assert one.golden == other.golden
+
+
+def test_what_fits_stays_in_memory(monkeypatch, tight):
+    monkeypatch.setattr(room, "detect", lambda: SimpleNamespace(memory_bytes=8000))
+    kept = room.Room([(400,), (400,), (400,)], torch.float32)
+    given = [torch.arange(400.0) for _ in range(3)]
+    found = [kept.keep(tensor) for tensor in given]
+    assert [one is other for one, other in zip(found, given, strict=True)] == [True, False, False]
+    assert all(torch.equal(one, other) for one, other in zip(found, given, strict=True))
