@@ -78,6 +78,7 @@ class Judge:
         how = {scheme: _rounding(target.format, scheme) for scheme in ladder}
         self.rounded: list[Tensor] = []  # as stored and computed by kernels; after `cost`
         self.rounds = how[target.scheme].activations != "none"
+        self.together = any(one.activations == "tensor" for one in how.values())  # positions have one scale
         self.remedies: Remedies | None = None
         if (self.rounds and widened is None) or explain:
             calls = [partial(outputs, module, sample) for sample in samples]

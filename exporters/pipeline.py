@@ -226,7 +226,8 @@ def _decoder(
     rounded: list[Answer | None] = [None for _ in golden]
     if judge.rounds:
         with judge.rounding():
-            rounded = [reference.answer(model, *talk) for talk in golden]
+            guesses = [() if judge.together else tokens.tolist() for _, tokens in stored]
+            rounded = [reference.answer(model, *talk, guess=guess) for talk, guess in zip(golden, guesses, strict=True)]
 
     def again() -> LanguageModel:
         module = write.load(component, LanguageModel)
