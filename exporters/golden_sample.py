@@ -29,8 +29,7 @@ def divided(picture: NDArray[np.uint8], spec: VLMSpec) -> dict[str, int]:
     found = views(picture, spec)
     if (count := len(found.pixels)) == 1:
         return {}
-    one = spec.prompt.image_tokens
-    return {"count": count, "image_tokens": one * count if found.lines is None else one - 1 + found.lines.tokens}
+    return {"count": count, "image_tokens": found.tokens(spec.prompt.image_tokens)}
 
 
 def drawing() -> NDArray[np.uint8]:

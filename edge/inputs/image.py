@@ -16,7 +16,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from edge.errors import ImageError
 from edge.inputs import deep_image, image_kinds, tiff_layout
-from edge.spec import Fit, ImageSpec
+from edge.spec import Fit, ImageSpec, Resample
 from edge.types import Array
 
 Source = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -112,10 +112,15 @@ def _crop(image: Image.Image, spec: ImageSpec) -> Image.Image:
 
 
 def _stretch(image: Image.Image, spec: ImageSpec) -> Image.Image:
-    if image.height > MAX_SIDE and image.width < spec.size:
+    return stretched(image, (spec.size, spec.size), spec.resample)
+
+
+def stretched(image: Image.Image, size: tuple[int, int], resample: Resample) -> Image.Image:
+    """All of an image, resized to this width and height."""
+    if image.height > MAX_SIDE and image.width < size[0]:
         # Pillow resizes the rows first: they grow here, and all of them together would take gigabytes.
-        image = image.resize((image.width, spec.size), RESAMPLE[spec.resample])
-    return image.resize((spec.size, spec.size), RESAMPLE[spec.resample])
+        image = image.resize((image.width, size[1]), RESAMPLE[resample])
+    return image.resize(size, RESAMPLE[resample])
 
 
 def _long_edge(image: Image.Image, spec: ImageSpec) -> Image.Image:

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge.inputs import anyres
+from edge.inputs import anyres, ratio
 from edge.inputs.anyres import Lines
 from edge.inputs.image import FITS, RESAMPLE, Source, normalised, open_image, scaled
 from edge.spec import ImageSpec, VLMSpec
-from edge.spec.division import AnyresSpec
+from edge.spec.division import AnyresSpec, RatioSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +23,10 @@ class Views:
     pixels: tuple[NDArray[np.float32], ...]  # [1, 3, size, size] each
     grid: tuple[int, int] | None = None  # rows and columns of tiles that are views of their own in the prompt
     lines: Lines | None = None
+
+    def tokens(self, one: int) -> int:
+        """Rows of embeddings that the image gives, of views that give `one` each."""
+        return one * len(self.pixels) if self.lines is None else one - 1 + self.lines.tokens
 
 
 def views(source: Source, spec: VLMSpec, image_tokens: int | None = None) -> Views:
@@ -35,6 +39,12 @@ def views(source: Source, spec: VLMSpec, image_tokens: int | None = None) -> Vie
         if lines is not None:
             shown = (FITS["stretch"](image, spec.image), *anyres.tiles(image, spec.image, lines.grid))
             return Views(_normalised(shown, spec.image), lines=lines)
+    elif isinstance(how, RatioSpec):
+        tiles = how.most_tiles(spec.prompt.image_tokens, most)
+        grid = ratio.grid(image.width, image.height, spec.image.size, how.tiles[0], tiles)
+        if grid != (1, 1):
+            shown = (*ratio.tiles(image, spec.image, grid), FITS["stretch"](image, spec.image))
+            return Views(_normalised(shown, spec.image))
     elif how is not None:
         count = None if most is None else most // spec.prompt.image_tokens
         if (sizes := _sizes(image.width, image.height, spec.image, how.grid, count)) is not None:

@@ -98,6 +98,15 @@ class Prepared:
             raise ApiError(400, error.message, param=wanted.where) from error
         self.guide = guide
 
+    def show(self, picture: Embeddings | Pixels) -> None:
+        """The next of its pictures. Before it is encoded, it counts in all its views. Raises ApiError where they do not
+        fit the model, or leave an answer that is held to a constraint no room."""
+        self.pictures.append(picture)
+        views = [one.views if isinstance(one, Pixels) else one for one in self.pictures]
+        if not isinstance(views[-1], Views) or len(views[-1].pixels) > 1:
+            self.positions = self.model.positions(self.ask.conversation, views)
+            self.hold(self.guide)
+
     def encoded(self, picture: Embeddings | Pixels) -> Embeddings:
         if isinstance(picture, Embeddings):
             return picture

@@ -55,15 +55,23 @@ class Model:
             return found
 
     def check(self, conversation: Conversation, limits: Limits) -> int:
-        """Make the conversation ready, of so many positions; nothing is computed. Raises ApiError when it does not fit
-        the model."""
-        where, context = conversation.where, self.session.plan.context
-        conversation.finish(limits, context)
-        spec = self.manifest.spec.prompt
+        """Make the conversation ready, of so many positions or more: no picture is read, and each counts as one view.
+        Raises ApiError when it does not fit the model."""
+        conversation.finish(limits, self.session.plan.context)
         if conversation.pictures and not self.manifest.sees:
-            raise ApiError(400, f"{self.name} has no vision part: it answers questions about text only", param=where)
-        rows = Embeddings(np.empty((spec.image_tokens, 0), np.float32), "")
-        turns = turned(conversation, [rows] * len(conversation.pictures))
+            raise ApiError(
+                400, f"{self.name} has no vision part: it answers questions about text only", param=conversation.where
+            )
+        return self.positions(conversation, ())
+
+    def positions(self, conversation: Conversation, pictures: Sequence[Embeddings | Views]) -> int:
+        """Of a conversation with these pictures, the first of its own; those that follow count as one view. Nothing is
+        computed. Raises ApiError when they are more than the context."""
+        where, context, spec = conversation.where, self.session.plan.context, self.manifest.spec.prompt
+        shown = [found if isinstance(found, Embeddings) else _blank(found, spec.image_tokens) for found in pictures]
+        rest = len(conversation.pictures) - len(shown)
+        shown += [Embeddings(np.empty((spec.image_tokens, 0), np.float32), "")] * rest
+        turns = turned(conversation, shown)
         needed = sum(map(len, segments(spec, self.session.tokenizer, turns, conversation.system)))
         if needed > context:
             raise ApiError(
@@ -114,6 +122,11 @@ class Model:
             "parts": parts,
         }
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": "edge-vlm", "edge": about}
+
+
+def _blank(views: Views, one: int) -> Embeddings:
+    """As many rows as the picture of these views gives, without numbers."""
+    return Embeddings(np.empty((views.tokens(one), 0), np.float32), "", grid=views.grid)
 
 
 def turned(conversation: Conversation, images: Sequence[Embeddings]) -> list[Turn]:

@@ -106,7 +106,10 @@ class Service:
         prepared.positions = prepared.model.check(ask.conversation, self.limits)
         prepared.hold(prepared.model.guide(ask.constraint))
         for picture in ask.conversation.pictures:
-            prepared.pictures.append(self._looked_at(picture, prepared))
+            found = self._looked_at(picture, prepared)
+            prepared.show(found)
+            if prepared.model.overlaps:
+                prepared.pictures[-1] = prepared.encoded(found)
         prepared.submitted = perf_counter()
         return prepared
 
@@ -118,7 +121,7 @@ class Service:
         if found is None:
             found = Pixels(key, self._pictures.views(data, model.session.views, picture.param))
         prepared.image_seconds += perf_counter() - began
-        return prepared.encoded(found) if model.overlaps else found
+        return found
 
     def _count(self, prepared: Prepared, done: Done) -> None:
         answer, model = done.answer, prepared.model.name

@@ -8,7 +8,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from edge.errors import BundleError
-from edge.spec.division import LONGEST_EDGE, AnyresSpec, ViewsSpec
+from edge.spec.division import LONGEST_EDGE, AnyresSpec, RatioSpec, ViewsSpec
 from edge.spec.pieces import Pieces, Questions, ViewPieces, misplaced, piece, shown
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class ImageSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     long_edge: int | None = None
-    views: ViewsSpec | AnyresSpec | None = None  # None: one view
+    views: ViewsSpec | AnyresSpec | RatioSpec | None = None  # None: one view
 
     def faults(self) -> list[str]:
         """What no reader could follow."""
@@ -164,6 +164,8 @@ class VLMSpec:
             return 1
         if isinstance(views, AnyresSpec):
             return views.most_views
+        if isinstance(views, RatioSpec):
+            return 1 + max(0, views.most_tiles(self.prompt.image_tokens, views.image_tokens))
         most = views.grid**2 + 1
         return most if views.image_tokens is None else min(most, views.image_tokens // self.prompt.image_tokens)
 

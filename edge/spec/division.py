@@ -1,4 +1,5 @@
-"""How an image is divided into views, beside the whole: a grid of its longer edge, or the best of several grids."""
+"""How an image is divided into views, beside the whole: a grid of its longer edge, the best of several grids, or the
+grid of tiles whose ratio is nearest its own."""
 
 from __future__ import annotations
 
@@ -53,3 +54,26 @@ class AnyresSpec:
     @property
     def most_views(self) -> int:
         return max(rows * columns for rows, columns in self.grids) + 1
+
+
+@dataclass(frozen=True)
+class RatioSpec:
+    """How an image is divided: into the tiles of the grid whose ratio is nearest its own, and the whole behind them
+    (arXiv 2404.16821, section 3.1). A grid of one tile is the whole."""
+
+    tiles: tuple[int, int]  # the fewest and the most that a grid has
+    image_tokens: int | None  # rows of embeddings that an image may take; None: as many as its tiles give
+
+    def faults(self, size: int, long_edge: int | None) -> list[str]:
+        """What no reader could follow, of views of `size` pixels."""
+        if long_edge is not None:
+            return [f"has views by ratio, and {long_edge} for the longer edge"]
+        fewest, most = self.tiles
+        if not 1 <= fewest <= most or not 2 <= most <= LONGEST_EDGE // size:
+            return [f"has views of {fewest} to {most} tiles, of which there may be 2 to {LONGEST_EDGE // size}"]
+        return []
+
+    def most_tiles(self, view_tokens: int, image_tokens: int | None) -> int:
+        """Of an image that takes `image_tokens` embeddings or fewer, of which a view gives `view_tokens`."""
+        most = self.tiles[1]
+        return most if image_tokens is None else min(most, image_tokens // view_tokens - 1)

@@ -27,9 +27,11 @@ from exporters.sources.checkpoint_folder import (
     decoder_component,
     decoder_config,
     defaults_named,
+    flag,
     projector_component,
     prompt_spec,
     refuse_options,
+    section,
     small_files,
 )
 from exporters.sources.lora import Adapter
@@ -84,9 +86,9 @@ def read(
     refuse_options(mmproj, vision_tower)
     config = config_of(folder, adapter)
     told = {**DEFAULTS, **config}
-    text, seen = (_section(config, name) for name in MARKS)
+    text, seen = (section(config, name) for name in MARKS)
     _refuse(config, told, text)
-    tied = any(_flag(section, "tie_word_embeddings") for section in (told, text))
+    tied = any(flag(told_in, "tie_word_embeddings") for told_in in (told, text))
     family = decoders.find(str(text.get("model_type", "llama")))
     decoder = decoder_config(family, {**text, "tie_word_embeddings": tied}, "text_config")
     eyes, encoder = _encoder(seen)
@@ -154,20 +156,6 @@ def _refuse(config: Mapping[str, Any], told: Mapping[str, Any], text: Mapping[st
             f"scale_factor is {told['scale_factor']!r}, and text_config has pixel_shuffle_factor {factor!r}",
             hint="keep the one that the checkpoint was trained with",
         )
-
-
-def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = config.get(name)
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"config.json has {name} {found!r}", hint="it must be a JSON object")
-    return found
-
-
-def _flag(config: Mapping[str, Any], name: str) -> bool:
-    found = config.get(name, False)
-    if not isinstance(found, bool):
-        raise CheckpointError(f"config.json has {name} {found!r}", hint="true or false")
-    return found
 
 
 def _encoder(seen: Mapping[str, Any]) -> tuple[ModuleType, VisionConfig]:

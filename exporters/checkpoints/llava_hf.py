@@ -27,9 +27,11 @@ from exporters.sources.checkpoint_folder import (
     decoder_component,
     decoder_config,
     defaults_named,
+    flag,
     projector_component,
     prompt_spec,
     refuse_options,
+    section,
     small_files,
 )
 from exporters.sources.llava_kinds import DEFAULTS, KINDS, VISION, Kind
@@ -81,8 +83,8 @@ def read(
     kind = KINDS[config["model_type"]]
     told = {**kind.defaults, **{name: value for name, value in config.items() if name != anyres.POINTS or value}}
     _refuse(config, kind)
-    text, seen = _section(config, "text_config", {}), _section(config, "vision_config", kind.vision)
-    tied = any(_flag(section, "tie_word_embeddings") for section in (told, text))
+    text, seen = section(config, "text_config", {}), section(config, "vision_config", kind.vision)
+    tied = any(flag(told_in, "tie_word_embeddings") for told_in in (told, text))
     family = decoders.find(str(text.get("model_type", kind.text)))
     decoder = decoder_config(family, {**text, "tie_word_embeddings": tied}, "text_config")
     eyes, encoder = _encoder(told, seen)
@@ -161,22 +163,6 @@ def _refuse(config: Mapping[str, Any], kind: Kind) -> None:
             raise CheckpointError(
                 f"config.json has {key} {value!r}, which LLaVA in transformers does not have", hint=hint
             )
-
-
-def _section(config: Mapping[str, Any], name: str, default: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = config.get(name)
-    if found is None:
-        return default
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"config.json has {name} {found!r}", hint="it must be a JSON object")
-    return found
-
-
-def _flag(config: Mapping[str, Any], name: str) -> bool:
-    found = config.get(name, False)
-    if not isinstance(found, bool):
-        raise CheckpointError(f"config.json has {name} {found!r}", hint="true or false")
-    return found
 
 
 def _encoder(told: Mapping[str, Any], seen: Mapping[str, Any]) -> tuple[ModuleType, VisionConfig]:

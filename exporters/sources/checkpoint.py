@@ -19,6 +19,7 @@ from exporters.models.sizes import MOST_LAYERS, MOST_SIZE
 from exporters.sources import adapters, dialects, hub, lora_config, tokenizer, tuned_tokenizer
 from exporters.sources.lora import Adapter
 from exporters.sources.sentencepiece import SentencePiece, SpecialIds
+from exporters.sources.template_rendered import MARK
 from exporters.sources.weights import LAYOUTS, Weights, content_hash
 
 _MOST_TEXT, _MOST_LINE = 1 << 17, 1000  # bytes of a model card or licence that are read, letters of a licence's name
@@ -42,7 +43,8 @@ class Checkpoint:
     special: SpecialIds = NO_IDS  # of its tokenizer: what a template calls bos_token, eos_token
     notes: tuple[str, ...] = ()  # what an export does otherwise than the files say, for the user
     added: tuple[str, ...] = ()  # special tokens that its code puts behind those of the tokenizer's files
-    image_text: str = ""  # what its processor writes for the "<image>" of a template, in which that stands for the rows
+    image_mark: str = MARK  # an image in what its template writes
+    image_text: str = ""  # what its processor writes for that, in which it stands for the rows
 
     @cached_property
     def sha256(self) -> str:

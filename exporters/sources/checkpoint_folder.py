@@ -59,6 +59,24 @@ def defaults_named(left_out: Mapping[str, Mapping[str, int]]) -> Iterator[None]:
         raise CheckpointError(error.message + "".join(told), hint=error.hint) from error
 
 
+def section(config: Mapping[str, Any], name: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """An object of config.json; `default` where there is none. Raises CheckpointError on anything else."""
+    found = config.get(name)
+    if found is None and default is not None:
+        return default
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"config.json has {name} {found!r}", hint="it must be a JSON object")
+    return found
+
+
+def flag(config: Mapping[str, Any], name: str) -> bool:
+    """Whether config.json has it true. Raises CheckpointError where it is neither true nor false."""
+    found = config.get(name, False)
+    if not isinstance(found, bool):
+        raise CheckpointError(f"config.json has {name} {found!r}", hint="true or false")
+    return found
+
+
 def decoder_config(family: Family, config: Mapping[str, Any], where: str = "config.json") -> DecoderConfig:
     """Raises CheckpointError where `config` describes no decoder that can be built."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edge.errors import UsageError
-from edge.spec.division import AnyresSpec
+from edge.spec.division import AnyresSpec, RatioSpec
 from exporters.sources.checkpoint import Checkpoint
 
 _FEWEST = 3  # views of a division: two tiles, and the whole
@@ -22,7 +22,11 @@ def budgeted(checkpoint: Checkpoint, image_tokens: int | None) -> Checkpoint:
         )
     if views is None or image_tokens is None:
         return checkpoint
-    fewest = one + views.side if isinstance(views, AnyresSpec) else _FEWEST * one  # the whole, and one line
+    fewest = _FEWEST * one
+    if isinstance(views, AnyresSpec):
+        fewest = one + views.side  # the whole, and one line
+    elif isinstance(views, RatioSpec):
+        fewest = max(fewest, (views.tiles[0] + 1) * one)
     if image_tokens < fewest:
         image, prompt = replace(spec.image, views=None), replace(spec.prompt, views=None)
         return replace(checkpoint, spec=replace(spec, image=image, prompt=prompt))

@@ -130,7 +130,8 @@ def _cut(text: str, checkpoint: Checkpoint) -> tuple[Template, PromptSpec]:
     """A template, as the published prompt that it renders or as its own pieces. Raises Uncut, CheckpointError."""
     base = checkpoint.spec.prompt
     try:
-        template = Template(text, base, _vocabulary(checkpoint), checkpoint.image_text)
+        around = checkpoint.image_text, checkpoint.image_mark
+        template = Template(text, base, _vocabulary(checkpoint), *around)
         published = (named(name, base) for name in PROMPTS)
         spec = next((spec for spec in published if template.differs(spec) is None), None)
         return template, spec or cut(template)

@@ -130,19 +130,27 @@ _PROOFS, _SHOWN_PROOFS, _LATE_PROOFS = tuple(_proofs()), tuple(_shown_proofs()),
 
 class Template:
     """What a chat template renders of these conversations, with contents as texts and in typed entries. `image_text`
-    is what a processor makes of each MARK in it, in which MARK stands for the image's rows.
+    is what a processor makes of each `image_mark` in it, in which that stands for the image's rows.
 
     Raises Uncut where it makes no chat of either, ModuleNotFoundError without jinja2.
     """
 
-    def __init__(self, template: str, base: PromptSpec, vocabulary: Vocabulary, image_text: str = "") -> None:
+    def __init__(
+        self,
+        template: str,
+        base: PromptSpec,
+        vocabulary: Vocabulary,
+        image_text: str = "",
+        image_mark: str = MARK,
+    ) -> None:
         self.base, self.vocabulary, self._template, self._image_text = base, vocabulary, template, image_text
-        mark = MARK if image_text else shown(base.image, {"image": MARK})
+        self._image_mark = image_mark
+        mark = image_mark if image_text else shown(base.image, {"image": MARK})
         talks = [*_PROBES.values(), *_PROOFS, *_SHOWN_PROOFS, *_LATE_PROOFS]
         asked = [talk.messages(typed, mark) for typed in (False, True) for talk in talks]
         said = rendering.render(template, asked, vocabulary.bos, vocabulary.eos)
         if image_text:
-            said = [text if isinstance(text, Failure) else text.replace(MARK, image_text) for text in said]
+            said = [text if isinstance(text, Failure) else text.replace(image_mark, image_text) for text in said]
         plain, typed = said[: len(talks)], said[len(talks) :]
         faults = [_fault(of[: len(_PROBES)]) for of in (plain, typed)]
         if all(faults):
@@ -224,8 +232,8 @@ class Template:
 
     def mark(self) -> str:
         """What stands for an image in what is rendered."""
-        if MARK in self.text("image"):
-            return MARK
+        if self._image_mark in self.text("image"):
+            return self._image_mark
         special = self.vocabulary.special()
         before = self.text("image").partition(QUESTIONS[0])[0]
         named = {name for name in special if name in before and re.search("image|img", name, re.IGNORECASE)}

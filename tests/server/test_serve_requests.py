@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 import pytest
+from fakes import write_model_bundle
 from PIL import Image
-from serving import Served, asked, photo, uri
+from serving import Served, asked, photo, served, uri
 
 MESSAGES = [{"role": "user", "content": "Why?"}]
 CHAT = "/v1/chat/completions"
@@ -152,6 +156,33 @@ def test_a_prompt_that_is_too_long(server: Served) -> None:
         got = server.chat([{"role": "user", "content": text}])
         assert (got.status, got.error["code"]) == (400, "context_length_exceeded")
         assert "400" in got.error["message"]
+
+
+@pytest.fixture(scope="module")
+def dividing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server of a bundle that cuts images into 40 tiles at most."""
+    bundle = write_model_bundle(tmp_path_factory.mktemp("dividing") / "tiny", context=400).path
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["image"] |= {"fit": "stretch", "views": {"tiles": [1, 40], "image_tokens": None}}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with served(bundle) as found:
+        yield found
+
+
+def test_a_picture_counts_in_all_its_views(dividing: Served) -> None:
+    """What does not fit the context is refused before any picture is encoded."""
+    square, strip = photo(size=(28, 28)), photo(seed=2, size=(560, 14))  # a view, and 40 tiles with the whole
+    one, whole, both = (
+        dividing.chat(asked("Why?", *pictures), max_tokens=4) for pictures in ([square], [strip], [square, strip])
+    )
+    counts = [got.json["usage"]["prompt_tokens_details"]["image_tokens"] for got in (one, whole, both)]
+    assert counts == [4, 41 * 4, 42 * 4]
+    got = dividing.chat(asked("Why?", *(photo(seed=seed, size=(560, 14)) for seed in (3, 4, 5))), max_tokens=4)
+    assert (got.status, got.error["code"], got.error["param"]) == (400, "context_length_exceeded", "messages")
+    needed = whole.json["usage"]["prompt_tokens"] + 2 * 41 * 4
+    assert got.error["message"].startswith(f"messages needs {needed + 2} tokens")
+    model = dividing.service.models["tiny"]
+    assert model.known(sha256(photo(seed=5, size=(560, 14))).hexdigest()) is None
 
 
 def test_too_many_pictures(server: Served) -> None:

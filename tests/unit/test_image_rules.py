@@ -12,7 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge.inputs.image import pixels
+from edge.inputs.views import views
 from edge.spec import Fit, ImageSpec, Resample
+from edge.spec.division import RatioSpec
 
 
 def kernel(name: str, x: float) -> float:
@@ -112,3 +114,54 @@ def test_the_rules_give_the_very_bits(
     found = pixels(image, spec)
     orders = itertools.product((True, False), repeat=2)
     assert any(np.array_equal(by_the_page(image, spec, order), found) for order in orders)
+
+
+def grid_by_the_page(width: int, height: int, size: int, fewest: int, most: int) -> tuple[int, int] | None:
+    found, least = None, float("inf")
+    for tiles in range(fewest, most + 1):
+        for columns in (c for c in range(1, tiles + 1) if tiles % c == 0):
+            rows = tiles // columns
+            differs = abs(width / height - columns / rows)
+            if differs < least or (differs == least and 2 * width * height > tiles * size**2):
+                found, least = (rows, columns), differs
+    return found
+
+
+def tiled_by_the_page(image: Any, spec: ImageSpec, grid: tuple[int, int], rows_first: bool, then: bool) -> Any:
+    rows, columns = grid
+    whole = resized(image, columns * spec.size, rows * spec.size, spec.resample, rows_first)
+    tiles = [tile for band in np.split(whole, rows, axis=0) for tile in np.split(band, columns, axis=1)]
+    seen = np.stack([*tiles, resized(image, spec.size, spec.size, spec.resample, then)])
+    values = (seen / 255.0 - np.array(spec.mean)) / np.array(spec.std)
+    return values.astype(np.float32).transpose(0, 3, 1, 2)
+
+
+@given(
+    width=st.integers(1, 50),
+    height=st.integers(1, 50),
+    size=st.integers(1, 12),
+    fewest=st.integers(1, 3),
+    more=st.integers(1, 7),
+    budget=st.none() | st.integers(1, 12),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example(width=12, height=12, size=6, fewest=1, more=7, budget=None, seed=0)  # more tiles of one ratio
+@example(width=20, height=10, size=6, fewest=2, more=6, budget=2, seed=0)  # no grid has so few tiles
+@settings(max_examples=100, deadline=None)
+def test_the_rules_of_tiles_give_the_very_bits(
+    width: int, height: int, size: int, fewest: int, more: int, budget: int | None, seed: int
+) -> None:
+    """`budget`: views that an image may take."""
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    one, most = SPEC.prompt.image_tokens, fewest + more
+    told = RatioSpec((fewest, most), None if budget is None else budget * one)
+    spec = replace(SPEC, image=replace(SPEC.image, size=size, fit="stretch", views=told))
+    found = views(image, spec)
+    grid = grid_by_the_page(width, height, size, fewest, most if budget is None else min(most, budget - 1))
+    if grid in (None, (1, 1)):
+        assert len(found.pixels) == 1
+        return
+    orders = itertools.product((True, False), repeat=2)
+    seen = np.concatenate(found.pixels)
+    assert grid is not None and len(seen) == grid[0] * grid[1] + 1
+    assert any(np.array_equal(tiled_by_the_page(image, spec.image, grid, *order), seen) for order in orders)
