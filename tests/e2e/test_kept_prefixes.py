@@ -54,9 +54,6 @@ def test_a_kept_prefix_is_what_would_be_computed(
     with edge.load(bundle, threads=1) as session:
         found, cached, logits = first_answer(session)
     assert found == expected
-    if not list((tmp_path / "cache" / "edge-vlm" / FOLDER).glob("*")):
-        assert format == "executorch" and cached == 0
-        return
     assert cached == len(beginning) > 16
     np.testing.assert_array_equal(logits, in_two)
     noise = np.abs(in_two - whole).max()
