@@ -31,6 +31,7 @@ from edge.planning.plan import Plan
 from edge.types import Embeddings, Tokens
 
 FOLDER = "prefixes"  # in the cache folder
+_SUFFIX = ".safetensors"
 MOST = 256 << 20  # bytes that are kept; those that were not used for longest go first
 _ABANDONED = 24 * 3600  # seconds
 _log = logging.getLogger(__name__)
@@ -96,17 +97,33 @@ class ConstantPrefix:
         return prefix
 
     def _place(self) -> Path:
-        """Raises OSError and RuntimeError where there is no folder that this user alone may write to, and UsageError
-        of an engine that is none of this machine's."""
-        plan, here = self.plan, host.inspect()
-        (choice,) = (choice for choice in plan.choices if choice.role == "decoder")
-        engine = engine_named(choice.engine)
-        facts = [
-            *(sha256(self._bundle.path / MANIFEST), engine.name, engine.version, here.name, here.isa, plan.isa),
-            *(plan.cache, choice.provider, plan.gpu_layers, saved.VERSION, self.ids),
-        ]
-        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-        return file_facts.private_folder(FOLDER) / f"{key}.safetensors"
+        """Raises as `_names`."""
+        ids = hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()[:32]
+        name = f"{_names(self._bundle, self.plan)}-{ids}-{len(self.ids)}{_SUFFIX}"
+        return file_facts.private_folder(FOLDER) / name
+
+
+def begun(bundle: Bundle, plan: Plan) -> int:
+    """About how many positions the first prompt has, by what was used last; 0 where nothing is kept that it may begin
+    with. An engine may prepare for it."""
+    with contextlib.suppress(OSError, RuntimeError, EdgeError, ValueError):
+        names = f"{_names(bundle, plan)}-*{_SUFFIX}"
+        for path, _ in _by_use(file_facts.private_folder(FOLDER), names):
+            return int(path.stem.rpartition("-")[2]) + bundle.manifest.spec.prompt.image_tokens + WORTH
+    return 0
+
+
+def _names(bundle: Bundle, plan: Plan) -> str:
+    """What names begin with: of all but the positions. Raises OSError, RuntimeError where there is no folder that this
+    user alone may write to, and UsageError of an engine that is none of this machine's."""
+    here = host.inspect()
+    (choice,) = (choice for choice in plan.choices if choice.role == "decoder")
+    engine = engine_named(choice.engine)
+    facts = [
+        *(sha256(bundle.path / MANIFEST), engine.name, engine.version, here.name, here.isa, plan.isa, plan.cache),
+        *(choice.provider, plan.gpu_layers, saved.VERSION),
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
 def _ids(bundle: Bundle, tokenizer: Tokenizer, system: str | None) -> tuple[int, ...]:
@@ -124,16 +141,16 @@ def _trim(newest: Path) -> None:
         if time.time() - left.stat().st_mtime > _ABANDONED:
             left.unlink(missing_ok=True)
     total = 0
-    for path, size in _by_use(newest.parent):
+    for path, size in _by_use(newest.parent, f"*{_SUFFIX}"):
         total += size
         if total > MOST and path != newest:
             path.unlink(missing_ok=True)
 
 
-def _by_use(folder: Path) -> Iterator[tuple[Path, int]]:
+def _by_use(folder: Path, names: str) -> Iterator[tuple[Path, int]]:
     """The files and their bytes, the one used last first. Another process may remove some meanwhile."""
     found = []
-    for path in folder.glob("*.safetensors"):
+    for path in folder.glob(names):
         with contextlib.suppress(FileNotFoundError):
             state = path.stat()
             found.append((state.st_mtime_ns, path, state.st_size))

@@ -188,6 +188,26 @@ def test_an_answer_that_was_not_read_to_its_end_keeps_nothing(bundle: Bundle, tm
     assert files(tmp_path) == []
 
 
+def test_an_engine_is_told_how_long_the_first_prompt_will_be(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def told() -> int:
+        with opened(bundle) as session:
+            return constant_prefix.begun(bundle, session.plan)
+
+    assert told() == 0
+    asked(bundle)
+    assert told() == LENGTH + 4 + WORTH
+    asked(bundle, system=SYSTEM * 2)
+    for number, path in enumerate(sorted(files(tmp_path), key=lambda path: path.stat().st_mtime_ns)):
+        os.utime(path, (number, number))
+    assert told() == LENGTH + len(SYSTEM) + 4 + WORTH
+    asked(bundle)  # used last
+    assert told() == LENGTH + 4 + WORTH
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "bundle" / "manifest.json"))
+    assert told() == 0
+
+
 # a file that is not what it should be
 
 
