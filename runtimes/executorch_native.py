@@ -15,6 +15,7 @@ from edge.decoders import methods
 from edge.decoders.methods import MethodDecoder, MethodGraph
 from edge.errors import EngineError
 from edge.formats.executorch import Program
+from edge.formats.executorch_caches import Cache
 from edge.types import Array, EngineFacts, OpenOptions, PartFiles
 
 ENGINE: EngineFacts = {
@@ -62,6 +63,18 @@ class _Methods:
         except (Failure, MemoryError) as error:
             raise self._refused(f"failed in {name} of", error) from error
         return made
+
+    def read(self, name: str, cache: Cache, size: int) -> Array:
+        try:
+            return self._program.read(name, cache.memory, cache.offset, size)
+        except Failure as error:
+            raise self._refused(f"keeps no KV cache for {name} of", error) from error
+
+    def write(self, name: str, cache: Cache, data: Array) -> None:
+        try:
+            self._program.write(name, cache.memory, cache.offset, data)
+        except Failure as error:
+            raise self._refused(f"keeps no KV cache for {name} of", error) from error
 
     def _refused(self, what: str, error: Exception) -> EngineError:
         short = isinstance(error, MemoryError) or "out_of_memory" in str(error)

@@ -116,8 +116,8 @@ def _places(specs: Sequence[TensorSpec]) -> list[int]:
 
 class _Model:
     """A file as the library reads it; each of its signatures is compiled when it is first run, which looks at all
-    scales of 4-bit weights: a third of a second for a billion weights. The first is compiled at once: every answer
-    begins with it, and a file that cannot run is told now."""
+    scales of 4-bit weights: a third of a second for a billion weights. The one that is run first is compiled at once:
+    it is needed in any case, and a file that cannot run is told now."""
 
     def __init__(self, file: TFLite, options: OpenOptions) -> None:
         self._library = _load()
@@ -130,7 +130,7 @@ class _Model:
             self._environment = self._start()
             path = os.fsencode(file.path)
             self._model = self._make("LiteRtCreateModelFromFile", "LiteRtDestroyModel", self._environment.pointer, path)
-        self.compile(next(iter(file.signatures)))
+        self.compile(signatures.first(file, options.begun))
 
     def buffer(self, array: Array) -> _Handle:
         """An array's own memory, as the library is given it."""

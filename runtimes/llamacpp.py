@@ -7,22 +7,22 @@ import logging
 import os
 import re
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.decoders.base import BaseDecoder, require_ids
+from edge.decoders.gguf_table import GGUFTable, Unpack
 from edge.devices import host
 from edge.errors import EngineError, ProviderError
-from edge.formats import gguf
+from edge.formats import gguf, llamacpp_kernels
 from edge.formats.gguf import GGUF
 from edge.formats.gguf_adopted import check_adopted
 from edge.formats.gguf_decoder import check_decoder
@@ -50,21 +50,6 @@ STEP = 512  # positions that memory is taken for at first; it doubles as they fi
 _BATCH = 512  # positions that are computed at a time
 _STATE = "state"  # the one array of a snapshot
 _ERROR = 4  # of the library's log levels
-_FEATURES = {  # its words -> ours
-    "NEON": "neon",
-    "DOTPROD": "dotprod",
-    "FP16_VA": "fp16",
-    "MATMUL_INT8": "i8mm",
-    "SVE": "sve",
-    "SME": "sme",
-    "AVX2": "avx2",
-    "AVX_VNNI": "avx_vnni",
-    "AVX512": "avx512",
-    "AVX512_VNNI": "avx512_vnni",
-    "AVX512_BF16": "avx512_bf16",
-    "AMX_INT8": "amx",
-}
-_GRAPHICS = {"MTL": "metal", "Metal": "metal", "CUDA": "cuda", "Vulkan": "vulkan"}
 
 
 def version() -> str:
@@ -74,14 +59,13 @@ def version() -> str:
 def features() -> dict[str, bool]:
     """Whether the library's kernels use what a processor may have, in the words of `edge.devices.host.ISA`."""
     _load_kernels(None)
-    present = _report()
-    return {ours: theirs in present for theirs, ours in _FEATURES.items()}
+    return llamacpp_kernels.features(_report())
 
 
 def kernels() -> tuple[str, ...]:
     """See `edge.types.Runtime`."""
-    used, present = features(), _report()
-    return *(name for name in used if used[name]), *(ours for theirs, ours in _GRAPHICS.items() if theirs in present)
+    used = features()
+    return *(name for name in used if used[name]), *llamacpp_kernels.graphics(_report())
 
 
 def providers() -> dict[Provider, str]:
@@ -108,14 +92,14 @@ def open(part: PartFiles, options: OpenOptions) -> LlamaCppDecoder:
     (check_adopted if part.adopted else check_decoder)(file, spec)
     lib.llama_backend_init()
     _complaints.clear()
-    return LlamaCppDecoder(_load(file, spec, options.gpu_layers), _Table(file), spec, options)
+    return LlamaCppDecoder(_load(file, spec, options.gpu_layers), _table(file), spec, options)
 
 
 class LlamaCppDecoder(BaseDecoder):
     """Tokens are looked up by the library. Where embeddings stand among them, all go in as rows: it takes only one or
     the other at a time, and several passes through the weights take longer than one."""
 
-    def __init__(self, model: _Handle, table: _Table, spec: DecoderSpec, options: OpenOptions) -> None:
+    def __init__(self, model: _Handle, table: GGUFTable, spec: DecoderSpec, options: OpenOptions) -> None:
         super().__init__(table, options.context)
         self._model = model
         self._spec = spec
@@ -235,32 +219,17 @@ class LlamaCppDecoder(BaseDecoder):
         return _Handle(pointer, lib.llama_free, self._model)
 
 
-class _Table:
-    """The embedding table in the file, read where it lies."""
+def _table(file: GGUF) -> GGUFTable:
+    def unpack(kind: str) -> Unpack:
+        name = f"dequantize_row_{kind.lower().replace('_k', '_K')}"
+        try:
+            found: Any = lib.load_shared_library("ggml-base", lib._base_path)[name]
+        except (OSError, RuntimeError, AttributeError) as error:
+            raise EngineError(f"this build of llama.cpp cannot read {kind}: {error}", hint=BUILD) from error
+        found.argtypes, found.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
+        return cast("Unpack", found)
 
-    def __init__(self, file: GGUF) -> None:
-        tensor = file.tensors["token_embd.weight"]
-        self.hidden, self.vocab = tensor.shape
-        self._kind = tensor.kind
-        shape = self.vocab, tensor.bytes // self.vocab
-        self._stored = np.memmap(file.path, np.uint8, "r", offset=tensor.offset, shape=shape)
-        if tensor.blocks:
-            name = f"dequantize_row_{tensor.kind.lower().replace('_k', '_K')}"
-            try:
-                self._unpack = lib.load_shared_library("ggml-base", lib._base_path)[name]
-            except (OSError, RuntimeError, AttributeError) as error:
-                raise EngineError(f"this build of llama.cpp cannot read {tensor.kind}: {error}", hint=BUILD) from error
-            self._unpack.argtypes, self._unpack.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
-
-    def gather(self, ids: Sequence[int], out: NDArray[np.float32]) -> None:
-        """See `edge.decoders.base.Lookup`."""
-        stored: Array = self._stored[list(ids)]
-        if self._kind == "BF16":
-            out[:] = (stored.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-        elif self._kind in ("F32", "F16"):
-            out[:] = stored.view(np.float32 if self._kind == "F32" else np.float16)
-        else:
-            self._unpack(stored.ctypes.data, out.ctypes.data, out.size)
+    return GGUFTable(file, unpack)
 
 
 class _Handle:
@@ -308,53 +277,16 @@ def _load(file: GGUF, spec: DecoderSpec, gpu_layers: int | None) -> _Handle:
     return model
 
 
-def _report() -> set[str]:
-    """`CPU : NEON = 1 | DOTPROD = 1 | MTL : …`: the features that are used, and the names of what computes."""
-    entries = lib.llama_print_system_info().decode().replace("|", ":").split(":")
-    pairs = [entry.partition("=") for entry in entries]
-    return {name.strip() for name, equals, value in pairs if not equals or value.strip() == "1"}
+def _report() -> str:
+    return str(lib.llama_print_system_info().decode())
 
 
 def _load_kernels(isa: tuple[str, ...] | None) -> None:
-    """A build may bring its kernels as several libraries (GGML_CPU_ALL_VARIANTS), of which one is loaded for good:
-    with `isa` None the library's own choice for this processor, else the widest that uses nothing more than these.
-
-    Raises EngineError where there is no such choice.
-    """
+    """Raises EngineError where none is held to these instruction sets."""
     # In a wheel a library's second name is a copy of it: only what this one itself is linked to is its own.
     ggml = lib.load_shared_library("ggml", lib._base_path) if sys.platform == "win32" else lib._lib
     lib.llama_log_set(_LOG, None)
-    ggml.ggml_backend_reg_count.restype = ctypes.c_size_t
-    ggml.ggml_backend_load.restype = ctypes.c_void_p
-    with _LOADING:
-        if not ggml.ggml_backend_reg_count():
-            if isa is None:
-                ggml.ggml_backend_load_all_from_path(os.fsencode(lib._base_path))
-                return
-            for path in _variants():
-                kernels = ggml.ggml_backend_load(os.fsencode(path))
-                if kernels and _narrow(isa):
-                    return
-                if kernels:
-                    ggml.ggml_backend_unload(ctypes.c_void_p(kernels))
-            raise EngineError(f"this build of llama.cpp has no kernels for {' '.join(isa)} alone", hint=BUILD_ALL)
-        if isa is not None and not _narrow(isa):
-            raise EngineError(
-                f"llama.cpp's kernels cannot be held to {' '.join(isa)}: this build has one set of them, or another "
-                "one is loaded in this process already",
-                hint=BUILD_ALL,
-            )
-
-
-def _narrow(isa: tuple[str, ...]) -> bool:
-    present = _report()
-    return all(ours in isa for theirs, ours in _FEATURES.items() if theirs in present)
-
-
-def _variants() -> list[Path]:
-    """The libraries of kernels that this processor can run, the widest first."""
-    scores = {path: ctypes.CDLL(str(path)).ggml_backend_score() for path in Path(lib._base_path).glob("*ggml-cpu-*")}
-    return sorted((path for path in scores if scores[path]), key=lambda path: -scores[path])
+    llamacpp_kernels.load(ggml, Path(lib._base_path), _report, isa, BUILD_ALL)
 
 
 def _refused(what: str, hint: str | None = None) -> EngineError:
@@ -394,7 +326,6 @@ def _record(level: int, text: bytes | None, _: Any) -> None:
 
 
 lib: Any = _binding()
-_LOADING = threading.Lock()
 _log = logging.getLogger("edge.llamacpp")
 _complaints: list[str] = []
 _LAYERS = re.compile(r"offloaded (\d+)/\d+ layers")

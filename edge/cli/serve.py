@@ -104,5 +104,5 @@ def _opened(bundle: Path, max_memory: int | None, options: dict[str, Any]) -> Se
         say(f"{bundle}: little memory: " + ", ".join(session.plan.given_up))
     for note in session.plan.notes:
         say(f"{bundle}: {note}")
-    session.forget()
+    session.warm()
     return session

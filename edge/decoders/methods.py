@@ -6,7 +6,8 @@ A prompt is cut into pieces of the length that the decoder's method takes. The K
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol
+from math import prod
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from edge.decoders.function_graph import require_arrays
 from edge.errors import BundleError, EngineError
 from edge.formats import executorch
 from edge.formats.executorch import Program
+from edge.formats.executorch_caches import Cache
 from edge.formats.xnnpack_graph import BACKEND
 from edge.spec import DecoderSpec
 from edge.types import Array, OpenOptions, PartFiles, TensorSpec
@@ -30,6 +32,19 @@ class Methods(Protocol):
 
     def run(self, name: str, *arrays: Array) -> Array:
         """The one result, a copy. Raises EngineError."""
+        ...
+
+
+@runtime_checkable
+class KeptMethods(Methods, Protocol):
+    """Methods whose KV cache can be read and written where it lies."""
+
+    def read(self, name: str, cache: Cache, size: int) -> Array:
+        """Its first bytes, u8 [size], a copy. Raises EngineError."""
+        ...
+
+    def write(self, name: str, cache: Cache, data: Array) -> None:
+        """Over its first bytes. Raises EngineError."""
         ...
 
 
@@ -53,7 +68,8 @@ def opened(
             f"{program.path.name} was built for a context of {held}, and the manifest says {c.context}",
             hint=f"edge export … --format executorch --context {c.context}",
         )
-    return MethodDecoder(methods(program, (EMBEDDING, DECODER)), c, longest, options.context)
+    caches = _caches(program.methods[DECODER].caches, c)
+    return MethodDecoder(methods(program, (EMBEDDING, DECODER)), c, longest, options.context, caches)
 
 
 def require_registered(
@@ -107,12 +123,20 @@ class MethodGraph:
 
 
 class MethodDecoder(BaseDecoder):
-    """What stands behind the position is not read, and written over."""
+    """What stands behind the position is not read, and written over. Keys and values `[1, T, KV, D]` lie in the
+    program's memory, a position behind the other."""
 
-    def __init__(self, methods: Methods, spec: DecoderSpec, longest: int, context: int) -> None:
+    def __init__(
+        self, methods: Methods, spec: DecoderSpec, longest: int, context: int, caches: Sequence[Cache] = ()
+    ) -> None:
+        """`caches`: where those are; none where that is not known."""
         super().__init__(_MethodLookup(methods, spec, longest), context)
         self._methods = methods
         self._longest = longest
+        self._caches = caches
+        self._memory = methods if caches and isinstance(methods, KeptMethods) else None
+        if self._memory is not None:
+            self.layout = "methods"
 
     def _run(self, embeddings: Array, position: int) -> NDArray[np.float32]:
         count = embeddings.shape[1]
@@ -120,6 +144,35 @@ class MethodDecoder(BaseDecoder):
             piece = embeddings[:, start : start + self._longest]
             logits = self._methods.run(DECODER, piece, np.array([position + start]))
         return np.asarray(logits[0, -1], np.float32)
+
+    def _save(self) -> dict[str, Array]:
+        return {
+            name: self._held().read(DECODER, cache, 4 * prod(shape)).view(np.float32).reshape(shape)
+            for (name, shape), cache in zip(self._shapes(self._position).items(), self._caches, strict=True)
+        }
+
+    def _kept(self, position: int) -> Sequence[TensorSpec]:
+        return [TensorSpec(name, "float32", shape) for name, shape in self._shapes(position).items()]
+
+    def _load(self, arrays: Mapping[str, Array], position: int) -> None:
+        for name, cache in zip(self._shapes(position), self._caches, strict=True):
+            self._held().write(DECODER, cache, np.ascontiguousarray(arrays[name]))
+
+    def _shapes(self, position: int) -> dict[str, tuple[int, ...]]:
+        """Of the caches' first positions, by the name that a snapshot gives each."""
+        return {f"cache.{n}": (1, position, *cache.shape[2:]) for n, cache in enumerate(self._caches)}
+
+    def _held(self) -> KeptMethods:
+        assert self._memory is not None
+        return self._memory
+
+
+def _caches(found: Sequence[Cache], spec: DecoderSpec) -> tuple[Cache, ...]:
+    """Those of the decoder that the manifest describes; none where they are others."""
+    lengths = {cache.shape[1] for cache in found if len(cache.shape) == 4}
+    shapes = {(1, length, spec.kv_heads, spec.head_dim) for length in lengths if length >= spec.context}
+    known = len(found) == 2 * spec.layers and {cache.shape for cache in found} == shapes
+    return tuple(found) if known and len(shapes) == 1 else ()
 
 
 class _MethodLookup:

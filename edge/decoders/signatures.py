@@ -76,6 +76,15 @@ def opened(
     return SignatureDecoder(program(file), calls, part, part.decoder, options.context)
 
 
+def first(file: TFLite, begun: int) -> str:
+    """The signature that a session runs first: after a kept prefix, with a prompt of `begun` positions, the shortest
+    cache for that; else the one that the file begins with."""
+    names = list(file.signatures)
+    lengths = sorted(int(name.removeprefix(DECODE)) for name in names if _AFTER.fullmatch(name))
+    length = next((length for length in lengths if begun and length >= begun), 0)
+    return f"{DECODE}{length}" if length else names[0]
+
+
 class SignatureGraph:
     """The one signature of a file as a Graph; arrays are copied to and from where the program has them."""
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from edge.devices import file_facts
 from edge.errors import BundleError
-from edge.formats import executorch_delegates
+from edge.formats import executorch_caches, executorch_delegates
+from edge.formats.executorch_caches import Cache
 from edge.formats.executorch_delegates import Segments
 from edge.formats.flatbuffers import Damage, Numbers, Tables, number
 from edge.types import TensorSpec
@@ -41,6 +42,7 @@ class Method:
     outputs: tuple[TensorSpec | int, ...]  # a number that a method is there to tell
     operators: tuple[str, ...]  # as a runtime registers them
     delegates: tuple[str, ...]  # backends that compute parts of it
+    caches: tuple[Cache, ...]  # what it writes new positions into, in its order
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ class _Reader:
         backends = delegates.texts(0)
         counts = [np.bincount(one, minlength=len(plans)) for one in (owner, whose, whom)]
         _instructions(plans, *counts)
-        _results(plans, called, np.searchsorted(whose, np.arange(len(plans))), first, written)
+        caches = _results(plans, called, np.searchsorted(whose, np.arange(len(plans))), first, written)
+        kept = executorch_caches.caches(values, *caches, len(plans))
         called_by, handed_by = (np.searchsorted(one, np.arange(len(plans) + 1)) for one in (whose, whom))
         return {
             name: Method(
@@ -137,6 +140,7 @@ class _Reader:
                 tuple(outputs[index]),
                 tuple(dict.fromkeys(called[called_by[index] : called_by[index + 1]])),
                 tuple(backends[handed_by[index] : handed_by[index + 1]]),
+                kept[index],
             )
             for index, name in enumerate(names)
         }
@@ -180,9 +184,12 @@ def _memories(plans: Tables, values: Tables, first: Numbers) -> Numbers:
     return writable
 
 
-def _results(plans: Tables, called: list[str], operators: Numbers, first: Numbers, writable: Numbers) -> None:
+def _results(
+    plans: Tables, called: list[str], operators: Numbers, first: Numbers, writable: Numbers
+) -> tuple[Numbers, Numbers]:
     """An operator's last argument is its result, which one that is called `….out` has twice; that of a cache is its
-    second argument, too. None is a constant, which is mapped for reading, or what the caller gives."""
+    second argument, too. None is a constant, which is mapped for reading, or what the caller gives. The caches, as
+    numbers of values, and the method of each."""
     chains, plan = plans.tables(5, "a chain")
     steps, chain = chains.tables(2, "an instruction")
     inner, _ = steps.table(1, "an instruction")
@@ -198,6 +205,8 @@ def _results(plans: Tables, called: list[str], operators: Numbers, first: Number
     results = np.concatenate([end[counts > 0] - 1, end[outs] - 2, begin[:-1][caches] + 1])
     if not np.all(writable[first[whose[caller[results]]] + numbers[results]]):
         raise Damage("an operator whose result has no memory of its own")
+    held = begin[:-1][caches] + 1
+    return first[whose[caller[held]]] + numbers[held], whose[caller[held]]
 
 
 def _instructions(plans: Tables, values: Numbers, operators: Numbers, delegates: Numbers) -> None:

@@ -15,7 +15,8 @@ from edge.inputs.prompt import Turn
 from edge.types import Embeddings
 
 if TYPE_CHECKING:
-    from edge.inference.session import Schema, Session
+    from edge.inference.guides import Schema
+    from edge.inference.session import Session
 
 _GREEDY = Sampling()
 

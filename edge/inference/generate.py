@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edge.decoders.base import too_long
 from edge.errors import ContextError, EngineError, UsageError
+from edge.inference.constant_prefix import ConstantPrefix
 from edge.inference.guide import Guide, GuidedSampler
 from edge.inference.kept import WORTH, Kept
 from edge.inference.prefix import Held, Prefix, common, positions
@@ -101,6 +102,19 @@ class TextGenerator:
         with contextlib.suppress(EngineError):
             self.restore(prefix)
 
+    def begin(self, constant: ConstantPrefix) -> Prefix | None:
+        """Hold what prompts begin with, computed where no file has it; a copy of it. None where the engine keeps its KV
+        cache out of reach. Raises EngineError."""
+        if self._decoder.layout is None:
+            return None
+        self.release().rewind(0)
+        if (found := constant.best(constant.ids, len(constant.ids) - 1)) is not None:
+            self.take_up(found)
+        if not self._held:
+            self._decoder.extend((Tokens(constant.ids),))
+            self._held = list(constant.ids)
+        return self.snapshot()
+
     def stream(
         self,
         segments: Sequence[Segment],
@@ -111,6 +125,7 @@ class TextGenerator:
         stop: Sequence[str] = (),
         on_token: OnToken | None = None,
         guide: Guide | None = None,
+        constant: ConstantPrefix | None = None,
     ) -> Generator[str, None, Answer]:
         """Yields text and returns the Answer, whose timings know nothing of loading and images.
 
@@ -119,6 +134,7 @@ class TextGenerator:
         - `on_token`: called with each token that was picked and the logits f32 [vocab] it was picked from, before its
           text is let out. What it raises ends the answer.
         - `guide`: what the answer is held to. It ends the answer, and no text does; `stop` beside it is a UsageError.
+        - `constant`: what the prompt may begin with, taken where the decoder holds less of it.
 
         Raises, before anything is computed, ContextError when the prompt does not fit, or the shortest answer that the
         guide allows beside it, and UsageError when that has more than `max_tokens`.
@@ -132,8 +148,7 @@ class TextGenerator:
             guide.require_room(max_tokens, room, self._context)
             sampler = GuidedSampler(Sampler(sampling), guide, self._spec.stop_ids, min(room, max_tokens))
         stops = self._stops(stop, guide)
-        if self._kept is not None:
-            self._switch(self._kept, wanted)
+        self._take_up_most(wanted, constant)
         self._answers += 1
         run = _Run(self._answers, begun)
         logits, cached = self._prefill(segments, wanted)
@@ -221,16 +236,20 @@ class TextGenerator:
             raise too_long(len(wanted), self._context, sum(seen) if divided else 0)
         return wanted
 
-    def _switch(self, kept: Kept, wanted: Sequence[Held]) -> None:
-        """Take up the conversation that the prompt goes on from, and keep the one that it leaves."""
+    def _take_up_most(self, wanted: Sequence[Held], constant: ConstantPrefix | None) -> None:
+        """Hold the prefix that has most of the prompt, and keep the conversation that the prompt leaves."""
         held = self._held[: self._decoder.position]
         same = common(held, wanted)
-        # Looked for before anything is added, which may push it out.
-        better = kept.best(wanted, same + WORTH)
-        if len(held) - same > WORTH and not kept.holds(held) and (prefix := self.snapshot()) is not None:
-            kept.add(prefix)
+        better = None
+        if (kept := self._kept) is not None:
+            # Looked for before anything is added, which may push it out.
+            better = kept.best(wanted, same + WORTH)
+            if len(held) - same > WORTH and not kept.holds(held) and (prefix := self.snapshot()) is not None:
+                kept.add(prefix)
+        if better is None and constant is not None and self._decoder.layout is not None:
+            better = constant.best(wanted, same + WORTH)
         if better is not None:
-            self.restore(better)
+            self.take_up(better)
 
     def _prefill(self, segments: Sequence[Segment], wanted: list[Held]) -> tuple[NDArray[np.float32], int]:
         # The last position is computed anew in any case: its logits are what is asked for. A decoder that failed may

@@ -9,7 +9,7 @@ from time import perf_counter
 
 from edge.bundle.manifest import MANIFEST, Bundle
 from edge.errors import ProviderError
-from edge.inference import flash
+from edge.inference import constant_prefix, flash
 from edge.inference.loader import ModelLoader
 from edge.planning.plan import Plan
 from edge.types import ComputeUnits, OpenOptions
@@ -59,6 +59,7 @@ class Opening:
             gpu_layers=plan.gpu_layers,
             flash=flash.proven(self.bundle.path, plan) if self.flash is None else self.flash,
             bundle=_sha256(self.bundle) if plan.on_card else "",
+            begun=constant_prefix.begun(self.bundle, plan),
         )
         return ModelLoader(self.bundle, plan, options, self.started)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,15 @@ from edge.bundle import checksums
 from edge.bundle.manifest import Bundle
 from edge.devices import detect
 from edge.engines import installed_engines
-from edge.errors import EdgeError, EngineError, ProviderError, UsageError
+from edge.errors import EdgeError, EngineError, UsageError
 from edge.inference.chat import Chat
-from edge.inference.constraint import Constraint, constraint
+from edge.inference.constant_prefix import ConstantPrefix
 from edge.inference.generate import Answer, OnToken, TextGenerator
 from edge.inference.guide import Guide
+from edge.inference.guides import Guides, Schema
 from edge.inference.kept import Kept
 from edge.inference.loader import ModelLoader
+from edge.inference.opened import Opened
 from edge.inference.opening import Opening
 from edge.inference.prefix import Prefix
 from edge.inference.sampling import Sampling
@@ -37,13 +39,9 @@ from edge.inputs.views import Views, views
 from edge.planning import tuned
 from edge.planning.plan import Plan, plan
 from edge.planning.providers import parse, wanted
-from edge.types import CacheKind, ComputeUnits, Decoder, Embeddings, Graph
-
-if TYPE_CHECKING:
-    from edge.inference.grammar import Grammars
+from edge.types import CacheKind, ComputeUnits, Decoder, Embeddings, Graph, Tokens
 
 Images = Source | Sequence[Source] | None  # no image, one, or several
-Schema = Mapping[str, Any] | Constraint | None  # what the answer must be: a JSON schema, or something else
 _GREEDY = Sampling()
 
 
@@ -141,22 +139,25 @@ class Session:
         image_tokens: int | None = None,
     ) -> None:
         self.bundle = opening.bundle
-        self._opening = opening
-        self._failed = False  # the card did, and nothing that it holds is used any more
-        self._spec = self.bundle.manifest.spec
-        self._loader: ModelLoader | None = loader  # None: closed
         self.tokenizer = tokenizer
-        self.load_ms = load_ms  # until all was open, once the decoder was waited for; until images could be encoded
-        self._text: TextGenerator | None = None  # made when the decoder is there
+        self._spec = self.bundle.manifest.spec
+        self._opened = Opened(opening, loader, tokenizer, load_ms)
         self._vision = VisionEncoder(self.bundle, self._vision_parts, image_tokens)
-        self._kept: Kept | None = None
+        self._whole = False  # the next answer is computed without what is kept
+        self._constant: ConstantPrefix | None = None  # of the system text that was used last
+        self._answered: ConstantPrefix | None = None  # of the last answer, if it may be kept
         self._last: Answer | None = None
-        self._grammars: Grammars | None = None  # made when an answer is constrained
+        self._guides = Guides(tokenizer, self._spec)
 
     @property
     def plan(self) -> Plan:
         """Of what computes now: after a card failed, the CPU may."""
-        return self._opening.plan
+        return self._opened.plan
+
+    @property
+    def load_ms(self) -> float:
+        """Until all was open, once the decoder was waited for; until images could be encoded."""
+        return self._opened.load_ms
 
     @property
     def last(self) -> Answer:
@@ -173,10 +174,10 @@ class Session:
     def encode_image(self, source: Source) -> Embeddings:
         """What the decoder sees of an image: f32 [N, hidden] of each view. What was encoded before is not computed
         again. Raises ImageError."""
-        self._opened()
-        with self._recovering():
+        self._opened.loader()
+        with self._opened.recovering():
             embeddings = self._vision.encode(source, ImageTimes())
-        self._opened().check()
+        self._opened.check()
         return embeddings
 
     def views(self, source: Source) -> Views:
@@ -185,11 +186,11 @@ class Session:
 
     def encode_pixels(self, values: NDArray[np.float32] | Views) -> Embeddings:
         """As `encode_image`, from pixels f32 [1, 3, size, size] of one view, or from what `views` gave."""
-        self._opened()
+        self._opened.loader()
         image = values if isinstance(values, Views) else Views((values,))
-        with self._recovering():
+        with self._opened.recovering():
             embeddings = self._vision.encode_views(image, ImageTimes())
-        self._opened().check()
+        self._opened.check()
         return embeddings
 
     def ask(
@@ -244,12 +245,14 @@ class Session:
     ) -> Generator[str, None, Answer]:
         """The answer to the last turn, in pieces; the Answer is returned. Images stand in the turns as `encode_image`
         gave them. `stop`: texts that end the answer; `on_token` is called with each token and its logits f32 [vocab],
-        and ends the answer by raising. `guide`: what the answer is held to, where no `stop` is given."""
+        and ends the answer by raising. `guide`: what the answer is held to, where no `stop` is given. A `system` text
+        may be a client's: nothing of it is kept for other sessions."""
         return self._answer(
             turns,
             perf_counter(),
             ImageTimes(),
             system=system,
+            foreign=system is not None,
             max_tokens=max_tokens,
             sampling=sampling,
             stop=stop,
@@ -260,7 +263,7 @@ class Session:
     def chat(self, image: Images = None, *, system: str | None = None) -> Chat:
         """A conversation about the same image or images."""
         images = self._encode_all(image, ImageTimes())
-        self._opened().check()
+        self._opened.check()
         return Chat(self, images, system)
 
     def resume(self, path: str | os.PathLike[str], image: Images = None) -> Chat:
@@ -271,7 +274,7 @@ class Session:
         images = (*saved.images, *self._encode_all(image, ImageTimes()))
         if saved.prefix is not None:
             self._open().take_up(saved.prefix)
-        self._opened().check()
+        self._opened.check()
         return Chat(self, images, saved.system, saved.turns)
 
     def snapshot(self) -> Prefix | None:
@@ -287,21 +290,32 @@ class Session:
     def keep(self, limit: int) -> Kept:
         """Conversations that take turns are kept, as many as lie in `limit` bytes: each is gone on with where it was
         left. Engines that keep their KV cache out of reach hold the last one only, and so do all where `limit` is 0."""
-        self._kept = Kept(limit)
-        if self._text is not None:
-            self._text.keep(self._kept)
-        return self._kept
+        kept = Kept(limit)
+        self._opened.keep(kept)
+        return kept
+
+    def warm(self, system: str | None = None) -> None:
+        """Wait for the decoder, and hold what every first question begins with: the positions before the image, of this
+        system text. They are computed where the user's cache does not have them, and kept there. Raises EngineError,
+        and UsageError on a system text that the prompt has no place for."""
+        with self._opened.recovering():
+            text, constant = self._open(), self._constant_prefix(system)
+            prefix = text.begin(constant) if constant.ids else None
+            self._opened.check()
+        if prefix is not None:
+            constant.keep(prefix)
 
     def forget(self) -> None:
         """Nothing of the images and questions before is used again: the next answer is computed whole."""
-        if self._kept is not None:
-            self._kept.clear()
+        self._opened.forget()
         self._vision.forget()
         self._open().release()
+        self._whole = True
 
     def close(self) -> None:
-        """Let the engines and their memory go."""
-        self._loader, self._text = None, None
+        """Let the engines and their memory go. What prompts begin with is kept for the sessions to come."""
+        self._keep_constant_prefix()
+        self._opened.close()
         self._vision.forget()
 
     def __enter__(self) -> Session:
@@ -310,15 +324,28 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self._answered = None  # nothing more is done after an error
         self.close()
 
     def _answer(
-        self, turns: Sequence[Turn], started: float, times: ImageTimes, *, system: str | None, **options: Any
+        self,
+        turns: Sequence[Turn],
+        started: float,
+        times: ImageTimes,
+        *,
+        system: str | None,
+        foreign: bool = False,
+        **options: Any,
     ) -> Generator[str, None, Answer]:
-        """`options` as `TextGenerator.stream` takes them."""
+        """`foreign`: the system text is not this user's own, and nothing of it is written down. `options` as
+        `TextGenerator.stream` takes them."""
         prompt = segments(self._spec.prompt, self.tokenizer, turns, system)
-        with self._recovering():
-            answer = yield from self._open().stream(prompt, started=started, **options)
+        constant = None if foreign else self._constant_prefix(system)
+        known, self._whole = None if self._whole else constant, False
+        with self._opened.recovering():
+            answer = yield from self._open().stream(prompt, started=started, constant=known, **options)
+        self._answered = constant
         timings = replace(
             answer.timings, load_ms=self.load_ms, image_ms=1e3 * times.image, vision_ms=1e3 * times.vision
         )
@@ -328,75 +355,43 @@ class Session:
     def guide(self, schema: Schema) -> Guide | None:
         """What holds one answer to a schema, for `converse`; compiled here, while another answer may be made. Raises
         UsageError on a schema that cannot be followed, and EngineError without the extra `schema`."""
-        wanted = constraint(schema)
-        if wanted is None:
-            return None
-        if self._grammars is None:
-            try:
-                from edge.inference.grammar import Grammars
-            except ImportError as error:
-                raise EngineError(
-                    f"an answer is held to a {wanted.kind} by llguidance, which is not there: {error}",
-                    hint="pip install 'edge-vlm[schema]'",
-                ) from error
-            self._grammars = Grammars(self.tokenizer, self._spec.decoder.vocab, self._spec.prompt.stop_ids)
-        return self._grammars.guide(wanted)
+        return self._guides.guide(schema)
 
     def _prefix(self, turns: Sequence[Turn], system: str | None) -> Prefix | None:
         """What the KV cache holds of a conversation, without anything of others; None: nothing within reach."""
-        if self._text is None:
+        text = self._opened.held
+        if text is None:
             return None
-        return self._text.snapshot(segments(self._spec.prompt, self.tokenizer, [*turns, Turn.about("?")], system))
+        return text.snapshot(segments(self._spec.prompt, self.tokenizer, [*turns, Turn.about("?")], system))
 
-    def _opened(self) -> ModelLoader:
-        if self._loader is None:
-            raise UsageError("the session is closed", hint="edge.load(path) opens another")
-        if self._failed:
-            self._loader = self._opening.open()
-            self._failed = False
-        return self._loader
+    def _constant_prefix(self, system: str | None) -> ConstantPrefix:
+        found = self._constant
+        if found is None or found.system != system or found.plan is not self.plan:
+            found = self._constant = ConstantPrefix(self.bundle, self.plan, self.tokenizer, system)
+        return found
 
-    @contextlib.contextmanager
-    def _recovering(self) -> Iterator[None]:
-        """A card that fails ends what it was doing, by one error. What it held is let go of: the next question opens
-        all anew, on the CPU where that was allowed."""
-        try:
-            yield
-        except ProviderError as error:
-            if self._loader is None:
-                raise
-            self._loader.let_go()
-            self._text, self._failed = None, True
-            if self._kept is not None:
-                self._kept.clear()
-            raise ProviderError(error.message, hint=self._opening.after_failure(error)) from error
+    def _keep_constant_prefix(self) -> None:
+        """Of the last answer, whose conversation is forgotten."""
+        constant, self._answered = self._answered, None
+        if constant is None or constant.complete or self._opened.held is None:
+            return
+        with contextlib.suppress(EngineError):
+            if (prefix := self._opened.held.snapshot([Tokens(constant.ids)])) is not None:
+                constant.keep(prefix)
 
     def _open(self) -> TextGenerator:
         """Waits for the decoder."""
-        loader = self._opened()
-        if self._text is None:
-            try:
-                decoder, opened_ms = loader.decoder()
-            except EdgeError:
-                loader.check()  # a damaged file explains more than what an engine says of it
-                raise
-            self.load_ms = max(self.load_ms, opened_ms)
-            self._text = TextGenerator(decoder, self._spec.prompt, self.tokenizer, self.plan.context, loader.check)
-            if self._kept is not None:
-                self._text.keep(self._kept)
-        return self._text
+        return self._opened.text()
 
     def _encode_all(self, images: Images, times: ImageTimes) -> tuple[Embeddings, ...]:
         if images is None:
             return ()
-        self._opened()
+        self._opened.loader()
         sources = images if isinstance(images, list | tuple) else [cast("Source", images)]
-        with self._recovering():
+        with self._opened.recovering():
             return tuple(self._vision.encode(source, times) for source in sources)
 
     def _vision_parts(self) -> tuple[Graph, ...]:
-        loader = self._opened()
-        if loader.one_at_a_time and self._text is not None:
-            self._text.release()  # ends an answer that is still being read: its decoder is closed
-            self._text = None
-        return loader.vision()
+        if self._opened.loader().one_at_a_time:
+            self._keep_constant_prefix()  # the decoder is closed
+        return self._opened.vision()

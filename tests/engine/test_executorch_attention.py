@@ -13,6 +13,7 @@ from edge_executorch import Failure, Program
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from edge.formats import executorch
 from edge.types import Array
 
 COMPUTED = {name: of for name, of in PROGRAMS.items() if of.kept and not of.mask}
@@ -102,6 +103,38 @@ def test_what_stands_behind_the_position_is_not_read() -> None:
         qkv = drawn(of, count, start)
         made, alone = (one.run("attention", qkv, np.array([start]))[0] for one in (program, other))
         np.testing.assert_array_equal(made, alone)
+
+
+def test_what_is_kept_lies_where_the_file_says() -> None:
+    of, program, other = COMPUTED["grouped"], opened("grouped"), opened("grouped")
+    keys, values = executorch.read(FOLDER / "grouped.pte").methods["attention"].caches
+    assert keys.shape == values.shape == (1, of.room, of.kv_heads, of.width)
+    qkv, row = drawn(of, 20, 3), of.kv_heads * of.width * 4
+    program.run("attention", qkv, np.array([0]))
+    for cache, end in ((keys, of.heads + of.kv_heads), (values, of.heads + 2 * of.kv_heads)):
+        held = program.read("attention", cache.memory, cache.offset, 20 * row)
+        np.testing.assert_array_equal(
+            held.view(np.float32).reshape(20, of.kv_heads, -1), qkv[0, :, end - of.kv_heads : end]
+        )
+        other.write("attention", cache.memory, cache.offset, held)
+    more = drawn(of, 5, 4)
+    made, again = (one.run("attention", more, np.array([20]))[0] for one in (program, other))
+    np.testing.assert_array_equal(made, again)
+
+
+@pytest.mark.parametrize(
+    ("place", "offset", "size"),
+    [(-1, 0, 1), (9, 0, 1), (1, -1, 1), (1, 1 << 40, 1), (1, 1, 1 << 20), (1, (1 << 63) - 1, 1)],
+)
+def test_nothing_beyond_a_memory_is_read_or_written(place: int, offset: int, size: int) -> None:
+    program = opened("grouped")
+    with pytest.raises(Failure, match=r"no memory|of a memory of"):
+        program.read("attention", place, offset, size)
+    with pytest.raises(Failure, match=r"no memory|of a memory of"):
+        program.write("attention", place, offset, np.zeros(size, np.uint8))
+    program.close()
+    with pytest.raises(Failure, match="the program is closed"):
+        program.read("attention", 1, 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,15 @@ def test_signatures_share_the_packed_weights(tmp_path: Path, cache: Path) -> Non
     assert kept.stat().st_size < 2 * WEIGHT.nbytes
 
 
+@pytest.mark.parametrize(
+    ("begun", "first"), [(0, "prefill"), (3, "decode_4"), (4, "decode_4"), (5, "decode_16"), (17, "prefill")]
+)
+def test_what_runs_first_is_compiled_at_once(tmp_path: Path, begun: int, first: str) -> None:
+    """After a kept prefix that is no beginning of a prompt, but what follows a cache."""
+    file = tflite.read(product(tmp_path / "a.tflite", names=("prefill", "decode_16", "decode_4")).files[0])
+    assert [*litert.LiteRtProgram(file, dataclasses.replace(OPTIONS, begun=begun))._model._compiled] == [first]
+
+
 def test_a_call_has_the_size_of_its_memory(tmp_path: Path) -> None:
     part = product(tmp_path / "a.tflite", names=("free", "one"), most=11)
     file = tflite.read(part.files[0])

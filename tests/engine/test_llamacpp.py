@@ -20,7 +20,7 @@ from edge.devices import host
 from edge.devices.host import ISA, Machine
 from edge.engines import installed_engines, open_part
 from edge.errors import BundleError, ContextError, EngineError, ProviderError
-from edge.formats import gguf
+from edge.formats import gguf, llamacpp_kernels
 from edge.types import Decoder, Embeddings, OpenOptions, PartFiles, Segment, Tokens
 from runtimes import llamacpp
 
@@ -444,7 +444,7 @@ class Kernels:
         self.ggml_backend_load_all_from_path = Function(lambda path: load(b"wide"))
         said = {"llama_log_set": lambda *given: None, "llama_print_system_info": self.report}
         monkeypatch.setattr(llamacpp, "lib", SimpleNamespace(_lib=self, _base_path="", **said))
-        monkeypatch.setattr(llamacpp, "_variants", lambda: [Path(name) for name in self.sets])
+        monkeypatch.setattr(llamacpp_kernels, "variants", lambda folder: [Path(name) for name in self.sets])
         monkeypatch.setattr(llamacpp.sys, "platform", "linux")
 
     def report(self) -> bytes:
@@ -516,7 +516,7 @@ def test_a_build_without_what_the_table_needs(part: PartFiles, monkeypatch: pyte
 
     monkeypatch.setattr(llamacpp.lib, "load_shared_library", missing)
     with pytest.raises(EngineError, match=r"cannot read Q4_K: no ggml-base") as caught:
-        llamacpp._Table(replace(file, tensors={"token_embd.weight": table}))
+        llamacpp._table(replace(file, tensors={"token_embd.weight": table}))
     assert caught.value.hint == llamacpp.BUILD
 
 

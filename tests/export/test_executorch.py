@@ -164,6 +164,31 @@ def test_a_decoder_rewinds_and_ends_with_its_context(engine, exact):
     np.testing.assert_allclose(decoder.extend([Tokens(ids)]), reference(module, rows), atol=1e-4)
 
 
+def test_a_snapshot_goes_on_in_another_decoder(exact):
+    module, part = exact
+    decoder, other = (open_part(part, "executorch_native", OPTIONS) for _ in range(2))
+    ids, _ = prompt(module, 30)
+    decoder.extend([Tokens(ids[:20])])
+    kept = decoder.snapshot()
+    config = module.config
+    assert kept.nbytes == 20 * 2 * config.layers * config.kv_heads * config.head_dim * 4
+    other.extend([Tokens(ids[5:15])])
+    other.restore(kept)
+    assert other.position == 20
+    np.testing.assert_array_equal(other.extend([Tokens(ids[20:])]), decoder.extend([Tokens(ids[20:])]))
+    for one in (decoder, other):
+        one.rewind(7)
+    np.testing.assert_array_equal(other.extend([Tokens(ids[20:])]), decoder.extend([Tokens(ids[20:])]))
+    narrow = {name: array[..., :-1] for name, array in kept.arrays.items()}
+    with pytest.raises(EngineError, match="the array is float32"):
+        other.restore(dataclasses.replace(kept, arrays=narrow))
+    assert other.position == 0
+
+
+def test_a_decoder_with_torch_keeps_its_cache_out_of_reach(exact):
+    assert open_part(exact[1], "executorch", OPTIONS).layout is None
+
+
 @each_engine
 def test_a_picture_stands_between_tokens(engine, exact):
     module, part = exact

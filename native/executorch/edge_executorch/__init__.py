@@ -90,6 +90,17 @@ class Program:
                 if self._closing:
                     self._finalize()
 
+    def read(self, method: str, place: int, offset: int, size: int) -> NDArray[np.uint8]:
+        """Bytes of the numbered memory that a method was planned for, copied: what it keeps lies there. Raises Failure
+        where that has fewer, and KeyError as `run`."""
+        found = np.empty(size, np.uint8)
+        self._copy(method, place, offset, found, write=False)
+        return found
+
+    def write(self, method: str, place: int, offset: int, array: NDArray[Any]) -> None:
+        """An array's bytes into such a memory. Raises as `read`."""
+        self._copy(method, place, offset, np.ascontiguousarray(array), write=True)
+
     def close(self) -> None:
         """Let its memory go; so does the end of the program's life. What runs ends first."""
         with _ONE_AT_A_TIME:
@@ -97,6 +108,13 @@ class Program:
                 self._closing = True
             else:
                 self._finalize()
+
+    def _copy(self, method: str, place: int, offset: int, array: NDArray[Any], *, write: bool) -> None:
+        where = self._methods[method], place, ctypes.c_int64(offset), ctypes.c_int64(array.nbytes)
+        with _calling() as library:
+            if not self._finalize.alive:
+                raise Failure("the program is closed")
+            _check(library.edge_executorch_copy(self._handle, *where, ctypes.c_void_p(array.ctypes.data), int(write)))
 
 
 def operators() -> frozenset[str]:

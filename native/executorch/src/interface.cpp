@@ -90,6 +90,15 @@ EXPORT int32_t edge_executorch_run(
   return guarded([&] { program->run(method, given, count, made, room); });
 }
 
+// Bytes of a memory that a method was planned for, copied to `data`, or from there where `write` is not 0.
+EXPORT int32_t edge_executorch_copy(
+    Program* program, int32_t method, int32_t place, int64_t offset, int64_t size, void* data, int32_t write) {
+  return guarded([&] {
+    uint8_t* there = program->planned(method, place, offset, size);
+    std::memcpy(write ? there : data, write ? data : there, size);
+  });
+}
+
 // What a call left that ended the library stays where it is.
 EXPORT void edge_executorch_close(Program* program) {
   if (!reasons::spoiled()) {

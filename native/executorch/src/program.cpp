@@ -156,14 +156,33 @@ void tell(const EValue& value, Array& array) {
 
 } // namespace
 
-void Program::run(size_t method, const Array* given, size_t count, Array* made, size_t room) {
+Program::Method& Program::loaded(size_t method) {
   if (method >= methods_.size()) {
     throw Refused{"no method " + std::to_string(method)};
   }
   if (!methods_[method]) {
     methods_[method] = load(names_[method]);
   }
-  Method& one = *methods_[method];
+  return *methods_[method];
+}
+
+uint8_t* Program::planned(size_t method, int64_t place, int64_t offset, int64_t size) {
+  const Method& one = loaded(method);
+  if (place < 0 || static_cast<size_t>(place) >= one.memory.size()) {
+    throw Refused{"no memory " + std::to_string(place)};
+  }
+  const Pages& pages = *one.memory[place];
+  const auto room = static_cast<int64_t>(pages.size());
+  if (offset < 0 || size < 0 || offset > room || size > room - offset) {
+    throw Refused{
+        "bytes " + std::to_string(offset) + " and " + std::to_string(size) + " more, of a memory of " +
+        std::to_string(room)};
+  }
+  return pages.data() + offset;
+}
+
+void Program::run(size_t method, const Array* given, size_t count, Array* made, size_t room) {
+  Method& one = loaded(method);
   if (count != one.method->inputs_size() || room != one.method->outputs_size()) {
     throw Refused{
         "it takes " + std::to_string(one.method->inputs_size()) + " arrays and gives " +

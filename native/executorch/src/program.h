@@ -57,9 +57,13 @@ class Program {
   // runs again. Throws Refused.
   void run(size_t method, const Array* given, size_t count, Array* made, size_t room);
 
+  // So many bytes of a memory that the numbered one of `names` was planned for. Throws Refused where it has fewer.
+  uint8_t* planned(size_t method, int64_t place, int64_t offset, int64_t size);
+
  private:
   struct Method;
   std::unique_ptr<Method> load(const std::string& name);
+  Method& loaded(size_t method);
   std::shared_ptr<Pages> memory(int64_t size, size_t place);
 
   executorch::extension::MmapDataLoader loader_;
