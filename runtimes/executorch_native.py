@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from importlib import metadata
 
@@ -14,6 +15,7 @@ from edge_executorch import Failure
 from edge.decoders import methods
 from edge.decoders.methods import MethodDecoder, MethodGraph
 from edge.errors import EngineError
+from edge.formats import xnnpack_descriptor
 from edge.formats.executorch import Program
 from edge.formats.executorch_caches import Cache
 from edge.types import Array, EngineFacts, OpenOptions, PartFiles
@@ -51,11 +53,22 @@ class _Methods:
         try:
             operators, backends = edge_executorch.operators(), edge_executorch.backends()
             methods.require_registered(program, names, operators, backends, f"{PACKAGE} {version()}", INSTALL)
-            self._program = edge_executorch.Program(program.path, names, options.threads)
+            self._program = self._opened(names, options.threads)
         except OSError as error:
             raise methods.refused("cannot open", program, f"its library does not load: {error}", _BUILT) from error
         except (Failure, MemoryError) as error:
             raise self._refused("cannot open", error) from error
+
+    def _opened(self, names: Sequence[str], threads: int) -> edge_executorch.Program:
+        """With packed weights of the cache, where they can be told apart; those that do not serve are no error."""
+        path = self._file.path
+        if self._file.apart:
+            with (
+                contextlib.suppress(Failure),
+                xnnpack_descriptor.weights(path, f"{PACKAGE}-{version()} {' '.join(names)}") as packed,
+            ):
+                return edge_executorch.Program(path, names, threads, packed=packed)
+        return edge_executorch.Program(path, names, threads)
 
     def run(self, name: str, *arrays: Array) -> Array:
         try:

@@ -28,8 +28,8 @@ KINDS = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float3
 _INT, _BOOL, _TENSOR = 2, 3, 5  # of KernelTypes
 _CALL, _DELEGATE, _MOVE, _JUMP, _FREE = 1, 2, 3, 4, 5  # of InstructionArguments
 _MOST_METHODS, _MOST_PORTS = 256, 1 << 12  # ports: of all methods, inputs or outputs
-_DELEGATES = "delegates 1"  # the fact that they are sound, and the version of what is looked at
-_SOUND = "sound"
+_DELEGATES = "delegates 2"  # the fact that they are sound, and the version of what is looked at
+_SOUND, _APART = "sound", "sound, each weight by a name of its own"
 _CACHES = ("update_cache.out", "update_quantized_cache.out")  # they write into their second argument
 
 
@@ -49,6 +49,7 @@ class Method:
 class Program:
     path: Path
     methods: Mapping[str, Method]
+    apart: bool  # whether XNNPACK's packed weights can be kept by their names
 
     def constant(self, name: str) -> int | None:
         """What a method tells that gives one number; None where there is no such method."""
@@ -61,9 +62,8 @@ def read(path: Path) -> Program:
     """Raises BundleError on a file that is no ExecuTorch program, is cut, or refers to what is not there."""
     try:
         reader = _Reader(np.asarray(np.memmap(path, np.uint8, "r")))
-        program = Program(path, reader.methods())
-        file_facts.fact(path, _DELEGATES, lambda _: reader.delegates())
-        return program
+        methods = reader.methods()
+        return Program(path, methods, file_facts.fact(path, _DELEGATES, lambda _: reader.delegates()) == _APART)
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise BundleError(f"cannot read {path.name}: {error}", hint="copy or export it again") from error
     except Damage as damage:
@@ -106,12 +106,12 @@ class _Reader:
         named, _ = self._program.tables(7, "named data")
         keys, index = named.texts(0), named.scalar(1, "<u4")
         _inside(index, np.full(len(named), len(segments)), "named data's segment")
-        self._placed = Segments(data, base + offset, bytes_, dict(zip(keys, bytes_[index].tolist(), strict=True)))
+        sizes, alone = dict(zip(keys, bytes_[index].tolist(), strict=True)), len(np.unique(index)) == len(index)
+        self._placed = Segments(data, base + offset, bytes_, sizes, alone)
 
     def delegates(self) -> str:
         """Raises Damage where one is not sound; `methods` comes before."""
-        executorch_delegates.check(self._program, self._placed)
-        return _SOUND
+        return _APART if executorch_delegates.check(self._program, self._placed) else _SOUND
 
     def methods(self) -> dict[str, Method]:
         plans, _ = self._program.tables(1, "a method")

@@ -6,7 +6,7 @@ smaller ones than the graph has are read, and written, where they are not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from edge.formats import xnnpack_graph
 from edge.formats.flatbuffers import Bytes, Damage, Numbers, Tables
-from edge.formats.xnnpack_graph import Port
+from edge.formats.xnnpack_graph import Packed, Port
 
 _DELEGATE, _TENSOR = 2, 5  # of InstructionArguments, of KernelTypes
 _SEGMENT = 1  # of DataLocation
@@ -29,17 +29,28 @@ class Segments:
     begin: Numbers
     size: Numbers
     named: Mapping[str, int]  # the bytes of what is kept by name
+    alone: bool  # each name has a segment of its own
+
+    @property
+    def apart(self) -> bool:
+        """Whether no byte has two names."""
+        order = np.argsort(self.begin[filled := np.flatnonzero(self.size)])
+        begin, end = self.begin[filled][order], (self.begin + self.size)[filled][order]
+        return self.alone and not np.any(begin[1:] < end[:-1])
 
     def blob(self, index: int) -> Bytes:
         begin = int(self.begin[index])
         return self.data[begin : begin + int(self.size[index])]
 
 
-def check(program: Tables, segments: Segments) -> None:
-    """Raises Damage. Numbers of values and delegates in instructions are known to be there."""
+def check(program: Tables, segments: Segments) -> bool:
+    """Whether XNNPACK's packed weights can be kept by the names that the program gives them: the library asks nothing
+    else of what it finds, neither its shape nor its scales. Numbers of values and delegates in instructions are known
+    to be there. Raises Damage."""
     plans, _ = program.tables(1, "a method")
     delegates, whose = plans.tables(7, "a delegate")
-    graphs = [blob and xnnpack_graph.ports(blob[0], segments.named) for blob in _blobs(delegates, segments)]
+    blobs = _blobs(delegates, segments)
+    graphs = [blob and xnnpack_graph.ports(blob[0], segments.named) for blob in blobs]
     first = np.searchsorted(whose, np.arange(len(plans)))
     values = _Values(plans)
     chains, plan = plans.tables(5, "a chain")
@@ -54,6 +65,19 @@ def check(program: Tables, segments: Segments) -> None:
         graph = graphs[int(first[owner[call]] + called[call])]
         if graph is not None:
             values.fit(int(owner[call]), arguments[begin[call] : begin[call + 1]].tolist(), graph)
+    return segments.apart and _told_apart(
+        one for blob in blobs if blob for one in xnnpack_graph.packed(blob[0], segments.named)
+    )
+
+
+def _told_apart(weights: Iterable[Packed]) -> bool:
+    """Whether what has one name is packed alike. Of integers the scales are packed, too: those have one use each."""
+    known: dict[str, Packed] = {}
+    for one in weights:
+        if one.name in known and (one != known[one.name] or one.kind != xnnpack_graph.FLOAT):
+            return False
+        known[one.name] = one
+    return True
 
 
 def _blobs(delegates: Tables, segments: Segments) -> list[tuple[Bytes] | None]:

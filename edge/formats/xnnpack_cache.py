@@ -1,7 +1,7 @@
 """Cache of XNNPACK's packed weights: files in the user's cache folder.
 
 Such a file is mapped, so that the weights lie in memory once for all signatures, and a second start packs nothing. Each
-belongs to one file of weights as it is, to one version of the library, and to one processor. What is computed from it
+belongs to the content of one file of weights, one version of the library, and one processor. What is computed from it
 is as good as the file is: its name holds its hash, and one that has another is packed again.
 """
 
@@ -31,8 +31,13 @@ def folder() -> Path:
 def weights(path: Path, library: str) -> Iterator[Path | None]:
     """The file to give to the library: a finished one, or one that becomes so when the block ends without an error.
     None where nothing can be written, or others can write: it then packs into memory."""
-    key = _key(path, library)
-    finished, part = _places(key)
+    content = key(path, library)
+    try:
+        quoted = not set(str(folder())) & set('"\\\n')  # as the library is told the place
+        finished = found(content) if quoted else None
+        part = new() if quoted and finished is None else None
+    except (OSError, RuntimeError):  # not writable, or a user without a home
+        finished = part = None
     if finished or not part:
         yield finished
         return
@@ -40,45 +45,46 @@ def weights(path: Path, library: str) -> Iterator[Path | None]:
         yield part
         with contextlib.suppress(OSError):  # the library has its mapping already; the next start packs again
             if part.is_file() and part.stat().st_size:
-                _trim(_finish(part, key))
+                keep(part, content)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _key(path: Path, library: str) -> str:
-    stat, here = path.stat(), host.inspect()
-    # A file that was changed has another ctime, whatever its name and size.
-    known = [path.resolve(), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    return hashlib.sha256(repr([*map(str, known), library, here.name, here.isa]).encode()).hexdigest()[:32]
+def key(path: Path, library: str) -> str:
+    """What is packed from the file's content, by a library of a version, on this processor."""
+    here, content = host.inspect(), file_facts.fact(path, file_facts.SHA256, _sha256)
+    return hashlib.sha256(repr([content, library, here.name, here.isa]).encode()).hexdigest()[:32]
 
 
-def _places(key: str) -> tuple[Path | None, Path | None]:
-    """The finished file, or where one can be made."""
-    try:
-        if set(str(folder())) & set('"\\\n'):  # the library is told the place in quotes
-            return None, None
-        place = file_facts.private_folder(FOLDER)
-        for finished in place.glob(f"{key}-*.bin"):
-            if _sound(finished):
+def found(content: str) -> Path | None:
+    """The finished file of a key, None where there is none that is sound. Raises OSError where the folder is another
+    user's, and RuntimeError without a home."""
+    for finished in file_facts.private_folder(FOLDER).glob(f"{content}-*.bin"):
+        if _sound(finished):
+            with contextlib.suppress(OSError):  # what can only be read serves all the same
                 finished.with_suffix(_USED).touch()
-                return finished, None
-            _remove(finished)  # it was cut or damaged, and is made again
-        handle, name = tempfile.mkstemp(dir=place, suffix=".part")
-        os.close(handle)
-        os.unlink(name)  # the library makes it; an empty one is no cache to it
-    except (OSError, RuntimeError):  # not writable, or a user without a home
-        return None, None
-    return None, Path(name)
+            return finished
+        _remove(finished)  # it was cut or damaged, and is made again
+    return None
 
 
-def _finish(part: Path, key: str) -> Path:
-    """The file under the name of its content, once it is on the disk."""
+def new() -> Path:
+    """A name in the folder that no file has: the library makes it, and an empty one is no cache to it. Raises as
+    `found`."""
+    handle, name = tempfile.mkstemp(dir=file_facts.private_folder(FOLDER), suffix=".part")
+    os.close(handle)
+    os.unlink(name)
+    return Path(name)
+
+
+def keep(part: Path, content: str) -> None:
+    """Give a file the name of its key and content, once it is on the disk, and make room. Raises OSError."""
     with part.open("r+b") as file:  # some systems sync only what could be written
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
-    part.replace(named := part.with_name(f"{key}-{digest}.bin"))
+    part.replace(named := part.with_name(f"{content}-{digest}.bin"))
     _MADE[named] = _state(named)
-    return named
+    _trim(named)
 
 
 def _sound(finished: Path) -> bool:

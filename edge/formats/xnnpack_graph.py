@@ -55,6 +55,7 @@ _NODES = {
     35: Node((3,), 4, lists=(1, 2), rank=0),
     38: Node((1, 2, 3, 4, 7), 5),
 }
+_PACKING = (2, 7, 13, 31, 37, 39)  # the second that it reads is packed, and with it the third
 
 
 class Port(NamedTuple):
@@ -71,6 +72,20 @@ def ports(blob: Bytes, named: Mapping[str, int]) -> tuple[Port, ...]:
     Raises Damage on a graph that is cut, refers to what is not there, or has less data than its shapes say.
     """
     return _Reader(blob, named).ports()
+
+
+class Packed(NamedTuple):
+    """A weight that XNNPACK packs. What is kept of it is known by `name` alone."""
+
+    name: str  # of the weight, and of its bias
+    node: int  # XNodeUnion
+    shape: tuple[int, ...]
+    kind: int
+
+
+def packed(blob: Bytes, named: Mapping[str, int]) -> list[Packed]:
+    """The weights that have names, of a graph that is sound."""
+    return _Reader(blob, named).packed()
 
 
 class _Reader:
@@ -123,10 +138,27 @@ class _Reader:
             Port(shapes[index], int(kinds[index]), index in made) for index in outside[np.argsort(order)].tolist()
         )
 
+    def packed(self) -> list[Packed]:
+        shapes, kinds, buffers = self._shapes(), self._values.scalar(0, "<i2").tolist(), self._values.scalar(3, "<u4")
+        place = {number: index for index, number in enumerate(self._values.scalar(6, "<u4").tolist())}
+        names = [self._keys[buffer] if buffer else "" for buffer in buffers.tolist()]
+        nodes, _ = self._graph.tables(1, "a graph's node")
+        tables, _ = nodes.table(1, "a graph's node")
+        found = []
+        for node in _PACKING:
+            table = Tables(self._data, tables.at[nodes.scalar(0, "<u1") == node], "a graph's node")
+            weights, *biases = (table.scalar(field, "<u4").tolist() for field in _NODES[node].reads[1:])
+            for at, weight in enumerate(map(place.__getitem__, weights)):
+                if names[weight]:
+                    bias = "".join(names[place[one[at]]] for one in biases if one[at] != _NOTHING)
+                    found.append(Packed(names[weight] + bias, node, shapes[weight], kinds[weight]))
+        return found
+
     def _constants(self, size: int, named: Mapping[str, int]) -> list[int]:
         """The bytes of each; the first stands for none."""
         stored, _ = self._graph.tables(8, "a graph's data")
-        keys, offsets, sizes = stored.texts(2), stored.scalar(0, "<i8").tolist(), stored.scalar(1, "<i8").tolist()
+        self._keys = keys = stored.texts(2)
+        offsets, sizes = stored.scalar(0, "<i8").tolist(), stored.scalar(1, "<i8").tolist()
         found = []
         for key, offset, count in zip(keys, offsets, sizes, strict=True):
             room = named.get(key, -1) if key else size - offset if offset >= 0 else -1

@@ -412,7 +412,7 @@ def test_what_is_closed_while_it_runs_ends_first(monkeypatch: pytest.MonkeyPatch
 def test_each_failure_has_its_own_hint(
     error: Exception, said: str, hint: str, graph: PartFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*given: object) -> None:
+    def fail(*given: object, packed: int | None = None) -> None:
         raise error
 
     monkeypatch.setattr(edge_executorch, "Program", fail)

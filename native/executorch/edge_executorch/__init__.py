@@ -59,13 +59,20 @@ class _Array(ctypes.Structure):
 class Program:
     """Methods of a file. What they were planned to share they share; nothing else does."""
 
-    def __init__(self, path: os.PathLike[str] | str, methods: Sequence[str], threads: int) -> None:
-        """Raises Failure, and MemoryError."""
+    def __init__(
+        self, path: os.PathLike[str] | str, methods: Sequence[str], threads: int, *, packed: int | None = None
+    ) -> None:
+        """Raises Failure, and MemoryError.
+
+        packed: a file's descriptor. Weights are packed into one that is empty; one that holds what was packed of this
+        program before, by this version on such a processor, is mapped and trusted: lock it for reading meanwhile.
+        """
         self._methods = {name: number for number, name in enumerate(methods)}
         self._running = self._closing = False
         names = (ctypes.c_char_p * len(methods))(*(name.encode() for name in methods))
         self._handle = ctypes.c_void_p()
-        opened = os.fsencode(path), names, len(methods), threads, ctypes.byref(self._handle)
+        file = -1 if packed is None else packed
+        opened = os.fsencode(path), names, len(methods), threads, file, ctypes.byref(self._handle)
         # Before it is open: Ctrl-C may come right after.
         self._finalize = weakref.finalize(self, _close, self._handle, os.getpid())
         with _calling() as library:

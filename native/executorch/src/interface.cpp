@@ -75,13 +75,19 @@ EXPORT int32_t edge_executorch_threads() {
   return static_cast<int32_t>(pools::threads());
 }
 
+// `packed`: a file for packed weights, below 0 for none.
 EXPORT int32_t edge_executorch_open(
-    const char* path, const char* const* names, int32_t count, int32_t threads, Program** program) {
+    const char* path,
+    const char* const* names,
+    int32_t count,
+    int32_t threads,
+    int32_t packed,
+    Program** program) {
   return guarded([&] {
     if (threads < 1 || threads > kMostThreads) {
       throw Refused{std::to_string(threads) + " threads: it takes 1 to " + std::to_string(kMostThreads)};
     }
-    *program = new Program(path, names, count, threads);
+    *program = new Program(path, names, count, threads, packed);
   });
 }
 

@@ -16,7 +16,6 @@ using executorch::aten::ScalarType;
 using executorch::aten::Tensor;
 using executorch::aten::TensorImpl;
 using executorch::extension::MallocMemoryAllocator;
-using executorch::extension::MmapDataLoader;
 using executorch::runtime::Error;
 using executorch::runtime::EValue;
 using executorch::runtime::HierarchicalAllocator;
@@ -66,11 +65,11 @@ struct Program::Method {
   std::optional<executorch::runtime::Method> method; // goes first: it refers to the others
 };
 
-Program::Program(const char* path, const char* const* names, size_t count, size_t threads)
-    : loader_(taken(MmapDataLoader::from(path, MmapDataLoader::MlockConfig::NoMlock), "it cannot be mapped")),
+Program::Program(const char* path, const char* const* names, size_t count, size_t threads, int packed)
+    : file_(path),
+      packed_(packed),
       program_(taken(
-          executorch::runtime::Program::load(
-              &loader_, executorch::runtime::Program::Verification::InternalConsistency),
+          executorch::runtime::Program::load(&file_, executorch::runtime::Program::Verification::InternalConsistency),
           "it is no program")),
       threads_(threads) {
   pools::use(threads_);
@@ -107,7 +106,9 @@ std::unique_ptr<Program::Method> Program::load(const std::string& name) {
   }
   found->planned.emplace(Span<Span<uint8_t>>(found->spans.data(), found->spans.size()));
   found->manager.emplace(&found->own, &*found->planned, &found->scratch);
-  found->method.emplace(taken(program_.load_method(name.c_str(), &*found->manager), name + " does not load"));
+  found->method.emplace(taken(
+      program_.load_method(name.c_str(), &*found->manager, nullptr, nullptr, packed_.options()),
+      name + " does not load"));
   for (size_t i = 0; i < meta.num_inputs(); ++i) {
     const auto bound = meta.input_tensor_meta(i); // the tensor may grow that far, whatever is given
     found->given.push_back(bound.ok() ? std::make_unique<Pages>(bound.get().nbytes()) : nullptr);

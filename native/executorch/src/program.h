@@ -8,16 +8,14 @@
 #include <utility>
 #include <vector>
 
-#include <executorch/extension/data_loader/mmap_data_loader.h>
 #include <executorch/extension/memory_allocator/malloc_memory_allocator.h>
 #include <executorch/runtime/core/hierarchical_allocator.h>
 #include <executorch/runtime/executor/memory_manager.h>
 #include <executorch/runtime/executor/program.h>
 
-// Why something cannot be done, in the library's words or ours.
-struct Refused {
-  std::string why;
-};
+#include "mapped.h"
+#include "packed.h"
+#include "refused.h"
 
 // Zeros, in pages that come when they are touched. Kernels read a little further than it is long.
 class Pages {
@@ -49,8 +47,8 @@ struct Array {
 
 class Program {
  public:
-  // Throws Refused, and what memory throws.
-  Program(const char* path, const char* const* names, size_t count, size_t threads);
+  // `packed`: see Packed. Throws Refused, and what memory throws.
+  Program(const char* path, const char* const* names, size_t count, size_t threads, int packed);
   ~Program();
 
   // Of the numbered one of `names`. What is given is copied; what comes back lies in the method's own memory until it
@@ -66,7 +64,8 @@ class Program {
   Method& loaded(size_t method);
   std::shared_ptr<Pages> memory(int64_t size, size_t place);
 
-  executorch::extension::MmapDataLoader loader_;
+  Mapped file_;
+  Packed packed_;
   executorch::runtime::Program program_;
   size_t threads_;
   std::map<std::pair<size_t, int64_t>, std::shared_ptr<Pages>> shared_; // by which of a method's, and its size
