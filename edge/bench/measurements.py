@@ -11,10 +11,10 @@ from typing import Any
 
 from PIL import Image
 
-from edge.bench.memory import peak_bytes
 from edge.bench.request import GENERATED, PROMPT, Request
 from edge.bundle.golden import Golden
 from edge.bundle.manifest import Bundle
+from edge.devices.peak_memory import peak_bytes
 from edge.engines import UNKNOWN, kernels
 from edge.errors import ParityError, UsageError
 from edge.inference.session import Session, load

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edge.bundle.manifest import MANIFEST, NUMBERS, Bundle, File
+from edge.bundle.signature import SIGNATURE
 from edge.devices import whole_files
 from edge.errors import BundleError, EdgeError, UsageError
 
@@ -56,7 +57,9 @@ def _require(bundle: Bundle) -> None:
 
 def _write(bundle: Bundle, entries: Iterable[File], place: Path) -> None:
     with zipfile.ZipFile(place, "w") as archive:
-        archive.write(bundle.path / MANIFEST, MANIFEST, zipfile.ZIP_DEFLATED)
+        for name in (MANIFEST, SIGNATURE):
+            if (bundle.path / name).is_file():
+                archive.write(bundle.path / name, name, zipfile.ZIP_DEFLATED)
         for file in dict.fromkeys(entries):
             entry = zipfile.ZipInfo(file.path)
             # Numbers are noise to a compressor.

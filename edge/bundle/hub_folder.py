@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edge.bundle import staging
 from edge.bundle.manifest import MANIFEST, Bundle, Manifest, Part
+from edge.bundle.signature import SIGNATURE
 from edge.units import format_size
 
 CARD = "README.md"
@@ -33,6 +34,8 @@ def package(bundle: Bundle, destination: Path) -> int:
         for path in (MANIFEST, *dict.fromkeys(file.path for file in manifest.files())):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.path / path, folder / path)
+        if (bundle.path / SIGNATURE).is_file():
+            shutil.copyfile(bundle.path / SIGNATURE, folder / SIGNATURE)
         (folder / CARD).write_text(card(manifest), encoding="utf-8")
         large = [file.path for file in manifest.files() if file.bytes > _SMALL]
         (folder / ATTRIBUTES).write_text("".join(map(_attribute, sorted(set(large)))), encoding="utf-8")

@@ -12,6 +12,7 @@ import typer
 from edge import plugins
 from edge.cli.options import Debug, Json, Threads, bundle_folder
 from edge.cli.output import print_json, print_rich, say
+from edge.cli.vouched import introduced
 from edge.errors import EdgeError, UsageError
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def _evaluated(
     name, task, questions = _task(name, data)
     chosen = selection.select(questions, limit, task.TITLE)
     files.require_images(chosen, task.TITLE)
+    introduced(bundle, debug, threads=threads)
     with load(bundle, threads=threads, debug=debug) as session:
         for note in session.plan.notes:
             say(note)

@@ -102,6 +102,7 @@ def export(
     """Turn a checkpoint into a bundle, and prove that it computes the same model."""
     from rich.console import Console
 
+    from edge.bundle import vouching
     from edge.cli import render
 
     with export_side(), cleanup_on_signal():
@@ -135,6 +136,7 @@ def export(
         )
         with render.Stages(console=Console(stderr=True)) as stages:
             done = (plugins.load("exporters", "adopt") if vision else side).export(request, stages.report)
+    vouching.remember(done.path, "edge export")
     for note in done.notes:
         say(f"note: {note}")
     costs = {role: cost.to_json() for role, cost in done.costs.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,4 +34,16 @@ def inspect(
     elif as_json:
         print_json(json.loads((opened.path / MANIFEST).read_bytes()))  # as it is, whatever its schema
     else:
-        print_rich(render.manifest(manifest))
+        print_rich(render.manifest(manifest, _trust(bundle)))
+
+
+def _trust(bundle: Path) -> dict[str, str]:
+    """Who signed it, and who vouches for it."""
+    from edge.bundle import signature, trusted_keys, vouching
+
+    keys = trusted_keys.read()
+    facts = {}
+    if (found := signature.signed(bundle, keys)) is not None:
+        known = f": {found.comment}" if found.trusted else f", which is not in {trusted_keys.place()}"
+        facts["signed by"] = f"{found.key}{known}"
+    return {**facts, "vouched for by": vouching.voucher(bundle, keys) or "nothing: it runs in a process of its own"}

@@ -11,10 +11,14 @@ from edge.cli.output import say
 
 
 def bundle_folder(place: str) -> Path:
-    """The folder of a bundle that the user named; what is not here is fetched."""
+    """The folder of a bundle that the user named; what is not here is fetched. Raises BundleError on one that is not
+    what a trusted key has signed."""
     from edge import fetching
+    from edge.bundle import signature, trusted_keys
 
-    return fetching.folder(place, say)
+    folder = fetching.folder(place, say)
+    signature.signed(folder, trusted_keys.read())
+    return folder
 
 
 _WHERE = "a folder, its zip, the https address of one, or owner/name on the hub."

@@ -144,7 +144,8 @@ def answer(found: Answer) -> str:
     return " · ".join([*parts, *filter(None, [ends.get(found.stop_reason)])])
 
 
-def manifest(found: Manifest) -> RenderableType:
+def manifest(found: Manifest, trust: Mapping[str, str]) -> RenderableType:
+    """`trust`: who signed it, and who vouches for it, in words."""
     facts = {
         "name": found.name,
         "made from": f"{found.source.get('name')}, sha256 {found.source.get('sha256', '')[:12]}…",
@@ -153,6 +154,7 @@ def manifest(found: Manifest) -> RenderableType:
         "size": format_size(sum(file.bytes for file in found.files())),
         **_model(found.spec),
         "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
+        **trust,
     }
     if not found.sees:
         facts["picture"] += "; no part here sees one"

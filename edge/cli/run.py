@@ -9,19 +9,22 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edge.cli.exits import cleanup_on_signal
 from edge.cli.options import BundleArgument, Cache, Debug, GpuLayers, ImageTokens, Isa, Json, Provider, Threads
 from edge.cli.output import complain, print_json, say, write_answer
+from edge.cli.vouched import Isolated, TrustedKey, isolated
 from edge.errors import ContextError, ImageError, UsageError
 
 if TYPE_CHECKING:
     from edge.inference.chat import Chat
     from edge.inference.constraint import Constraint
     from edge.inference.session import Session
+    from edge.isolation.session import IsolatedChat, IsolatedSession
 
 # How a picture's file name ends: what tells a picture that is missing from a question.
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".tga", ".avif", ".heic", ".jp2"}
@@ -51,6 +54,8 @@ def run(
         str | None,
         typer.Option("--session", metavar="FILE", help="Go on with the conversation in a file, and save it there."),
     ] = None,
+    apart: Isolated = None,
+    trusted_key: TrustedKey = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -64,7 +69,6 @@ def run(
             "--json answers one question, and there is none", hint='edge run BUNDLE IMAGE "question" --json'
         )
     from edge.inference.sampling import Sampling
-    from edge.inference.session import load
     from edge.units import parse_size
 
     options: dict[str, Any] = {
@@ -72,18 +76,17 @@ def run(
         "sampling": Sampling(temp, top_k, top_p, repeat_penalty, seed),
         "schema": read_schema(schema) if schema else None,
     }
-    limit = parse_size(max_memory) if max_memory else None
-    with load(
-        bundle,
-        threads=threads,
-        cache=cast("Any", cache),
-        isa=isa,
-        provider=provider,
-        gpu_layers=gpu_layers,
-        max_memory=limit,
-        image_tokens=image_tokens,
-        debug=debug,
-    ) as session:
+    opening: dict[str, Any] = {
+        "threads": threads,
+        "cache": cache,
+        "isa": isa,
+        "provider": provider,
+        "gpu_layers": gpu_layers,
+        "max_memory": parse_size(max_memory) if max_memory else None,
+        "image_tokens": image_tokens,
+        "debug": debug,
+    }
+    with _opened(bundle, isolated(bundle, apart, trusted_key), opening) as session:
         if session.plan.given_up:
             say("little memory: " + ", ".join(session.plan.given_up))
         for note in session.plan.notes:
@@ -98,6 +101,16 @@ def run(
                 _chat(chat, options)
             else:
                 _show(session, chat.stream(question, **options), as_json)
+
+
+def _opened(bundle: Path, apart: bool, options: dict[str, Any]) -> Session | IsolatedSession:
+    if apart:
+        from edge.isolation.session import load as load_apart
+
+        return load_apart(bundle, told=say if options["debug"] else None, **options)
+    from edge.inference.session import load
+
+    return load(bundle, **options)
 
 
 def split(inputs: Sequence[str]) -> tuple[list[str], str | None]:
@@ -127,8 +140,11 @@ def read_schema(path: str) -> Constraint:
 
 
 @contextlib.contextmanager
-def _conversation(session: Session, pictures: list[str], system: str | None, saved: str | None) -> Iterator[Chat]:
+def _conversation(
+    session: Session | IsolatedSession, pictures: list[str], system: str | None, saved: str | None
+) -> Iterator[Chat | IsolatedChat]:
     """A new one, or that of a file; it is saved there when it ends, however it does."""
+    chat: Chat | IsolatedChat
     if saved is None or not os.path.exists(saved):
         chat = session.chat(pictures or None, system=system)
     else:
@@ -147,7 +163,7 @@ def _conversation(session: Session, pictures: list[str], system: str | None, sav
                 chat.save(saved)
 
 
-def _chat(chat: Chat, options: dict[str, Any]) -> None:
+def _chat(chat: Chat | IsolatedChat, options: dict[str, Any]) -> None:
     for question in _questions():
         try:
             _stream(chat.stream(question, **options))
@@ -169,7 +185,7 @@ def _questions() -> Iterator[str]:
                 yield line.strip()
 
 
-def _show(session: Session, pieces: Iterable[str], as_json: bool) -> None:
+def _show(session: Session | IsolatedSession, pieces: Iterable[str], as_json: bool) -> None:
     """An answer while it is made, or all that is known of it."""
     if as_json:
         for _ in pieces:
@@ -195,9 +211,9 @@ def _stream(pieces: Iterable[str]) -> None:
     print(flush=True)
 
 
-def _answer(session: Session) -> dict[str, Any]:
-    from edge.bench.memory import peak_bytes
+def _answer(session: Session | IsolatedSession) -> dict[str, Any]:
+    from edge.devices.peak_memory import peak_bytes
 
-    peak = peak_bytes()
+    peak = getattr(session, "peak_bytes", peak_bytes)()  # of the process that has the engines
     peak_mb = None if peak is None else round(peak / 1e6, 1)
     return {**asdict(session.last), "peak_rss_mb": peak_mb, "plan": session.plan.to_json()}

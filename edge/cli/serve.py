@@ -14,6 +14,7 @@ import typer
 from edge.cli.exits import requires_extra
 from edge.cli.options import BundlesArgument, Cache, Debug, GpuLayers, ImageTokens, Isa, Provider, Threads
 from edge.cli.output import say
+from edge.cli.vouched import introduced
 from edge.errors import EdgeError, UsageError
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def _opened(bundle: Path, max_memory: int | None, options: dict[str, Any]) -> Se
     """Ready for a question: the first client does not wait for the decoder."""
     from edge.inference.session import load
 
+    introduced(bundle, **{name: options[name] for name in ("debug", "threads", "isa", "provider", "gpu_layers")})
     session = load(bundle, max_memory=max_memory, **options)
     if session.plan.given_up:
         say(f"{bundle}: little memory: " + ", ".join(session.plan.given_up))

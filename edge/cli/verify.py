@@ -11,6 +11,7 @@ from edge import plugins
 from edge.cli.exits import cleanup_on_signal, export_side
 from edge.cli.options import Base, BundleArgument, Debug, GpuLayers, Isa, Json, Mmproj, Provider, Threads
 from edge.cli.output import print_json, print_rich, say
+from edge.cli.vouched import Isolated, TrustedKey, isolated, verified
 from edge.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
@@ -28,13 +29,29 @@ def verify(
     isa: Isa = None,
     provider: Provider = None,
     gpu_layers: GpuLayers = None,
+    apart: Isolated = None,
+    trusted_key: TrustedKey = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Replay what the export recorded, and compare stage by stage."""
     from edge.cli import render
 
-    report = _verified(bundle, against, mmproj, base, threads, isa, provider, gpu_layers)
+    options = {"threads": threads, "isa": isa, "provider": provider, "gpu_layers": gpu_layers}
+    alone = isolated(bundle, apart, trusted_key)
+    if against is None:
+        for option, given in (("--mmproj", mmproj), ("--base", base)):
+            if given is not None:
+                raise UsageError(f"{option} is for a checkpoint that the bundle is held to", hint="--against CKPT")
+        report = verified(bundle, apart=alone, debug=debug, **options)
+    else:
+        if provider or gpu_layers is not None:
+            raise UsageError(
+                "a checkpoint is compared with on the processor", hint="leave --provider or --against away"
+            )
+        if alone:  # torch is no guest of a process that is bounded: it compares once the bundle is known
+            verified(bundle, apart=True, debug=debug, **options)
+        report = _compared(bundle, against, mmproj, base, threads, isa)
     if as_json:
         print_json(report.to_json())
     else:
@@ -63,28 +80,12 @@ def _remedy(report: Report) -> str:
     return "export the bundle again"
 
 
-def _verified(
-    bundle: Path,
-    against: str | None,
-    mmproj: Path | None,
-    base: str | None,
-    threads: int,
-    isa: str | None,
-    provider: str | None,
-    gpu_layers: int | None,
+def _compared(
+    bundle: Path, against: str, mmproj: Path | None, base: str | None, threads: int, isa: str | None
 ) -> Report:
     from edge.bundle.manifest import Bundle
 
     opened = Bundle.open(bundle)
-    if against is None:
-        for option, given in (("--mmproj", mmproj), ("--base", base)):
-            if given is not None:
-                raise UsageError(f"{option} is for a checkpoint that the bundle is held to", hint="--against CKPT")
-        from edge.verify import verify
-
-        return verify(opened, threads=threads, isa=isa, provider=provider, gpu_layers=gpu_layers)
-    if provider or gpu_layers is not None:
-        raise UsageError("a checkpoint is compared with on the processor", hint="leave --provider or --against away")
     with export_side(), cleanup_on_signal():
         report: Report = plugins.load("exporters", "verify_checkpoint").verify_against(
             opened, against, mmproj, threads, isa, base=base

@@ -9,6 +9,7 @@ from pathlib import Path
 from edge import privacy
 from edge.bundle import manifest_file
 from edge.bundle.manifest import MANIFEST, Manifest
+from edge.bundle.signature import MOST_BYTES, SIGNATURE
 from edge.errors import BundleError, EngineError
 from edge.fetching import Told
 
@@ -38,9 +39,12 @@ def bundle(name: str, told: Told) -> Path:
                 hint="if it is a checkpoint: edge export " + name + " -o BUNDLE",
             )
         manifest = _manifest(head)
-        wanted = [glob.escape(path) for path in (MANIFEST, *(entry.path for entry in manifest.files()))]
         offered = HfApi().model_info(name, revision=head.name, files_metadata=True).siblings or ()
-        _require_offered(name, manifest, {file.rfilename: file.size for file in offered})
+        sizes = {file.rfilename: file.size for file in offered}
+        _require_offered(name, manifest, sizes)
+        signed = [SIGNATURE] if (sizes.get(SIGNATURE) or MOST_BYTES + 1) <= MOST_BYTES else []
+        paths = (MANIFEST, *signed, *(entry.path for entry in manifest.files()))
+        wanted = [glob.escape(path) for path in paths]
         return _whole(Path(snapshot_download(name, allow_patterns=wanted, revision=head.name)))
     except errors.GatedRepoError as error:
         raise BundleError(

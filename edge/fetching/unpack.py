@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edge.bundle import manifest_file, staging
 from edge.bundle.manifest import MANIFEST, File, Manifest, require
+from edge.bundle.signature import MOST_BYTES, SIGNATURE
 from edge.errors import BundleError
 from edge.fetching.download import SPARE
 from edge.units import format_size
@@ -54,6 +55,8 @@ def _unpack(archive: zipfile.ZipFile, whole: int, destination: Path) -> None:
         )
     with staging.create(destination) as folder:
         (folder / MANIFEST).write_bytes(content)
+        if top + SIGNATURE in members:
+            (folder / SIGNATURE).write_bytes(_small(archive, _member(members, top + SIGNATURE)))
         for entry in dict.fromkeys(manifest.files()):
             _write(archive, _member(members, top + entry.path), entry, folder)
 
@@ -74,6 +77,12 @@ def _member(members: dict[str, zipfile.ZipInfo], name: str) -> zipfile.ZipInfo:
     if found.flag_bits & 1 or found.compress_type not in _METHODS:
         raise BundleError(f"{name} is encrypted, or packed in a way that is not read", hint="zip it with deflate")
     return found
+
+
+def _small(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A signature, as far as one is read: whoever checks it refuses a longer one."""
+    with archive.open(member) as file:
+        return file.read(MOST_BYTES + 1)
 
 
 def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, entry: File, folder: Path) -> None:

@@ -36,7 +36,7 @@ def decoder_of(bundle):
 def shown(bundle):
     """By `edge inspect`."""
     console = Console(file=StringIO(), width=200)
-    console.print(render.manifest(Bundle.open(bundle).manifest))
+    console.print(render.manifest(Bundle.open(bundle).manifest, {}))
     return console.file.getvalue()
 
 

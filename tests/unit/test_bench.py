@@ -26,11 +26,11 @@ from PIL import Image
 from edge.bench import output, runner
 from edge.bench import schema as rows
 from edge.bench.measurements import first, loading, measuring
-from edge.bench.memory import peak_bytes
 from edge.bench.request import Request, failure, numbers, raised, sweep
 from edge.bench.sensors import Sensors
 from edge.bundle import manifest as bundles
 from edge.bundle.golden import Golden, Outputs
+from edge.devices.peak_memory import peak_bytes
 from edge.errors import BundleError, EngineError, ImageError, ParityError, UsageError
 from edge.inference.session import Session
 
