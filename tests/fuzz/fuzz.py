@@ -51,7 +51,7 @@ def _fuzzed(name: str, seconds: float) -> tuple[int, int]:
     """Inputs and findings. A process that ends is followed by another, with another seed."""
     end, count, found, seed = time.monotonic() + seconds, 0, 0, int.from_bytes(os.urandom(4), "little") // 2 * 2
     while (left := end - time.monotonic()) > 0.5:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=_memory()) as folder:
             guided = find_spec("atheris") is not None and not seed % 2
             part = left / 2 if guided else left
             command = [
@@ -71,6 +71,11 @@ def _fuzzed(name: str, seconds: float) -> tuple[int, int]:
                 _keep(name, Path(folder), f"{how}, seed {seed}")
         seed += 1
     return count, found
+
+
+def _memory() -> str | None:
+    """Where files are in memory, if there is such a place: a mutation is written, read, and forgotten."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def _ended(command: list[str], seconds: float, said: IO[bytes]) -> str:
@@ -100,7 +105,6 @@ def _read(path: Path) -> str:
 
 def child(name: str, seconds: float, seed: int, folder: Path) -> None:
     """Reads mutations until the time is over; ends with 1 at a finding."""
-    from mutations import mutated
     from readers import READERS
 
     _limit()
@@ -109,7 +113,7 @@ def child(name: str, seconds: float, seed: int, folder: Path) -> None:
     (work := folder / "work").mkdir()
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     while (now := time.monotonic() - begin) < seconds:
-        content = mutated(random.choice(corpus), corpus, random)
+        content = reader.mutated(random.choice(corpus), corpus, random)
         (folder / "input").write_bytes(content)
         signal.setitimer(signal.ITIMER_REAL, PATIENCE)
         try:
@@ -134,7 +138,6 @@ def guided(name: str, seconds: float, seed: int, folder: Path) -> None:
 
     with atheris.instrument_imports(include=["edge"]):
         from readers import READERS
-    from mutations import mutated
 
     reader, count = READERS[name], 0
     seeds = reader.seeds()
@@ -156,7 +159,7 @@ def guided(name: str, seconds: float, seed: int, folder: Path) -> None:
         random = Random(number)
         if random.random() < 0.3:
             return bytes(atheris.Mutate(content, most))
-        return mutated(content, seeds, random)[:most]
+        return reader.mutated(content, seeds, random)[:most]
 
     limits = [
         "-max_len=1048576",
