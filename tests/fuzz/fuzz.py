@@ -26,8 +26,12 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "helpers"), str(H
 
 FINDINGS = Path("fuzz-findings")
 MEMORY = 6 << 30  # bytes of addresses, which libraries reserve by the gigabyte
-PATIENCE = 10.0  # seconds for one input
+PATIENCE = 10.0  # seconds of the processor for one input: another may have it meanwhile, or stop us
 _TOLD = 5.0  # seconds between what a process says
+
+
+class Late(BaseException):
+    """One input takes too long. No reader may take this for a file that it cannot read."""
 
 
 def main(seconds: float, names: list[str]) -> int:
@@ -90,8 +94,8 @@ def _ended(command: list[str], seconds: float, said: IO[bytes]) -> str:
 def _keep(name: str, folder: Path, how: str) -> None:
     FINDINGS.mkdir(exist_ok=True)
     number = len(list(FINDINGS.glob(f"{name}-*.txt")))
-    for made in (*folder.glob("artifact-*"), folder / "input"):
-        if made.exists():
+    for made in (*folder.glob("artifact-*"), *folder.glob("work/*")):  # what was read last
+        if made.is_file():
             (FINDINGS / f"{name}-{number}.bin").write_bytes(made.read_bytes())
             break
     why = _read(folder / "why") or _read(folder / "said")[-4000:]
@@ -114,15 +118,14 @@ def child(name: str, seconds: float, seed: int, folder: Path) -> None:
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     while (now := time.monotonic() - begin) < seconds:
         content = reader.mutated(random.choice(corpus), corpus, random)
-        (folder / "input").write_bytes(content)
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+        signal.setitimer(signal.ITIMER_PROF, PATIENCE)
         try:
             taken = reader.read(content, work)
         except BaseException:
             (folder / "why").write_text(traceback.format_exc(), encoding="utf-8")
             (folder / "count").write_text(str(count + 1))
             os._exit(1)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         count += 1
         if taken and len(corpus) < 500 and random.random() < 0.05:  # from what is read still, further
             corpus.append(content)
@@ -139,6 +142,7 @@ def guided(name: str, seconds: float, seed: int, folder: Path) -> None:
     with atheris.instrument_imports(include=["edge"]):
         from readers import READERS
 
+    _limit(memory=False)
     reader, count = READERS[name], 0
     seeds = reader.seeds()
     for place in ("work", "corpus"):
@@ -152,8 +156,9 @@ def guided(name: str, seconds: float, seed: int, folder: Path) -> None:
         count += 1
         if count % 50 == 0:
             (folder / "count").write_text(str(count))
-        (folder / "input").write_bytes(content)
+        signal.setitimer(signal.ITIMER_PROF, PATIENCE)
         reader.read(content, folder / "work")
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
     def change(content: bytes, most: int, number: int) -> bytes:
         random = Random(number)
@@ -163,7 +168,7 @@ def guided(name: str, seconds: float, seed: int, folder: Path) -> None:
 
     limits = [
         "-max_len=1048576",
-        f"-timeout={PATIENCE:.0f}",
+        f"-timeout={30 * PATIENCE:.0f}",  # by the clock
         "-rss_limit_mb=4096",
         f"-max_total_time={max(1, int(seconds))}",
     ]
@@ -172,12 +177,12 @@ def guided(name: str, seconds: float, seed: int, folder: Path) -> None:
     atheris.Fuzz()
 
 
-def _limit() -> None:
+def _limit(*, memory: bool = True) -> None:
     def late(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"one input took more than {PATIENCE} s")
+        raise Late(f"one input took more than {PATIENCE} s")
 
-    signal.signal(signal.SIGALRM, late)
-    if sys.platform == "linux":
+    signal.signal(signal.SIGPROF, late)
+    if memory and sys.platform == "linux":
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
