@@ -2,7 +2,7 @@
 
 .DELETE_ON_ERROR:
 .PHONY: help demo check lint fmt golden test test-llamacpp test-browser test-remote test-arm arm-machine arm-site android test-android \
-	test-android-arm apk-tools android-tools test-ios ios-tools release guard fuzz wheel-arm wheel-executorch \
+	test-android-arm apk-tools android-tools test-ios ios-tools release guard fuzz faults wheel-arm wheel-executorch \
 	wheel-executorch-arm
 
 VENV := .venv
@@ -71,7 +71,7 @@ fmt: $(VENV)/installed-dev  ## sort imports and format
 
 # To watch edge/ and runtimes/ is to slow down all that torch traces: what covers them needs no torch.
 test: lint $(VENV)/legacy/installed  ## lint, types, all tests but those below
-	$(PYTESTS) tests/unit tests/architecture tests/server tests/engine tests/fuzz \
+	$(PYTESTS) tests/unit tests/architecture tests/server tests/engine tests/fuzz tests/faults \
 		--cov=edge --cov=runtimes --cov-report=term-missing:skip-covered --cov-fail-under=95
 	$(PYTESTS) tests/export tests/e2e
 
@@ -134,6 +134,12 @@ SECONDS := 60
 fuzz: $(VENV)/installed-dev  ## mutations for every reader, for SECONDS=60; findings in fuzz-findings/
 	@$(PIP) install --quiet --only-binary :all: 'atheris>=3,<4' || echo "without atheris: mutations are not guided" >&2
 	$(BIN)/python tests/fuzz/fuzz.py $(SECONDS)
+
+KILLS := 200
+WRITES := 30
+faults: $(BUNDLE)/manifest.json  ## KILLS=200 kills, and WRITES=30 failing writes of each command that writes
+	$(BIN)/python tests/faults/faults.py $(BUNDLE) kills $(KILLS)
+	$(BIN)/python tests/faults/faults.py $(BUNDLE) writes $(WRITES)
 
 GUARDED := $(VENV)/guarded
 guard: $(BUNDLE)/manifest.json $(GUARDED)/tflite/manifest.json  ## the newest engines compute the demo as the installed ones

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,6 +17,8 @@ from edge.fetching.download import SPARE
 from edge.units import format_size
 
 _PIECE = 1 << 20
+# What zipfile raises on damaged bytes: names that are no text, lengths that are none.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError, RuntimeError, ValueError, OverflowError)
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -29,7 +32,7 @@ def unpack(archive: Path, destination: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as opened:
             _unpack(opened, archive.stat().st_size, destination)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise BundleError(f"{archive.name} is no whole zip: {error}", hint="fetch or write it again") from error
 
 

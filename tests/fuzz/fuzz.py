@@ -26,8 +26,12 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "helpers"), str(H
 
 FINDINGS = Path("fuzz-findings")
 MEMORY = 6 << 30  # bytes of addresses, which libraries reserve by the gigabyte
-PATIENCE = 10.0  # seconds for one input
+PATIENCE = 10.0  # seconds of the processor for one input: another may have it meanwhile, or stop us
 _TOLD = 5.0  # seconds between what a process says
+
+
+class Late(BaseException):
+    """One input takes too long. No reader may take this for a file that it cannot read."""
 
 
 def main(seconds: float, names: list[str]) -> int:
@@ -51,7 +55,7 @@ def _fuzzed(name: str, seconds: float) -> tuple[int, int]:
     """Inputs and findings. A process that ends is followed by another, with another seed."""
     end, count, found, seed = time.monotonic() + seconds, 0, 0, int.from_bytes(os.urandom(4), "little") // 2 * 2
     while (left := end - time.monotonic()) > 0.5:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=_memory()) as folder:
             guided = find_spec("atheris") is not None and not seed % 2
             part = left / 2 if guided else left
             command = [
@@ -73,6 +77,11 @@ def _fuzzed(name: str, seconds: float) -> tuple[int, int]:
     return count, found
 
 
+def _memory() -> str | None:
+    """Where files are in memory, if there is such a place: a mutation is written, read, and forgotten."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
 def _ended(command: list[str], seconds: float, said: IO[bytes]) -> str:
     """How the process ended, if not well."""
     try:
@@ -85,8 +94,8 @@ def _ended(command: list[str], seconds: float, said: IO[bytes]) -> str:
 def _keep(name: str, folder: Path, how: str) -> None:
     FINDINGS.mkdir(exist_ok=True)
     number = len(list(FINDINGS.glob(f"{name}-*.txt")))
-    for made in (*folder.glob("artifact-*"), folder / "input"):
-        if made.exists():
+    for made in (*folder.glob("artifact-*"), *folder.glob("work/*")):  # what was read last
+        if made.is_file():
             (FINDINGS / f"{name}-{number}.bin").write_bytes(made.read_bytes())
             break
     why = _read(folder / "why") or _read(folder / "said")[-4000:]
@@ -100,7 +109,6 @@ def _read(path: Path) -> str:
 
 def child(name: str, seconds: float, seed: int, folder: Path) -> None:
     """Reads mutations until the time is over; ends with 1 at a finding."""
-    from mutations import mutated
     from readers import READERS
 
     _limit()
@@ -109,16 +117,15 @@ def child(name: str, seconds: float, seed: int, folder: Path) -> None:
     (work := folder / "work").mkdir()
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     while (now := time.monotonic() - begin) < seconds:
-        content = mutated(random.choice(corpus), corpus, random)
-        (folder / "input").write_bytes(content)
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+        content = reader.mutated(random.choice(corpus), corpus, random)
+        signal.setitimer(signal.ITIMER_PROF, PATIENCE)
         try:
             taken = reader.read(content, work)
         except BaseException:
             (folder / "why").write_text(traceback.format_exc(), encoding="utf-8")
             (folder / "count").write_text(str(count + 1))
             os._exit(1)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         count += 1
         if taken and len(corpus) < 500 and random.random() < 0.05:  # from what is read still, further
             corpus.append(content)
@@ -134,8 +141,8 @@ def guided(name: str, seconds: float, seed: int, folder: Path) -> None:
 
     with atheris.instrument_imports(include=["edge"]):
         from readers import READERS
-    from mutations import mutated
 
+    _limit(memory=False)
     reader, count = READERS[name], 0
     seeds = reader.seeds()
     for place in ("work", "corpus"):
@@ -149,18 +156,19 @@ def guided(name: str, seconds: float, seed: int, folder: Path) -> None:
         count += 1
         if count % 50 == 0:
             (folder / "count").write_text(str(count))
-        (folder / "input").write_bytes(content)
+        signal.setitimer(signal.ITIMER_PROF, PATIENCE)
         reader.read(content, folder / "work")
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
     def change(content: bytes, most: int, number: int) -> bytes:
         random = Random(number)
         if random.random() < 0.3:
             return bytes(atheris.Mutate(content, most))
-        return mutated(content, seeds, random)[:most]
+        return reader.mutated(content, seeds, random)[:most]
 
     limits = [
         "-max_len=1048576",
-        f"-timeout={PATIENCE:.0f}",
+        f"-timeout={30 * PATIENCE:.0f}",  # by the clock
         "-rss_limit_mb=4096",
         f"-max_total_time={max(1, int(seconds))}",
     ]
@@ -169,12 +177,12 @@ def guided(name: str, seconds: float, seed: int, folder: Path) -> None:
     atheris.Fuzz()
 
 
-def _limit() -> None:
+def _limit(*, memory: bool = True) -> None:
     def late(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"one input took more than {PATIENCE} s")
+        raise Late(f"one input took more than {PATIENCE} s")
 
-    signal.signal(signal.SIGALRM, late)
-    if sys.platform == "linux":
+    signal.signal(signal.SIGPROF, late)
+    if memory and sys.platform == "linux":
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))

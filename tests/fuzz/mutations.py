@@ -8,16 +8,24 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-_NUMBERS = (0, 1, 2, 7, 8, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1)
+NUMBERS = (0, 1, 2, 7, 8, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1)
 _TEXTS = ("", "x" * 5000, "../../etc/passwd", "\x00\x1b[2J\ud800")
 _VALUES = (None, True, -1, 0, 2**31, 2**63, 1e308, -1e308, *_TEXTS, [], {}, [[]])
 _MOST = 1 << 20  # bytes of what is made
 
 
-def mutated(content: bytes, others: Sequence[bytes], random: Random) -> bytes:
-    """The content with one to four changes; one in two of JSON's are JSON still."""
+def mutated(
+    content: bytes,
+    others: Sequence[bytes],
+    random: Random,
+    structure: Callable[[bytes, Random], bytes] | None = None,
+) -> bytes:
+    """The content with one to four changes; one in two of JSON's are JSON still, and one in two is changed as its
+    format has it, where there is a `structure` for that."""
+    if structure is not None and random.random() < 0.5:
+        return structure(content, random)[:_MOST]
     if content[:1] in b"{[" and random.random() < 0.5:
-        found = _json(content, random)
+        found = changed_json(content, random)
         if found is not None:
             return found
     data = bytearray(content)
@@ -39,7 +47,7 @@ def _flip(data: bytearray, _: Sequence[bytes], random: Random) -> None:
 def _number(data: bytearray, _: Sequence[bytes], random: Random) -> None:
     kind, mask = random.choice((("<B", 0xFF), ("<H", 0xFFFF), ("<I", 2**32 - 1), ("<Q", 2**64 - 1)))
     size = struct.calcsize(kind)
-    value = random.choice((*_NUMBERS, len(data), len(data) - 1, len(data) + 1, random.getrandbits(64)))
+    value = random.choice((*NUMBERS, len(data), len(data) - 1, len(data) + 1, random.getrandbits(64)))
     place = _place(data, random) // size * size
     data[place : place + size] = struct.pack(kind, value & mask)
 
@@ -80,7 +88,7 @@ Change = Callable[[bytearray, Sequence[bytes], Random], None]
 _CHANGES: tuple[Change, ...] = (_flip, _number, _number, _step, _cut, _without, _twice, _noise, _spliced)
 
 
-def _json(content: bytes, random: Random) -> bytes | None:
+def changed_json(content: bytes, random: Random) -> bytes | None:
     """With one value, key or list changed; None of what is no JSON."""
     try:
         root = json.loads(content)
@@ -112,7 +120,7 @@ def _change(inside: Any, key: Any, random: Random) -> None:
     elif way == 1:
         inside[key] = random.choice(_VALUES)
     elif way == 2 and isinstance(before, int | float) and not isinstance(before, bool):
-        inside[key] = random.choice((*_NUMBERS, -before, before + 1, before * 2, 0.5))
+        inside[key] = random.choice((*NUMBERS, -before, before + 1, before * 2, 0.5))
     elif way == 3:
         inside[key] = [before] * random.choice((1, 2, 300))
     elif way == 4 and isinstance(inside, dict):

@@ -20,8 +20,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 NAMES = (
-    *("manifest", "gguf", "tflite", "executorch", "onnx", "safetensors", "golden", "npy", "picture", "tokenizer"),
-    *("archive", "results", "baseline"),
+    *("manifest", "prompt", "gguf", "decoder", "tflite", "executorch", "onnx", "safetensors", "golden"),
+    *("conversation", "state", "npy", "picture", "tokenizer", "archive", "results", "answers", "baseline"),
 )
 
 
@@ -33,14 +33,13 @@ def test_these_are_all_readers() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_mutation_is_read_or_refused(name: str, tmp_path: Path) -> None:
-    from mutations import mutated
     from readers import READERS
 
     reader, random = READERS[name], Random(name)
     seeds = reader.seeds()
-    for seed in seeds if name != "golden" else ():  # a file of tensors, but not of those
+    for seed in seeds:
         assert reader.read(seed, tmp_path)
-    taken = [reader.read(mutated(random.choice(seeds), seeds, random), tmp_path) for _ in range(100)]
+    taken = [reader.read(reader.mutated(random.choice(seeds), seeds, random), tmp_path) for _ in range(100)]
     assert not all(taken), "no mutation was refused"
 
 
@@ -53,6 +52,7 @@ FOUND = {
         npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (5, 4"),  # tokenize.TokenError
         npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (5, 4)}}"),
         npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (5, 10**99999)}"),
+        npy(b"{'descr': '|S0', 'fortran_order': False, 'shape': (5, 4)}"),  # SIGFPE in numpy.memmap
     ],
     "tokenizer": [json.dumps({"version": "1.0", "normalizer": {"type": {}}, "model": {"type": "BPE"}}).encode()],
 }
@@ -76,6 +76,16 @@ def test_a_file_without_a_name_is_passed_over(tmp_path: Path) -> None:
         archive.writestr(zipfile.ZipInfo("x"), b"")
         archive.filelist[-1].filename = ""
     assert READERS["archive"].read(place.read_bytes(), tmp_path)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    from readers import READERS
+
+    (seed,) = READERS["archive"].seeds()
+    name = seed.rindex(b"tokenizer.json")
+    flags = seed.rindex(b"PK\x01\x02", 0, name) + 8
+    named = seed[:flags] + struct.pack("<H", 0x800) + seed[flags + 2 : name] + b"\xf1" + seed[name + 1 :]
+    assert not READERS["archive"].read(named, tmp_path)
 
 
 def test_an_archive_that_places_a_file_outside_itself_is_refused(tmp_path: Path) -> None:

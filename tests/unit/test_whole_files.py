@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,3 +65,26 @@ def test_a_link_beside_it_is_not_written_through(
     WRITERS[writer](tmp_path / "out")
     assert (tmp_path / "thesis").read_text() == "years of work"
     assert (tmp_path / "out").is_file()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from edge.devices import whole_files
+with whole_files.aside(Path(sys.argv[1])) as beside:
+    beside.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a file system without locks")
+def test_what_a_killed_process_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a")], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / ".a.mine.part").write_text("not ours")
+    with whole_files.aside(tmp_path / "a") as one:
+        one.write_text("one")
+        with whole_files.aside(tmp_path / "a") as other:  # what is written to now stays
+            other.write_text("other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.mine.part", "a"]
+    assert (tmp_path / "a").read_text() == "one"
