@@ -1,4 +1,4 @@
-"""The dialect of transformers' InternVLForConditionalGeneration: InternVL3 and InternVL2.5 as `-hf` checkpoints have
+"""The dialect of transformers' InternVLForConditionalGeneration: InternVL2.5, 3 and 3.5 as `-hf` checkpoints have
 them."""
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from exporters.models.encoder import Encoder
 from exporters.models.folding import Fold, Folding
 from exporters.models.layers import LayerNorm, Linear
 from exporters.models.projectors import ProjectorConfig, linear, mlp, pixel_shuffle
-from exporters.models.vision import clip, siglip
+from exporters.models.vision import clip, internvit, siglip
 
 PACKAGES = (decoders, vision, projectors)
 FAMILIES = [(package.__name__, name) for package in PACKAGES for name in plugins.names(package.__name__)]
@@ -45,6 +45,7 @@ MADE = {
     "clip, with its class token": lambda: encoder(tower(clip, select_feature="cls_patch")),
     "clip, of the embeddings": lambda: encoder(tower(clip, select_layer=0)),
     "clip and an MLP of ReLU": lambda: encoder(tower(clip), mlp, projector_hidden_act="relu"),
+    "internvit of RMS norms, without biases": lambda: encoder(tower(internvit, rms=True, bias=False, qk_norm=False)),
     "siglip and pixel shuffle": lambda: encoder(tower(siglip, select_layer=None), pixel_shuffle),
     "llama with biases": lambda: llama_of(attention_bias=True, mlp_bias=True),
     "llama of one layer": lambda: llama_of(layers=1, kv_heads=1),
