@@ -148,7 +148,7 @@ class Session:
         self.tokenizer = tokenizer
         self.load_ms = load_ms  # until all was open, once the decoder was waited for; until images could be encoded
         self._text: TextGenerator | None = None  # made when the decoder is there
-        self._vision = VisionEncoder(self.bundle, self._vision_parts, image_tokens)
+        self._vision = VisionEncoder(self.bundle, self._vision_parts, image_tokens, self.plan.image_bytes)
         self._kept: Kept | None = None
         self._last: Answer | None = None
         self._grammars: Grammars | None = None  # made when an answer is constrained
