@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edge.bundle.golden import TOKENS, VIEWS, Golden, Outputs, References
 from edge.bundle.manifest import Bundle
+from edge.devices import detect
 from edge.engines import evaluator_names
 from edge.errors import BundleError
 from edge.inference import flash
@@ -22,6 +23,7 @@ from edge.inputs.prompt import Turn, segments
 from edge.planning.plan import Plan
 from edge.spec import ImageSpec
 from edge.types import Decoder, Embeddings, Segment, Tokens
+from edge.units import format_size
 
 _PICTURE = {"max_abs": 1e-4}  # a resize is exact; what remains is float arithmetic
 _EXACT = {"tokens": 1.0}
@@ -95,7 +97,7 @@ def verify(
     """Hash every file, then compare each stage with golden; `engine` goes before the device's own. Raises EdgeError
     when a stage cannot run at all."""
     bundle.check()
-    golden = Golden.load(bundle.file(bundle.manifest.golden))
+    golden = _golden(bundle)
     opened = partial(
         load,
         bundle.path,
@@ -113,6 +115,17 @@ def verify(
     with opened(flash=False) as session:
         found = compare(session, golden)
     return _with_flash(bundle, plan, found, partial(opened, flash=True), golden) if found.ok else found
+
+
+def _golden(bundle: Bundle) -> Golden:
+    """Raises BundleError where it takes memory that the model needs."""
+    entry, free = bundle.manifest.golden, detect().memory_bytes
+    if entry.bytes > free // 4:
+        raise BundleError(
+            f"{entry.path} takes {format_size(entry.bytes)}, and the machine has {format_size(free)} free",
+            hint="verify it on a larger machine",
+        )
+    return Golden.load(bundle.file(entry))
 
 
 def _with_flash(bundle: Bundle, plan: Plan, found: Report, opened: Callable[[], Session], golden: Golden) -> Report:

@@ -142,7 +142,7 @@ class Session:
         self.tokenizer = tokenizer
         self._spec = self.bundle.manifest.spec
         self._opened = Opened(opening, loader, tokenizer, load_ms)
-        self._vision = VisionEncoder(self.bundle, self._vision_parts, image_tokens)
+        self._vision = VisionEncoder(self.bundle, self._vision_parts, image_tokens, self.plan.image_bytes)
         self._whole = False  # the next answer is computed without what is kept
         self._constant: ConstantPrefix | None = None  # of the system text that was used last
         self._answered: ConstantPrefix | None = None  # of the last answer, if it may be kept

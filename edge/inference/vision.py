@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edge.bundle.manifest import Bundle
 from edge.errors import EngineError, UsageError
-from edge.inputs import anyres
+from edge.inputs import anyres, image_memory
 from edge.inputs.image import Source, digest
 from edge.inputs.views import Views, views
 from edge.spec import VLMSpec
@@ -52,14 +52,21 @@ class VisionEncoder:
     """Every view of an image goes through the vision parts once; the latest views are remembered by their pixels, so
     that a tile or a frame which comes again costs nothing."""
 
-    def __init__(self, bundle: Bundle, parts: Callable[[], Sequence[Graph]], image_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        parts: Callable[[], Sequence[Graph]],
+        image_tokens: int | None = None,
+        room: int = image_memory.MOST,
+    ) -> None:
         """`parts` opens the vision parts, in order, when a view must be computed. They are not kept: the memory may
         hold them only for a while. `image_tokens`: what an image may take, instead of what the bundle says; raises
-        UsageError where that is less than a view gives."""
+        UsageError where that is less than a view gives. `room`: bytes that an image may take while it is read."""
         self._bundle = bundle
         self._spec = bundle.manifest.spec
         check_budget(self._spec, image_tokens)
         self.image_tokens = image_tokens
+        self._room = room
         self._parts = parts
         self._views: OrderedDict[str, Embeddings] = OrderedDict()
 
@@ -67,6 +74,7 @@ class VisionEncoder:
         """Embeddings f32 [N, hidden]. Raises ImageError, and EngineError where the bundle has no vision part."""
         self._require_vision()
         started = perf_counter()
+        image_memory.require_room(image, self._spec.image, self._room)
         found = views(image, self._spec, self.image_tokens)
         times.image += perf_counter() - started
         return self.encode_views(found, times)

@@ -66,8 +66,14 @@ def open_image(source: Source) -> Image.Image:
 
 def dimensions(data: bytes) -> tuple[int, int]:
     """Width and height as the file's head tells them; nothing is decoded. Raises ImageError."""
-    with _border(_name(data), data), _open(data) as image:
-        return image.size
+    width, height, _ = head(data)
+    return width, height
+
+
+def head(source: str | bytes | os.PathLike[str]) -> tuple[int, int, str]:
+    """Width, height and what Pillow calls the format, as the file's head tells them. Raises ImageError."""
+    with _border(_name(source), source), _open(source) as image:
+        return *image.size, image.format or ""
 
 
 def pixels(source: Source, spec: ImageSpec) -> NDArray[np.float32]:

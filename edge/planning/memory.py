@@ -47,6 +47,12 @@ class Memory:
         seeing, speaking = self.vision + self.activations[0], self.decoder + self.cache + self.activations[1]
         return self.runtime + (max(seeing, speaking) if self.one_at_a_time else seeing + speaking)
 
+    def room(self, limit: int) -> int:
+        """What of so many bytes is left while an image is read: nothing computes meanwhile."""
+        speaking = self.decoder + self.cache
+        held = max(self.vision, speaking) if self.one_at_a_time else self.vision + speaking
+        return limit - self.runtime - held
+
 
 @dataclass(frozen=True)
 class Settled:

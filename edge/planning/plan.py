@@ -11,6 +11,7 @@ from edge.devices import DeviceProfile, host
 from edge.engines import EngineInfo, opening, provider_refusals
 from edge.engines import refusals as opening_refusals
 from edge.errors import EngineError, UsageError
+from edge.inputs.image_memory import ALLOWED
 from edge.planning import providers
 from edge.planning.alternatives import too_little
 from edge.planning.memory import ITEMS, RUNTIME, Need, Settled, cache_bytes, settle
@@ -42,6 +43,7 @@ class Plan:
     isa: tuple[str, ...] | None = None  # the instruction sets that engines are held to; None: all
     free: tuple[str, ...] = ()  # the engines that cannot be held to them
     gpu_layers: int | None = None  # of the decoder, on a card; None: its engine does not split it, or decides itself
+    image_bytes: int = ALLOWED  # of memory that an image may take while it is read
     notes: tuple[str, ...] = ()  # what stays on the CPU though a card is there, and why
 
     @property
@@ -73,6 +75,7 @@ class Plan:
             "given_up": list(self.given_up),
             "isa": self.isa and list(self.isa),
             "gpu_layers": self.gpu_layers,
+            "image_bytes": self.image_bytes,
             "notes": list(self.notes),
         }
 
@@ -134,6 +137,7 @@ def plan(
         isa=host.up_to(isa, device.isa) if isa else None,
         free=free,
         gpu_layers=layers,
+        image_bytes=max(ALLOWED, found.memory.room(device.memory_bytes)),
         notes=(*notes, *more),
     )
 

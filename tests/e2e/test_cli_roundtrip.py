@@ -244,6 +244,23 @@ def test_the_system_prompt_is_replaced(bundle: Path, truth: Torch) -> None:
     assert call("run", bundle, "Why?", "--system", "Be short.", "-n", ANSWER, "--json").json["token_ids"] == expected
 
 
+def test_a_process_of_its_own_says_the_same(bundle: Path, pictures: tuple[Path, ...], tmp_path: Path) -> None:
+    ways = ("--isolated", "--no-isolated")
+    apart, here = (call("run", bundle, pictures[0], "What?", "-n", 9, "-t", 1, "--json", way).json for way in ways)
+    assert min(said.pop("peak_rss_mb") for said in (apart, here)) > 10
+    for said in (apart, here):
+        assert min(said.pop("timings").values()) > 0
+        del said["plan"]["image_bytes"]  # what the machine has free
+    assert apart == here
+    shown = [call("run", bundle, pictures[0], "What?", "-n", 9, way) for way in ways]
+    assert shown[0].out == shown[1].out == here["text"] + "\n"
+    talks = [call("run", bundle, pictures[0], "--session", tmp_path / way, way, typed="What?\nWhy?") for way in ways]
+    assert talks[0].out == talks[1].out
+    assert talks[0].err == talks[1].err
+    again = [call("run", bundle, "And?", "--session", tmp_path / way, "-n", 9, way).out for way in reversed(ways)]
+    assert again[0] == again[1]
+
+
 def test_json_tells_what_was_done(bundle: Path, pictures: tuple[Path, ...]) -> None:
     answer = call("run", bundle, pictures[0], "What?", "-n", 4, "-t", 1, "--json").json
     assert set(answer) == {

@@ -141,6 +141,7 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
 def session(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
     fake = FakeSession()
     monkeypatch.setattr("edge.inference.session.load", fake.load)
+    monkeypatch.setattr("edge.isolation.session.load", lambda path, told, **options: fake.load(path, **options))
     return fake
 
 

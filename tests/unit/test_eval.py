@@ -58,6 +58,7 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "CLICOLOR_FORCE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("edge.bundle.vouching.voucher", lambda folder, keys: "a test")
 
 
 def value(found: Any, name: str, part: str = "") -> float:

@@ -82,6 +82,7 @@ def test_the_plain_case() -> None:
         "given_up": [],
         "isa": None,
         "gpu_layers": None,
+        "image_bytes": made.image_bytes,
         "notes": [],
     }
 
