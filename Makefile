@@ -2,7 +2,7 @@
 
 .DELETE_ON_ERROR:
 .PHONY: help demo check lint fmt golden test test-llamacpp test-browser test-remote test-arm arm-machine arm-site android test-android \
-	test-android-arm apk-tools android-tools test-ios ios-tools release guard fuzz fuzz-parts faults wheel-arm wheel-executorch \
+	test-android-arm apk-tools android-tools test-ios ios-tools release guard fuzz fuzz-parts fuzz-native faults wheel-arm wheel-executorch \
 	wheel-executorch-arm
 
 VENV := .venv
@@ -138,6 +138,9 @@ fuzz: $(VENV)/installed-dev  ## mutations for every reader, for SECONDS=60; find
 PARTS := 2500
 fuzz-parts: $(VENV)/installed-dev  ## PARTS=2500 mutated parts through each native engine, in processes that may end
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/native_parts.py $(PARTS)
+
+fuzz-native: $(VENV)/installed-dev  ## libFuzzer on the C++ of native/executorch, for SECONDS=60; needs clang
+	scripts/fuzz-native $(BIN)/python $(SECONDS)
 
 KILLS := 200
 WRITES := 30
