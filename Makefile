@@ -2,7 +2,7 @@
 
 .DELETE_ON_ERROR:
 .PHONY: help demo check lint fmt golden test test-llamacpp test-browser test-remote test-arm arm-machine arm-site android test-android \
-	test-android-arm apk-tools android-tools test-ios ios-tools release guard fuzz faults wheel-arm wheel-executorch \
+	test-android-arm apk-tools android-tools test-ios ios-tools release guard fuzz fuzz-parts fuzz-native faults wheel-arm wheel-executorch \
 	wheel-executorch-arm
 
 VENV := .venv
@@ -135,11 +135,20 @@ fuzz: $(VENV)/installed-dev  ## mutations for every reader, for SECONDS=60; find
 	@$(PIP) install --quiet --only-binary :all: 'atheris>=3,<4' || echo "without atheris: mutations are not guided" >&2
 	$(BIN)/python tests/fuzz/fuzz.py $(SECONDS)
 
+PARTS := 2500
+fuzz-parts: $(VENV)/installed-dev  ## PARTS=2500 mutated parts through each native engine, in processes that may end
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/native_parts.py $(PARTS)
+
+fuzz-native: $(VENV)/installed-dev  ## libFuzzer on the C++ of native/executorch, for SECONDS=60; needs clang
+	scripts/fuzz-native $(BIN)/python $(SECONDS)
+
 KILLS := 200
 WRITES := 30
-faults: $(BUNDLE)/manifest.json  ## KILLS=200 kills, and WRITES=30 failing writes of each command that writes
+TOGETHER := 40
+faults: $(BUNDLE)/manifest.json $(VENV)/installed-dev  ## kills (KILLS=200), failing writes and two at once, for every command that writes
 	$(BIN)/python tests/faults/faults.py $(BUNDLE) kills $(KILLS)
 	$(BIN)/python tests/faults/faults.py $(BUNDLE) writes $(WRITES)
+	$(BIN)/python tests/faults/faults.py $(BUNDLE) together $(TOGETHER)
 
 GUARDED := $(VENV)/guarded
 guard: $(BUNDLE)/manifest.json $(GUARDED)/tflite/manifest.json  ## the newest engines compute the demo as the installed ones

@@ -1,9 +1,9 @@
-"""Campaigns of faults: `python tests/faults/faults.py BUNDLE kills COUNT|writes [COUNT] [COMMAND ...]`, or make faults.
+"""Campaigns of faults: `python tests/faults/faults.py BUNDLE kills|writes|together COUNT [COMMAND ...]` (make faults).
 
 `kills` ends commands by SIGKILL at seeded moments, half of them within one of their writes. `writes` lets a disk be
-full from the n-th call on, and the n-th call alone fail: COUNT seeded n for each command, or each n. After every fault
-what the user owns is there, old or new, and whole; the same command then succeeds, and leaves nothing but what it
-wrote. BUNDLE is the demo's. Linux, with a C compiler.
+full from the n-th call on, and the n-th call alone fail: COUNT seeded n for each command, 0: each n. `together` runs
+each command three times at once. After every fault what the user owns is there, old or new, and whole; the same
+command then succeeds, and leaves nothing but what it wrote. BUNDLE is the demo's. Linux, with a C compiler.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from random import Random
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "helpers"), str(HERE.parents[1])]
 
-from forked import BROKEN, FULL, KILLED, Ended, command, preloaded, ran  # noqa: E402
+from forked import BROKEN, FULL, KILLED, Ended, Running, command, preloaded  # noqa: E402
 
 THESIS = "years of work"
 LEFT = (".part", ".json.part", "-old", "archive.part.json")  # how names end of what was not finished
@@ -59,15 +59,13 @@ class Trial:
                 shutil.copytree(self.folder / "done" / name, self.disk / name, symlinks=True)
 
     def run(self, how: int = 0, which: int = 0, killed_after: float | None = None) -> Ended:
-        return ran(
-            command(self.writing.arguments(self.given, self.disk / "out")),
-            self.folder / "logs",
-            cache=self.disk / "cache",
-            below=self.disk,
-            how=how,
-            which=which,
-            killed_after=killed_after,
-        )
+        return self.begun("one", how, which).ended(killed_after)
+
+    def begun(self, name: str, how: int = 0, which: int = 0) -> Running:
+        """Under a name of its own, so that several are possible at once."""
+        work = command(self.writing.arguments(self.given, self.disk / "out"))
+        places = {"cache": self.disk / "cache", "below": self.disk}
+        return Running(work, self.folder / "logs" / name, **places, how=how, which=which)
 
     def require_whole(self, *, there: bool) -> None:
         """What the user owns is whole; `there`: it was there before."""
@@ -147,6 +145,22 @@ def writes(trial: Trial, count: int, random: Random) -> Counter[str]:
     return found
 
 
+def together(trial: Trial, count: int, random: Random) -> Counter[str]:
+    """So many times three at once, which write the same and fill the same caches."""
+    found: Counter[str] = Counter()
+    for _ in range(count):
+        trial.again(done=random.random() < 0.5, warm=random.random() < 0.3)
+        running = [trial.begun(str(number)) for number in range(3)]
+        ended = [one.ended() for one in running]
+        for one in ended:
+            if one.code:
+                raise Fault(f"it fails beside others: {one.err[-500:]}")
+            trial.require_told(one)
+        found["three at once"] += 1
+        trial.require_success()
+    return found
+
+
 def campaign(bundle: Path, what: str, count: int, names: list[str]) -> int:
     """The number of commands that a fault was found with."""
     import writing
@@ -166,7 +180,7 @@ def campaign(bundle: Path, what: str, count: int, names: list[str]) -> int:
             folder = Path(place) / str(number)
             try:
                 trial = Trial(name, given, folder)
-                found = kills(trial, share, Random(name)) if what == "kills" else writes(trial, count, Random(name))
+                found = CAMPAIGNS[what](trial, count if what == "writes" else share, Random(name))
             except Fault as fault:
                 faults += 1
                 print(f"{name}: FAULT: {fault}", flush=True)
@@ -177,6 +191,9 @@ def campaign(bundle: Path, what: str, count: int, names: list[str]) -> int:
             print(f"{name}: {trial.first.count} calls; {_told(found)}", flush=True)
     print(f"{what}: {sum(total.values())} runs of {len(chosen)} commands: {_told(total)}; {faults} faults")
     return faults
+
+
+CAMPAIGNS = {"kills": kills, "writes": writes, "together": together}
 
 
 def _told(found: Counter[str]) -> str:

@@ -42,31 +42,29 @@ def preloaded() -> None:
     sys.exit(done.returncode)
 
 
-def ran(
-    work: Callable[[], int],
-    logs: Path,
-    *,
-    cache: Path,
-    below: Path,
-    how: int = NONE,
-    which: int = 0,
-    killed_after: float | None = None,
-) -> Ended:
-    """What became of `work`, which gives an exit code, with that cache folder. `how` and `which`: the call below
-    `below` that fails; `killed_after`: seconds until the process is killed."""
-    logs.mkdir(parents=True, exist_ok=True)
-    reader, writer = os.pipe()
-    began = time.monotonic()
-    child = os.fork()
-    if not child:
-        os.close(reader)
-        _work(work, logs, cache, writer, (below, how, which))
-    os.close(writer)
-    code = _waited(child, began + (PATIENCE if killed_after is None else killed_after))
-    said = os.read(reader, 64).decode() if select.select([reader], [], [], 0)[0] else ""
-    os.close(reader)
-    out, err = ((logs / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err"))
-    return Ended(code, out, err, int(said or 0), time.monotonic() - began)
+class Running:
+    """A fork that does `work`, which gives an exit code, with that cache folder. `how` and `which`: the call below
+    `below` that fails."""
+
+    def __init__(
+        self, work: Callable[[], int], logs: Path, *, cache: Path, below: Path, how: int = NONE, which: int = 0
+    ) -> None:
+        logs.mkdir(parents=True, exist_ok=True)
+        self._logs, self._began = logs, time.monotonic()
+        self._said, writer = os.pipe()
+        self._child = os.fork()
+        if not self._child:
+            os.close(self._said)
+            _work(work, logs, cache, writer, (below, how, which))
+        os.close(writer)
+
+    def ended(self, killed_after: float | None = None) -> Ended:
+        """What became of it; `killed_after`: seconds from its start until it is killed."""
+        code = _waited(self._child, self._began + (PATIENCE if killed_after is None else killed_after))
+        said = os.read(self._said, 64).decode() if select.select([self._said], [], [], 0)[0] else ""
+        os.close(self._said)
+        out, err = ((self._logs / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err"))
+        return Ended(code, out, err, int(said or 0), time.monotonic() - self._began)
 
 
 def _waited(child: int, until: float) -> int:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize(("what", "count", "runs"), [("kills", 9, 9), ("writes", 3, 18)])
+@pytest.mark.parametrize(("what", "count", "runs"), [("kills", 9, 9), ("writes", 3, 18), ("together", 3, 3)])
 def test_nothing_is_lost_or_left(what: str, count: int, runs: int, tmp_path: Path) -> None:
     bundle = write_model_bundle(tmp_path / "bundle").path
     command = [sys.executable, str(FAULTS), str(bundle), what, str(count), *COMMANDS]

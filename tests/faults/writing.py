@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conftest import REPOSITORY
-from forked import command, ran
+from forked import Running, command
 
 from edge.bench import guard, results
 from edge.bundle.manifest import Bundle
@@ -143,12 +143,11 @@ def make(folder: Path, bundle: Path, address: str, *, checkpoint: bool) -> Given
     from bench_fakes import run
 
     results.write(given.results, run(seconds=30))
-    done = ran(
-        command(("package", bundle, "--zip", given.archive)), folder / "logs", cache=folder / "cache", below=folder
-    )
+    places = {"cache": folder / "cache", "below": folder}
+    done = Running(command(("package", bundle, "--zip", given.archive)), folder / "logs", **places).ended()
     assert done.code == 0 and zipfile.is_zipfile(given.archive), done.err
     if checkpoint:
-        done = ran(_standin(given.checkpoint), folder / "logs", cache=folder / "cache", below=folder)
+        done = Running(_standin(given.checkpoint), folder / "logs", **places).ended()
         assert done.code == 0, done.err
     return given
 

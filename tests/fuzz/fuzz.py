@@ -27,6 +27,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "helpers"), str(H
 FINDINGS = Path("fuzz-findings")
 MEMORY = 6 << 30  # bytes of addresses, which libraries reserve by the gigabyte
 PATIENCE = 10.0  # seconds of the processor for one input: another may have it meanwhile, or stop us
+_STUCK = 3600.0  # seconds by the clock after which a process that should have ended is given up
 _TOLD = 5.0  # seconds between what a process says
 
 
@@ -85,7 +86,7 @@ def _memory() -> str | None:
 def _ended(command: list[str], seconds: float, said: IO[bytes]) -> str:
     """How the process ended, if not well."""
     try:
-        done = subprocess.run(command, check=False, timeout=seconds + 30 * PATIENCE, stderr=said)
+        done = subprocess.run(command, check=False, timeout=seconds + _STUCK, stderr=said)
     except subprocess.TimeoutExpired:
         return "it did not end"
     return f"exit code {done.returncode}" if done.returncode else ""
