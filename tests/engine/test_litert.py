@@ -165,6 +165,19 @@ def test_a_cache_of_another_user_is_not_used(tmp_path: Path, cache: Path, monkey
     assert not list(cache.glob("*"))
 
 
+def test_the_same_weights_in_another_place_are_packed_already(tmp_path: Path, cache: Path) -> None:
+    """A bundle's proof packs what lies in a staging folder: its first start has that."""
+    part = product(tmp_path / "staged.tflite")
+    opened(part)
+    (kept,) = cache.iterdir()
+    before = kept.stat().st_mtime_ns
+    path = part.files[0].rename(tmp_path / "model.tflite")
+    np.testing.assert_allclose(
+        opened(dataclasses.replace(part, files=(path,))).run({"x": x()})["y"], x() @ WEIGHT.T, rtol=1e-4, atol=1e-5
+    )
+    assert [one.stat().st_mtime_ns for one in cache.glob("*.bin")] == [before]
+
+
 def test_other_weights_in_the_same_place_are_packed_anew(tmp_path: Path, cache: Path) -> None:
     opened(product(tmp_path / "a.tflite"))
     found = opened(product(tmp_path / "a.tflite", 2 * WEIGHT)).run({"x": x()})["y"]
