@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
@@ -18,9 +17,9 @@ from edge.bundle import checksums
 from edge.bundle.manifest import Bundle
 from edge.devices import detect
 from edge.engines import installed_engines
-from edge.errors import EdgeError, EngineError, UsageError
+from edge.errors import EdgeError, UsageError
+from edge.inference.beginnings import Beginnings
 from edge.inference.chat import Chat
-from edge.inference.constant_prefix import ConstantPrefix
 from edge.inference.generate import Answer, OnToken, TextGenerator
 from edge.inference.guide import Guide
 from edge.inference.guides import Guides, Schema
@@ -39,7 +38,7 @@ from edge.inputs.views import Views, views
 from edge.planning import tuned
 from edge.planning.plan import Plan, plan
 from edge.planning.providers import parse, wanted
-from edge.types import CacheKind, ComputeUnits, Decoder, Embeddings, Graph, Tokens
+from edge.types import CacheKind, ComputeUnits, Decoder, Embeddings, Graph
 
 Images = Source | Sequence[Source] | None  # no image, one, or several
 _GREEDY = Sampling()
@@ -143,9 +142,7 @@ class Session:
         self._spec = self.bundle.manifest.spec
         self._opened = Opened(opening, loader, tokenizer, load_ms)
         self._vision = VisionEncoder(self.bundle, self._vision_parts, image_tokens, self.plan.image_bytes)
-        self._whole = False  # the next answer is computed without what is kept
-        self._constant: ConstantPrefix | None = None  # of the system text that was used last
-        self._answered: ConstantPrefix | None = None  # of the last answer, if it may be kept
+        self._beginnings = Beginnings(self._opened, tokenizer)
         self._last: Answer | None = None
         self._guides = Guides(tokenizer, self._spec)
 
@@ -299,22 +296,18 @@ class Session:
         system text. They are computed where the user's cache does not have them, and kept there. Raises EngineError,
         and UsageError on a system text that the prompt has no place for."""
         with self._opened.recovering():
-            text, constant = self._open(), self._constant_prefix(system)
-            prefix = text.begin(constant) if constant.ids else None
-            self._opened.check()
-        if prefix is not None:
-            constant.keep(prefix)
+            self._beginnings.warm(system)
 
     def forget(self) -> None:
         """Nothing of the images and questions before is used again: the next answer is computed whole."""
         self._opened.forget()
         self._vision.forget()
         self._open().release()
-        self._whole = True
+        self._beginnings.forget()
 
     def close(self) -> None:
         """Let the engines and their memory go. What prompts begin with is kept for the sessions to come."""
-        self._keep_constant_prefix()
+        self._beginnings.keep()
         self._opened.close()
         self._vision.forget()
 
@@ -325,7 +318,7 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._answered = None  # nothing more is done after an error
+            self._beginnings.answered(None)  # nothing more is done after an error
         self.close()
 
     def _answer(
@@ -341,11 +334,11 @@ class Session:
         """`foreign`: the system text is not this user's own, and nothing of it is written down. `options` as
         `TextGenerator.stream` takes them."""
         prompt = segments(self._spec.prompt, self.tokenizer, turns, system)
-        constant = None if foreign else self._constant_prefix(system)
-        known, self._whole = None if self._whole else constant, False
+        constant = None if foreign else self._beginnings.of(system)
+        taken = self._beginnings.taken(constant)
         with self._opened.recovering():
-            answer = yield from self._open().stream(prompt, started=started, constant=known, **options)
-        self._answered = constant
+            answer = yield from self._open().stream(prompt, started=started, constant=taken, **options)
+        self._beginnings.answered(constant)
         timings = replace(
             answer.timings, load_ms=self.load_ms, image_ms=1e3 * times.image, vision_ms=1e3 * times.vision
         )
@@ -364,21 +357,6 @@ class Session:
             return None
         return text.snapshot(segments(self._spec.prompt, self.tokenizer, [*turns, Turn.about("?")], system))
 
-    def _constant_prefix(self, system: str | None) -> ConstantPrefix:
-        found = self._constant
-        if found is None or found.system != system or found.plan is not self.plan:
-            found = self._constant = ConstantPrefix(self.bundle, self.plan, self.tokenizer, system)
-        return found
-
-    def _keep_constant_prefix(self) -> None:
-        """Of the last answer, whose conversation is forgotten."""
-        constant, self._answered = self._answered, None
-        if constant is None or constant.complete or self._opened.held is None:
-            return
-        with contextlib.suppress(EngineError):
-            if (prefix := self._opened.held.snapshot([Tokens(constant.ids)])) is not None:
-                constant.keep(prefix)
-
     def _open(self) -> TextGenerator:
         """Waits for the decoder."""
         return self._opened.text()
@@ -393,5 +371,5 @@ class Session:
 
     def _vision_parts(self) -> tuple[Graph, ...]:
         if self._opened.loader().one_at_a_time:
-            self._keep_constant_prefix()  # the decoder is closed
+            self._beginnings.keep()  # the decoder is closed
         return self._opened.vision()
