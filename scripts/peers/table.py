@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from common import ROWS, Figures
 
@@ -33,22 +33,22 @@ def ratios(rounds: Rounds, ours: str) -> dict[str, Figures]:
 
 
 def markdown(rounds: Rounds, reasons: Mapping[str, str], ours: str) -> str:
-    """A line for each contestant: medians with (least – most), and under it ours divided by it."""
-    present = [name for name, figures in rounds.items() if figures]
-    middle = medians({name: rounds[name] for name in present})
-    keys = [key for key in ROWS if any(key in found for found in middle.values())]
-    lines = ["| | " + " | ".join(ROWS[key][0] for key in keys) + " |", "|---" * (len(keys) + 1) + "|"]
-    for name in present:
-        lines.append(f"| {name} | " + " | ".join(_cell(rounds[name], key) for key in keys) + " |")
-    lines += [f"| {name} | not timed: {reason} |" + " |" * (len(keys) - 1) for name, reason in reasons.items()]
+    """Medians (least – most); then ours divided by each; then who was not timed, and why."""
+    present = {name: figures for name, figures in rounds.items() if figures}
+    keys = [key for key in ROWS if any(key in round_ for figures in present.values() for round_ in figures)]
+    text = _table(list(present), keys, lambda name, key: _cell(present[name], key))
     if ours in present:
-        beside = ratios({name: rounds[name] for name in present}, ours)
-        lines += ["", f"{ours}, divided by (median of the rounds' ratios; of rates more is better, of times less):", ""]
-        lines += lines[:2]
-        for name in present:
-            if name != ours:
-                cells = (f"{beside[name][key]:.2f}" if key in beside[name] else "" for key in keys)
-                lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        beside = ratios(present, ours)
+        text += f"\n{ours}, divided by (medians of the rounds' own ratios; of rates more is better, of times less):\n\n"
+        others = [name for name in present if name != ours]
+        shared = [key for key in keys if any(key in beside[name] for name in others)]
+        text += _table(others, shared, lambda name, key: f"{beside[name][key]:.2f}" if key in beside[name] else "")
+    return text + "".join(f"\nNot timed: {name}: {reason}\n" for name, reason in reasons.items())
+
+
+def _table(names: Sequence[str], keys: Sequence[str], cell: Callable[[str, str], str]) -> str:
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines += [f"| {ROWS[key][0]} | " + " | ".join(cell(name, key) for name in names) + " |" for key in keys]
     return "\n".join(lines) + "\n"
 
 
