@@ -76,6 +76,7 @@ def picture():
 FORMATS = {
     "onnx": {"schemes": ("fp32",)},
     "tflite": {"format": "tflite", "schemes": ("fp32",)},
+    "executorch": {"format": "executorch", "schemes": ("fp32",)},
     "gguf": {"recipe": "onnx-w8a8-gguf-q4_0", "schemes": ("vision=fp32", "decoder=f16")},
     "coreml": {"recipe": "coreml-fp16"},
 }
@@ -84,7 +85,8 @@ WRITTEN = [*((name, "onnx") for name in KIN), *((n, f) for n in LAYOUTS for f in
 
 
 @pytest.mark.parametrize(("name", "format"), WRITTEN)
-def test_a_bundle_answers_as_the_models_own_code(name, format, tmp_path):
+def test_a_bundle_answers_as_the_models_own_code(name, format, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     kin, (before, after) = saved(name, tmp_path), KIN[name][1]
     request = ExportRequest(str(kin.folder), tmp_path / "out", threads=1, **FORMATS[format])
     done = export(request, lambda *_: None)
