@@ -187,6 +187,7 @@ def test_what_is_no_answer_ends_the_child(script: str, message: str) -> None:
     ("said", "message"),
     [
         ("[say(event='piece', text='x') for _ in range(10_000)]", "more than 16 tokens"),
+        ("say(event='piece', text='\\ud800')", "surrogates not allowed"),
         ("say(event='piece', text='x' * 70_000)", "no text of 65,536 letters"),
         ("say(event='done', answer=dict(answer, stop_reason='bored'), peak=1)", "an answer ended by 'bored'"),
         ("say(event='done', answer=dict(answer, token_ids=[-1]), peak=1)", "token ids are none"),
