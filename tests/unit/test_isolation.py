@@ -21,7 +21,7 @@ from edge.errors import BundleError, ContextError, EngineError, UsageError
 from edge.inference import session as here
 from edge.inference.sampling import Sampling
 from edge.isolation import events, session
-from edge.isolation.process import Process
+from edge.isolation.process import SILENCE, Process
 from edge.verify import verify
 
 SAID = """
@@ -181,7 +181,9 @@ def test_a_child_that_dies_is_one_error(number: signal.Signals, when: str) -> No
 )
 def test_what_is_no_answer_ends_the_child(script: str, message: str) -> None:
     with pytest.raises(EngineError, match=message):
-        session.load("anything", program=child(script + "; time.sleep(600)"), silence=0.5 if "sleep" in script else 60)
+        session.load(
+            "anything", program=child(script + "; time.sleep(600)"), silence=0.5 if "for 0" in message else SILENCE
+        )
 
 
 @pytest.mark.parametrize(
