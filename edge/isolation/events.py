@@ -86,6 +86,7 @@ def text(event: Mapping[str, Any], name: str, most: int) -> str:
     found = event.get(name)
     if not isinstance(found, str) or len(found) > most:
         raise ValueError(f"its {name} is no text of {most:,} letters at most")
+    found.encode()  # half of a surrogate pair is a text that nobody can write
     return found
 
 

@@ -20,6 +20,7 @@ from edge.isolation import events, frames
 PROGRAM = (sys.executable, "-P", "-m", "edge.isolation.child")
 SILENCE = 600.0  # seconds without an event: a long prompt on a small board takes minutes until its first word
 _LEAVING = 2.0  # seconds that it has to end by itself
+_DYING = 5.0  # seconds from when it says no more until it is gone
 _WAITING = 8  # events that are read ahead: of a child that floods, the rest stays in its pipe
 _LINE = 1 << 12  # bytes of a line on its stderr that are shown
 _KEPT = 20  # of those lines
@@ -127,7 +128,7 @@ class Process:
 
     def _death(self) -> str:
         try:
-            code = self._child.wait(_LEAVING)
+            code = self._child.wait(_DYING)
         except subprocess.TimeoutExpired:
             return "closed its end, and was ended"
         self._readers[1].join(_LEAVING)  # its last words

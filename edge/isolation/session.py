@@ -20,6 +20,7 @@ from edge.isolation.process import PROGRAM, SILENCE, Process
 from edge.verify import Report
 
 _ROOM = 8  # pieces beyond one for each token: what was held back at the end
+_REPLAY = 6 * SILENCE  # seconds: a replay says nothing until it ends, and an evaluator is slow
 _GREEDY = Sampling()
 Told = Callable[[str], None]
 
@@ -32,7 +33,8 @@ def load(
     told: Told | None = None,
     **options: Any,
 ) -> IsolatedSession:
-    """Open a bundle in a child process. `options` as `edge.inference.session.load` takes them.
+    """Open a bundle in a child process, which on Linux ends with the thread that calls this. `options` as
+    `edge.inference.session.load` takes them.
 
     - `silence`: seconds without a word after which the child is taken for hung, and ended.
     - `told`: is given what the child's libraries say on stderr.
@@ -55,7 +57,7 @@ def verify(
     path: str | os.PathLike[str],
     *,
     program: Sequence[str] = PROGRAM,
-    silence: float = SILENCE,
+    silence: float = _REPLAY,
     told: Told | None = None,
     **options: Any,
 ) -> Report:
