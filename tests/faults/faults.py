@@ -24,7 +24,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "helpers"), str(H
 from forked import BROKEN, FULL, KILLED, Ended, Running, command, preloaded  # noqa: E402
 
 THESIS = "years of work"
-LEFT = (".part", ".json.part", "-old", "archive.part.json")  # how names end of what was not finished
+LEFT = (".part", "-old", "archive.part.json")  # how names end of what was not finished
 
 
 class Fault(Exception):
