@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
+from edge.bundle import checksums
 from edge.bundle.manifest import MANIFEST, Bundle
 from edge.errors import ProviderError
 from edge.inference import constant_prefix, flash
-from edge.inference.loader import ModelLoader
+from edge.inference.loader import ModelLoader, in_background
+from edge.inputs.tokenizer import Tokenizer
 from edge.planning.plan import Plan
 from edge.types import ComputeUnits, OpenOptions
 
@@ -46,6 +49,15 @@ class Opening:
             self.leave_the_card(error)
             return self.first()
         return loader
+
+    def tokenizer(self) -> Future[Tokenizer]:
+        """Read in the background, once it is known to be what was exported. A large vocabulary takes long."""
+
+        def read() -> Tokenizer:
+            checksums.check(self.bundle, [self.bundle.manifest.tokenizer])
+            return Tokenizer.open(self.bundle.file(self.bundle.manifest.tokenizer))
+
+        return in_background(read)
 
     def open(self) -> ModelLoader:
         plan = self.plan

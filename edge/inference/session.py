@@ -117,9 +117,9 @@ def load(
     spare = partial(planned, provider=("cpu",)) if chosen.on_card and "cpu" in wanted(here, order) else None
     opening = Opening(bundle, chosen, spare, units, debug, flash, started)
     try:
-        checksums.check(bundle, [bundle.manifest.tokenizer])
-        tokenizer = Tokenizer.open(bundle.file(bundle.manifest.tokenizer))
+        reading = opening.tokenizer()
         loader = opening.first()
+        tokenizer = reading.result()
     except EdgeError:
         checksums.check(bundle)  # a damaged file explains more than what an engine says of it
         raise

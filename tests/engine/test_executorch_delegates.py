@@ -80,6 +80,12 @@ def test_the_arguments_of_a_graph() -> None:
     assert ports(graph()) == (((2, 64), FLOAT, False), ((2, 8), FLOAT, True))
 
 
+def test_what_packed_weights_are_known_by() -> None:
+    """The name of the weight, and after it that of the bias: as the library looks for them."""
+    blob = np.frombuffer(serialize_xnnpack_binary(graph(), bytearray()), np.uint8)
+    assert xnnpack_graph.packed(blob, NAMED) == [("weightbias", 2, (8, 64), FLOAT), ("packed", 2, (8, 64), GROUPS)]
+
+
 def node(changed: Any, number: int) -> Any:
     return changed.xnodes[number].xnode_union
 
@@ -241,6 +247,7 @@ def test_any_byte_is_read_or_told() -> None:
         changed[random.integers(len(blob), size=random.integers(1, 4))] = random.integers(256)
         try:
             xnnpack_graph.ports(changed, NAMED)
+            xnnpack_graph.packed(changed, NAMED)
         except Damage:
             told += 1
     assert told > 200

@@ -482,6 +482,16 @@ def test_the_commands_are_the_ones_of_the_design(capsys: Capture) -> None:
     assert [c.name or c.callback.__name__ for c in cli.app().registered_commands if c.callback] == names
 
 
+def test_only_the_command_that_is_asked_for_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    """The others take longer to make than to run; its name and its mistakes are told as among all."""
+    assert [command.name for command in cli.app("devices").registered_commands] == ["devices"]
+    assert len(cli.app("no such").registered_commands) == len(cli.app().registered_commands) > 10
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["devices", "--no-such-option"])
+    assert ended.value.code == 2
+    assert "Usage: edge devices" in capsys.readouterr().err
+
+
 # export
 
 
