@@ -38,8 +38,8 @@ _log = logging.getLogger(__name__)
 
 
 class ConstantPrefix:
-    """Of one bundle, as one plan opens it, and one system text; `ids`: the positions, none where they are too few, or more
-    than the context holds."""
+    """Of one bundle, as one plan opens it, and one system text; `ids`: the positions, none where they are too few, or
+    more than the context holds."""
 
     def __init__(self, bundle: Bundle, plan: Plan, tokenizer: Tokenizer, system: str | None) -> None:
         """`system` as for `edge.inputs.prompt.segments`. Raises UsageError on one that the prompt has no place for."""
