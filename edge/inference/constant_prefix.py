@@ -38,11 +38,13 @@ _log = logging.getLogger(__name__)
 
 
 class ConstantPrefix:
-    """Of one bundle, as one plan opens it, and one system text; `ids`: the positions, none where they are too few."""
+    """Of one bundle, as one plan opens it, and one system text; `ids`: the positions, none where they are too few, or
+    more than the context holds."""
 
     def __init__(self, bundle: Bundle, plan: Plan, tokenizer: Tokenizer, system: str | None) -> None:
         """`system` as for `edge.inputs.prompt.segments`. Raises UsageError on one that the prompt has no place for."""
-        self.ids = _ids(bundle, tokenizer, system)
+        ids = _ids(bundle, tokenizer, system)
+        self.ids = ids if WORTH < len(ids) < plan.context else ()
         self.plan = plan
         self.system = system
         self._bundle = bundle
@@ -132,7 +134,7 @@ def _ids(bundle: Bundle, tokenizer: Tokenizer, system: str | None) -> tuple[int,
         return ()
     image = Embeddings(np.empty((spec.image_tokens, 0), np.float32), "")
     first = segments(spec, tokenizer, [Turn.about("?", [image])], system)[0]
-    return first.ids if isinstance(first, Tokens) and len(first) > WORTH else ()
+    return first.ids if isinstance(first, Tokens) else ()
 
 
 def _trim(newest: Path) -> None:

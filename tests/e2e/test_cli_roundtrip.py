@@ -318,6 +318,7 @@ def test_cached_is_uncached(bundle: Path, truth: Torch, pictures: tuple[Path, ..
     picture = truth.see(pictures[0])
     asked = ["What is this?", "What is this?", "What else?", "What is this?"]
     with edge.load(bundle, threads=1) as session:
+        session.forget()  # nor what other sessions have kept
         cached = []
         for question in asked:
             session.ask(pictures[0], question, max_tokens=ANSWER)
@@ -333,6 +334,7 @@ def test_cached_is_uncached(bundle: Path, truth: Torch, pictures: tuple[Path, ..
 def test_a_chat_remembers_and_is_torch_s(bundle: Path, truth: Torch, pictures: tuple[Path, ...]) -> None:
     turns: list[Turn] = []
     with edge.load(bundle, threads=1) as session:
+        session.forget()  # nor what other sessions have kept
         chat = session.chat(pictures[1])
         held = 0
         for question in ("What is this?", "Why?", "And then?"):

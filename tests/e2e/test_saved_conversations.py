@@ -35,7 +35,10 @@ def test_a_resumed_conversation_says_the_same(exports: Exports, format: str, tmp
             assert session.last.cached_tokens == cached
 
 
-def test_another_kind_of_kv_cache_is_computed_anew(exports: Exports, tmp_path: Path) -> None:
+def test_another_kind_of_kv_cache_is_computed_anew(
+    exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # without the prefixes of others
     bundle, path = exports.bundle(checkpoint=DEMO / "checkpoint", format="gguf"), tmp_path / "talk"
     with edge.load(bundle, threads=1) as session:
         chat = session.chat(STAR)

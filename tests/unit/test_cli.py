@@ -96,8 +96,8 @@ class FakeSession:
     def ask(self, image: Any, question: str, **options: Any) -> str:
         return "".join(self.stream(image, question, **options))
 
-    def forget(self) -> None:
-        self.calls.append(("forget",))
+    def warm(self) -> None:
+        self.calls.append(("warm",))
 
     def chat(self, image: Any = None, *, system: str | None = None) -> Any:
         self.calls.append(("chat", image, system))

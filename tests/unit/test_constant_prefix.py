@@ -137,6 +137,12 @@ def test_too_few_positions_are_not_kept(bundle: Bundle, tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
+def test_more_than_the_context_holds_is_not_computed(bundle: Bundle, computed: list[int], tmp_path: Path) -> None:
+    with edge.load(bundle.path, engine="null", context=LENGTH) as session:
+        session.warm(SYSTEM)
+    assert computed == [] and files(tmp_path) == []
+
+
 def test_clients_system_texts_are_not_written_down(bundle: Bundle, tmp_path: Path) -> None:
     with opened(bundle) as session:
         for _ in session.converse([Turn.about("Why?")], system=SYSTEM, max_tokens=2):
