@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,6 +34,7 @@ def verify(
     debug: Debug = False,
 ) -> None:
     """Replay what the export recorded, and compare stage by stage."""
+    from edge.bundle.manifest import Bundle
     from edge.cli import render
 
     options = {"threads": threads, "isa": isa, "provider": provider, "gpu_layers": gpu_layers}
@@ -49,9 +49,12 @@ def verify(
             raise UsageError(
                 "a checkpoint is compared with on the processor", hint="leave --provider or --against away"
             )
+        with export_side():  # before a replay, which takes long
+            comparison = plugins.load("exporters", "verify_checkpoint")
         if alone:  # torch is no guest of a process that is bounded: it compares once the bundle is known
             verified(bundle, apart=True, debug=debug, **options)
-        report = _compared(bundle, against, mmproj, base, threads, isa)
+        with export_side(), cleanup_on_signal():
+            report = comparison.verify_against(Bundle.open(bundle), against, mmproj, threads, isa, base=base)
     if as_json:
         print_json(report.to_json())
     else:
@@ -78,16 +81,3 @@ def _remedy(report: Report) -> str:
             "the card's kernels are wrong, or its driver is: --provider cpu is not concerned; edge doctor has versions"
         )
     return "export the bundle again"
-
-
-def _compared(
-    bundle: Path, against: str, mmproj: Path | None, base: str | None, threads: int, isa: str | None
-) -> Report:
-    from edge.bundle.manifest import Bundle
-
-    opened = Bundle.open(bundle)
-    with export_side(), cleanup_on_signal():
-        report: Report = plugins.load("exporters", "verify_checkpoint").verify_against(
-            opened, against, mmproj, threads, isa, base=base
-        )
-    return report

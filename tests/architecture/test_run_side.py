@@ -79,7 +79,7 @@ def test_a_bundle_is_loaded_and_asked(device: Path) -> None:
 
 
 def test_edge_run(device: Path) -> None:
-    answer = json.loads(edge(device, "run", "bundle", "photo.png", "What?", "-n", "3", "--json"))
+    answer = json.loads(edge(device, "run", "bundle", "photo.png", "What?", "-n", "3", "--no-isolated", "--json"))
     assert answer["generated_tokens"] == 3
     assert answer["image_tokens"] == 4
 

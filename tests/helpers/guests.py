@@ -17,10 +17,10 @@ from commands import MAIN
 from conftest import REPOSITORY
 
 CPUS = ("cortex-a72", "cortex-a76")  # Raspberry Pi 4; Raspberry Pi 5, and nearest to a Jetson Orin
-# Tests of engines that are not installed there.
+# Tests of engines that are not installed there, and of programs that torch writes.
 ABSENT = [
     REPOSITORY / "tests" / "engine" / f"test_{name}.py"
-    for name in ("tflite_runtime", "executorch_runtime", "executorch_delegates")
+    for name in ("tflite_runtime", "executorch_runtime", "executorch_delegates", "executorch_packed")
 ]
 LIMIT = 3000  # seconds of one job, which a machine that others use may make long
 # Instruction words of the Arm Architecture Reference Manual (DDI 0487): what they are called, mask, value.

@@ -166,7 +166,7 @@ def test_a_text_does_not_end_what_must_parse(server: Served) -> None:
 def test_without_its_library_the_install_is_told(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     monkeypatch.delitem(sys.modules, "edge.inference.grammar", raising=False)
-    monkeypatch.setattr(server.service.models["tiny"].session, "_grammars", None)
+    monkeypatch.setattr(server.service.models["tiny"].session._guides, "_grammars", None)
     got = server.chat(asked("Why?"), response_format=OBJECT)
     assert (got.status, got.error["code"], got.error["param"]) == (400, "unsupported", "response_format.type")
     assert "pip install 'edge-vlm[schema]'" in got.error["message"]
