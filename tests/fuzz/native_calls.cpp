@@ -18,7 +18,7 @@ namespace {
 constexpr size_t kMost = size_t(1) << 20; // bytes of an array that is given
 constexpr int32_t kGiven = 3;
 
-std::vector<Program*> programs;
+std::vector<Program*>& programs = *new std::vector<Program*>; // they stay until the process ends
 
 // Numbers until there are no more, zeros from then on.
 struct Source {
