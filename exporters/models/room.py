@@ -15,6 +15,7 @@ from torch import Tensor
 from edge.devices import detect
 
 _SHARE = 0.5  # of the memory that is free, that one component may take: what is made of it, and torch, need the rest
+_STAYS = 0.35  # of it, that a larger one takes: what is written of it is larger, too
 _LARGE = 1 << 20  # bytes; a smaller tensor stays in memory
 
 
@@ -29,8 +30,9 @@ class Room:
         here = Path(tempfile.gettempdir())
         # A mapped file that outgrows its disk ends the process: there must be room for all of it, and some more.
         room = 1.1 * total < shutil.disk_usage(here).free
-        self._stays = _SHARE * detect().memory_bytes
-        self.mapped = sys.platform != "win32" and total > self._stays and room
+        free = detect().memory_bytes
+        self.mapped = sys.platform != "win32" and total > _SHARE * free and room
+        self._stays = _STAYS * free
 
     def keep(self, tensor: Tensor) -> Tensor:
         """The tensor, which is its caller's own, or its copy in a file."""

@@ -56,7 +56,7 @@ def test_an_export_from_mapped_files_is_the_same_bundle(exports, monkeypatch, ti
 
 
 def test_what_fits_stays_in_memory(monkeypatch, tight):
-    monkeypatch.setattr(room, "detect", lambda: SimpleNamespace(memory_bytes=4000))
+    monkeypatch.setattr(room, "detect", lambda: SimpleNamespace(memory_bytes=6000))
     kept = room.Room([(400,), (400,), (400,)], torch.float32)
     given = [torch.arange(400.0) for _ in range(3)]
     found = [kept.keep(tensor) for tensor in given]
