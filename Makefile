@@ -95,7 +95,7 @@ arm-site: arm-machine $(ARM_WHEEL) $(ARM_EXECUTORCH) $(VENV)/installed-dev
 	@$(PIP) wheel --quiet --no-deps --wheel-dir '$(ARM)/source/dist' '$(ARM)/source' \
 		'$(ARM)/source/packages/edge-vlm-export'
 	@$(PIP) install --quiet --target '$(ARM)/site' $(ARM_PIP) --find-links '$(WHEELS)' $(ARM_TESTS) \
-		"$$(ls '$(ARM)'/source/dist/edge_vlm-*.whl)[onnxruntime,llamacpp,litert,executorch-native,schema,serve]"
+		"$$(ls '$(ARM)'/source/dist/edge_vlm-*.whl)[onnxruntime,llamacpp,litert,executorch-native,schema,serve,signatures]"
 	@$(PIP) install --quiet --no-deps --target '$(ARM)/site' '$(ARM)'/source/dist/edge_vlm_export-*.whl  # what tests need of it
 
 test-android: android-tools $(BUNDLE)/manifest.json  ## the Android demo's Kotlin on the JVM, to the last bit of Python's

@@ -18,7 +18,7 @@ from exported import Exports
 pytestmark = pytest.mark.arm
 DEMO = REPOSITORY / "exporters" / "demo"
 RUN = (sys.executable, "-c", MAIN, "run")
-ASKED = (DEMO / "pictures" / "shapes.png", "What colour is the star?", "-t", "1", "--json")
+ASKED = (DEMO / "pictures" / "shapes.png", "What colour is the star?", "-t", "1", "--no-isolated", "--json")
 JOIN = 'echo $$ > "$0" && exec "$@"'
 MOUNT = Path("/sys/fs/cgroup")
 

@@ -65,11 +65,11 @@ def test_the_command_keeps_it_and_uses_it(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     bundle = exports.bundle(checkpoint=DEMO / "checkpoint", calib=REPOSITORY / "calib_data")
-    first, second = (call("run", bundle, STAR, QUESTION, "--json").json for _ in range(2))
+    first, second = (call("run", bundle, STAR, QUESTION, "--no-isolated", "--json").json for _ in range(2))
     assert first["cached_tokens"] == 0 < second["cached_tokens"]
     assert first["text"] == second["text"]
     (kept,) = (tmp_path / "cache" / "edge-vlm" / FOLDER).glob("*")
     kept.write_bytes(kept.read_bytes()[:-1])
-    said = call("run", bundle, STAR, QUESTION)
+    said = call("run", bundle, STAR, QUESTION, "--no-isolated")
     assert (said.code, said.out) == (0, first["text"] + "\n")
     assert "is computed anew" in caplog.text

@@ -18,8 +18,12 @@ def copy(exports, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "match", "hint"),
     [
-        ({"vision_tower_type": "dinov2"}, "'dinov2'", "clip, siglip"),
-        ({"vision_tower_type": None, "mm_vision_tower": "facebook/dinov2"}, "'facebook/dinov2'", "clip, siglip"),
+        ({"vision_tower_type": "dinov2"}, "'dinov2'", "clip, internvit, siglip"),
+        (
+            {"vision_tower_type": None, "mm_vision_tower": "facebook/dinov2"},
+            "'facebook/dinov2'",
+            "clip, internvit, siglip",
+        ),
         (
             {"vision_tower_type": None, "mm_vision_tower": "own", "vision_config": {"model_type": "dinov2"}},
             "'dinov2'",
