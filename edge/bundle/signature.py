@@ -34,7 +34,7 @@ class PublicKey:
         """One line of Base64, as minisign prints it. Raises ValueError."""
         content = base64.b64decode(text.strip(), validate=True)
         if len(content) != 42 or content[:2] != _KEY:
-            raise ValueError(f"{text.strip()[:60]!r} is no public key of minisign")
+            raise ValueError(f"{text.strip()[:60]!r} is not one of minisign")
         return cls(content[2:10], content[10:])
 
     @property
