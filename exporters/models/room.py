@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 import tempfile
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from edge.devices import detect
+from edge.errors import CheckpointError
+from edge.units import format_size
 
 _SHARE = 0.5  # of the memory that is free, that one component may take: what is made of it, and torch, need the rest
 _STAYS = 0.35  # of it, that a larger one takes: what is written of it is larger, too
@@ -25,14 +28,20 @@ class Room:
     system would keep none."""
 
     def __init__(self, shapes: Iterable[tuple[int, ...]], dtype: torch.dtype) -> None:
+        """Raises CheckpointError where neither memory nor disk has room for them."""
         self._dtype = dtype
         total = sum(math.prod(shape) for shape in shapes) * dtype.itemsize
-        here = Path(tempfile.gettempdir())
+        memory, self._place = detect().memory_bytes, _place()
+        self._stays = _STAYS * memory
         # A mapped file that outgrows its disk ends the process: there must be room for all of it, and some more.
-        room = 1.1 * total < shutil.disk_usage(here).free
-        free = detect().memory_bytes
-        self.mapped = sys.platform != "win32" and total > _SHARE * free and room
-        self._stays = _STAYS * free
+        disk, needed = shutil.disk_usage(self._place).free, 1.1 * (total - self._stays)
+        self.mapped = sys.platform != "win32" and total > _SHARE * memory and needed < disk
+        if not self.mapped and total > memory:
+            raise CheckpointError(
+                f"a component takes {format_size(total)} of memory, and {format_size(memory)} are free; its files would "
+                f"take {format_size(round(needed))} of {self._place}, where {format_size(disk)} are free",
+                hint="TMPDIR=FOLDER edge export …, of a disk with more room",
+            )
 
     def keep(self, tensor: Tensor) -> Tensor:
         """The tensor, which is its caller's own, or its copy in a file."""
@@ -42,6 +51,14 @@ class Room:
         if size <= self._stays:
             self._stays -= size
             return tensor
-        with tempfile.NamedTemporaryFile(prefix="edge-vlm-") as file:
+        with tempfile.NamedTemporaryFile(prefix="edge-vlm-", dir=self._place) as file:
             kept = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=self._dtype)
         return kept.view(tensor.shape).copy_(tensor)
+
+
+def _place() -> Path:
+    """`TMPDIR`, or else /var/tmp: that is on a disk where /tmp is in memory (file-hierarchy(7))."""
+    large = Path("/var/tmp")
+    if "TMPDIR" in os.environ or not os.access(large, os.W_OK):
+        return Path(tempfile.gettempdir())
+    return large

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from edge.bundle.manifest import Bundle
+from edge.errors import CheckpointError
 from exporters.export import ExportRequest, export
 from exporters.models import room
 from exporters.sources.checkpoint import open_checkpoint
@@ -21,6 +23,7 @@ def tight(monkeypatch, tmp_path):
     monkeypatch.setattr(room, "detect", lambda: SimpleNamespace(memory_bytes=1000))
     monkeypatch.setattr(room, "_LARGE", 1)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     Path(tmp_path / "temporary").mkdir()
     return tmp_path / "temporary"
 
@@ -39,10 +42,27 @@ def test_a_mapped_component_is_the_same(exports, monkeypatch, tight):
     assert not any(tight.glob("edge-vlm-*"))  # nothing stays
 
 
-def test_a_full_disk_is_not_written_to(monkeypatch, tight):
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=4000))
+@pytest.mark.parametrize(("free", "numbers", "mapped"), [(4000, 900, True), (4000, 950, True), (400, 200, False)])
+def test_a_full_disk_is_not_written_to(monkeypatch, tight, free, numbers, mapped):
+    """What stays in memory takes no room there."""
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert room.Room([(numbers,)], torch.float32).mapped is mapped
+
+
+def test_what_neither_memory_nor_disk_can_hold_is_refused(monkeypatch, tight):
+    """It was loaded into memory, and the system ended the process."""
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=2000))
+    with pytest.raises(CheckpointError, match=r"4\.0 kB of memory.*1\.0 kB.*2\.0 kB are free") as refused:
+        room.Room([(1000,)], torch.float32)
+    assert "TMPDIR" in refused.value.hint
+    monkeypatch.setattr(room, "detect", lambda: SimpleNamespace(memory_bytes=5000))
     assert not room.Room([(1000,)], torch.float32).mapped
-    assert room.Room([(900,)], torch.float32).mapped
+
+
+def test_files_lie_on_a_disk(monkeypatch, tight):
+    assert room._place() == tight
+    monkeypatch.delenv("TMPDIR")
+    assert room._place() == (Path("/var/tmp") if os.access("/var/tmp", os.W_OK) else tight)
 
 
 def test_an_export_from_mapped_files_is_the_same_bundle(exports, monkeypatch, tight, tmp_path):
