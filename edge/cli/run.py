@@ -84,6 +84,7 @@ def run(
         "gpu_layers": gpu_layers,
         "max_memory": parse_size(max_memory) if max_memory else None,
         "image_tokens": image_tokens,
+        "image": pictures[0] if pictures else None,
         "debug": debug,
     }
     with _opened(bundle, isolated(bundle, apart, trusted_key), opening) as session:

@@ -30,7 +30,7 @@ OnToken = Callable[[int, NDArray[np.float32]], None]  # a token, and the logits 
 @dataclass(frozen=True)
 class Timings:
     load_ms: float  # opening the bundle, once
-    image_ms: float  # reading the images into pixels
+    image_ms: float  # reading the images into pixels, as far as the question waited for it
     vision_ms: float  # pixels into embeddings; 0 for images seen before
     prefill_ms: float  # the part of the prompt that was not in the cache
     ttft_ms: float  # from the call to the first token

@@ -28,6 +28,7 @@ from edge.inference.loader import ModelLoader
 from edge.inference.opened import Opened
 from edge.inference.opening import Opening
 from edge.inference.prefix import Prefix
+from edge.inference.read_ahead import ReadAhead
 from edge.inference.sampling import Sampling
 from edge.inference.saved import read as read_saved
 from edge.inference.vision import ImageTimes, VisionEncoder, check_budget
@@ -58,6 +59,7 @@ def load(
     flash: bool | None = None,
     max_memory: int | None = None,
     image_tokens: int | None = None,
+    image: Source | None = None,
     debug: bool = False,
     evaluators: bool = False,
 ) -> Session:
@@ -79,6 +81,8 @@ def load(
       one at a time: a new image then costs opening both again.
     - `image_tokens`: embeddings that an image may take, of a model that sees large images in tiles; None: as the bundle
       says.
+    - `image`: what the first question will be about. It is read and cut into views while the parts are opened; an
+      ImageError comes with the question.
     - `debug`: let the engines' libraries write their messages.
     - `evaluators`: what no engine opens may be computed by the export side, to prove it.
 
@@ -116,6 +120,9 @@ def load(
     chosen = planned(provider=order, gpu_layers=gpu_layers)
     spare = partial(planned, provider=("cpu",)) if chosen.on_card and "cpu" in wanted(here, order) else None
     opening = Opening(bundle, chosen, spare, units, debug, flash, started)
+    ahead = None
+    if image is not None and not chosen.one_at_a_time:  # where memory is short, nothing is read before it is needed
+        ahead = ReadAhead(image, bundle.manifest.spec, image_tokens, chosen.image_bytes)
     try:
         reading = opening.tokenizer()
         loader = opening.first()
@@ -123,7 +130,7 @@ def load(
     except EdgeError:
         checksums.check(bundle)  # a damaged file explains more than what an engine says of it
         raise
-    return Session(opening, loader, tokenizer, 1e3 * (perf_counter() - started), image_tokens)
+    return Session(opening, loader, tokenizer, 1e3 * (perf_counter() - started), image_tokens, ahead)
 
 
 class Session:
@@ -136,12 +143,13 @@ class Session:
         tokenizer: Tokenizer,
         load_ms: float,
         image_tokens: int | None = None,
+        ahead: ReadAhead | None = None,
     ) -> None:
         self.bundle = opening.bundle
         self.tokenizer = tokenizer
         self._spec = self.bundle.manifest.spec
         self._opened = Opened(opening, loader, tokenizer, load_ms)
-        self._vision = VisionEncoder(self.bundle, self._vision_parts, image_tokens, self.plan.image_bytes)
+        self._vision = VisionEncoder(self.bundle, self._vision_parts, image_tokens, self.plan.image_bytes, ahead)
         self._beginnings = Beginnings(self._opened, tokenizer)
         self._last: Answer | None = None
         self._guides = Guides(tokenizer, self._spec)

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from edge.bundle.manifest import Bundle
 from edge.errors import EngineError, UsageError
+from edge.inference.read_ahead import ReadAhead, read
 from edge.inputs import anyres, image_memory
 from edge.inputs.image import Source, digest
-from edge.inputs.views import Views, views
+from edge.inputs.views import Views
 from edge.spec import VLMSpec
 from edge.types import Array, Embeddings, Graph
 
@@ -25,7 +26,7 @@ REMEMBERED = 64  # views whose embeddings are kept
 class ImageTimes:
     """What the images of one question took, in seconds."""
 
-    image: float = 0.0  # reading and preprocessing
+    image: float = 0.0  # reading and preprocessing, as far as they were waited for
     vision: float = 0.0  # the vision encoder; nothing for views that it remembers
 
 
@@ -58,26 +59,34 @@ class VisionEncoder:
         parts: Callable[[], Sequence[Graph]],
         image_tokens: int | None = None,
         room: int = image_memory.MOST,
+        ahead: ReadAhead | None = None,
     ) -> None:
         """`parts` opens the vision parts, in order, when a view must be computed. They are not kept: the memory may
         hold them only for a while. `image_tokens`: what an image may take, instead of what the bundle says; raises
-        UsageError where that is less than a view gives. `room`: bytes that an image may take while it is read."""
+        UsageError where that is less than a view gives. `room`: bytes that an image may take while it is read.
+        `ahead`: an image that is being read already; it is taken from there once, and may have changed later."""
         self._bundle = bundle
         self._spec = bundle.manifest.spec
         check_budget(self._spec, image_tokens)
         self.image_tokens = image_tokens
         self._room = room
         self._parts = parts
+        self._ahead = ahead
         self._views: OrderedDict[str, Embeddings] = OrderedDict()
 
     def encode(self, image: Source, times: ImageTimes) -> Embeddings:
         """Embeddings f32 [N, hidden]. Raises ImageError, and EngineError where the bundle has no vision part."""
         self._require_vision()
         started = perf_counter()
-        image_memory.require_room(image, self._spec.image, self._room)
-        found = views(image, self._spec, self.image_tokens)
+        found = self._read(image)
         times.image += perf_counter() - started
         return self.encode_views(found, times)
+
+    def _read(self, image: Source) -> Views:
+        if self._ahead is None or not self._ahead.is_of(image):
+            return read(image, self._spec, self.image_tokens, self._room)
+        ahead, self._ahead = self._ahead, None
+        return ahead.result()
 
     def encode_views(self, views: Views, times: ImageTimes) -> Embeddings:
         """Joined in their order, f32 [views * N, hidden], or as their lines say."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 HEAD = 1 << 18  # bytes of a file that are looked at: a JPEG's metadata lie before its frame
 MAGIC = 4096  # of which a kind shows in these
 
+USUAL = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # how JPEG and PNG begin
+
 TO_PNG = "convert it to PNG or JPEG: magick IMAGE image.png"
 HEIC = (
     "convert it to JPEG: heif-convert IMAGE image.jpg (Linux, libheif), sips -s format jpeg IMAGE --out image.jpg "

@@ -315,7 +315,8 @@ def assert_declares(facts: dict[str, object]) -> None:
 @pytest.mark.parametrize("engine", plugins.names("runtimes"))
 def test_an_engine_is_what_the_contract_says(engine: str) -> None:
     assert_declares(plugins.facts("runtimes", engine)["ENGINE"])
-    body = tree(REPOSITORY / "runtimes" / f"{engine}.py").body
+    home = REPOSITORY / "runtimes" / engine
+    body = tree(home / "__init__.py" if home.is_dir() else home.with_suffix(".py")).body
     functions = {node.name: [a.arg for a in node.args.args] for node in body if isinstance(node, ast.FunctionDef)}
     assert functions["version"] == []
     assert functions["open"] == ["part", "options"]

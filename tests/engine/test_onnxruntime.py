@@ -517,7 +517,7 @@ def test_a_model_of_our_own_multiplies_as_numpy_does() -> None:
     nodes = [filling, Node("Add", ("w", "z"), "sum"), Node("MatMul", ("x", "sum"), "y")]
     ports = [TensorSpec("x", "float32", ("rows", 3))], [TensorSpec("y", "float32", ("rows", 4))]
     written = model(nodes, {"w": weight, **needed}, *ports)
-    session = onnxruntime._session(written, threads=1)
+    session = onnxruntime.open_session(written, threads=1)
     x = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
     np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ (weight + 2))
 

@@ -22,6 +22,8 @@ from edge.engines import open_part, provider_refusals
 from edge.errors import EngineError, ProviderError
 from edge.types import DeviceGraph, Graph, OpenOptions, PartFiles, Tokens
 from runtimes import onnxruntime
+from runtimes.onnxruntime import card as on_card
+from runtimes.onnxruntime import graph as on_cpu
 
 SPEC = replace(DECODER, context=64)
 ON_CARD = OpenOptions(threads=1, context=64, provider="cuda")
@@ -30,8 +32,8 @@ ON_CARD = OpenOptions(threads=1, context=64, provider="cuda")
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The processor in its place: memory, session and all."""
-    monkeypatch.setattr(onnxruntime, "_CARD", "cpu")
-    monkeypatch.setattr(onnxruntime, "_on_card", lambda path, options: onnxruntime._session(str(path), options.threads))
+    monkeypatch.setattr(on_card, "_CARD", "cpu")
+    monkeypatch.setattr(on_card, "open_session", lambda path, options: on_cpu.open_session(str(path), options.threads))
     return
 
 
@@ -92,7 +94,7 @@ def test_a_card_that_fails_is_told_apart(pair: PartFiles, monkeypatch: pytest.Mo
     kept = graph.zeros((2, 2), "float32")
     with pytest.raises(ProviderError, match="the card failed"):
         kept.write(np.zeros((3, 3), np.float32))
-    monkeypatch.setattr(onnxruntime, "_CARD", "nowhere")
+    monkeypatch.setattr(on_card, "_CARD", "nowhere")
     with pytest.raises(ProviderError, match="no room on the card for"):
         graph.zeros((2, 2), "float32")
 
@@ -129,7 +131,7 @@ def test_a_provider_that_does_not_load_is_named(
     ],
 )
 def test_which_library_is_missing(line: str, found: str) -> None:
-    match = onnxruntime._MISSING.search(line)
+    match = on_card._MISSING.search(line)
     assert match
     assert (match[1] or match[2]).endswith(found)
 
@@ -137,18 +139,18 @@ def test_which_library_is_missing(line: str, found: str) -> None:
 def test_why_this_build_has_no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvidia, "inspect", lambda: nvidia.NONE)
     assert set(provider_refusals("onnxruntime")) == {"cuda", "tensorrt"}
-    monkeypatch.setattr(onnxruntime.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(on_card.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     told = provider_refusals("onnxruntime")
     assert "has no CUDAExecutionProvider: pip uninstall onnxruntime; pip install onnxruntime-gpu" in told["cuda"]
     full = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(onnxruntime.ort, "get_available_providers", lambda: full)
+    monkeypatch.setattr(on_card.ort, "get_available_providers", lambda: full)
     assert provider_refusals("onnxruntime") == {"cuda": "", "tensorrt": ""}
 
 
 @pytest.mark.parametrize(("cuda", "refused"), [((12, 6), True), ((13, 0), False), ((13, 2), False)])
 def test_a_driver_that_is_too_old(cuda: tuple[int, int], refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime.ort, "cuda_version", "13.0", raising=False)
-    monkeypatch.setattr(onnxruntime.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(on_card.ort, "cuda_version", "13.0", raising=False)
+    monkeypatch.setattr(on_card.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(nvidia, "inspect", lambda: Graphics(replace(CARD, cuda=cuda)))
     told = provider_refusals("onnxruntime")["cuda"]
     assert bool(told) == refused
@@ -159,29 +161,29 @@ def test_engines_are_kept_for_one_bundle_version_and_card(tmp_path: Path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(nvidia, "inspect", lambda: Graphics(CARD))
     options = replace(ON_CARD, provider="tensorrt", bundle="a" * 64)
-    first = onnxruntime._engine_folder(options)
+    first = on_card._engine_folder(options)
     assert first.is_dir()
     assert first.parent == tmp_path / "edge-vlm" / "tensorrt"
-    assert onnxruntime._engine_folder(options) == first
-    assert onnxruntime._engine_folder(replace(options, bundle="b" * 64)) != first
-    told = onnxruntime._card_options("tensorrt", options)
+    assert on_card._engine_folder(options) == first
+    assert on_card._engine_folder(replace(options, bundle="b" * 64)) != first
+    told = on_card._options("tensorrt", options)
     assert (told["trt_engine_cache_path"], told["trt_engine_cache_enable"]) == (str(first), "1")
     monkeypatch.setattr(nvidia, "inspect", lambda: Graphics(replace(CARD, compute=(8, 9))))
-    assert onnxruntime._engine_folder(options) != first
-    assert onnxruntime._card_options("cuda", options)["use_tf32"] == "0"
+    assert on_card._engine_folder(options) != first
+    assert on_card._options("cuda", options)["use_tf32"] == "0"
 
 
 def test_where_each_node_runs_is_the_librarys_word(pair: PartFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     def session(path: Path, options: OpenOptions, more: Any) -> Any:
-        settings = onnxruntime._settings(options.threads, options.debug)
+        settings = on_cpu.settings(options.threads, options.debug)
         for key, value in more.items():
             settings.add_session_config_entry(key, value)
-        return onnxruntime.ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        return on_card.ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(onnxruntime, "_on_card", session)
+    monkeypatch.setattr(on_card, "open_session", session)
     found = list(onnxruntime.placement(pair))
     assert {(one.operation, one.processor, one.why) for one in found} == {("Add", "cpu", "the library chose it")}
-    monkeypatch.setattr(onnxruntime, "_CPU", "none of these")
+    monkeypatch.setattr(on_card, "CPU", "none of these")
     assert {one.processor for one in onnxruntime.placement(pair)} == {"gpu"}
 
 

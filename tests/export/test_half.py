@@ -26,6 +26,8 @@ from edge.planning.sizes import cache_item
 from edge.verify import NOT_MEASURED, verify
 from exporters.quantization import integers
 from runtimes import onnxruntime
+from runtimes.onnxruntime import card as on_card
+from runtimes.onnxruntime.graph import open_session
 
 RECIPES = ("onnx-w16a16-w4a16", "onnx-w16a16-w16a16")
 
@@ -64,8 +66,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with one, whose place the processor takes: its memory, its kernels and its library's word."""
     here = with_card(devices.detect())
     monkeypatch.setattr(session, "detect", lambda: here)
-    monkeypatch.setattr(onnxruntime, "_CARD", "cpu")
-    monkeypatch.setattr(onnxruntime, "_on_card", lambda path, options: onnxruntime._session(str(path), options.threads))
+    monkeypatch.setattr(on_card, "_CARD", "cpu")
+    monkeypatch.setattr(on_card, "open_session", lambda path, options: open_session(str(path), options.threads))
     monkeypatch.setattr(onnxruntime, "providers", lambda: {"cuda": "", "tensorrt": ""})
 
 
@@ -82,7 +84,7 @@ def test_golden_is_replayed_through_the_card(exports: Exports, monkeypatch: pyte
     with edge.load(bundle.path, provider="cuda") as there, edge.load(bundle.path, provider="cpu") as here:
         assert there.plan.on_card and not here.plan.on_card
         assert there.ask(None, "What?", max_tokens=12) == here.ask(None, "What?", max_tokens=12)
-    run = onnxruntime.CardGraph.run
+    run = on_card.CardGraph.run
 
     def wrong(self: Any, feeds: Any, into: Any = None) -> Any:
         made = run(self, feeds, into)
@@ -91,7 +93,7 @@ def test_golden_is_replayed_through_the_card(exports: Exports, monkeypatch: pyte
                 array += np.roll(array, 1)
         return made
 
-    monkeypatch.setattr(onnxruntime.CardGraph, "run", wrong)
+    monkeypatch.setattr(on_card.CardGraph, "run", wrong)
     assert {row.stage for row in verify(bundle, provider="cuda").rows if not row.ok} >= {"vision", "prefill"}
 
 

@@ -243,7 +243,7 @@ def test_options_reach_the_session(session: FakeSession, picture: str) -> None:
     assert call("run", "bundle", *given.split(), picture, picture, "Which?") == 0
     opened = {"path": Path("bundle"), "threads": 2, "cache": "q8_0", "isa": "neon", "max_memory": None}
     card = {"provider": "cuda,cpu", "gpu_layers": 12}
-    assert session.opened == [{**opened, **card, "image_tokens": 640, "debug": True}]
+    assert session.opened == [{**opened, **card, "image_tokens": 640, "image": picture, "debug": True}]
     sampling = Sampling(temperature=0.5, top_k=40, top_p=0.9, repeat_penalty=1.1, seed=3)
     options = {"max_tokens": 9, "system": "Short.", "sampling": sampling, "schema": None}
     assert session.calls == [("stream", [picture, picture], "Which?", options)]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -62,6 +63,38 @@ def test_an_answer_that_the_model_ends() -> None:
     assert (answer.stop_reason, answer.generated_tokens) == ("stop", 9)
     assert (answer.prompt_tokens, answer.image_tokens, answer.cached_tokens) == (LENGTH, 4, 0)
     assert decoder.fed == [LENGTH] + [1] * 9, "the end is heard, and not fed"
+
+
+def test_the_greedy_choice_copies_no_logits() -> None:
+    """A vocabulary of numbers is looked at where the decoder left it, and so does `on_token` see it."""
+    said, vocab = ids("red"), 150_000
+    rows = [np.random.default_rng(seed).random(vocab, np.float32) for seed in range(len(said))]
+    for row, token in zip(rows, said, strict=True):
+        row[token] = 2
+
+    class Wide(Scripted):
+        def extend(self, segments: Sequence[Segment]) -> Array:
+            super().extend(segments)
+            return rows[len(self.fed) - 1]
+
+    seen: list[Array] = []
+    made = generator(Wide(said))
+    stream = made.stream(
+        PROMPT,
+        max_tokens=len(said),
+        sampling=Sampling(),
+        started=perf_counter(),
+        on_token=lambda token, logits: seen.append(logits),
+    )
+    tracemalloc.start()
+    try:
+        _, answer = read(stream)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert answer.token_ids == tuple(said)
+    assert [row is logits for row, logits in zip(rows, seen, strict=True)] == [True] * len(said)
+    assert most < rows[0].nbytes / 4
 
 
 def test_an_empty_answer() -> None:

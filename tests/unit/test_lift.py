@@ -54,6 +54,21 @@ def test_a_lifted_graph_is_a_decoder(decoder: Decoder) -> None:
     assert decoder.position == LENGTH
 
 
+def test_logits_are_not_copied(decoder: Decoder, graph: NumpyGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come in the very memory that the graph wrote; each step has its own, so that they may be kept."""
+    run, written = graph.run, []
+
+    def spied(feeds: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        found = run(feeds, into)
+        written.append(found["logits"])
+        return found
+
+    monkeypatch.setattr(graph, "run", spied)
+    first, second = decoder.extend(PROMPT), decoder.extend([Tokens((5,))])
+    assert np.shares_memory(first, written[0]) and np.shares_memory(second, written[1])
+    assert not np.shares_memory(first, second)
+
+
 def test_cached_is_uncached(decoder: Decoder, graph: NumpyGraph, tmp_path: Path) -> None:
     found = greedy(decoder, decoder.extend(PROMPT), 12)
     assert len(set(found)) > 3, "the model must say something"
