@@ -37,6 +37,7 @@ class Request:
     questions: str | None = None  # a folder of them, with answers
     purpose: Purpose = "measure"
     debug: bool = False
+    bounded: bool = False  # its process is, as nothing vouches for the bundle
 
     def to_text(self) -> str:
         return json.dumps(asdict(self))
@@ -85,7 +86,8 @@ def failure(error: EdgeError) -> dict[str, Any]:
 
 
 def raised(event: Mapping[str, Any]) -> EdgeError:
-    """The error that a measuring process told of."""
-    kind = getattr(errors, event["kind"], EngineError)
-    found: EdgeError = kind(event["message"], hint=event["hint"])
-    return found
+    """The error that a measuring process told of; one that is none of the tree is an EngineError."""
+    kind = getattr(errors, str(event.get("kind")), None)
+    if not (isinstance(kind, type) and issubclass(kind, EdgeError)):
+        kind = EngineError
+    return kind(str(event.get("message")), hint=event.get("hint") and str(event["hint"]))

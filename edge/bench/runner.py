@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from edge import __version__
-from edge.bench import schema
+from edge.bench import results, schema
 from edge.bench.card_sensors import CardSensors
 from edge.bench.monitor import Monitor, Span
+from edge.bench.process import Event, events, started, understood
 from edge.bench.request import Request, raised
 from edge.bench.schema import Row
 from edge.bench.sensors import Sensors
+from edge.bundle import trusted_keys, vouching
 from edge.bundle.manifest import Bundle
 from edge.devices import DeviceProfile, detect, measured
 from edge.engines import engine_named, matmul_lender
@@ -28,23 +24,17 @@ from edge.errors import EdgeError, EngineError
 from edge.planning.fit import reach
 from edge.planning.sizes import bytes_per_token, sizes
 
-Event = dict[str, Any]
 _BACKWARDS = "the clock stood still or went backwards"
-_NEW_GROUP: dict[str, Any] = (
-    {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
-    if sys.platform == "win32"
-    else {"process_group": 0}
-)
 
 
 def bench(requests: Sequence[Request], sensors: Sensors | None = None) -> Iterator[Row | EdgeError]:
     """Row after row as they are measured, and what went wrong with one request in its place: the others go on.
 
     Ctrl-C, and a kill that raises SystemExit, give the row that was begun, of the repetitions there are, and are raised
-    then. Raises BundleError before
-    anything is measured when one of the bundles is none.
+    then. Raises BundleError before anything is measured when one of the bundles is none.
     """
     bundles = [Bundle.open(request.bundle) for request in requests]
+    requests = [*map(_bounded, requests)]
     here = measured(detect(), matmul_lender)
     for request, bundle in zip(requests, bundles, strict=True):
         try:
@@ -56,12 +46,29 @@ def bench(requests: Sequence[Request], sensors: Sensors | None = None) -> Iterat
 def prove(request: Request) -> dict[str, Any]:
     """`edge.verify.Report` as JSON, of a process of its own: a library that ends it ends nothing else. Raises EdgeError
     where a stage cannot run at all."""
-    with _process(replace(request, purpose="prove")) as child:
-        for event in _events(child):
-            if event["event"] == "error":
-                raise raised(event)
-            report: dict[str, Any] = event["report"]
-        return report
+    proving = _bounded(replace(request, purpose="prove"))
+    with started(proving) as child:
+        found = [_proof(event) for event in events(child, proving)]
+    if len(found) != 1:
+        raise EngineError(f"the measuring process told of {len(found)} proofs", hint="add --debug")
+    return found[0]
+
+
+def _bounded(request: Request) -> Request:
+    """Its process is bounded where nothing vouches for the bundle. Raises BundleError on a wrong signature."""
+    keys = trusted_keys.read()
+    return replace(request, bounded=vouching.voucher(Path(request.bundle), keys) is None)
+
+
+def _proof(event: Event) -> Event:
+    """Raises what the process raised."""
+    if event["event"] == "error":
+        raise raised(event)
+    with understood():
+        report: Event = event["report"]
+        if not all(type(told["ok"]) is bool for told in (report, *report["rows"])):
+            raise ValueError("a report that does not say what holds")
+        return {**report, "rows": [{**row, "stage": str(row["stage"])} for row in report["rows"]]}
 
 
 class _Run:
@@ -76,18 +83,24 @@ class _Run:
         self.watch: Monitor | None = None
 
     def rows(self) -> Iterator[Row | EdgeError]:
+        with understood():
+            for row in self._rows():
+                yield row if isinstance(row, EdgeError) else results.require(row, "what the measuring process said")
+
+    def _rows(self) -> Iterator[Row | EdgeError]:
         try:
             card = CardSensors() if self.here.graphics.card else None
-            with _process(self.request) as child, Monitor(self.sensors, child.pid, card=card) as self.watch:
-                for event in _events(child):
+            with started(self.request) as child, Monitor(self.sensors, child.pid, card=card) as self.watch:
+                for event in events(child, self.request):
                     yield from self._take(event)
                 yield from self._finished()
                 if (held := self.watch.card(self.busy).get("card_bytes")) and self.facts.get("providers"):
                     yield schema.memory(round(held), {**self.facts, "test_time": _now()}, "peak card memory")
             self.watch = None
             for _ in range(self.request.repetitions):
-                with _process(replace(self.request, purpose="load")) as child:
-                    for event in _events(child):
+                loading = replace(self.request, purpose="load")
+                with started(loading) as child:
+                    for event in events(child, loading):
                         yield from self._take(event)
         except (KeyboardInterrupt, SystemExit, EdgeError):
             yield from self._finished()
@@ -206,39 +219,3 @@ def _backend(part: Event) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-@contextmanager
-def _process(request: Request) -> Iterator[subprocess.Popen[str]]:
-    """It is no part of the terminal's foreground: Ctrl-C is ours to hear, and however we leave, it ends."""
-    path = os.pathsep.join(str(Path(entry or ".").absolute()) for entry in sys.path)
-    command = [sys.executable, "-P", "-m", "edge.bench.worker", request.to_text()]
-    child = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path},
-        encoding="utf-8",
-        **_NEW_GROUP,
-    )
-    with child:
-        try:
-            yield child
-        except BaseException:
-            child.kill()
-            raise
-
-
-def _events(child: subprocess.Popen[str]) -> Iterator[Event]:
-    assert child.stdout is not None
-    told = False
-    for line in child.stdout:
-        event = json.loads(line)
-        told = told or event["event"] == "error"
-        yield event
-    if (code := child.wait()) and not told:
-        killed = code == -getattr(signal, "SIGKILL", 9)
-        raise EngineError(
-            f"the measuring process ended by {signal.Signals(-code).name if code < 0 else f'exit code {code}'}",
-            hint="the memory was too small, most likely: export with a smaller --scheme" if killed else "add --debug",
-        )

@@ -7,7 +7,6 @@ that of every other file: another content has no voucher.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Literal, get_args
 
 from edge.bundle.manifest import MANIFEST, sha256
 from edge.bundle.signature import PublicKey, signed
-from edge.devices import file_facts, whole_files
+from edge.devices import file_facts, uncached, whole_files
 
 Deed = Literal["edge export", "edge verify"]
 _PLACE = "vouched"  # in the cache folder
@@ -33,16 +32,22 @@ def voucher(folder: Path, keys: Sequence[PublicKey]) -> str | None:
 
 def remember(folder: Path, deed: Deed) -> None:
     """What was done with a bundle here. A system without room for it does it again."""
-    with contextlib.suppress(OSError, RuntimeError), whole_files.aside(_place(folder)) as beside:
+    with uncached.tolerated(), whole_files.aside(_place(folder)) as beside:
         beside.write_text(json.dumps({"by": deed}), encoding="utf-8")
 
 
 def _remembered(folder: Path) -> str | None:
-    with contextlib.suppress(OSError, RuntimeError, ValueError, LookupError, TypeError):
-        with _place(folder).open("rb") as file:
-            by = json.loads(file.read(_MOST))["by"]
-        if by in get_args(Deed):
-            return f"{by} on this machine"
+    with uncached.tolerated():
+        place = _place(folder)
+        with place.open("rb") as file:
+            content = file.read(_MOST)
+        try:
+            by = json.loads(content)["by"]
+            if by in get_args(Deed):
+                return f"{by} on this machine"
+            raise ValueError(f"{by!r} vouches for nothing")
+        except (ValueError, LookupError, TypeError):
+            uncached.damaged(str(place), "nothing vouches for the bundle; edge verify does so anew")
     return None
 
 

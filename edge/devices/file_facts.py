@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from edge.devices import whole_files
+from edge.devices import uncached, whole_files
 from edge.devices.host import cache_dir
 
 NAME = "checked.json"  # in the cache folder
@@ -73,11 +73,14 @@ def _require_own(folder: Path) -> None:
 
 
 def _known() -> Mapping[str, str]:
-    with contextlib.suppress(OSError, ValueError, RuntimeError):  # no home, no such file, or not ours
+    with uncached.tolerated():
         place = cache_dir() / NAME
         found = place.lstat()
         _require_own(place.parent)
-        return _read(place, found.st_ino, found.st_size, found.st_mtime_ns)
+        try:
+            return _read(place, found.st_ino, found.st_size, found.st_mtime_ns)
+        except ValueError:
+            uncached.damaged(str(place), "files are hashed again")
     return {}
 
 
@@ -90,7 +93,7 @@ def _read(place: Path, *_state: int) -> Mapping[str, str]:
 
 
 def _remember(key: str, value: str) -> None:
-    with contextlib.suppress(OSError, RuntimeError), _WRITING:  # a system without room for it finds it again
+    with uncached.tolerated(), _WRITING:  # a system without room for it finds it again
         place = private_folder() / NAME
         kept = {**{k: v for k, v in _known().items() if k != key}, key: value}
         with whole_files.aside(place, synced=False) as beside:

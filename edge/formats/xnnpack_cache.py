@@ -8,16 +8,19 @@ is as good as the file is: its name holds its hash, and one that has another is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge.devices import file_facts, host
+from edge.devices import file_facts, host, uncached
 
 MOST = 8 << 30  # bytes that are kept; those that were not used for longest go first
+_ROOM = 2  # times the file's size: the two that are packed at a time have room together
 _ABANDONED = 24 * 3600  # seconds
 _USED = ".used"  # a file beside each, touched when it is used: to touch the file itself would make it a changed one
 FOLDER = "packed"  # in the cache folder
@@ -35,15 +38,16 @@ def weights(path: Path, library: str) -> Iterator[Path | None]:
     try:
         quoted = not set(str(folder())) & set('"\\\n')  # as the library is told the place
         finished = found(content) if quoted else None
-        part = new() if quoted and finished is None else None
-    except (OSError, RuntimeError):  # not writable, or a user without a home
+        part = _with_room(path) if quoted and finished is None else None
+    except (OSError, RuntimeError) as error:  # not writable, or a user without a home
+        uncached.warn(error)
         finished = part = None
     if finished or not part:
         yield finished
         return
     try:
         yield part
-        with contextlib.suppress(OSError):  # the library has its mapping already; the next start packs again
+        with uncached.tolerated():  # the library has its mapping already; the next start packs again
             if part.is_file() and part.stat().st_size:
                 keep(part, content)
     finally:
@@ -64,7 +68,8 @@ def found(content: str) -> Path | None:
             with contextlib.suppress(OSError):  # what can only be read serves all the same
                 finished.with_suffix(_USED).touch()
             return finished
-        _remove(finished)  # it was cut or damaged, and is made again
+        uncached.damaged(str(finished), "weights are packed again")
+        _remove(finished)
     return None
 
 
@@ -75,6 +80,15 @@ def new() -> Path:
     os.close(handle)
     os.unlink(name)
     return Path(name)
+
+
+def _with_room(path: Path) -> Path:
+    """As `new`, for what is packed from a file. The library ends the process where it cannot write on: a disk that has
+    too little room raises OSError instead."""
+    part = new()
+    if shutil.disk_usage(part.parent).free < _ROOM * path.stat().st_size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return part
 
 
 def keep(part: Path, content: str) -> None:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from edge.devices import uncached
 from edge.formats import xnnpack_cache
 
 
@@ -32,17 +33,16 @@ def weights(path: Path, library: str) -> Iterator[int | None]:
         return
     with _closing(memory):
         yield memory
-        with contextlib.suppress(OSError, RuntimeError):  # the library has what it needs; the next start packs again
+        with uncached.tolerated():  # the library has what it needs; the next start packs again
             if os.fstat(memory).st_size:
                 _copy(memory, content)
 
 
 def _opened(content: str) -> int | None:
-    try:
+    with uncached.tolerated():
         finished = xnnpack_cache.found(content)
         return None if finished is None else _locked(finished)
-    except (OSError, RuntimeError):
-        return None
+    return None
 
 
 def _locked(path: Path) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from edge.bundle.manifest import MANIFEST, Bundle, sha256
-from edge.devices import file_facts, host
+from edge.devices import file_facts, host, uncached
 from edge.engines import engine_named
 from edge.errors import EdgeError, SessionError
 from edge.inference import saved
@@ -78,7 +78,7 @@ class ConstantPrefix:
             self._there = count
             _trim(place)
         except (OSError, RuntimeError, EdgeError) as error:
-            _log.info("the prefix of prompts is not kept: %s", error)
+            uncached.warn(error)
 
     def _read(self) -> Prefix | None:
         try:
@@ -91,7 +91,8 @@ class ConstantPrefix:
         except SessionError as error:
             _log.warning("%s; the prefix of prompts is computed anew", error.message)
             return None
-        except (OSError, RuntimeError, EdgeError):  # no cache folder of this user's
+        except (OSError, RuntimeError, EdgeError) as error:  # no cache folder of this user's
+            uncached.warn(error)
             return None
         with contextlib.suppress(OSError):
             os.utime(place)  # for `_trim`
@@ -108,7 +109,7 @@ class ConstantPrefix:
 def begun(bundle: Bundle, plan: Plan) -> int:
     """About how many positions the first prompt has, by what was used last; 0 where nothing is kept that it may begin
     with. An engine may prepare for it."""
-    with contextlib.suppress(OSError, RuntimeError, EdgeError, ValueError):
+    with uncached.tolerated(), contextlib.suppress(EdgeError, ValueError):
         names = f"{_names(bundle, plan)}-*{_SUFFIX}"
         for path, _ in _by_use(file_facts.private_folder(FOLDER), names):
             return int(path.stem.rpartition("-")[2]) + bundle.manifest.spec.prompt.image_tokens + WORTH

@@ -1,7 +1,8 @@
 """An isolated process, `python -m edge.isolation.child`: opens a bundle, and answers the frames that come over stdin.
 
 A request is `{"do": …}` with the arguments of a session's method of that name, and gets events until one of them ends
-it: `opened`, `chat`, `done`, `saved`, `verified`, `stopped` or `error`. It ends when stdin does.
+it: `opened`, `chat`, `done`, `saved`, `verified`, `stopped` or `error`; `warning` may come at any time. It ends when
+stdin does.
 """
 
 from __future__ import annotations
@@ -18,18 +19,17 @@ from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from edge.bundle.manifest import Bundle
-from edge.devices import detect
+from edge.devices import confine, detect, once
 from edge.devices.peak_memory import peak_bytes
 from edge.errors import EdgeError, EngineError
 from edge.inference.chat import Chat
 from edge.inference.constraint import Constraint
 from edge.inference.sampling import Sampling
 from edge.inference.session import Session, load
-from edge.isolation import confine, frames
+from edge.isolation import frames
 from edge.verify import verify
 
 GRACE = 1.0  # seconds in which what is being written may end, once nobody listens any more
-_ROOM = 1 << 30  # bytes of a file beyond twice the bundle's own: what engines keep of it, and conversations
 Request = dict[str, Any]
 
 
@@ -43,6 +43,7 @@ class Child:
         self._session: Session | None = None
         self._chat: Chat | None = None
         self._debug = False
+        self._saying = threading.Lock()  # what loads in the background may warn
         threading.Thread(target=self._listen, args=(requests,), daemon=True).start()
 
     def serve(self) -> None:
@@ -86,7 +87,8 @@ class Child:
         os._exit(1)
 
     def _say(self, event: str, **facts: Any) -> None:
-        frames.write(self._events, {"event": event, **facts})
+        with self._saying:
+            frames.write(self._events, {"event": event, **facts})
 
     def _fail(self, error: EdgeError) -> None:
         self._say("error", kind=type(error).__name__, message=error.message, hint=error.hint)
@@ -102,15 +104,13 @@ class Child:
         self._say("verified", report=verify(bundle, **options).to_json())
 
     def _bounded(self, path: str, options: Mapping[str, Any]) -> Bundle:
-        """No more memory than the machine has, and files of the bundle's order of size. A card's driver reserves what
-        it likes."""
         self._debug = bool(options.get("debug"))
         if self._debug:
             logging.basicConfig(level=logging.DEBUG)
-        bundle, here = Bundle.open(path), detect()
-        memory = min(here.memory_bytes, options.get("max_memory") or here.memory_bytes)
-        written = 2 * sum(file.bytes for file in bundle.manifest.files()) + _ROOM
-        confine.bound(None if here.graphics.card else memory, written)
+        else:
+            logging.getLogger().addHandler(once.Forwarded(lambda text: self._say("warning", text=text)))
+        bundle = Bundle.open(path)
+        confine.bound(detect(), sum(file.bytes for file in bundle.manifest.files()), options.get("max_memory"))
         return bundle
 
     def _stream(self, images: list[str] | None, question: str, system: str | None, **options: Any) -> None:

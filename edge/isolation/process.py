@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from edge.devices import once
 from edge.errors import EngineError
 from edge.isolation import events, frames
 
@@ -60,6 +62,7 @@ class Process:
         self._requests, self._silence, self._told = self._child.stdin, silence, told
         self._events: queue.Queue[bytes | ValueError | None] = queue.Queue(_WAITING)  # None: it ended
         self._said: deque[bytes] = deque(maxlen=_KEPT)
+        self._warnings = once.Heard()
         self._ended = False  # nobody takes its events any more
         self._readers = [
             threading.Thread(target=self._read, args=(self._child.stdout,), daemon=True),
@@ -79,24 +82,27 @@ class Process:
             frames.write(cast("BinaryIO", self._requests), {"do": do, **arguments})
 
     def event(self, *kinds: str) -> Mapping[str, Any]:
-        """The next event, one of these kinds. What the child raised is raised; where it died, is silent for too long,
-        or says what is no event, it is ended, and that is an EngineError."""
-        try:
-            found = self._events.get(timeout=self._silence)
-        except queue.Empty:
-            raise self._failed(f"said nothing for {self._silence:g} s, and was ended", _PATIENT) from None
-        if found is None:
-            raise self._failed(self._death())
-        with self.read():
-            if isinstance(found, ValueError):
-                raise found
-            event = frames.parse(found)
-            kind = event.get("event")
-            if kind in kinds:
-                return event
-            if kind != "error":
-                raise ValueError(f"{str(kind)[:40]!r} where {' or '.join(kinds)} should follow")
-            raised = events.error(event)
+        """The next event, one of these kinds; warnings before it are given here. What the child raised is raised; where
+        it died, is silent for too long, or says what is no event, it is ended, and that is an EngineError."""
+        raised = None
+        while raised is None:
+            try:
+                found = self._events.get(timeout=self._silence)
+            except queue.Empty:
+                raise self._failed(f"said nothing for {self._silence:g} s, and was ended", _PATIENT) from None
+            if found is None:
+                raise self._failed(self._death())
+            with self.read():
+                event = _parsed(found)
+                kind = event.get("event")
+                if kind in kinds:
+                    return event
+                if kind == "warning":
+                    self._warnings.take(event.get("text"))
+                elif kind == "error":
+                    raised = events.error(event)
+                else:
+                    raise ValueError(f"{str(kind)[:40]!r} where {' or '.join(kinds)} should follow")
         raise raised
 
     @contextlib.contextmanager
@@ -109,13 +115,20 @@ class Process:
 
     def end(self, within: float = _LEAVING) -> None:
         """It ends by itself in so many seconds, or is killed, and all that it started."""
-        self._ended = True
+        until = time.monotonic() + within
         with contextlib.suppress(OSError):
             self._requests.close()
+        with contextlib.suppress(ValueError, queue.Empty):
+            while not self._ended and (left := until - time.monotonic()) > 0:
+                if (found := self._events.get(timeout=left)) is None:
+                    break
+                if (event := _parsed(found)).get("event") == "warning":  # of what it keeps as it leaves
+                    self._warnings.take(event.get("text"))
+        self._ended = True
         self._drain()
         with contextlib.suppress(subprocess.TimeoutExpired):
             if within:
-                self._child.wait(within)
+                self._child.wait(max(0.0, until - time.monotonic()))
         self._kill()
         self._child.wait()
         for reader in self._readers:
@@ -167,3 +180,10 @@ class Process:
                 self._said.append(line)
                 if self._told is not None:
                     self._told(line.decode(errors="replace").rstrip("\n"))
+
+
+def _parsed(found: bytes | ValueError) -> dict[str, Any]:
+    """Raises ValueError."""
+    if isinstance(found, ValueError):
+        raise found
+    return frames.parse(found)

@@ -6,14 +6,13 @@ where the call leaves both open.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from edge.bundle.manifest import MANIFEST, Bundle
-from edge.devices import DeviceProfile, file_facts, whole_files
+from edge.devices import DeviceProfile, file_facts, uncached, whole_files
 from edge.engines import EngineInfo
 from edge.errors import EdgeError
 
@@ -30,15 +29,25 @@ class Tuned:
 
 def choice(bundle: Bundle, device: DeviceProfile, engines: Sequence[EngineInfo]) -> Tuned | None:
     """What was kept; None where nothing was, or it is none of an engine that is installed."""
-    with contextlib.suppress(OSError, RuntimeError, ValueError, LookupError, TypeError):
+    with uncached.tolerated():
         place = file_facts.private_folder(_PLACE) / _key(bundle, device, engines)
         with place.open("rb") as file:
-            data = json.loads(file.read(_MOST))
-        engine, threads = data["engine"], data["threads"]
-        known = engine is None or any(info.name == engine and info.installed for info in engines)
-        if known and type(threads) is int and threads > 0:
-            return Tuned(engine, threads, float(data["seconds"]))
+            content = file.read(_MOST)
+        try:
+            return _parsed(content, engines)
+        except (ValueError, LookupError, TypeError):
+            uncached.damaged(str(place), "what edge tune kept is left out; edge tune measures again")
     return None
+
+
+def _parsed(content: bytes, engines: Sequence[EngineInfo]) -> Tuned:
+    """Raises ValueError, LookupError and TypeError."""
+    data = json.loads(content)
+    engine, threads = data["engine"], data["threads"]
+    known = engine is None or any(info.name == engine and info.installed for info in engines)
+    if not known or type(threads) is not int or threads < 1:
+        raise ValueError(f"no engine {engine!r} with {threads!r} threads")
+    return Tuned(engine, threads, float(data["seconds"]))
 
 
 def keep(bundle: Bundle, device: DeviceProfile, engines: Sequence[EngineInfo], found: Tuned) -> None:

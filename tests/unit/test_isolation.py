@@ -17,6 +17,7 @@ from fakes import write_golden, write_model_bundle
 from PIL import Image
 
 from edge.bundle.manifest import Bundle
+from edge.devices import once
 from edge.errors import BundleError, ContextError, EngineError, UsageError
 from edge.inference import session as here
 from edge.inference.sampling import Sampling
@@ -239,6 +240,61 @@ def test_what_its_libraries_say_is_told_when_asked_for() -> None:
     program = child("print('a kernel', file=sys.stderr); heard(); opened(); heard()")
     session.load("anything", program=program, told=told.append).close()
     assert told == ["a kernel"]
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture
+def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process has warned of nothing yet."""
+    monkeypatch.setattr(once, "_SAID", set())
+
+
+@pytest.mark.usefixtures("unsaid")
+def test_its_warnings_are_given_here_once_of_each(caplog: pytest.LogCaptureFixture) -> None:
+    program = child(
+        """
+        def warn(text): say(event="warning", text=text)
+        heard(); warn("a \x1b[2Jkernel\u202e\\nis slow"); warn("the cache: full"); opened()
+        heard(); warn("the cache: full"); say(event="piece", text="A"); warn("it is hot")
+        say(event="done", answer=answer); frames.read(sys.stdin.buffer); warn("nothing is kept")
+        """
+    )
+    with session.load("anything", program=program) as opened:
+        assert warned(caplog) == ["a  [2Jkernel  is slow", "the cache: full"]
+        assert [*opened.stream(None, "What?")] == ["A"]
+        assert warned(caplog)[2:] == ["it is hot"]
+    assert warned(caplog)[3:] == ["nothing is kept"]
+
+
+@pytest.mark.usefixtures("unsaid")
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("[say(event='warning', text='slow') for _ in range(101)]", "more than 100 warnings"),
+        ("say(event='warning', text='x' * 9000)", "no text of 8,192 letters"),
+        ("say(event='warning', text=['slow'])", "no text of 8,192 letters"),
+        ("say(event='warning')", "no text of 8,192 letters"),
+    ],
+)
+def test_warnings_that_are_none_or_too_many_end_the_child(script: str, message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        session.load("anything", program=child(f"heard(); {script}; time.sleep(600)"))
+
+
+@pytest.mark.usefixtures("unsaid")
+def test_what_the_bundles_own_process_warns_of_is_said_here(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
+    with session.load(bundle.path, engine="null") as opened:
+        assert [*opened.stream(None, "What?", max_tokens=3)]
+    (warning,) = warned(caplog)
+    assert warning.startswith(f"the cache {tmp_path / 'cache' / 'edge-vlm'} cannot be used: ")
 
 
 # its life

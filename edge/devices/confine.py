@@ -14,7 +14,10 @@ import signal
 import sys
 from pathlib import Path
 
+from edge.devices import DeviceProfile
+
 MOST_OPEN = 1024  # files and pipes at a time
+_ROOM = 1 << 30  # bytes of a file beyond twice the bundle's own: what engines keep of it, and conversations
 _SLACK = 512 << 20  # bytes beside what a plan counts: stacks of threads, and what libraries reserve
 _PARENT_DEATH, _NO_NEW_PRIVILEGES = 1, 38  # of prctl
 _NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000  # of unshare
@@ -35,8 +38,9 @@ def alone() -> None:
         _leave_the_network(libc)
 
 
-def bound(memory: int | None, file_bytes: int) -> None:
-    """Take no more memory of its own, in bytes, and write no larger file. `memory` None: as much as there is.
+def bound(here: DeviceProfile, bundle_bytes: int, max_memory: int | None = None) -> None:
+    """Take no more memory of its own than the machine has, or than so many bytes, and write no file of another order of
+    size than the bundle's. A card's driver reserves what it likes: where there is one, memory has no bound.
 
     Linux alone counts what a process may write to (RLIMIT_DATA); files that are mapped to be read do not count. CPU
     time has no bound: a conversation may last for days, and whoever waits for an answer has one.
@@ -45,9 +49,9 @@ def bound(memory: int | None, file_bytes: int) -> None:
         return
     import resource
 
-    _lower(resource.RLIMIT_FSIZE, file_bytes)
-    if memory is not None and sys.platform == "linux":
-        _lower(resource.RLIMIT_DATA, memory + _SLACK)
+    _lower(resource.RLIMIT_FSIZE, 2 * bundle_bytes + _ROOM)
+    if here.graphics.card is None and sys.platform == "linux":
+        _lower(resource.RLIMIT_DATA, min(here.memory_bytes, max_memory or here.memory_bytes) + _SLACK)
 
 
 def _lower(kind: int, most: int) -> None:
