@@ -23,6 +23,7 @@ from rich.table import Table
 pytestmark = pytest.mark.arm
 DEMO = REPOSITORY / "exporters" / "demo"
 PICTURE, QUESTION = DEMO / "pictures" / "shapes.png", "Describe the picture."
+FIRST = "What colour is the star?"  # of the README
 BLIND = "What colour is the sky?"
 RECIPES = {  # of the bundles that are run
     "onnx": {},
@@ -50,10 +51,12 @@ def jobs(bundles: dict[str, Path], request: pytest.FixtureRequest, tmp_path_fact
     guests = {cpu: Guest(cpu, Path(os.environ["EDGE_ARM"]), folder) for cpu in CPUS}
     asked = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     wanted = {(one["cpu"], one["job"]): None for one in asked if "job" in one}
-    return Jobs(guests, {**TIERS, **of(bundles)}, wanted)
+    archive = folder / "demo.zip"
+    assert call("package", bundles["onnx"], "--zip", archive).code == 0
+    return Jobs(guests, {**TIERS, **of(bundles, archive)}, wanted)
 
 
-def of(bundles: dict[str, Path]) -> dict[str, Job]:
+def of(bundles: dict[str, Path], archive: Path) -> dict[str, Job]:
     gguf = bundles["gguf"]
     blind = ("run", gguf, BLIND, "-t", 1, "--no-isolated", "--json")  # one process is traced
     found: dict[str, Job] = {"doctor": lambda guest: guest.edge("doctor", "--json")}
@@ -62,6 +65,7 @@ def of(bundles: dict[str, Path]) -> dict[str, Job]:
     for name, path in bundles.items():
         found[f"verify {name}"] = partial(_verify, path)
         found[f"run {name}"] = partial(_run, name, path)
+    found["run an archive"] = partial(_archived, archive)
     return found
 
 
@@ -71,6 +75,11 @@ def _verify(path: Path, guest: Guest) -> Any:
 
 def _run(name: str, path: Path, guest: Guest) -> Any:
     return guest.traced(name, "run", path, PICTURE, QUESTION, "-t", 1, "--no-isolated", "--json")
+
+
+def _archived(archive: Path, guest: Guest) -> Any:
+    """As a newcomer has it: nothing vouches for what was unpacked, so a process of its own opens it."""
+    return guest.edge("run", archive, PICTURE, FIRST, "-t", 1)
 
 
 def _unit(guest: Guest) -> Any:
@@ -123,6 +132,13 @@ def test_an_answer_is_the_one_of_this_machine(jobs: Jobs, cpu: str, job: str, he
     assert found["token_ids"] == ours["token_ids"]
     assert len(found["token_ids"]) > 30
     assert found["text"].startswith("Top: a large yellow star.")
+
+
+@each_cpu
+@pytest.mark.parametrize("job", ["run an archive"])
+def test_the_first_answer_comes_out_of_an_archive(jobs: Jobs, cpu: str, job: str) -> None:
+    done = jobs.done(cpu, job)
+    assert (done.returncode, done.stdout) == (0, "Yellow.\n"), done.stderr[-3000:]
 
 
 @each_cpu
