@@ -65,7 +65,7 @@ class References:
 @dataclass(frozen=True)
 class Golden:
     picture: NDArray[np.uint8]  # [H, W, 3], RGB
-    pixel_values: NDArray[np.float32]  # [1, 3, S, S]: as one view, which the next three are of
+    pixel_values: NDArray[np.float32]  # [1, 3, S, S], or [1, 1, N, F] patches: as one view, which the next three are of
     fp32: Outputs
     stored: Outputs
     rounded: Outputs | None = None
@@ -124,7 +124,7 @@ def golden_bytes(spec: VLMSpec, picture: int, divided: int) -> int:
     views, 0 where it is one."""
     outputs = spec.prompt.image_tokens * spec.decoder.hidden + spec.decoder.vocab + TOKENS
     outputs += (divided * spec.decoder.hidden + spec.decoder.vocab + TOKENS) * bool(divided)
-    return picture + 4 * (3 * spec.image.size**2 + 3 * outputs)
+    return picture + 4 * (math.prod(spec.image.view_shape) + 3 * outputs)
 
 
 def _npz(path: Path) -> dict[str, Array]:

@@ -169,6 +169,7 @@ def _model(spec: VLMSpec) -> dict[str, str]:
         "crop": "cropped to the centre",
         "stretch": "stretched to the square",
         "long_edge": f"stretched to the square from {image.long_edge} at the longer edge",
+        "patches": "or as many pixels in its own ratio",
     }[image.fit]
     tiles = f" a view, {spec.most_views} views at most" if image.views else ""
     stops = [f"id {i}" for i in prompt.stop_ids] + [repr(s) for s in prompt.stop_strings]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from edge.errors import ImageError
-from edge.inputs import deep_image, image_kinds, tiff_layout
+from edge.inputs import deep_image, image_kinds, patches, tiff_layout
 from edge.spec import Fit, ImageSpec, Resample
 from edge.types import Array
 
@@ -77,16 +77,19 @@ def head(source: str | bytes | os.PathLike[str]) -> tuple[int, int, str]:
 
 
 def pixels(source: Source, spec: ImageSpec) -> NDArray[np.float32]:
-    """float32 [1, 3, size, size]: fitted to the square, resampled as Pillow does, scaled to 0..1, normalised."""
+    """float32 [1, 3, size, size]: fitted to the square, resampled as Pillow does, scaled to 0..1, normalised; or the
+    patches of what keeps its ratio, as `edge.inputs.patches.packed` gives them."""
     return normalised(FITS[spec.fit](open_image(source), spec), spec)
 
 
-def normalised(square: Image.Image, spec: ImageSpec) -> NDArray[np.float32]:
-    """float32 [1, 3, size, size] of an image of that size: scaled to 0..1, then as `mean` and `std` say."""
+def normalised(view: Image.Image, spec: ImageSpec) -> NDArray[np.float32]:
+    """float32 [1, 3, size, size] of an image of that size: scaled to 0..1, then as `mean` and `std` say; or its patches
+    where it keeps its ratio."""
     mean, std = np.array(spec.mean)[:, None], np.array(spec.std)[:, None]
     table = ((np.arange(256) / 255 - mean) / std).astype(np.float32)  # [3, 256]: a channel value has one result
-    channels = np.asarray(square).transpose(2, 0, 1)
-    return np.stack([row[channel] for row, channel in zip(table, channels, strict=True)])[None]
+    channels = np.asarray(view).transpose(2, 0, 1)
+    found = np.stack([row[channel] for row, channel in zip(table, channels, strict=True)])
+    return found[None] if spec.patches is None else patches.packed(found, spec.patches)
 
 
 def digest(pixels: NDArray[np.float32]) -> str:
@@ -143,11 +146,17 @@ def scaled(width: int, height: int, long_edge: int) -> tuple[int, int]:
     return (long_edge, short) if width >= height else (short, long_edge)
 
 
+def _patches(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    assert spec.patches is not None  # as `ImageSpec.faults` has it
+    return stretched(image, patches.size(*image.size, spec, spec.patches), spec.resample)
+
+
 FITS: Mapping[Fit, Callable[[Image.Image, ImageSpec], Image.Image]] = {
     "pad": _pad,
     "crop": _crop,
     "stretch": _stretch,
     "long_edge": _long_edge,
+    "patches": _patches,
 }
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from edge.errors import UsageError
 from edge.inputs.tokenizer import Tokenizer
 from edge.spec import PromptSpec
-from edge.spec.pieces import Ids, Piece, Pieces, Slot, Text, Trim
+from edge.spec.pieces import Ids, Piece, Pieces, Text, Trim
 from edge.types import Embeddings, Segment, Tokens
 
 Content = tuple[str | Embeddings, ...]
@@ -71,6 +72,7 @@ def parts(spec: PromptSpec, turns: Sequence[Turn], system: str | None = None) ->
     if system and spec.question.after_system is None:
         raise UsageError("the model's prompt has no place for a system message", hint="say it in the question")
     system = spec.default_system if system is None else system
+    images = itertools.count()
     for number, turn in enumerate(turns, 1):
         shown = [isinstance(item, Embeddings) for item in turn.content]
         asked = spec.questions(any(shown[:1] if spec.image_question_when == "first" else shown))
@@ -78,7 +80,7 @@ def parts(spec: PromptSpec, turns: Sequence[Turn], system: str | None = None) ->
             question = asked.later
         else:
             question = asked.after_system if system and asked.after_system is not None else asked.first
-        yield from _filled(question, spec, turn.content, system)
+        yield from _filled(question, turn.content, system, place=lambda image: _placed(spec, image, next(images)))
         if turn.answer_ids is not None:
             yield from _filled(spec.generation)
             yield from turn.answer_ids
@@ -93,9 +95,13 @@ def parts(spec: PromptSpec, turns: Sequence[Turn], system: str | None = None) ->
 
 
 def _filled(
-    pieces: Pieces, spec: PromptSpec | None = None, content: Content = (), system: str = "", answer: str = ""
+    pieces: Pieces,
+    content: Content = (),
+    system: str = "",
+    answer: str = "",
+    place: Callable[[Embeddings], Iterable[str | int | Embeddings]] = lambda image: (image,),
 ) -> Iterator[str | int | Embeddings]:
-    """The pieces with what is said in their slots."""
+    """The pieces with what is said in their slots, and each image as `place` makes it."""
     said: dict[str, Content] = {"content": content, "system": (system,), "answer": (answer,)}
     for piece in pieces:
         if isinstance(piece, Text):
@@ -104,10 +110,10 @@ def _filled(
             yield from piece.ids
         else:
             for item in _trimmed(said[piece.slot], piece.trim):
-                yield from (item,) if isinstance(item, str) or spec is None else _placed(spec, item)
+                yield from (item,) if isinstance(item, str) else place(item)
 
 
-def _placed(spec: PromptSpec, image: Embeddings) -> Iterator[str | int | Embeddings]:
+def _placed(spec: PromptSpec, image: Embeddings, number: int) -> Iterator[str | int | Embeddings]:
     """One image in its slot, or each view of it in its own."""
     views, rows = iter((image,)), spec.image_tokens
     pieces: Iterable[Piece] = spec.image
@@ -116,9 +122,12 @@ def _placed(spec: PromptSpec, image: Embeddings) -> Iterator[str | int | Embeddi
         starts = range(0, len(image), rows)
         views = iter([Embeddings(image.rows[i : i + rows], image.key, image.first + i) for i in starts])
     for piece in pieces:
-        yield from (
-            (next(views),) if isinstance(piece, Slot) else (piece.text,) if isinstance(piece, Text) else piece.ids
-        )
+        if isinstance(piece, Ids):
+            yield from piece.ids
+        elif isinstance(piece, Text):
+            yield piece.text
+        else:
+            yield next(views) if piece.slot == "image" else str(number)
 
 
 def _trimmed(content: Content, trim: Trim) -> Content:

@@ -9,18 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge.inputs import anyres, ratio
+from edge.inputs import anyres, ratio, slices
 from edge.inputs.anyres import Lines
 from edge.inputs.image import FITS, RESAMPLE, Source, normalised, open_image, scaled
 from edge.spec import ImageSpec, VLMSpec
-from edge.spec.division import AnyresSpec, RatioSpec
+from edge.spec.division import AnyresSpec, RatioSpec, SlicesSpec
 
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """Tiles row after row, and the whole; the whole, and tiles whose embeddings become `lines`; or the whole alone."""
+    """Tiles row after row, and the whole; the whole, and slices; the whole, and tiles whose embeddings become `lines`;
+    or the whole alone."""
 
-    pixels: tuple[NDArray[np.float32], ...]  # [1, 3, size, size] each
+    pixels: tuple[NDArray[np.float32], ...]  # [1, 3, size, size] each, or patches
     grid: tuple[int, int] | None = None  # rows and columns of tiles that are views of their own in the prompt
     lines: Lines | None = None
 
@@ -45,6 +46,12 @@ def views(source: Source, spec: VLMSpec, image_tokens: int | None = None) -> Vie
         if grid != (1, 1):
             shown = (*ratio.tiles(image, spec.image, grid), FITS["stretch"](image, spec.image))
             return Views(_normalised(shown, spec.image))
+    elif isinstance(how, SlicesSpec):
+        allowed = how.most_slices(spec.prompt.image_tokens, most)
+        cut = slices.grid(image.width, image.height, spec.image.size, allowed)
+        if cut is not None and spec.image.patches is not None:
+            shown = (FITS["patches"](image, spec.image), *slices.slices(image, spec.image, spec.image.patches, cut))
+            return Views(_normalised(shown, spec.image), cut)
     elif how is not None:
         count = None if most is None else most // spec.prompt.image_tokens
         if (sizes := _sizes(image.width, image.height, spec.image, how.grid, count)) is not None:

@@ -8,20 +8,21 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from edge.errors import BundleError
-from edge.spec.division import LONGEST_EDGE, AnyresSpec, RatioSpec, ViewsSpec
-from edge.spec.pieces import Pieces, Questions, ViewPieces, misplaced, piece, shown
+from edge.spec.division import LONGEST_EDGE, AnyresSpec, PatchesSpec, RatioSpec, SlicesSpec, ViewsSpec
+from edge.spec.pieces import Pieces, Questions, ViewPieces, misplaced, piece, shown, unnumbered
 
 T = TypeVar("T")
 MOST_SIDE = 4096  # pixels of the square that a vision encoder sees
 MOST = 2**31 - 1  # of whatever is counted, so that every language's int holds it and no arithmetic overflows
-Fit = Literal["pad", "crop", "stretch", "long_edge"]
+Fit = Literal["pad", "crop", "stretch", "long_edge", "patches"]
 Resample = Literal["bicubic", "bilinear", "lanczos"]
 
 
 @dataclass(frozen=True)
 class ImageSpec:
     """How an image becomes pixels. `fit` pads to a square of `background`, crops the centre, or stretches all to it,
-    with "long_edge" after the longer edge was resized to that."""
+    with "long_edge" after the longer edge was resized to that; with "patches" it keeps its ratio, and about as many
+    pixels as the square has."""
 
     size: int
     fit: Fit
@@ -30,7 +31,8 @@ class ImageSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     long_edge: int | None = None
-    views: ViewsSpec | AnyresSpec | RatioSpec | None = None  # None: one view
+    views: ViewsSpec | AnyresSpec | RatioSpec | SlicesSpec | None = None  # None: one view
+    patches: PatchesSpec | None = None  # of the fit of this name
 
     def faults(self) -> list[str]:
         """What no reader could follow."""
@@ -40,7 +42,19 @@ class ImageSpec:
             return [f"has the fit {self.fit!r} and long_edge {self.long_edge}"]
         if self.long_edge is not None and not 1 <= self.long_edge <= LONGEST_EDGE:
             return [f"has long_edge {self.long_edge}, of at most {LONGEST_EDGE}"]
-        return [] if self.views is None else self.views.faults(self.size, self.long_edge)
+        if (self.fit == "patches") == (self.patches is None):
+            return [f"has the fit {self.fit!r} and patches {self.patches}"]
+        if self.views is not None and isinstance(self.views, SlicesSpec) != (self.fit == "patches"):
+            return [f"has the fit {self.fit!r} and views {self.views}"]
+        found = [] if self.patches is None else self.patches.faults(self.size)
+        return found + ([] if self.views is None else self.views.faults(self.size, self.long_edge))
+
+    @property
+    def view_shape(self) -> tuple[int, ...]:
+        """Of a view's numbers, as the vision part takes them."""
+        if self.patches is None:
+            return (1, 3, self.size, self.size)
+        return (1, 1, self.patches.most, self.patches.width)
 
 
 @dataclass(frozen=True)
@@ -93,7 +107,7 @@ class PromptSpec:
 
     def faults(self) -> list[str]:
         """Slots that are missing, or stand where nothing can fill them."""
-        found = misplaced("image", self.image, "image") + misplaced("answer", self.answer, "answer")
+        found = misplaced("image", unnumbered(self.image), "image") + misplaced("answer", self.answer, "answer")
         found += misplaced("generation", self.generation)
         for name, asked in (("question", self.question), ("image_question", self.image_question)):
             if asked is None:
@@ -166,6 +180,8 @@ class VLMSpec:
             return views.most_views
         if isinstance(views, RatioSpec):
             return 1 + max(0, views.most_tiles(self.prompt.image_tokens, views.image_tokens))
+        if isinstance(views, SlicesSpec):
+            return 1 + max(0, views.most_slices(self.prompt.image_tokens, views.image_tokens))
         most = views.grid**2 + 1
         return most if views.image_tokens is None else min(most, views.image_tokens // self.prompt.image_tokens)
 
@@ -177,6 +193,8 @@ class VLMSpec:
             for name, default in _ADDED[type(spec)].items():
                 if getattr(spec, name) == default:
                     del whole[section][name]
+        if self.prompt.views is not None and not self.prompt.views.overview_first:
+            del whole["prompt"]["views"]["overview_first"]
         return whole
 
     @classmethod
@@ -201,18 +219,20 @@ class VLMSpec:
         views, one = self.image.views, self.prompt.image_tokens
         if isinstance(views, AnyresSpec) and views.view_tokens != one:
             return f"a view has {views.side} embeddings a side and a newline, and the prompt {one} for it"
-        if isinstance(views, ViewsSpec):
+        if isinstance(views, ViewsSpec | SlicesSpec):
+            most = views.grid if isinstance(views, ViewsSpec) else views.slices
             tiles = () if self.prompt.views is None else self.prompt.views.tiles
-            if not views.grid <= min(len(tiles), len(tiles[0]) if tiles else 0):
-                return f"an image has {views.grid} tiles a side, and the prompt no pieces for them"
+            if not most <= min(len(tiles), len(tiles[0]) if tiles else 0):
+                return f"an image has {most} tiles a side, and the prompt no pieces for them"
         return None
 
 
 _ROPE = ("theta", "scaling", "dim")
 # What a manifest leaves out where it is so: schema 2 did not have these fields at first.
 _ADDED: Mapping[type, Mapping[str, Any]] = {
-    ImageSpec: {"long_edge": None, "views": None},
+    ImageSpec: {"long_edge": None, "views": None, "patches": None},
     PromptSpec: {"image_question_when": "anywhere", "views": None},
+    ViewPieces: {"overview_first": False},
 }
 _UNTOLD = tuple(f.name for f in fields(DecoderSpec) if f.default is not MISSING)
 

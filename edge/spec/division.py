@@ -1,11 +1,12 @@
-"""How an image is divided into views, beside the whole: a grid of its longer edge, the best of several grids, or the
-grid of tiles whose ratio is nearest its own."""
+"""How an image is divided into views, beside the whole: a grid of its longer edge, the best of several grids, the grid
+of tiles whose ratio is nearest its own, or slices that keep a ratio."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 LONGEST_EDGE = 8192  # that an image is enlarged to: a square of it takes 200 MB
+MOST_PATCHES = 1 << 14  # of a view: attention among more takes gigabytes
 
 
 @dataclass(frozen=True)
@@ -77,3 +78,52 @@ class RatioSpec:
         """Of an image that takes `image_tokens` embeddings or fewer, of which a view gives `view_tokens`."""
         most = self.tiles[1]
         return most if image_tokens is None else min(most, image_tokens // view_tokens - 1)
+
+
+@dataclass(frozen=True)
+class SlicesSpec:
+    """How an image is divided: into the slices of the grid whose ratio is nearest its own, of about as many as it has
+    times a view's pixels, and the whole before them (arXiv 2403.11703, section 3.1)."""
+
+    slices: int  # the most that a grid has
+    image_tokens: int | None  # rows of embeddings that an image may take; None: as many as its slices give
+
+    def faults(self, size: int, long_edge: int | None) -> list[str]:
+        """What no reader could follow, of views of `size` x `size` pixels."""
+        if long_edge is not None:
+            return [f"has slices, and {long_edge} for the longer edge"]
+        if not 2 <= self.slices <= LONGEST_EDGE // size:
+            return [f"has {self.slices} slices, of which there may be 2 to {LONGEST_EDGE // size}"]
+        return []
+
+    def most_slices(self, view_tokens: int, image_tokens: int | None) -> int:
+        """Of an image that takes `image_tokens` embeddings or fewer, of which a view gives `view_tokens`."""
+        return self.slices if image_tokens is None else min(self.slices, image_tokens // view_tokens - 1)
+
+
+@dataclass(frozen=True)
+class PatchesSpec:
+    """What a view that keeps its image's ratio is: patches, row after row, each with its place (arXiv 2307.06304)."""
+
+    side: int  # pixels of a patch
+    longest: int  # patches that an edge of a view may have
+    most: int  # patches that the vision part takes; a view of fewer is filled up
+    table: int  # positions along an edge of the encoder's table
+
+    def faults(self, size: int) -> list[str]:
+        """What no reader could follow, of views of about `size` x `size` pixels."""
+        if not (1 <= self.side <= size and self.longest >= 1 and self.table >= 1):
+            return [f"has patches of {self.side} pixels, {self.longest} along an edge, and a table of {self.table}"]
+        if not (needed := self.needed(size)) <= self.most <= MOST_PATCHES:
+            return [f"has {self.most} patches, and a view may have {needed} of at most {MOST_PATCHES}"]
+        return []
+
+    def needed(self, size: int) -> int:
+        """The most patches that a view of about `size` x `size` pixels can have: edges are rounded, up too."""
+        pixels = (size / self.side) ** 2
+        return max(edge * min(self.longest, round(pixels / (edge - 0.5))) for edge in range(1, self.longest + 1))
+
+    @property
+    def width(self) -> int:
+        """Numbers of a patch: its pixels, its place in the table, its row and column, and whether it is none."""
+        return 3 * self.side**2 + 5

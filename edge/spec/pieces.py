@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-SlotName = Literal["system", "content", "answer", "image"]
+SlotName = Literal["system", "content", "answer", "image", "number"]
 Trim = Literal["none", "left", "right", "both"]
 
 
@@ -27,7 +27,8 @@ class Ids:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a message stands, as text, and whether the template strips white space from a side of it."""
+    """Where a message stands, as text, and whether the template strips white space from a side of it; an image's rows;
+    or how many images of the conversation stand before it."""
 
     slot: SlotName
     trim: Trim = "none"
@@ -49,11 +50,12 @@ class Questions:
 
 @dataclass(frozen=True)
 class ViewPieces:
-    """What an image of several views becomes: tile after tile, and behind them the whole as one more view."""
+    """What an image of several views becomes: tile after tile, and the whole as one more view behind or before them."""
 
     tiles: tuple[tuple[Pieces, ...], ...]  # of each row, of each column; a tile's rows in the slot `image`
     row_end: Pieces  # behind the last tile of each row
     overview: Pieces  # the whole
+    overview_first: bool = False  # before the tiles
 
     def all(self) -> Iterator[Pieces]:
         yield from (piece for row in self.tiles for piece in row)
@@ -61,14 +63,19 @@ class ViewPieces:
 
     def of(self, rows: int, columns: int) -> Iterator[Piece]:
         """Of an image that is divided so."""
+        if self.overview_first:
+            yield from self.overview
         for row in self.tiles[:rows]:
             for tile in row[:columns]:
                 yield from tile
             yield from self.row_end
-        yield from self.overview
+        if not self.overview_first:
+            yield from self.overview
 
     def faults(self) -> list[str]:
-        found = misplaced("views.row_end", self.row_end) + misplaced("views.overview", self.overview, "image")
+        found = misplaced("views.row_end", self.row_end) + misplaced(
+            "views.overview", unnumbered(self.overview), "image"
+        )
         for row in self.tiles:
             for tile in row:
                 found += misplaced("views.tiles", tile, "image")
@@ -99,6 +106,12 @@ def shown(pieces: Iterable[Piece], said: Mapping[str, str]) -> str:
 
 def slots(pieces: Iterable[Piece]) -> list[str]:
     return [piece.slot for piece in pieces if isinstance(piece, Slot)]
+
+
+def unnumbered(pieces: Pieces) -> Pieces:
+    """Without the slot of an image's number, which may stand there once or not."""
+    number = next((at for at, piece in enumerate(pieces) if isinstance(piece, Slot) and piece.slot == "number"), None)
+    return pieces if number is None else pieces[:number] + pieces[number + 1 :]
 
 
 def misplaced(where: str, pieces: Pieces, *expected: str) -> list[str]:

@@ -13,7 +13,7 @@ from exporters.models.vision import VisionConfig
 
 
 class Encoder(nn.Module):
-    """`pixel_values` `[B, 3, H, W]` -> `image_embeds` `[B, N, D]`, float32."""
+    """`pixel_values` `[B, 3, H, W]`, or what else the tower reads, -> `image_embeds` `[B, N, D]`, float32."""
 
     def __init__(self, tower: nn.Module, projector: nn.Module) -> None:
         super().__init__()
@@ -26,8 +26,11 @@ class Encoder(nn.Module):
         return config
 
     @property
-    def image_size(self) -> int:
-        return self.tower_config.image_size
+    def view_shape(self) -> tuple[int, ...]:
+        """Of `pixel_values` of one view: the tower's own, or a square's."""
+        size = self.tower_config.image_size
+        shape: tuple[int, ...] = getattr(self.tower_config, "view_shape", (1, 3, size, size))
+        return shape
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         rows: Tensor = self.projector(self.tower(pixel_values))

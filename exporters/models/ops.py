@@ -93,11 +93,19 @@ class Ops:
         gate, up = gate_up.chunk(2, dim=-1)
         return self.activation(gate, kind) * up
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        """Every query sees every key. q `[B, S, D]`, k and v `[B, T, D]` -> `[B, S, D]`; T may be S or not."""
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, empty: Tensor | None = None) -> Tensor:
+        """Every query sees every key. q `[B, S, D]`, k and v `[B, T, D]` -> `[B, S, D]`; T may be S or not. empty
+        `[B, T]`: 1 where a key is not seen after all, 0 elsewhere."""
         b, s, d = q.shape
         q, k, v = (t.view(b, t.shape[1], heads, d // heads).transpose(1, 2) for t in (q, k, v))  # [B, H, S|T, D/H]
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, s, d)
+        mask = None if empty is None else empty.reshape(b, 1, 1, -1) * UNSEEN
+        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(b, s, d)
+
+    def lookup(self, table: Tensor, at: Tensor, wide: int = 0) -> Tensor:
+        """Columns of a table that is a weight, `[D, R]`, which `at` `[B, N, 1]` numbers from 0 to 2048, or with `wide`
+        `[B, N, 2]` by row and column of R / wide rows, -> `[B, N, D]`."""
+        index = at.long()
+        return F.embedding(index[..., 0] * wide + index[..., 1] if wide else index[..., 0], table.T)
 
     def deformable_attention(self, values: Tensor, distances: Tensor, scores: Tensor, heads: int) -> Tensor:
         """Each query sees points between the rows of a square grid, and of each the mean of its four neighbours,
@@ -129,6 +137,19 @@ class Ops:
         average pooling lays them."""
         return x.mean(dim=(2, 3), keepdim=True) if size == 1 else F.adaptive_avg_pool2d(x, size)
 
+
+def one_hot(at: Tensor, *counts: Tensor) -> Tensor:
+    """What a table is multiplied with to look it up, for formats whose kernels gather nothing: at `[B, N, K]`, and of
+    each of K numbers 0, 1, .. as float32 `[R]` -> `[B, N, R1 * .. * RK]`."""
+    far = [at[:, :, place : place + 1] + count * -1 for place, count in enumerate(counts)]
+    near = [current().activation(one * one * -1 + 1, "relu") for one in far]
+    if len(near) == 1:
+        return near[0]
+    (b, n, rows), columns = near[0].shape, near[1].shape[2]
+    return (near[0].reshape(b, n, rows, 1) * near[1].reshape(b, n, 1, columns)).reshape(b, n, rows * columns)
+
+
+UNSEEN = -1e4  # added to the score of a key that is not seen: its share is 0, in half precision too
 
 _current: ContextVar[Ops] = ContextVar("ops", default=Ops())  # noqa: B039 - Ops has no state
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -123,6 +124,50 @@ class Transpose:
 
     def __call__(self, tensor: Tensor) -> Tensor:
         return tensor.T
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """`[out, in, h, w]`, filters that do not overlap, to the matrix `[out, in * h * w]` of their product."""
+
+    def shape(self, shape: Shape) -> Shape:
+        if len(shape) != 4:
+            raise ValueError("only filters are flattened")
+        return (shape[0], math.prod(shape[1:]))
+
+    def largest(self, value: float) -> float:
+        return value
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return tensor.flatten(1)
+
+
+@dataclass(frozen=True)
+class Sines:
+    """`[.., D]` to `[D / 2, count]`: the sines of `count` positions, which a checkpoint does not keep. What is read
+    only says how wide they are."""
+
+    count: int
+
+    def shape(self, shape: Shape) -> Shape:
+        if not shape or shape[-1] % 4:
+            raise ValueError("the last axis must have a multiple of four numbers")
+        return (shape[-1] // 2, self.count)
+
+    def largest(self, value: float) -> float:
+        return 1.0
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return sines(self.count, tensor.shape[-1] // 2).T.to(tensor.dtype)
+
+
+def sines(count: int, width: int) -> Tensor:
+    """`[count, width]`: of positions from 0 on, sines and behind them cosines of width / 2 frequencies (arXiv
+    1706.03762, section 3.5)."""
+    half = width // 2
+    frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device="cpu") / half)
+    angles = torch.outer(torch.arange(count, dtype=torch.float64, device="cpu"), frequencies)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ class Attention(nn.Module):
         self.heads = config.heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = Linear(d, d), Linear(d, d), Linear(d, d), Linear(d, d)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = ops.current().attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads)
+    def forward(self, x: Tensor, empty: Tensor | None = None) -> Tensor:
+        y = ops.current().attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, empty)
         return self.out_proj(y)
 
 
@@ -94,12 +94,13 @@ def layers(config: ViTConfig) -> nn.ModuleList:
     return nn.ModuleList(Layer(config) for _ in range(config.run_layers))
 
 
-def through(layers: nn.ModuleList, x: Tensor) -> Tensor:
-    """x `[B, N, hidden]` after the last layer. Each sum is part of the norm that follows it."""
+def through(layers: nn.ModuleList, x: Tensor, empty: Tensor | None = None) -> Tensor:
+    """x `[B, N, hidden]` after the last layer. Each sum is part of the norm that follows it. empty `[B, N]`: 1 at what
+    no other position sees."""
     delta: Tensor | None = None
     for layer in cast("list[Layer]", layers):
         normed, x = (layer.layer_norm1(x), x) if delta is None else layer.layer_norm1.add(x, delta)
-        normed, x = layer.layer_norm2.add(x, layer.self_attn(normed))
+        normed, x = layer.layer_norm2.add(x, layer.self_attn(normed, empty))
         delta = layer.mlp(normed)
     return x if delta is None else x + delta
 

@@ -19,6 +19,7 @@ from edge.spec.pieces import Ids, Piece, Pieces, Questions, Slot, SlotName, Text
 from exporters.sources.template_rendered import (
     ANSWERS,
     MARK,
+    NUMBER,
     PAD,
     QUESTIONS,
     SYSTEM,
@@ -42,10 +43,14 @@ def cut(template: Template) -> PromptSpec:
 
 
 def pieces(text: str, special: Special, mark: str = "") -> Pieces:
-    """Text, and the ids of special tokens, of which the longest name counts; the slot of an image for its `mark`."""
+    """Text, and the ids of special tokens, of which the longest name counts; the slot of an image for its `mark`, and
+    of its number for NUMBER."""
     if mark:
         before, _, after = text.partition(mark)
         return (*pieces(before, special), Slot("image"), *pieces(after, special))
+    if NUMBER in text:
+        before, _, after = text.partition(NUMBER)
+        return (*pieces(before, special), Slot("number"), *pieces(after, special))
     names = sorted(special, key=len, reverse=True)
     found = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
     return tuple(_one(special[part][0]) if n % 2 else Text(part) for n, part in enumerate(found) if part)

@@ -20,6 +20,7 @@ from exporters.gguf import rendering
 from exporters.gguf.rendering import Failure, Message
 
 MARK = "<image>"  # an image where the template has no mark of its own
+NUMBER = "{number}"  # in what a processor writes for an image: how many are before it
 _IMAGE = Embeddings(np.empty((1, 1), np.float32), "any image")
 PAD = " \n "
 # Letters and digits: no filter of a template touches them.
@@ -130,7 +131,8 @@ _PROOFS, _SHOWN_PROOFS, _LATE_PROOFS = tuple(_proofs()), tuple(_shown_proofs()),
 
 class Template:
     """What a chat template renders of these conversations, with contents as texts and in typed entries. `image_text`
-    is what a processor makes of each `image_mark` in it, in which that stands for the image's rows.
+    is what a processor makes of each `image_mark` in it, in which that stands for the image's rows, and NUMBER for how
+    many images are before it.
 
     Raises Uncut where it makes no chat of either, ModuleNotFoundError without jinja2.
     """
@@ -150,7 +152,7 @@ class Template:
         asked = [talk.messages(typed, mark) for typed in (False, True) for talk in talks]
         said = rendering.render(template, asked, vocabulary.bos, vocabulary.eos)
         if image_text:
-            said = [text if isinstance(text, Failure) else text.replace(image_mark, image_text) for text in said]
+            said = [text if isinstance(text, Failure) else self._shown(text) for text in said]
         plain, typed = said[: len(talks)], said[len(talks) :]
         faults = [_fault(of[: len(_PROBES)]) for of in (plain, typed)]
         if all(faults):
@@ -184,7 +186,13 @@ class Template:
 
     def whole_image(self) -> str:
         """What is rendered of an image, its mark within."""
-        return self._image_text or self.mark()
+        return self._image_text.replace(NUMBER, "0") or self.mark()
+
+    def _shown(self, text: str) -> str:
+        """What the processor makes of a text, each of whose images has a mark."""
+        first, *rest = text.split(self._image_mark)
+        shown = (self._image_text.replace(NUMBER, str(number)) + after for number, after in enumerate(rest))
+        return first + "".join(shown)
 
     def excerpt(self) -> str:
         return shortened(self.text("one").replace(QUESTIONS[0], "What is this?"))

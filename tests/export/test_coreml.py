@@ -182,7 +182,7 @@ def test_the_rounding_follows_what_matters(tmp_path):
 )
 def test_an_encoder_computes_its_reference_from_pixels_and_from_a_picture(name, scheme, ane, tmp_path):
     module, part, _ = write_encoder(tmp_path, scheme, name, ane=ane)
-    side = module.image_size
+    side = module.tower_config.image_size
     picture = np.random.default_rng(1).integers(0, 256, (1, 3, side, side)).astype(np.float32)
     mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (SPEC.image.mean, SPEC.image.std))
     values = (picture / 255 - mean) / std

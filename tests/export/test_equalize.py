@@ -135,7 +135,7 @@ def passes(module, count=3):
             f"conversation {i}": lambda x=x: module(x, GrowingCache(c.heads, c.kv_heads, c.rope), everywhere=True)
             for i, x in enumerate(given)
         }
-    size = module.image_size
+    size = module.tower_config.image_size
     given = [torch.randn(1, 3, size, size, generator=generator) for _ in range(count)]
     return {f"image {i}": lambda x=x: module(x) for i, x in enumerate(given)}
 

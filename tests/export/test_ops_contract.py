@@ -126,6 +126,35 @@ class AttentionCase(Case):
         ]
 
 
+def signs(x):
+    """1 where a number is positive, and 0 where it is not."""
+    steep = ops.current().activation
+    return steep(steep(x * 1e3, "hardsigmoid") * 1e4 + -5e3, "hardsigmoid")
+
+
+class EmptyAttentionCase(AttentionCase):
+    """Of keys some are not seen, as a number of the input says."""
+
+    def results(self, image, rows):
+        q, k, v = self.q(rows), self.k(rows), self.v(rows)
+        empty = signs(rows[:, :, :1]).reshape(1, -1)
+        attend = ops.current().attention
+        return [attend(q, k, v, 2, empty), attend(q[:, :5], k[:, :20], v[:, :20], 4, empty[:, :20])]
+
+
+class LookupCase(Case):
+    """By the input's signs: in a row, and in a table of rows and columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.line, self.table = nn.Parameter(torch.randn(12, 2)), nn.Parameter(torch.randn(20, 6))
+
+    def results(self, image, rows):
+        found, look = signs(rows), ops.current().lookup
+        row, column = found[:, :, :1], found[:, :, 1:2] + found[:, :, 2:3]
+        return [look(self.line, row), look(self.table, torch.cat([row, column], dim=2), 3)]
+
+
 class SoftCapCase(Case):
     def results(self, image, rows):
         cap = ops.current().soft_cap
@@ -198,6 +227,8 @@ ENCODERS = {
     "activation": ActivationCase,
     "gated": GatedCase,
     "attention": AttentionCase,
+    "attention of empty keys": EmptyAttentionCase,
+    "lookup": LookupCase,
     "soft_cap": SoftCapCase,
     "deformable_attention": DeformableAttentionCase,
     "conv2d": Conv2dCase,

@@ -62,7 +62,7 @@ def given(module):
     if isinstance(module, LanguageModel):
         ids = torch.randint(3, module.config.vocab, (1, 11), generator=generator)
         return module.embed_tokens(torch.cat([torch.tensor([[BOS]]), ids], dim=1))
-    return torch.randn(1, 3, module.image_size, module.image_size, generator=generator)
+    return torch.randn(1, 3, module.tower_config.image_size, module.tower_config.image_size, generator=generator)
 
 
 @torch.inference_mode()

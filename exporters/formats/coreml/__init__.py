@@ -67,17 +67,16 @@ OPTIONS = {
 def encoder(job: Job, module: Encoder) -> Written:
     """What overflows half precision on the job's samples is computed in fp32."""
     path, spec = job.folder / "Vision.mlpackage", job.checkpoint.spec
-    rows, size = (spec.prompt.image_tokens, spec.decoder.hidden), spec.image.size
+    rows, view = (spec.prompt.image_tokens, spec.decoder.hidden), spec.image.view_shape
     graph = trace.encoder(cast("Encoder", job.skeleton))
     recorded = _recorded(job, graph, module, module, package.weights_folder(path))
-    written = [
-        functions.encode(recorded, size, rows, job.progress),
-        functions.encode_image(recorded, spec.image, rows, silent),
-    ]
+    written = [functions.encode(recorded, view, rows, job.progress)]
+    if spec.image.patches is None:  # no picture of one size: patches and their places
+        written.append(functions.encode_image(recorded, spec.image, rows, silent))
     files = package.write(path, written, recorded.weights, _metadata(job, "the picture encoder"))
     return Written(
         files,
-        float_specs({"pixel_values": (1, 3, size, size)}),
+        float_specs({"pixel_values": view}),
         float_specs({"image_embeds": (1, *rows)}),
         _details(path, written, recorded),
         options=_obeyed(job),

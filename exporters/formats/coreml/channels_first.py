@@ -13,6 +13,7 @@ from torch import fx
 
 from edge.errors import EdgeError
 from exporters.formats.coreml.lower import Lowering, Weight
+from exporters.models.ops import UNSEEN
 
 # Rules that can take columns; and those that make columns of rows: what they give is mostly taken by others of them.
 _ABLE = {"add", "mul", "activation", "soft_cap", "gated", "getattr"}
@@ -66,14 +67,18 @@ class ChannelsFirst(Lowering):
         product = self._weights.product(weight, self._wide)
         return mb.conv(x=x, weight=product, bias=self.bias(bias, product.shape[0]), pad_type="valid")
 
-    def attention(self, q: Var, k: Var, v: Var, heads: int) -> Var:
+    def attention(self, q: Var, k: Var, v: Var, heads: int, empty: Var | None = None) -> Var:
         size = q.shape[1] // heads
+        unseen = None
+        if empty is not None:
+            unseen = mb.mul(x=mb.reshape(x=empty, shape=[1, -1, 1, 1]), y=self.number(UNSEEN))
         # q, k, v of each head are [1, size, 1, S]; scores [1, S of k, 1, S of q].
         q = mb.mul(x=q, y=self.number(size**-0.5))
         k = mb.transpose(x=k, perm=[0, 3, 2, 1])
         seen = []
         for own_q, own_k, own_v in zip(_cut(q, heads, 1), _cut(k, heads, 3), _cut(v, heads, 1), strict=True):
             scores = mb.einsum(values=(own_k, own_q), equation="bkhc,bchq->bkhq")
+            scores = scores if unseen is None else mb.add(x=scores, y=unseen)
             shares = mb.softmax(x=scores, axis=1)
             seen.append(mb.einsum(values=(own_v, shares), equation="bchk,bkhq->bchq"))
         return mb.concat(values=seen, axis=1)

@@ -43,13 +43,15 @@ class Recorded:
         return lowering(self.graph, self.module, self.weights, self.wide.keys(), memory).run(x, progress)
 
 
-def encode(recorded: Recorded, size: int, rows: tuple[int, int], progress: Progress) -> tuple[Function, Description]:
-    """`pixel_values` f32 `[1, 3, size, size]` -> `image_embeds` f32 `[1, N, D]`; rows are (N, D)."""
-    with Function({"pixel_values": mb.placeholder([1, 3, size, size], dtype=types.fp32)}, TARGET) as function:
+def encode(
+    recorded: Recorded, view: Sequence[int], rows: tuple[int, int], progress: Progress
+) -> tuple[Function, Description]:
+    """`pixel_values` f32 of the shape `view` -> `image_embeds` f32 `[1, N, D]`; rows are (N, D)."""
+    with Function({"pixel_values": mb.placeholder([*view], dtype=types.fp32)}, TARGET) as function:
         x = mb.cast(x=function.inputs["pixel_values"], dtype="fp16")
         function.set_outputs([_named(recorded.lower(x, progress), "image_embeds")])
     description = proto.Model_pb2.FunctionDescription(name="encode")
-    _array(description.input, "pixel_values", [1, 3, size, size], "RGB, / 255, minus the mean, / the deviation")
+    _array(description.input, "pixel_values", view, "RGB, / 255, minus the mean, / the deviation")
     _array(description.output, "image_embeds", [1, *rows], "Rows that the decoder reads where the picture stands")
     return function, description
 

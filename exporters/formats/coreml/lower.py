@@ -17,6 +17,7 @@ from edge.errors import EdgeError
 from exporters.formats.coreml import trace
 from exporters.formats.coreml.kv_states import Memory
 from exporters.formats.coreml.weights import Weights
+from exporters.models.ops import UNSEEN
 from exporters.models.pooling import windows
 
 HALF, FLOAT = types.fp16, types.fp32
@@ -158,13 +159,25 @@ class Lowering:
         gate, up = mb.split(x=gate_up, num_splits=2, axis=self.axis)
         return mb.mul(x=self.activation(gate, kind), y=up)
 
-    def attention(self, q: Var, k: Var, v: Var, heads: int) -> Var:
+    def attention(self, q: Var, k: Var, v: Var, heads: int, empty: Var | None = None) -> Var:
         b, s, d = q.shape
+        mask = {}
+        if empty is not None:
+            unseen = mb.mul(x=mb.reshape(x=empty, shape=[b, 1, 1, -1]), y=self.number(UNSEEN))
+            mask = {"attn_mask": mb.tile(x=unseen, reps=[1, 1, s, 1])}
         q, k, v = (
             mb.transpose(x=mb.reshape(x=t, shape=[b, -1, heads, d // heads]), perm=[0, 2, 1, 3]) for t in (q, k, v)
         )
-        y = mb.scaled_dot_product_attention(query=q, key=k, value=v)
+        y = mb.scaled_dot_product_attention(query=q, key=k, value=v, **mask)
         return mb.reshape(x=mb.transpose(x=y, perm=[0, 2, 1, 3]), shape=[b, s, d])
+
+    def lookup(self, table: Weight, at: Var, wide: int) -> Var:
+        index, columns = self.cast(at, "int32"), self.operand(table)
+        if wide:  # in whole numbers: half precision holds none of so many
+            row, column = mb.split(x=index, num_splits=2, axis=2)
+            index = mb.add(x=mb.mul(x=row, y=np.int32(wide)), y=column)
+        found = mb.gather(x=columns, indices=mb.reshape(x=index, shape=[-1]), axis=1)
+        return mb.expand_dims(x=mb.transpose(x=found, perm=[1, 0]), axes=[0])
 
     def deformable_attention(self, values: Var, distances: Var, scores: Var, heads: int) -> Var:
         (b, q, count), grid = scores.shape, distances.shape[3]
@@ -301,6 +314,7 @@ _FUNCTIONS: dict[Any, str] = {
     trace.conv2d: "conv2d",
     trace.head_norms: "head_norms",
     trace.attention: "attention",
+    trace.lookup: "lookup",
     trace.deformable_attention: "deformable_attention",
     trace.attend: "attend",
     operator.add: "add",

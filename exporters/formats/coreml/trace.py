@@ -47,8 +47,12 @@ def head_norms(qkv: Tensor, query: Tensor, key: Tensor, heads: int, kv_heads: in
     return REFERENCE.head_norms(qkv, query, key, heads, kv_heads, eps)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    return REFERENCE.attention(q, k, v, heads)
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, empty: Tensor | None = None) -> Tensor:
+    return REFERENCE.attention(q, k, v, heads, empty)
+
+
+def lookup(table: Tensor, at: Tensor, wide: int) -> Tensor:
+    return REFERENCE.lookup(table, at, wide)
 
 
 def deformable_attention(values: Tensor, distances: Tensor, scores: Tensor, heads: int) -> Tensor:
@@ -84,8 +88,11 @@ class _Recorded(ops.Ops):
     def head_norms(self, qkv: Tensor, query: Tensor, key: Tensor, heads: int, kv_heads: int, eps: float) -> Tensor:
         return _node(head_norms, qkv, query, key, heads, kv_heads, eps)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        return _node(attention, q, k, v, heads)
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, empty: Tensor | None = None) -> Tensor:
+        return _node(attention, q, k, v, heads, *(() if empty is None else (empty,)))
+
+    def lookup(self, table: Tensor, at: Tensor, wide: int = 0) -> Tensor:
+        return _node(lookup, table, at, wide)
 
     def deformable_attention(self, values: Tensor, distances: Tensor, scores: Tensor, heads: int) -> Tensor:
         return _node(deformable_attention, values, distances, scores, heads)

@@ -71,9 +71,9 @@ JOINED = "model.pte"  # what holds all methods
 
 def encoder(job: Job, module: Encoder) -> Written:
     """Any role but `vision` names another backend, which the same encoder is handed to: `vision-coreml`."""
-    path, size = job.folder / f"{job.role}.pte", module.image_size
+    path, view = job.folder / f"{job.role}.pte", module.view_shape
     skeleton = cast("Encoder", job.component.blank())
-    example = (torch.zeros(1, 3, size, size),)
+    example = (torch.zeros(*view),)
     if job.role != "vision":
         skeleton.load_state_dict(module.state_dict(), assign=True)
         method = Method(VisionEncoder(skeleton, None), example)
@@ -81,13 +81,11 @@ def encoder(job: Job, module: Encoder) -> Written:
         return Written((path,))
     found = survey(cast("Encoder", job.skeleton))
     linears = _fill(skeleton, module, job, found.rows)
-    method = Method(VisionEncoder(skeleton, found.widths), example)
+    method = Method(VisionEncoder(skeleton, found.widths, found.tables), example)
     lower.write(path, {"vision_encoder": method}, {}, job.progress)
     _give_back(linears, module)
     rows = job.checkpoint.spec.prompt.image_tokens, job.checkpoint.spec.decoder.hidden
-    return Written(
-        (path,), float_specs({"pixel_values": (1, 3, size, size)}), float_specs({"image_embeds": (1, *rows)})
-    )
+    return Written((path,), float_specs({"pixel_values": view}), float_specs({"image_embeds": (1, *rows)}))
 
 
 def decoder(job: Job, module: LanguageModel) -> Written:

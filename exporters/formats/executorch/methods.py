@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, cast
 
 import torch
@@ -20,16 +21,17 @@ _MASKED = 1e9  # taken off a score of a later position
 
 
 class VisionEncoder(nn.Module):
-    """pixel values f32 [1, 3, H, W] -> rows f32 [1, N, D]."""
+    """pixel values f32 [1, 3, H, W], or what else the encoder takes -> rows f32 [1, N, D]."""
 
-    def __init__(self, encoder: nn.Module, widths: set[int] | None) -> None:
-        """`widths` of its norms, for XNNPACK; None: another backend has norms."""
+    def __init__(self, encoder: nn.Module, widths: set[int] | None, tables: Collection[int] = ()) -> None:
+        """`widths` of its norms, and how long its `tables` are, for XNNPACK; None: another backend has norms."""
         super().__init__()
         self.encoder = encoder
         self.shares = None if widths is None else Shares(widths)
+        self.counts = Counts(tables)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        with ops.using(Explicit() if self.shares is None else Kernels(self.shares)):
+        with ops.using(Explicit() if self.shares is None else Kernels(self.shares, self.counts)):
             return cast("Tensor", self.encoder(pixel_values))
 
 
@@ -145,6 +147,18 @@ class Shares(nn.Module):
 
     def forward(self, width: int) -> Tensor:
         return self.get_buffer(f"of_{width}")
+
+
+class Counts(nn.Module):
+    """What makes a product of looking a table up."""
+
+    def __init__(self, sizes: Collection[int]) -> None:
+        super().__init__()
+        for size in sorted(sizes):
+            self.register_buffer(f"to_{size}", torch.arange(size, dtype=torch.float32))
+
+    def forward(self, size: int) -> Tensor:
+        return self.get_buffer(f"to_{size}")
 
 
 def _copied(x: Tensor) -> Tensor:

@@ -18,20 +18,24 @@ from exporters.models import ops
 
 
 class Explicit(ops.Ops):
-    """Attention without a mask: torch's own, taken apart, looks for rows that see nothing, which no backend can."""
+    """Attention written out: torch's own, taken apart, looks for rows that see nothing, which no backend can."""
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, empty: Tensor | None = None) -> Tensor:
         _, s, d = q.shape
         q, k, v = (
             t.view(t.shape[1], heads, d // heads).transpose(0, 1) for t in (q * (d // heads) ** -0.5, k, v)
         )  # [H, S|T, D/H]
-        y = torch.bmm(F.softmax(torch.bmm(q, k.transpose(1, 2)), dim=-1), v)
+        scores = torch.bmm(q, k.transpose(1, 2))
+        if empty is not None:
+            scores = scores + empty.reshape(1, 1, -1) * ops.UNSEEN
+        y = torch.bmm(F.softmax(scores, dim=-1), v)
         return y.transpose(0, 1).reshape(1, s, d)
 
 
 class Kernels(Explicit):
-    def __init__(self, shares: Callable[[int], Tensor]) -> None:
+    def __init__(self, shares: Callable[[int], Tensor], counts: Callable[[int], Tensor] | None = None) -> None:
         self._shares = shares  # width -> f32 [1, width], each 1 / width
+        self._counts = counts  # size -> f32 [size], from 0 on
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         centred = x - self._mean(x)
@@ -64,6 +68,11 @@ class Kernels(Explicit):
     def soft_cap(self, x: Tensor, cap: float) -> Tensor:
         """tanh(u) is 2 sigmoid(2 u) - 1."""
         return torch.sigmoid(x * (2 / cap)) * (2 * cap) - cap
+
+    def lookup(self, table: Tensor, at: Tensor, wide: int = 0) -> Tensor:
+        assert self._counts is not None
+        sizes = (table.shape[1] // wide, wide) if wide else (table.shape[1],)
+        return F.linear(ops.one_hot(at, *map(self._counts, sizes)), table)
 
     def gated(self, gate_up: Tensor, kind: str) -> Tensor:
         gate, up = gate_up.tensors if isinstance(gate_up, Pieces) else gate_up.chunk(2, dim=-1)

@@ -18,6 +18,7 @@ from exporters.models.encoder import Encoder
 class Survey:
     rows: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)  # weight -> rows of each piece that is taken
     widths: set[int] = field(default_factory=set)  # over which a norm takes a mean
+    tables: set[int] = field(default_factory=set)  # how many rows, and columns, a table has that is looked up
     caps: set[float] = field(default_factory=set)  # soft caps of attention
 
 
@@ -45,6 +46,10 @@ class _Watch(ops.Ops):
         self.taken(qkv, attended(heads, kv_heads, query.shape[0], query.shape[0]))
         return ops.Ops().head_norms(qkv, query, key, heads, kv_heads, eps)
 
+    def lookup(self, table: Tensor, at: Tensor, wide: int = 0) -> Tensor:
+        self._found.tables.update((table.shape[1] // wide, wide) if wide else (table.shape[1],))
+        return super().lookup(table, at, wide)
+
     def gated(self, gate_up: Tensor, kind: str) -> Tensor:
         self.taken(gate_up, torch.arange(gate_up.shape[-1]).chunk(2))
         return super().gated(gate_up, kind)
@@ -69,8 +74,7 @@ def survey(skeleton: Encoder | LanguageModel) -> Survey:
     watch = _Watch({id(parameter): name for name, parameter in skeleton.named_parameters()})
     with torch.device("cpu"), ops.using(watch), torch.no_grad():
         if isinstance(skeleton, Encoder):
-            size = skeleton.image_size
-            skeleton(torch.empty(1, 3, size, size, device="meta"))
+            skeleton(torch.empty(*skeleton.view_shape, device="meta"))
             return watch.finish()
         config = skeleton.config
 

@@ -59,7 +59,7 @@ _INLINE = 1 << 14  # bytes; a smaller initialiser stays in the graph file
 
 
 def encoder(job: Job, module: Encoder) -> Written:
-    model = trace.encoder(job.skeleton, module.image_size)
+    model = trace.encoder(job.skeleton, module.view_shape)
     half = job.scheme in SCHEMES_IN_HALF
     lowering = Lowering(model, module.state_dict(), job.stored, job.importance, job.scales, half=half)
     return _written(job, lowering, "vision")

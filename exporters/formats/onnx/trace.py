@@ -58,8 +58,19 @@ class FusedOps(ops.Ops):
         )
         return self.activation(split[0], kind) * split[1]
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        return _call("com.microsoft::MultiHeadAttention", (q, k, v), {"num_heads": heads}, q.shape)
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, empty: Tensor | None = None) -> Tensor:
+        inputs: tuple[Tensor | None, ...] = (q, k, v)
+        attrs: dict[str, Any] = {"num_heads": heads}
+        if empty is not None:  # the kernel wants to know which keys are there
+            there = (empty * -1 + 1).to(torch.int32)
+            inputs, attrs = (q, k, v, None, there), attrs | {"mask_filter_value": ops.UNSEEN}
+        return _call("com.microsoft::MultiHeadAttention", inputs, attrs, q.shape)
+
+    def lookup(self, table: Tensor, at: Tensor, wide: int = 0) -> Tensor:
+        index = at.to(torch.int64)
+        flat = index[:, :, :1] * wide + index[:, :, 1:] if wide else index
+        found = _call("Gather", (table, flat.reshape(-1)), {"axis": 1}, [table.shape[0], at.shape[1]])
+        return found.transpose(0, 1).reshape(1, at.shape[1], table.shape[0])
 
 
 def _call(op: str, inputs: Sequence[Tensor | None], attrs: dict[str, Any], shape: Sequence[Any]) -> Tensor:
@@ -115,9 +126,9 @@ class _WithCache(nn.Module):
         return (self.decoder(inputs_embeds, attend), *present)
 
 
-def encoder(skeleton: nn.Module, image_size: int) -> ir.Model:
-    """`pixel_values` -> `image_embeds`; the batch is one picture."""
-    pixels = torch.empty(1, 3, image_size, image_size, device="meta")
+def encoder(skeleton: nn.Module, view: Sequence[int]) -> ir.Model:
+    """`pixel_values` of the shape `view` -> `image_embeds`; the batch is one picture."""
+    pixels = torch.empty(*view, device="meta")
     return _export(skeleton, (pixels,), ["pixel_values"], ["image_embeds"], dynamic=None)
 
 

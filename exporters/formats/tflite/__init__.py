@@ -48,9 +48,9 @@ CACHES = (256, 512, 1024, 2048)  # and the model's context
 
 
 def encoder(job: Job, module: Encoder) -> Written:
-    path, size = job.folder / "vision.tflite", module.image_size
+    path = job.folder / "vision.tflite"
     model = Model()
-    inputs = {"pixel_values": (1, 3, size, size)}
+    inputs = {"pixel_values": module.view_shape}
     weights = Weights(module.state_dict(), job.stored, job.importance, job.scales)
     shapes = lower.run(Graph(model, "encode"), weights, _names(job), inputs, ["image_embeds"], job.skeleton)
     model.save(path, job.progress)

@@ -30,12 +30,20 @@ class PlainOps(ops.Ops):
         """tanh(u) is 2 sigmoid(2 u) - 1."""
         return torch.sigmoid(x * (2 / cap)) * (2 * cap) - cap
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, empty: Tensor | None = None) -> Tensor:
         b, s, d = q.shape
         q = q * (d // heads) ** -0.5
         q, k, v = (t.view(b, t.shape[1], heads, d // heads).transpose(1, 2) for t in (q, k, v))  # [B, H, S|T, D/H]
-        weights = F.softmax(q @ k.transpose(-1, -2), dim=-1)
+        scores = q @ k.transpose(-1, -2)
+        if empty is not None:
+            scores = scores + empty.reshape(b, 1, 1, -1) * ops.UNSEEN
+        weights = F.softmax(scores, dim=-1)
         return (weights @ v).transpose(1, 2).reshape(b, s, d)
+
+    def lookup(self, table: Tensor, at: Tensor, wide: int = 0) -> Tensor:
+        sizes = (table.shape[1] // wide, wide) if wide else (table.shape[1],)
+        counts = [torch.arange(size, dtype=torch.float32, device="meta") for size in sizes]
+        return F.linear(ops.one_hot(at, *counts), table)
 
 
 class Step(nn.Module):

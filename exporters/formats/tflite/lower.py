@@ -193,6 +193,9 @@ class Lowering(TorchFunctionMode):
     def _permute(self, out: Tensor, x: Tensor, *axes: int) -> None:
         self._permuted(out, x, axes)
 
+    def _arange(self, out: Tensor, end: int, **_: Any) -> None:
+        self._keep(out, self.graph.constant(range(end), "float32"))
+
     def _cat(self, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
         if not 2 <= len(tensors) <= _JOINED:
             raise _unknown(f"torch.cat of {len(tensors)} tensors")
