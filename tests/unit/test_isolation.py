@@ -53,8 +53,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def isolated(bundle: Bundle) -> Iterator[session.IsolatedSession]:
-    with session.load(bundle.path, engine="null") as found:
+def isolated(bundle: Bundle, picture: str) -> Iterator[session.IsolatedSession]:
+    with session.load(bundle.path, engine="null", image=picture) as found:
         yield found
 
 
