@@ -19,7 +19,7 @@ from edge.engines import installed_engines, made_for
 from edge.errors import EdgeError
 
 SCHEMA = 1
-_MOST = 1 << 26  # bytes of a file
+_MOST = 1 << 22  # bytes of a file: thousands of rows
 _HINT = "edge guard BUNDLE --baseline FILE writes one where none is"
 
 

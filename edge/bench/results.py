@@ -19,6 +19,7 @@ _NUMBERS = (
     *("n_gpu_layers", "card_bytes", "card_energy_j", "card_temp_c", "card_clock_mhz"),
 )
 _MOST = 1e30  # of any number: what is larger was not measured
+_MOST_BYTES = 1 << 24  # of a file: tens of thousands of rows
 _JUDGED = {"tg": "avg_ts", "pp": "avg_ts", "peak memory": "peak_bytes", "first token": "avg_ns"}
 
 
@@ -39,6 +40,8 @@ def read(path: Path) -> list[Row]:
     Raises EdgeError on what is none, is damaged, or is newer than this reader.
     """
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it is larger than {_MOST_BYTES:,} bytes")
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise EdgeError(f"cannot read {path}: {error}", hint="edge bench BUNDLE --save FILE makes one") from error

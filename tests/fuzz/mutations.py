@@ -26,7 +26,7 @@ def mutated(
         return structure(content, random)[:_MOST]
     if content[:1] in b"{[" and random.random() < 0.5:
         found = changed_json(content, random)
-        if found is not None:
+        if found is not None and len(found) <= _MOST:  # lists in lists double each time
             return found
     data = bytearray(content)
     for _ in range(random.choice((1, 1, 2, 4))):

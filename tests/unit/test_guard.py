@@ -92,7 +92,8 @@ def test_another_model_or_a_crash_fails(watch: Callable[..., Said], tmp_path: Pa
      b'{"schema": 1, "bundles": {"tiny balanced": {}}}',
      b'{"schema": 1, "bundles": {"tiny balanced": {"engines": [], "rows": []}}}', b"[" * 10**5, b"\xff\xfe",
      b'{"schema": 1, "bundles": {"tiny balanced": {"engines": {}, "rows": [{"schema": 1}]}}}',
-     b'{"schema": 1, "bundles": {"other": {"engines": {}, "rows": []}}}'],
+     b'{"schema": 1, "bundles": {"other": {"engines": {}, "rows": []}}}',
+     b'{"schema": 1, "bundles": {"tiny balanced": {"engines": {}, "rows": []}}}' + b" " * (1 << 22)],
 )  # fmt: skip
 def test_what_is_no_baseline_is_said_before_the_work(
     watch: Callable[..., Said], tmp_path: Path, content: bytes
