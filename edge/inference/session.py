@@ -13,7 +13,7 @@ from typing import Any, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.bundle import checksums
+from edge.bundle import checksums, warm
 from edge.bundle.manifest import Bundle
 from edge.devices import detect
 from edge.engines import installed_engines
@@ -115,7 +115,7 @@ def load(
     )
     chosen = planned(provider=order, gpu_layers=gpu_layers)
     spare = partial(planned, provider=("cpu",)) if chosen.on_card and "cpu" in wanted(here, order) else None
-    opening = Opening(bundle, chosen, spare, units, debug, flash, started)
+    opening = Opening(bundle, chosen, spare, units, debug, flash, started, warm.files(bundle))
     try:
         reading = opening.tokenizer()
         loader = opening.first()
