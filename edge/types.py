@@ -146,6 +146,7 @@ class OpenOptions:
     gpu_layers: int | None = None  # of a decoder whose engine can split it, on the card; None: as its build likes
     flash: bool | None = None  # flash attention, where an engine has it; None: as it likes
     bundle: str = ""  # sha256 of its manifest: what is kept between loads belongs to it
+    warm: tuple[Path, ...] = ()  # of packed weights that were shipped with the bundle, and may be used
     begun: int = 0  # positions of the first prompt, where a kept prefix is what it begins with; 0: there is none
 
 

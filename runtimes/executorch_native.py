@@ -53,19 +53,19 @@ class _Methods:
         try:
             operators, backends = edge_executorch.operators(), edge_executorch.backends()
             methods.require_registered(program, names, operators, backends, f"{PACKAGE} {version()}", INSTALL)
-            self._program = self._opened(names, options.threads)
+            self._program = self._opened(names, options)
         except OSError as error:
             raise methods.refused("cannot open", program, f"its library does not load: {error}", _BUILT) from error
         except (Failure, MemoryError) as error:
             raise self._refused("cannot open", error) from error
 
-    def _opened(self, names: Sequence[str], threads: int) -> edge_executorch.Program:
+    def _opened(self, names: Sequence[str], options: OpenOptions) -> edge_executorch.Program:
         """With packed weights of the cache, where they can be told apart; those that do not serve are no error."""
-        path = self._file.path
+        path, threads = self._file.path, options.threads
         if self._file.apart:
             with (
                 contextlib.suppress(Failure),
-                xnnpack_descriptor.weights(path, f"{PACKAGE}-{version()} {' '.join(names)}") as packed,
+                xnnpack_descriptor.weights(path, f"{PACKAGE}-{version()} {' '.join(names)}", options.warm) as packed,
             ):
                 return edge_executorch.Program(path, names, threads, packed=packed)
         return edge_executorch.Program(path, names, threads)

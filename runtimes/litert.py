@@ -148,7 +148,8 @@ class _Model:
     def compile(self, name: str) -> _Compiled:
         """Raises EngineError."""
         if name not in self._compiled:
-            with self._stderr, xnnpack_cache.weights(self._file.path, f"{PACKAGE}-{version()}") as cache:
+            library, warm = f"{PACKAGE}-{version()}", self._options.warm
+            with self._stderr, xnnpack_cache.weights(self._file.path, library, warm) as cache:
                 before = _mapped(cache)
                 handle = self._compile(name, cache)
                 self._compiled[name] = _Compiled(handle, _mapped(cache) - before)

@@ -17,7 +17,8 @@ from pathlib import Path
 from edge.bundle.manifest import MANIFEST
 from edge.errors import BundleError, EngineError, UsageError
 
-SIGNATURE = f"{MANIFEST}.minisig"
+SUFFIX = ".minisig"  # behind the name of what is signed
+SIGNATURE = MANIFEST + SUFFIX
 MOST_BYTES = 1 << 12  # of a file of it, or of a key
 _KEY, _HASHED = b"Ed", b"ED"  # a public key, and a signature of a file's hash; older ones are of the file itself
 _UNTRUSTED, _TRUSTED = "untrusted comment:", "trusted comment: "
@@ -53,17 +54,18 @@ def key_name(id: bytes) -> str:
     return f"{int.from_bytes(id, 'little'):016X}"
 
 
-def signed(folder: Path, keys: Sequence[PublicKey]) -> Signed | None:
-    """Who signed a bundle; None: nobody. Raises BundleError on a signature that is damaged, or is not one of this
-    manifest by the key that it names, and EngineError where that cannot be checked for want of the extra."""
-    place = folder / SIGNATURE
+def signed(folder: Path, keys: Sequence[PublicKey], name: str = MANIFEST) -> Signed | None:
+    """Who signed a bundle's manifest, or another file of this name; None: nobody. Raises BundleError on a signature
+    that is damaged, or is not one of this file by the key that it names, and EngineError where that cannot be checked
+    for want of the extra."""
+    place = folder / (name + SUFFIX)
     if not place.is_file():
         return None
     try:
         if place.stat().st_size > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
         id, signature, comment, whole = _parsed(place.read_text(encoding="utf-8"))
-        content = (folder / MANIFEST).read_bytes()
+        content = (folder / name).read_bytes()
     except (OSError, ValueError, binascii.Error) as error:
         raise BundleError(f"{place} is no signature of minisign: {error}", hint=_HINT) from error
     matching = [key for key in keys if key.id == id]
@@ -71,7 +73,7 @@ def signed(folder: Path, keys: Sequence[PublicKey]) -> Signed | None:
         return Signed(key_name(id), "", trusted=False)
     if not any(_good(key, content, signature, comment, whole) for key in matching):
         raise BundleError(
-            f"{folder / MANIFEST} is not what {key_name(id)} has signed: the signature beside it is wrong", hint=_HINT
+            f"{folder / name} is not what {key_name(id)} has signed: the signature beside it is wrong", hint=_HINT
         )
     return Signed(key_name(id), comment, trusted=True)
 

@@ -21,24 +21,24 @@ _PLACE = "vouched"  # in the cache folder
 _MOST = 1 << 10  # bytes of what is remembered of a bundle
 
 
-def voucher(folder: Path, keys: Sequence[PublicKey]) -> str | None:
-    """Who vouches for a bundle, in words; None: nobody. `keys`: those that are trusted. Raises BundleError where one of
-    them is said to have signed what it has not."""
-    found = signed(folder, keys)
+def voucher(folder: Path, keys: Sequence[PublicKey], name: str = MANIFEST) -> str | None:
+    """Who vouches for a bundle, or another manifest of this name, in words; None: nobody. `keys`: those that are
+    trusted. Raises BundleError where one of them is said to have signed what it has not."""
+    found = signed(folder, keys, name)
     if found is not None and found.trusted:
         return f"the signature of {found.key}"
-    return _remembered(folder)
+    return _remembered(folder / name)
 
 
-def remember(folder: Path, deed: Deed) -> None:
-    """What was done with a bundle here. A system without room for it does it again."""
-    with uncached.tolerated(), whole_files.aside(_place(folder)) as beside:
+def remember(folder: Path, deed: Deed, name: str = MANIFEST) -> None:
+    """What was done with a bundle here, or wrote another manifest. A system without room for it does it again."""
+    with uncached.tolerated(), whole_files.aside(_place(folder / name)) as beside:
         beside.write_text(json.dumps({"by": deed}), encoding="utf-8")
 
 
-def _remembered(folder: Path) -> str | None:
+def _remembered(manifest: Path) -> str | None:
     with uncached.tolerated():
-        place = _place(folder)
+        place = _place(manifest)
         with place.open("rb") as file:
             content = file.read(_MOST)
         try:
@@ -51,6 +51,6 @@ def _remembered(folder: Path) -> str | None:
     return None
 
 
-def _place(folder: Path) -> Path:
+def _place(manifest: Path) -> Path:
     """Raises OSError and RuntimeError where there is no such place."""
-    return file_facts.private_folder(_PLACE) / f"{sha256(folder / MANIFEST)}.json"
+    return file_facts.private_folder(_PLACE) / f"{sha256(manifest)}.json"

@@ -14,6 +14,7 @@ from edge.cli.vouched import Isolated, TrustedKey, isolated, verified
 from edge.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
+    from edge.bundle.manifest import Bundle
     from edge.verify import Report
 
 
@@ -30,6 +31,9 @@ def verify(
     gpu_layers: GpuLayers = None,
     apart: Isolated = None,
     trusted_key: TrustedKey = None,
+    warm: Annotated[
+        bool, typer.Option("--warm", help="Put what is packed here beside it, for machines alike without a cache.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -73,6 +77,23 @@ def verify(
         )
     else:
         say(f"{bundle} computes the same model{on}{how}")
+    if warm:
+        _warm(Bundle.open(bundle))
+
+
+def _warm(bundle: Bundle) -> None:
+    from edge.bundle import warm
+    from edge.inference.warming import warmed
+    from edge.units import format_size
+
+    made, libraries = warmed(bundle)
+    if not made:
+        raise UsageError(
+            f"no engine that opens {bundle.path} here keeps packed weights, or the cache cannot be written",
+            hint="LiteRT and ExecuTorch keep some: edge export … --format tflite",
+        )
+    size = warm.write(bundle, made, libraries)
+    say(f"{bundle.path / warm.FOLDER}: {format_size(size)}, for machines like this one")
 
 
 def _remedy(report: Report) -> str:

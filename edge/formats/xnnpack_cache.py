@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edge.devices import file_facts, host, uncached
@@ -22,7 +22,7 @@ from edge.devices import file_facts, host, uncached
 MOST = 8 << 30  # bytes that are kept; those that were not used for longest go first
 _ROOM = 2  # times the file's size: the two that are packed at a time have room together
 _ABANDONED = 24 * 3600  # seconds
-_USED = ".used"  # a file beside each, touched when it is used: to touch the file itself would make it a changed one
+_TOUCHED = ".used"  # a file beside each, touched when it is used: to touch the file itself would make it a changed one
 FOLDER = "packed"  # in the cache folder
 
 
@@ -31,14 +31,17 @@ def folder() -> Path:
 
 
 @contextlib.contextmanager
-def weights(path: Path, library: str) -> Iterator[Path | None]:
+def weights(path: Path, library: str, warm: Sequence[Path] = ()) -> Iterator[Path | None]:
     """The file to give to the library: a finished one, or one that becomes so when the block ends without an error.
-    None where nothing can be written, or others can write: it then packs into memory."""
+    None where nothing can be written, or others can write: it then packs into memory. `warm`: those that were shipped
+    with the bundle, and are looked at first."""
     content = key(path, library)
+    finished = part = None
     try:
-        quoted = not set(str(folder())) & set('"\\\n')  # as the library is told the place
-        finished = found(content) if quoted else None
-        part = _with_room(path) if quoted and finished is None else None
+        finished = shipped(content, [one for one in warm if _is_quoted(one)])
+        if finished is None and _is_quoted(folder()):
+            finished = found(content)
+            part = None if finished else _with_room(path)
     except (OSError, RuntimeError) as error:  # not writable, or a user without a home
         uncached.warn(error)
         finished = part = None
@@ -60,13 +63,36 @@ def key(path: Path, library: str) -> str:
     return hashlib.sha256(repr([content, library, here.name, here.isa]).encode()).hexdigest()[:32]
 
 
+def _is_quoted(path: Path) -> bool:
+    """Whether the library can be told the place."""
+    return not set(str(path)) & set('"\\\n')
+
+
+def shipped(content: str, warm: Sequence[Path]) -> Path | None:
+    """The file of a key among those that were shipped with the bundle, if it is sound; it is left as it is."""
+    for path in warm:
+        if path.name.startswith(f"{content}-"):
+            with uncached.tolerated():
+                if _sound(path):
+                    _USED[content] = path
+                    return path
+                uncached.damaged(str(path), "weights are packed again")
+    return None
+
+
+def used() -> list[Path]:
+    """Of this process: what it was given, and what it packed."""
+    return [path for path in _USED.values() if path.exists()]
+
+
 def found(content: str) -> Path | None:
     """The finished file of a key, None where there is none that is sound. Raises OSError where the folder is another
     user's, and RuntimeError without a home."""
     for finished in file_facts.private_folder(FOLDER).glob(f"{content}-*.bin"):
         if _sound(finished):
             with contextlib.suppress(OSError):  # what can only be read serves all the same
-                finished.with_suffix(_USED).touch()
+                finished.with_suffix(_TOUCHED).touch()
+            _USED[content] = finished
             return finished
         uncached.damaged(str(finished), "weights are packed again")
         _remove(finished)
@@ -98,6 +124,7 @@ def keep(part: Path, content: str) -> None:
         os.fsync(file.fileno())
     part.replace(named := part.with_name(f"{content}-{digest}.bin"))
     _MADE[named] = _state(named)
+    _USED[content] = named
     _trim(named)
 
 
@@ -134,13 +161,14 @@ def _trim(newest: Path) -> None:
 
 
 def _last_used(path: Path) -> int:
-    used = path.with_suffix(_USED)
-    return (used if used.exists() else path).stat().st_mtime_ns
+    touched = path.with_suffix(_TOUCHED)
+    return (touched if touched.exists() else path).stat().st_mtime_ns
 
 
 def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
-    path.with_suffix(_USED).unlink(missing_ok=True)
+    path.with_suffix(_TOUCHED).unlink(missing_ok=True)
 
 
 _MADE: dict[Path, tuple[int, ...]] = {}  # what this process packed, as it was then
+_USED: dict[str, Path] = {}  # key -> the file that this process was given for it, or packed

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edge.devices import uncached
@@ -17,12 +17,12 @@ from edge.formats import xnnpack_cache
 
 
 @contextlib.contextmanager
-def weights(path: Path, library: str) -> Iterator[int | None]:
+def weights(path: Path, library: str, warm: Sequence[Path] = ()) -> Iterator[int | None]:
     """What to give to the library: a finished file, locked for reading, or an empty one in memory, which is copied when
     the block ends without an error. None where there is neither: it packs without one. A duplicate outlives the block,
-    and its lock with it."""
+    and its lock with it. `warm`: finished files that were shipped with the bundle, and are looked at first."""
     content = xnnpack_cache.key(path, library)
-    if (finished := _opened(content)) is not None:
+    if (finished := _opened(content, warm)) is not None:
         with _closing(finished):
             yield finished
         return
@@ -38,9 +38,9 @@ def weights(path: Path, library: str) -> Iterator[int | None]:
                 _copy(memory, content)
 
 
-def _opened(content: str) -> int | None:
+def _opened(content: str, warm: Sequence[Path]) -> int | None:
     with uncached.tolerated():
-        finished = xnnpack_cache.found(content)
+        finished = xnnpack_cache.shipped(content, warm) or xnnpack_cache.found(content)
         return None if finished is None else _locked(finished)
     return None
 

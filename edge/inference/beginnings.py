@@ -23,7 +23,7 @@ class Beginnings:
         """Raises UsageError on a system text that the prompt has no place for."""
         found, plan = self._last, self._opened.plan
         if found is None or found.system != system or found.plan is not plan:
-            found = self._last = ConstantPrefix(self._opened.bundle, plan, self._tokenizer, system)
+            found = self._last = ConstantPrefix(self._opened.bundle, plan, self._tokenizer, system, self._opened.warm)
         return found
 
     def taken(self, constant: ConstantPrefix | None) -> ConstantPrefix | None:

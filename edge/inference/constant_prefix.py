@@ -41,13 +41,17 @@ class ConstantPrefix:
     """Of one bundle, as one plan opens it, and one system text; `ids`: the positions, none where they are too few, or
     more than the context holds."""
 
-    def __init__(self, bundle: Bundle, plan: Plan, tokenizer: Tokenizer, system: str | None) -> None:
-        """`system` as for `edge.inputs.prompt.segments`. Raises UsageError on one that the prompt has no place for."""
+    def __init__(
+        self, bundle: Bundle, plan: Plan, tokenizer: Tokenizer, system: str | None, warm: Sequence[Path] = ()
+    ) -> None:
+        """`system` as for `edge.inputs.prompt.segments`; `warm`: files that were shipped with the bundle. Raises
+        UsageError on a system text that the prompt has no place for."""
         ids = _ids(bundle, tokenizer, system)
         self.ids = ids if WORTH < len(ids) < plan.context else ()
         self.plan = plan
         self.system = system
         self._bundle = bundle
+        self._warm = warm
         self._there = 0  # positions that the file is known to hold
 
     @property
@@ -80,9 +84,16 @@ class ConstantPrefix:
         except (OSError, RuntimeError, EdgeError) as error:
             uncached.warn(error)
 
+    def file(self) -> Path | None:
+        """In the user's cache, or shipped with the bundle; None where none is sound. Raises as `_place`."""
+        if not self.ids or self._read() is None:
+            return None
+        return self._shipped() or self._place()
+
     def _read(self) -> Prefix | None:
         try:
-            place = self._place()
+            shipped = self._shipped()
+            place = shipped or self._place()
             if not place.exists():
                 return None
             prefix = saved.read(place, self._bundle).prefix
@@ -94,31 +105,39 @@ class ConstantPrefix:
         except (OSError, RuntimeError, EdgeError) as error:  # no cache folder of this user's
             uncached.warn(error)
             return None
-        with contextlib.suppress(OSError):
-            os.utime(place)  # for `_trim`
+        if shipped is None:
+            with contextlib.suppress(OSError):
+                os.utime(place)  # for `_trim`
         self._there = len(prefix.held)
         return prefix
 
-    def _place(self) -> Path:
+    def _shipped(self) -> Path | None:
         """Raises as `_names`."""
+        return next((path for path in self._warm if path.name == self._name()), None) if self._warm else None
+
+    def _place(self) -> Path:
+        """Raises as `_names`; OSError, RuntimeError where there is no folder that this user alone may write to."""
+        return file_facts.private_folder(FOLDER) / self._name()
+
+    def _name(self) -> str:
         ids = hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()[:32]
-        name = f"{_names(self._bundle, self.plan)}-{ids}-{len(self.ids)}{_SUFFIX}"
-        return file_facts.private_folder(FOLDER) / name
+        return f"{_names(self._bundle, self.plan)}-{ids}-{len(self.ids)}{_SUFFIX}"
 
 
-def begun(bundle: Bundle, plan: Plan) -> int:
-    """About how many positions the first prompt has, by what was used last; 0 where nothing is kept that it may begin
-    with. An engine may prepare for it."""
+def begun(bundle: Bundle, plan: Plan, warm: Sequence[Path] = ()) -> int:
+    """About how many positions the first prompt has, by what was used last, or was shipped with the bundle (`warm`); 0
+    where nothing is kept that it may begin with. An engine may prepare for it."""
     with uncached.tolerated(), contextlib.suppress(EdgeError, ValueError):
         names = f"{_names(bundle, plan)}-*{_SUFFIX}"
-        for path, _ in _by_use(file_facts.private_folder(FOLDER), names):
+        kept = [path for path in warm if path.match(names)]
+        for path in kept or (path for path, _ in _by_use(file_facts.private_folder(FOLDER), names)):
             return int(path.stem.rpartition("-")[2]) + bundle.manifest.spec.prompt.image_tokens + WORTH
     return 0
 
 
 def _names(bundle: Bundle, plan: Plan) -> str:
-    """What names begin with: of all but the positions. Raises OSError, RuntimeError where there is no folder that this
-    user alone may write to, and UsageError of an engine that is none of this machine's."""
+    """What names begin with: of all but the positions. Raises OSError where the manifest is gone, and UsageError of an
+    engine that is none of this machine's."""
     here = host.inspect()
     (choice,) = (choice for choice in plan.choices if choice.role == "decoder")
     engine = engine_named(choice.engine)

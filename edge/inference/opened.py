@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from edge.bundle.manifest import Bundle
 from edge.errors import EdgeError, ProviderError, UsageError
@@ -33,6 +34,10 @@ class Opened:
     @property
     def plan(self) -> Plan:
         return self._opening.plan
+
+    @property
+    def warm(self) -> tuple[Path, ...]:
+        return self._opening.warm
 
     def loader(self) -> ModelLoader:
         """Raises UsageError when it is closed, and EngineError where a card failed and nothing opens in its place."""

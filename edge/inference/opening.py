@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from time import perf_counter
 
 from edge.bundle import checksums
@@ -32,6 +33,7 @@ class Opening:
     debug: bool = False
     flash: bool | None = None  # of a decoder on a card; None: where it is proven
     started: float = field(default_factory=perf_counter)
+    warm: tuple[Path, ...] = ()  # what was shipped with the bundle, and may be used here
 
     def first(self) -> ModelLoader:
         """Until images can be encoded; where the CPU may take a card's place, until the decoder is there, too. Raises
@@ -71,7 +73,8 @@ class Opening:
             gpu_layers=plan.gpu_layers,
             flash=flash.proven(self.bundle.path, plan) if self.flash is None else self.flash,
             bundle=_sha256(self.bundle) if plan.on_card else "",
-            begun=constant_prefix.begun(self.bundle, plan),
+            warm=self.warm,
+            begun=constant_prefix.begun(self.bundle, plan, self.warm),
         )
         return ModelLoader(self.bundle, plan, options, self.started)
 

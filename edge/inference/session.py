@@ -13,7 +13,7 @@ from typing import Any, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.bundle import checksums
+from edge.bundle import checksums, warm
 from edge.bundle.manifest import Bundle
 from edge.devices import detect
 from edge.engines import installed_engines
@@ -119,10 +119,10 @@ def load(
     )
     chosen = planned(provider=order, gpu_layers=gpu_layers)
     spare = partial(planned, provider=("cpu",)) if chosen.on_card and "cpu" in wanted(here, order) else None
-    opening = Opening(bundle, chosen, spare, units, debug, flash, started)
     ahead = None
     if image is not None and not chosen.one_at_a_time:  # where memory is short, nothing is read before it is needed
         ahead = ReadAhead(image, bundle.manifest.spec, image_tokens, chosen.image_bytes)
+    opening = Opening(bundle, chosen, spare, units, debug, flash, started, warm.files(bundle))
     try:
         reading = opening.tokenizer()
         loader = opening.first()

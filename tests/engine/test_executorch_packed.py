@@ -87,6 +87,16 @@ def test_a_second_start_maps_what_the_first_packed(part: PartFiles, expected: Ar
     assert [path.read_bytes() for path in cache.glob("*.bin")] == [before]
 
 
+def test_weights_that_were_shipped_are_mapped(part: PartFiles, expected: Array, cache: Path, tmp_path: Path) -> None:
+    answer(part)
+    (kept,) = cache.glob("*.bin")
+    shipped = kept.rename(tmp_path / kept.name)
+    opened = cast("Graph", open_part(part, "executorch_native", replace(OPTIONS, warm=(shipped,))))
+    assert str(shipped) in Path("/proc/self/maps").read_text(encoding="utf-8")
+    np.testing.assert_array_equal(opened.run({"pixel_values": X})["image_embeds"], expected)
+    assert list(cache.glob("*.bin")) == []
+
+
 def test_the_weights_come_from_the_file(part: PartFiles, expected: Array, cache: Path) -> None:
     """Or nothing here would show that it is read at all."""
     answer(part)

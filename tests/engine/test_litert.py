@@ -107,6 +107,18 @@ def test_a_second_start_packs_nothing(tmp_path: Path, cache: Path) -> None:
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what Linux tells of a process")
+def test_weights_that_were_shipped_are_mapped(tmp_path: Path, cache: Path) -> None:
+    part = product(tmp_path / "a.tflite")
+    first = opened(part).run({"x": x()})["y"]
+    (kept,) = cache.glob("*.bin")
+    shipped = kept.rename(tmp_path / kept.name)
+    graph = opened(part, dataclasses.replace(OPTIONS, warm=(shipped,)))
+    assert str(shipped) in Path("/proc/self/maps").read_text(encoding="utf-8")
+    np.testing.assert_array_equal(graph.run({"x": x()})["y"], first)
+    assert list(cache.glob("*.bin")) == []
+
+
 @pytest.mark.parametrize("settled", [True, False])
 @pytest.mark.parametrize("place", [0, 200, 0.5, -1], ids=str)
 def test_a_packed_file_that_was_damaged_is_made_again(

@@ -92,6 +92,7 @@ def test_facts_that_are_known() -> None:
     assert profile("rpi4").isa == ("neon",), "no dot product: quantised kernels are slow there"
     assert profile("jetson_orin_nano").memory_bytes == int(5.2 * 2**30)
     assert profile("rpi_zero_2w").recipe == "onnx-w8a8-w4", "one engine's library, in 427 MB"
+    assert profile("linux-x86").recipe == "tflite-w8a8-w4", "the fastest that pip alone installs (BENCHMARKS.md)"
     assert profile("sd_888").to_json()["figures"]["bandwidth_theoretical"] == [
         {"value": 51.2, "unit": "GB/s", "source": "nanoreview", "estimate": False}
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import sys
@@ -14,18 +13,15 @@ from typing import Any
 
 import pytest
 from commands import call
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from signing import KEY, sign, trust
 
 from edge.bundle import trusted_keys, vouching
 from edge.bundle.manifest import MANIFEST, Bundle
-from edge.bundle.signature import SIGNATURE, PublicKey
 from edge.cli import vouched
 from edge.devices import file_facts
 from edge.errors import EngineError
 from edge.verify import Report, Row
 
-SECRET = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-KEY = PublicKey(b"8 bytes!", SECRET.public_key().public_bytes_raw())
 RIGHT = Report((Row("tokens", "stored", {"tokens": 1.0}, {"tokens": 1.0}),))
 WRONG = Report((Row("tokens", "stored", {"tokens": 0.5}, {"tokens": 1.0}),))
 
@@ -39,20 +35,6 @@ def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def bundle(make_bundle: Callable[..., Bundle]) -> Path:
     return make_bundle().path
-
-
-def sign(folder: Path) -> None:
-    """As minisign does."""
-    signature = SECRET.sign(hashlib.blake2b((folder / MANIFEST).read_bytes()).digest())
-    whole = SECRET.sign(signature + b"a test")
-    first, last = (base64.b64encode(part).decode() for part in (b"ED" + KEY.id + signature, whole))
-    (folder / SIGNATURE).write_text(f"untrusted comment: \n{first}\ntrusted comment: a test\n{last}\n")
-
-
-def trust() -> None:
-    place = trusted_keys.place()
-    place.parent.mkdir(parents=True)
-    place.write_text(base64.b64encode(b"Ed" + KEY.id + KEY.point).decode() + "\n")
 
 
 def test_nobody_vouches_for_what_came_from_elsewhere(bundle: Path) -> None:
