@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 LONGEST_EDGE = 8192  # that an image is enlarged to: a square of it takes 200 MB
 MOST_PATCHES = 1 << 14  # of a view: attention among more takes gigabytes
+MOST_PLACES = 1 << 11  # along an edge, which half precision counts exactly
+MOST_NUMBERS = 3 << 24  # of a view: those of the largest square
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,11 @@ class PatchesSpec:
 
     def faults(self, size: int) -> list[str]:
         """What no reader could follow, of views of about `size` x `size` pixels."""
-        if not (1 <= self.side <= size and self.longest >= 1 and self.table >= 1):
+        if not (1 <= self.side <= size and 1 <= self.longest <= MOST_PLACES and 1 <= self.table <= MOST_PLACES):
             return [f"has patches of {self.side} pixels, {self.longest} along an edge, and a table of {self.table}"]
-        if not (needed := self.needed(size)) <= self.most <= MOST_PATCHES:
-            return [f"has {self.most} patches, and a view may have {needed} of at most {MOST_PATCHES}"]
+        most = min(MOST_PATCHES, MOST_NUMBERS // self.width)
+        if not (needed := self.needed(size)) <= self.most <= most:
+            return [f"has {self.most} patches, and a view may have {needed} of at most {most}"]
         return []
 
     def needed(self, size: int) -> int:

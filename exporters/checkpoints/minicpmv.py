@@ -3,6 +3,7 @@ or Llama, whose images are slices (arXiv 2408.01800)."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -139,7 +140,29 @@ def _decoder(told: Mapping[str, Any], weights: Weights) -> tuple[Family, Decoder
     family = decoders.find(VERSIONS[str(told["version"])])
     tied = flag(told, "tie_word_embeddings") and f"{HEAD}weight" not in weights
     config = {key: value for key, value in told.items() if key not in _READ}
-    return family, decoder_config(family, {**config, "tie_word_embeddings": tied})
+    config |= {"tie_word_embeddings": tied, "rope_scaling": _rope(told)}
+    decoder = decoder_config(family, config)
+    factors = (decoder.rope.scaling or {}).get("factors")
+    if factors is not None and len(factors) != decoder.rope.width // 2:
+        raise CheckpointError(
+            f"rope_scaling has {len(factors)} factors for {decoder.rope.width} features", hint="one for each two"
+        )
+    return family, decoder
+
+
+def _rope(told: Mapping[str, Any]) -> object:
+    """The scaling of rotary positions. As far as `longrope` was trained without being stretched, it divides frequencies
+    by its short factors, and does nothing else (arXiv 2402.13753)."""
+    rope = told.get("rope_scaling")
+    if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type")) != "longrope":
+        return rope
+    trained, most = rope.get("original_max_position_embeddings"), told.get("max_position_embeddings")
+    factors = rope.get("short_factor")
+    if type(trained) is not int or type(most) is not int or most > trained or rope.get("attention_factor"):
+        return rope
+    if not isinstance(factors, list) or not all(type(f) in (int, float) and 0 < f < math.inf for f in factors):
+        return rope
+    return {"rope_type": "factors", "factors": factors}
 
 
 def _encoder(told: Mapping[str, Any], seen: Told) -> TowerConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edge.errors import CheckpointError
-from edge.spec import ImageSpec
+from edge.spec import MOST_SIDE, ImageSpec
 from edge.spec.division import PatchesSpec, SlicesSpec
 from exporters.checkpoints import background
 from exporters.sources.preprocessor import FILES, IRRELEVANT, Processor, told_in
@@ -75,7 +75,7 @@ class _Slicing(Processor):
     def read(self, config: Mapping[str, Any], rows: int) -> Told:
         self._require_known()
         for name in ("max_slice_nums", "scale_resolution", "patch_size", "image_feature_size"):
-            if type(self[name]) is not int or self[name] < 1:
+            if type(self[name]) is not int or not 1 <= self[name] <= MOST_SIDE:
                 self.refuse(name, "no number of them", f"{DEFAULTS[name]}, as published")
         if self["slice_mode"] is not True:
             self.refuse("slice_mode", "images of any size would be seen as they are", "true, as published")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from small_models import randomized
 from torch import nn
 
 from edge import plugins
+from edge.inputs.patches import packed
 from exporters.models import decoders, folding, projectors, vision
 from exporters.models.attention import GrowingCache
 from exporters.models.decoders import LanguageModel, llama
@@ -70,6 +72,10 @@ def compute(module):
             c = module.config
             rows = torch.randn(1, 9, c.hidden, generator=generator)
             return module(rows, GrowingCache(c.heads, c.kv_heads, c.rope), everywhere=True)
+        if hasattr(getattr(module, "config", None), "patches"):
+            sides = [(5, 4), (2, 9)]  # patches of two views
+            views = [np.random.default_rng(3).normal(size=(3, 14 * h, 14 * w)).astype(np.float32) for h, w in sides]
+            return module(torch.from_numpy(np.concatenate([packed(v, module.config.patches) for v in views])))
         if isinstance(module, Encoder) or hasattr(getattr(module, "config", None), "image_size"):
             size = module.image_size if isinstance(module, Encoder) else module.config.image_size
             return module(torch.randn(2, 3, size, size, generator=generator))

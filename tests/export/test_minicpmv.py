@@ -43,9 +43,15 @@ SCHEMA = REPOSITORY / "edge" / "bundle" / "manifest.schema.json"
 IMAGES = awkward()
 SPEC_OF_IMAGE = ImageSpec(SIDE, "patches", (127,) * 3, "bicubic", (0.5,) * 3, (0.5,) * 3)
 LONG = ("very wide", "very tall", "one row", "one column")  # more than 16 times as long as they are wide
+ROPE = {
+    "rope_type": "longrope",
+    "original_max_position_embeddings": 1024,
+    "short_factor": [1 + i / 20 for i in range(32)],
+    "long_factor": [2.0] * 32,
+}
 VARIANTS = {
     "2.6": {},
-    "4.0": {"version": 4.0, "text": {"head_dim": 64}},
+    "4.0": {"version": 4.0, "text": {"head_dim": 64, "rope_scaling": ROPE}},
     "without the last layer": {"drop_vision_last_layer": True},
     "tied": {"text": {"tie_word_embeddings": True}},
 }
@@ -358,6 +364,11 @@ CONFIG = {
     "unknown": ({"insert_layer_id": 6}, "insert_layer_id 6, which MiniCPM-V"),
     "sound": ({"init_audio": True}, "init_audio True, which MiniCPM-V"),
     "heads": ({"hidden_size": 192}, "192 wide, and the resampler's heads 128"),
+    "a stretched rotation": (
+        {"version": 4.0, "rope_scaling": {**ROPE, "original_max_position_embeddings": 512}},
+        "rope_scaling 'longrope'",
+    ),
+    "another rotation": ({"version": 4.0, "rope_scaling": {**ROPE, "short_factor": [1.0]}}, "1 factors for 64"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantised already"),
 }
 

@@ -115,6 +115,7 @@ PROJECTORS = {
     "d_abstractor": 10,
     "minigpt": 144,
     "pixel_shuffle_mlp": 144,
+    "slice_resampler": 9,
 }
 
 

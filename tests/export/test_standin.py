@@ -23,7 +23,7 @@ from exporters.standin.random_weights import RandomWeights
 
 KINDS = ["ldpnet", "ldpnetv2", "linear", "mlp2x_gelu", "pixel_shuffle", "qformer", "resampler"]
 KINDS += ["c-abs", "minigpt", "internvl"]
-NOT_MADE = {"d-abs"}  # a checkpoint keeps one of its tensors in another shape than the module
+NOT_MADE = {"d-abs", "minicpmv"}  # a checkpoint keeps one of its tensors in another shape than the module, or none
 PUBLISHED = [
     r"model\.embed_tokens\.weight",
     r"model\.layers\.\d+\.self_attn\.[qkvo]_proj\.weight",

@@ -17,7 +17,7 @@ from edge.errors import UsageError
 from edge.inputs.prompt import Turn, segments
 from edge.inputs.tokenizer import Tokenizer
 from edge.spec import PromptSpec
-from edge.spec.pieces import Ids, Questions, Slot, Text
+from edge.spec.pieces import Ids, Questions, Slot, Text, ViewPieces
 from edge.types import Embeddings, Segment, Tokens
 
 TOKENIZER = Tokenizer.open(Path(__file__).parents[1] / "data" / "tokenizer.json")
@@ -61,6 +61,28 @@ def test_several_pictures_each_with_the_text_around_the_mark():
     assert flat(found) == [
         (BOS, *ids(SYSTEM + " USER: ")), "cat", ids("\n"), "dog", ids("\n"), "cat", ids("\nWhich? ASSISTANT:"),
     ]  # fmt: skip
+
+
+def test_images_are_counted_through_a_conversation():
+    spec = replace(SPEC, image=(Ids((7,)), Slot("number"), Ids((8,)), Slot("image"), Text("\n")), default_system="")
+    turns = [Turn.about("Which?", (CAT, DOG), "Both."), Turn.about("And?", (CAT,))]
+    assert flat(segments(spec, TOKENIZER, turns)) == [
+        (BOS, *ids("USER: "), 7, *ids("0"), 8), "cat", (*ids("\n"), 7, *ids("1"), 8), "dog",
+        (*ids("\nWhich? ASSISTANT: Both."), EOS, *ids("USER: "), 7, *ids("2"), 8), "cat", ids("\nAnd? ASSISTANT:"),
+    ]  # fmt: skip
+    assert not spec.faults()
+    twice = replace(spec, image=(*spec.image, Slot("number")))
+    assert "the slot 'number' 1 times, not 0" in twice.faults()[0]
+
+
+def test_the_whole_before_its_slices():
+    row = ((Ids((5,)), Slot("image"), Ids((6,))),) * 2
+    spec = replace(SPEC, views=ViewPieces((row, row), (Text("\n"),), (Slot("image"), Ids((9,))), overview_first=True))
+    three = Embeddings(np.zeros((6, 4), np.float32), "cut", grid=(2, 1))
+    found = segments(spec, TOKENIZER, [Turn.about("Q", (three,))], system="")
+    assert [len(part) if isinstance(part, Embeddings) else part.ids for part in found][1::2] == [2, 2, 2]
+    assert flat(found)[2::2] == [(9, 5), (6, *ids("\n"), 5), (6, *ids("\nQ ASSISTANT:"))]
+    assert [part.first for part in found if isinstance(part, Embeddings)] == [0, 2, 4]
 
 
 def test_pictures_with_no_text_between_stand_side_by_side():

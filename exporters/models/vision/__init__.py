@@ -10,7 +10,8 @@ A family's file has
 - `PUBLISHED`, a pattern of names of encoders that need no config, or None: what `completed(fields)` adds to a config
   that is incomplete, and `published(weights, prefix)` reads from the weights' shapes where there is none;
 - `DEFAULTS`, which stand for the fields that a config leaves out, as in transformers;
-- `from_config(config, *, select_layer, select_feature)`, a config of its own that others ask what VisionConfig says;
+- `from_config(config, *, select_layer, select_feature)`, a config of its own that others ask what VisionConfig says,
+  and for `view_shape` where a view is no square of pixels;
 - `GGUF_NAMES`, what llama.cpp calls its tensors, or None where no mmproj is written of it;
 - `Tower(config)`, the module, with `folding()` (`exporters.models.folding`); `keys(config, prefix)`, where its
   parameters are in a checkpoint; `ignored(config)`, a pattern of the tensors below that prefix which it never computes

@@ -72,15 +72,32 @@ class TowerConfig:
         return self.patches.most
 
 
-def from_config(config: Mapping[str, Any], *, view_size: int, drop_last: bool = False) -> TowerConfig:
-    """From a SigLIP config whose `image_size` is that of the table of positions. `drop_last`: without the last layer.
-    Raises CheckpointError that names the field."""
+def from_config(
+    config: Mapping[str, Any],
+    *,
+    select_layer: int | None = None,
+    select_feature: str = "patch",
+    view_size: int = 0,
+    drop_last: bool = False,
+) -> TowerConfig:
+    """From a SigLIP config whose `image_size` is that of the table of positions.
+
+    view_size: pixels of a square with as many as a view; 0, and a layer or feature, as LLaVA's code asks every encoder
+        for one, are refused.
+    drop_last: without the last layer.
+
+    Raises CheckpointError that names the field.
+    """
+    if select_layer is not None or select_feature != "patch" or not view_size:
+        raise CheckpointError(
+            "the vision encoder reads patches of views of any ratio, which MiniCPM-V's layout alone prepares",
+            hint="vision_tower_type siglip, if its images are squares",
+        )
     told = vit.told(config, DEFAULTS, siglip.MODEL_TYPES, siglip.ACTIVATIONS)
     side, table = told["patch_size"], told["image_size"] // told["patch_size"]
     longest = max(1, round(RATIO**0.5 * view_size / side))
     patches = PatchesSpec(side, longest, 1, table)
-    if view_size >= side:
-        patches = replace(patches, most=patches.needed(view_size))
+    patches = replace(patches, most=patches.needed(view_size))
     if faults := patches.faults(view_size):
         raise CheckpointError(
             f"a view of {view_size} pixels a side {faults[0]}",
