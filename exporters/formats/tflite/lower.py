@@ -97,6 +97,10 @@ class Lowering(TorchFunctionMode):
         stored = self.weights.product(self.graph, self._names[id(weight)])
         self._keep(out, self._product(self[x], stored, out.shape, bias_index))
 
+    def _inner(self, out: Tensor, x: Tensor, table: Tensor) -> None:
+        stored = self.weights.table(self.graph, self._names[id(table)])
+        self._keep(out, self._product(self[x], stored, out.shape))
+
     def _product(self, x: int, right: Product, shape: Sequence[int], bias: int = -1) -> int:
         options = {"keepNumDims": True, "asymmetricQuantizeInputs": right.dynamic}
         inputs, version = [x, right.tensor, bias], right.version

@@ -75,6 +75,10 @@ class Weights:
         """A right side `[N, K]` that is no weight of the module: float32 in every scheme."""
         return Product(graph.stored(name, array), False, _FLOAT)
 
+    def table(self, graph: Graph, name: str) -> Product:
+        """A right side `[N, K]` of the module's that is no linear layer's weight: float32 in every scheme."""
+        return Product(self.plain(graph, name), False, _FLOAT)
+
     def filters(self, graph: Graph, name: str, depthwise: bool) -> int:
         """torch has `[out, in, H, W]`; TFLite `[out, H, W, in]`, and `[1, H, W, out]` where each channel is alone."""
         axes = (1, 2, 3, 0) if depthwise else (0, 2, 3, 1)
