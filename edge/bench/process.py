@@ -39,7 +39,7 @@ _NEW_GROUP: dict[str, Any] = (
 def started(request: Request) -> Iterator[subprocess.Popen[str]]:
     """It is no part of the terminal's foreground: Ctrl-C is ours to hear, and however we leave, it ends."""
     path = os.pathsep.join(str(Path(entry or ".").absolute()) for entry in sys.path)
-    command = [sys.executable, "-P", "-m", "edge.bench.worker", request.to_text()]
+    command = [sys.executable, "-P", "-m", "edge.bench", request.to_text()]
     child = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""A measuring process: `python -m edge.bench.worker REQUEST`. Its events go to stdout, one JSON object a line.
+"""A measuring process: `python -m edge.bench REQUEST`. Its events go to stdout, one JSON object a line.
 
 Loading and peak memory are a fresh process's own: what others measured before would be counted with them.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import threading
 import traceback
 from collections.abc import Mapping
@@ -38,8 +37,6 @@ class _Events:
 
 
 def main(request: Request) -> int:
-    if request.bounded:
-        confine.alone()
     events = _Events()
     threading.Thread(target=_leave_with_the_parent, daemon=True).start()
     try:
@@ -74,7 +71,3 @@ def _leave_with_the_parent() -> None:
     while os.read(0, 1):
         pass
     os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main(Request.from_text(sys.argv[1])))

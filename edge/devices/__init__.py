@@ -11,12 +11,14 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edge.devices import host, nvidia, probe
+from edge.devices import host, nvidia
 from edge.devices.nvidia import Graphics
-from edge.devices.probe import CHAINED, MATMUL, Lender
 from edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from edge.devices.probe import Lender
 
 SCHEMA = "device.schema.json"  # what each of the other files here must hold
 THIS = "this"  # the id of the machine that it runs on
@@ -143,24 +145,24 @@ def recognise(name: str) -> DeviceProfile:
 def measured(device: DeviceProfile, lender: Callable[[], Lender | None]) -> DeviceProfile:
     """This machine with what its profile does not tell: bandwidth and throughput, measured in one or two seconds with
     the matmuls of the engine that `lender` finds, if it is needed."""
+    from edge.devices import probe  # numpy starts threads, and `confine` is for a process that has none
+
     if device.id != THIS or (_bandwidth(device) and device.known("int8")):
         return device
     found = probe.measure(device.threads, device.memory_bytes, lender())
-    product = f"measured now: a matmul of {found.of}, {MATMUL:.0%} of the peak"
+    product = f"measured now: a matmul of {found.of}, {probe.MATMUL:.0%} of the peak"
     factor, why = probe.int8_factor(device.isa)
+    times = f"{factor} times the fp32 figure: {why}"
     int8 = found.int8 or factor * found.fp32
     here = {
         "bandwidth_measured": Figure(_giga(found.bandwidth), "GB/s", "measured now: reading, all cores", False),
-        "fp32": Figure(_giga(found.fp32 / MATMUL), "GFLOPS", product, True),
-        "int8": Figure(
-            _giga(int8 / MATMUL), "GOPS", product if found.int8 else f"{factor} times the fp32 figure: {why}", True
-        ),
+        "fp32": Figure(_giga(found.fp32 / probe.MATMUL), "GFLOPS", product, True),
+        "int8": Figure(_giga(int8 / probe.MATMUL), "GOPS", product if found.int8 else times, True),
     }
     if found.decoding:
-        source = (
-            f"measured now: 4-bit weights times one row, {found.of}; {CHAINED:.0%} of it in a token's many products"
-        )
-        here["bandwidth_reached"] = Figure(_giga(CHAINED * found.decoding), "GB/s", source, False)
+        share = f"{probe.CHAINED:.0%} of it in a token's many products"
+        source = f"measured now: 4-bit weights times one row, {found.of}; {share}"
+        here["bandwidth_reached"] = Figure(_giga(probe.CHAINED * found.decoding), "GB/s", source, False)
     return replace(device, figures={**device.figures, **{name: (figure,) for name, figure in here.items()}})
 
 

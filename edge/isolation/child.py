@@ -1,4 +1,4 @@
-"""An isolated process, `python -m edge.isolation.child`: opens a bundle, and answers the frames that come over stdin.
+"""An isolated process, `python -m edge.isolation`: opens a bundle, and answers the frames that come over stdin.
 
 A request is `{"do": …}` with the arguments of a session's method of that name, and gets events until one of them ends
 it: `opened`, `chat`, `done`, `saved`, `verified`, `stopped` or `error`; `warning` may come at any time. It ends when
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import sys
 import threading
 import time
 import traceback
@@ -154,7 +153,6 @@ def _options(sampling: Mapping[str, Any], schema: Mapping[str, Any] | None, max_
 
 
 def main() -> int:
-    confine.alone()
     events = os.fdopen(os.dup(1), "wb")
     requests = os.fdopen(os.dup(0), "rb")
     os.dup2(2, 1)  # what a library says to stdout is no event
@@ -162,7 +160,3 @@ def main() -> int:
         os.dup2(nothing.fileno(), 0)
     Child(events, requests).serve()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,7 +19,7 @@ from edge.devices import once
 from edge.errors import EngineError
 from edge.isolation import events, frames
 
-PROGRAM = (sys.executable, "-P", "-m", "edge.isolation.child")
+PROGRAM = (sys.executable, "-P", "-m", "edge.isolation")
 SILENCE = 600.0  # seconds without an event: a long prompt on a small board takes minutes until its first word
 _LEAVING = 2.0  # seconds that it has to end by itself
 _DYING = 5.0  # seconds from when it says no more until it is gone

@@ -313,7 +313,7 @@ def test_ctrl_c_and_a_kill_keep_what_was_measured(
 
 
 def test_a_process_ends_with_the_one_that_asked(make: Callable[..., str]) -> None:
-    command = [sys.executable, "-m", "edge.bench.worker", ask(make(), repetitions=10**6, n_gen=(1,)).to_text()]
+    command = [sys.executable, "-m", "edge.bench", ask(make(), repetitions=10**6, n_gen=(1,)).to_text()]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY)
     assert child.stdin and child.stdout and child.stdout.readline()
     child.stdin.close()

@@ -143,6 +143,18 @@ def test_the_child_is_bounded(isolated: session.IsolatedSession) -> None:
     assert os.getsid(isolated.pid) == isolated.pid
 
 
+ALONE = "import ctypes, os; os._exit(ctypes.CDLL(None).unshare(0x40000000 | (0x10000000 if os.geteuid() else 0)) != 0)"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="namespaces")
+def test_no_thread_of_the_child_reaches_a_network(isolated: session.IsolatedSession) -> None:
+    """Libraries start some as they are imported: these stayed in it, and who is not root left it not at all."""
+    if subprocess.run([sys.executable, "-c", ALONE], check=False).returncode:
+        pytest.skip("no namespaces are allowed here")
+    networks = {os.readlink(place / "ns" / "net") for place in Path(f"/proc/{isolated.pid}/task").iterdir()}
+    assert networks.isdisjoint({os.readlink("/proc/self/ns/net")})
+
+
 # a child that goes wrong
 
 
