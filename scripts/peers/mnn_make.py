@@ -60,7 +60,9 @@ def _as_llama(checkpoint: Checkpoint, folder: Path) -> None:
         if (checkpoint.folder / name).exists():
             shutil.copy(checkpoint.folder / name, folder / name)
     weights = checkpoint.weights
-    own = [name for name in weights if name.startswith(("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head."))]
+    own = [
+        name for name in weights if name.startswith(("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head."))
+    ]
     save_file({name: weights[name].half().contiguous() for name in own}, folder / "model.safetensors", {"format": "pt"})
 
 
