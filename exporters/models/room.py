@@ -38,8 +38,8 @@ class Room:
         self.mapped = sys.platform != "win32" and total > _SHARE * memory and needed < disk
         if not self.mapped and total > memory:
             raise CheckpointError(
-                f"a component takes {format_size(total)} of memory, and {format_size(memory)} are free; its files would "
-                f"take {format_size(round(needed))} of {self._place}, where {format_size(disk)} are free",
+                f"a component takes {format_size(total)} of memory, and {format_size(memory)} are free; files "
+                f"would take {format_size(round(needed))} of {self._place}, where {format_size(disk)} are free",
                 hint="TMPDIR=FOLDER edge export …, of a disk with more room",
             )
 
