@@ -1,4 +1,4 @@
-"""MNN: the same checkpoint, encoder with int8 weights, decoder in 4 bits by its own exporter; a program of ours asks."""
+"""MNN: the same checkpoint, encoder with int8 weights, decoder in 4 bits by its own exporter; asked by a script."""
 
 from __future__ import annotations
 
