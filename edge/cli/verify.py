@@ -42,6 +42,8 @@ def verify(
     from edge.cli import render
 
     options = {"threads": threads, "isa": isa, "provider": provider, "gpu_layers": gpu_layers}
+    if warm and apart:
+        raise UsageError("--warm opens the bundle in this process, once it is proven", hint="leave --isolated away")
     alone = isolated(bundle, apart, trusted_key)
     if against is None:
         for option, given in (("--mmproj", mmproj), ("--base", base)):

@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -30,10 +29,9 @@ from edge.bench.measurements import first, loading, measuring
 from edge.bench.request import Request, failure, numbers, raised, sweep
 from edge.bench.sensors import Sensors
 from edge.bundle import manifest as bundles
-from edge.bundle import vouching
 from edge.bundle.golden import Golden, Outputs
 from edge.devices.peak_memory import peak_bytes
-from edge.errors import BundleError, EdgeError, EngineError, ImageError, ParityError, UsageError
+from edge.errors import BundleError, EngineError, ImageError, ParityError, UsageError
 from edge.inference.session import Session
 
 PROMPT = 1 + len("A chat. USER: ") + 4 + len("\n? ASSISTANT:")  # one id a byte
@@ -319,101 +317,6 @@ def test_a_process_ends_with_the_one_that_asked(make: Callable[..., str]) -> Non
     child.stdin.close()
     child.stdout.close()
     assert child.wait(30) != 0
-
-
-# processes of bundles that nothing vouches for
-
-posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
-linux = pytest.mark.skipif(sys.platform != "linux", reason="what Linux tells of a process")
-
-
-@contextmanager
-def saying(script: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that says what the script does, and then nothing."""
-    program = f"import json, time\ndef say(**event): print(json.dumps(event), flush=True)\n{script}\ntime.sleep(600)"
-    command = [sys.executable, "-P", "-c", program]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", **process._NEW_GROUP) as child:
-        try:
-            yield child
-        finally:
-            child.kill()
-
-
-@linux
-@pytest.mark.parametrize("vouched", [True, False])
-def test_only_what_nothing_vouches_for_is_bounded(
-    make: Callable[..., str], vouched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    path = make()
-    if vouched:
-        vouching.remember(Path(path), "edge export")
-    limits: list[dict[str, str]] = []
-    started = process.events
-
-    def looked(child: subprocess.Popen[str], request: Request) -> Iterator[process.Event]:
-        for event in started(child, request):
-            lines = Path(f"/proc/{child.pid}/limits").read_text().splitlines()
-            limits.append({line[:26].strip(): line[26:].split()[0] for line in lines})
-            yield event
-
-    monkeypatch.setattr(runner, "events", looked)
-    here = Path("/proc/self/limits").read_text()
-    found = list(runner.bench([ask(path, repetitions=1, n_gen=(1,))]))
-    assert not [row for row in found if isinstance(row, EdgeError)]
-    for name in ("Max data size", "Max file size"):
-        assert {found[name] == "unlimited" for found in limits} == {vouched and f"{name:26}unlimited" in here}
-
-
-@posix
-@pytest.mark.parametrize(
-    ("script", "message"),
-    [
-        ("", r"said nothing for 0\.5 s, and was ended"),
-        ("print('{', flush=True)", "said what is no measurement: JSONDecodeError"),
-        ("print('x' * (1 << 21), flush=True)", "said what is no measurement: JSONDecodeError"),
-        ("print([3], flush=True)", "said what is no measurement: TypeError"),
-        ("say(event='warning')", "no text of 8,192 letters"),
-        ("[say(event='warning', text='slow') for _ in range(101)]", "more than 100 warnings"),
-        ("[say(event='peak', bytes=1) for _ in range(9)]", "more than 8 events"),
-    ],
-)
-def test_what_is_no_measurement_is_one_error(script: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "SILENCE", 0.5 if not script else 600.0)
-    monkeypatch.setattr(process, "_MOST", 8)
-    with saying(script) as child, pytest.raises(EngineError, match=message):
-        list(process.events(child, Request("a bundle", bounded=True)))
-
-
-@pytest.mark.parametrize(
-    "events",
-    [
-        [{"event": "sample", "test": "pp5", "start": 0, "ns": "much", "n_prompt": 5}],
-        [{"event": "sample", "test": "pp5", "start": 0, "ns": float("inf"), "n_prompt": 5}],
-        [{"event": "sample", "test": ["pp5"], "start": 0, "ns": 1}],
-        [{"event": "sample"}],
-        [{"event": "ready", "plan": []}],
-        [{"event": "agreement"}],
-        [{"event": "peak", "bytes": -1}, {"event": "agreement"}],
-        [{"event": "error", "kind": "first_line", "message": "m", "hint": None}],
-    ],
-)
-def test_figures_that_are_none_are_no_row(
-    make: Callable[..., str], events: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runner, "events", lambda child, request: iter([dict(event) for event in events]))
-    found = list(runner.bench([ask(make(), repetitions=1)]))
-    assert found and isinstance(found[-1], EdgeError)
-    assert not [row for row in found if not isinstance(row, EdgeError)]
-
-
-@pytest.mark.parametrize("report", [{}, {"ok": 1, "rows": []}, {"ok": True, "rows": [{"stage": "x"}]}, 3])
-def test_a_proof_that_is_none_proves_nothing(
-    make: Callable[..., str], report: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runner, "events", lambda child, request: iter([{"event": "proof", "report": report}]))
-    with pytest.raises(EngineError, match="no measurement"):
-        runner.prove(ask(make()))
 
 
 # requests

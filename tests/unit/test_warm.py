@@ -247,6 +247,7 @@ def test_the_command_writes_what_was_made(bundle: Bundle, tmp_path: Path, monkey
     said = call("verify", bundle.path, "--warm", "--no-isolated")
     assert said.code == 2
     assert "hint: LiteRT and ExecuTorch keep some" in said.err
+    assert call("verify", bundle.path, "--warm", "--isolated").code == 2
     made.append(tmp_path / "made.safetensors")
     said = call("verify", bundle.path, "--warm", "--no-isolated")
     assert said.code == 0
