@@ -83,8 +83,11 @@ class Projector(nn.Module):
         return cast("Tensor", self.proj(self.ln_post(self.attn(queries, rows + places, rows, empty))))
 
     def folding(self) -> Folding:
-        folds = (Fold("attn.v_proj", ("attn.out_proj",), shifts=True), Fold("ln_post", ("proj",)))
-        folds += (Fold("ln_q", ("attn.q_proj",), shifts=True),)
+        folds = (
+            Fold("ln_q", ("attn.q_proj",), shifts=True),
+            Fold("attn.v_proj", ("attn.out_proj",), shifts=True),
+            Fold("ln_post", ("proj",)),
+        )
         own = isinstance(self.kv_proj, Linear)
         unfolded = {"attn.k_proj": SHARED, "attn.v_proj": SHARED}
         return Folding(folds, unfolded, reads=("kv_proj",) if own else ())
