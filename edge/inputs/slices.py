@@ -31,7 +31,7 @@ def slices(image: Image.Image, spec: ImageSpec, how: PatchesSpec, grid: tuple[in
     """Row after row, of the image stretched to all of them. Each has the size of a view of its own ratio, which is that
     of the image's pixels rounded to as many for each slice."""
     rows, columns = grid
-    across, down = (max(round(edge / count), 1) for edge, count in ((image.width, columns), (image.height, rows)))
+    across, down = max(round(image.width / columns), 1), max(round(image.height / rows), 1)
     wide, high = patches.size(across, down, spec, how)
     whole = stretched(image, (columns * wide, rows * high), spec.resample)
     corners = ((left, top) for top in range(0, rows * high, high) for left in range(0, columns * wide, wide))

@@ -161,7 +161,7 @@ class Lowering:
 
     def attention(self, q: Var, k: Var, v: Var, heads: int, empty: Var | None = None) -> Var:
         b, s, d = q.shape
-        mask = {}
+        mask: dict[str, Var] = {}
         if empty is not None:
             unseen = mb.mul(x=mb.reshape(x=empty, shape=[b, 1, 1, -1]), y=self.number(UNSEEN))
             mask = {"attn_mask": mb.tile(x=unseen, reps=[1, 1, s, 1])}

@@ -84,9 +84,9 @@ class Projector(nn.Module):
 
     def folding(self) -> Folding:
         folds = (
+            Fold("ln_q", ("attn.q_proj",), shifts=True),
             Fold("attn.v_proj", ("attn.out_proj",), shifts=True),
             Fold("ln_post", ("proj",)),
-            Fold("ln_q", ("attn.q_proj",), shifts=True),
         )
         own = isinstance(self.kv_proj, Linear)
         unfolded = {"attn.k_proj": SHARED, "attn.v_proj": SHARED}
