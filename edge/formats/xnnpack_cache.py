@@ -36,7 +36,8 @@ def weights(path: Path, library: str, warm: Sequence[Path] = ()) -> Iterator[Pat
     None where nothing can be written, or others can write: it then packs into memory. `warm`: those that were shipped
     with the bundle, and are looked at first."""
     content = key(path, library)
-    finished = part = None
+    finished: Path | None = None
+    part: Path | None = None
     try:
         finished = shipped(content, [one for one in warm if _is_quoted(one)])
         if finished is None and _is_quoted(folder()):
