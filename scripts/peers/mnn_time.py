@@ -7,22 +7,15 @@ Its decoder takes tokens, so the picture's positions are tokens here.
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from asked import ANSWER, PROMPT, main, seconds
 from MNN import expr, llm, nn
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
-
-from edge.inputs.image import pixels  # noqa: E402
-from edge.spec import ImageSpec  # noqa: E402
-
-PROMPT, ANSWER = 190, 64
+from edge.inputs.image import pixels
+from edge.spec import ImageSpec
 
 
 class Model:
@@ -43,12 +36,6 @@ class Model:
     def extend(self, tokens: list[int]) -> int:
         """The next token."""
         return int(np.array(self.decoder.forward(tokens).read()).argmax())
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def first(model: Model, picture: Path, spec: ImageSpec) -> None:
@@ -80,13 +67,4 @@ def _prompt() -> list[int]:
 
 
 if __name__ == "__main__":
-    begun = time.perf_counter()
-    folder, picture, threads = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    told = json.loads((folder / "image.json").read_text())
-    spec = ImageSpec(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
-    opened = Model(folder, threads)
-    load = time.perf_counter() - begun
-    if sys.argv[4:] == ["first"]:
-        first(opened, picture, spec)
-    else:
-        print(json.dumps({"load": load, **measured(opened, picture, spec)}))
+    main(Model, first, measured)

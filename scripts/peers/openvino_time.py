@@ -5,23 +5,15 @@ Prints a JSON object of figures; with `first` it answers one question with one t
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
+from asked import ANSWER, PROMPT, main, seconds
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
-
-from edge.inputs.image import pixels  # noqa: E402
-from edge.spec import ImageSpec  # noqa: E402
-
-PROMPT, ANSWER = 190, 64
+from edge.inputs.image import pixels
+from edge.spec import ImageSpec
 
 
 class Model:
@@ -59,12 +51,6 @@ class Model:
         return self.table[np.arange(count) % len(self.table)].astype(np.float32)[None]
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def first(model: Model, picture: Path, spec: ImageSpec) -> None:
     seen = model.see(pixels(picture, spec))
     text = model.rows(PROMPT - seen.shape[1])
@@ -91,13 +77,4 @@ def measured(model: Model, picture: Path, spec: ImageSpec) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    begun = time.perf_counter()
-    folder, picture, threads = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    told = json.loads((folder / "image.json").read_text())
-    spec = ImageSpec(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
-    opened = Model(folder, threads)
-    load = time.perf_counter() - begun
-    if sys.argv[4:] == ["first"]:
-        first(opened, picture, spec)
-    else:
-        print(json.dumps({"load": load, **measured(opened, picture, spec)}))
+    main(Model, first, measured)

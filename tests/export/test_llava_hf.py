@@ -13,8 +13,9 @@ from evaluated import answered
 from exported import golden_of, manifest_of
 from llava_checkpoints import IMAGE, TEXT, VISION, change, respell
 from safetensors.torch import load_file, save_file
+from variants import Variants, refused
 
-from edge.errors import CheckpointError, UsageError
+from edge.errors import UsageError
 from edge.inference.session import load
 from edge.inputs.image import pixels
 from exporters.checkpoints import llava_hf
@@ -38,33 +39,15 @@ VARIANTS = {
 PLAIN = "LLaVA-1.5"
 
 
-class Saved:
-    """Each variant's folder and model, saved once in a run."""
-
-    def __init__(self, root):
-        self.root, self.kept = root, {}
-
-    def __call__(self, variant=PLAIN):
-        if variant not in self.kept:
-            folder = self.root / f"variant-{len(self.kept)}"
-            self.kept[variant] = folder, made.save(folder, **VARIANTS[variant])
-        return self.kept[variant]
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    return Saved(tmp_path_factory.mktemp("llava"))
+    root = tmp_path_factory.mktemp("llava")
+    return Variants(root, PLAIN, lambda folder, variant: (folder, made.save(folder, **VARIANTS[variant])))
 
 
 @pytest.fixture
 def copy(saved, tmp_path):
     return shutil.copytree(saved()[0], tmp_path / "copy")
-
-
-def refused(folder, match, kind=CheckpointError, **options):
-    with pytest.raises(kind, match=match) as caught:
-        open_checkpoint(str(folder), **options)
-    return caught.value
 
 
 def loaded(checkpoint):

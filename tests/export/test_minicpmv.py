@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from smolvlm import awkward, change
 from test_gguf_bpe import trained
 from test_smolvlm import COUNT, FORMATS, QUESTION, TALKS
+from variants import Variants, refused
 
 from edge.bundle.manifest import Bundle
-from edge.errors import BundleError, CheckpointError, UsageError
+from edge.errors import BundleError, UsageError
 from edge.inference.session import load
 from edge.inputs import patches
 from edge.inputs.prompt import Turn, segments
@@ -61,22 +62,10 @@ def tokenizer():
     return trained("qwen2", ROWS, made.SPECIAL)
 
 
-class Kept:
-    """Each variant, saved once in a run."""
-
-    def __init__(self, root):
-        self.root, self.kept = root, {}
-
-    def __call__(self, variant="2.6"):
-        if variant not in self.kept:
-            folder = self.root / f"variant-{len(self.kept)}"
-            self.kept[variant] = made.save(folder, tokenizer(), **VARIANTS[variant])
-        return self.kept[variant]
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    return Kept(tmp_path_factory.mktemp("minicpmv"))
+    root = tmp_path_factory.mktemp("minicpmv")
+    return Variants(root, "2.6", lambda folder, variant: made.save(folder, tokenizer(), **VARIANTS[variant]))
 
 
 @pytest.fixture
@@ -93,12 +82,6 @@ def spec(saved):
 def bundle(saved, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundle") / "out"
     return export(ExportRequest(str(saved().folder), out, threads=1, **FORMATS["onnx"]), lambda *_: None).path
-
-
-def refused(folder, match, kind=CheckpointError, **options):
-    with pytest.raises(kind, match=match) as caught:
-        open_checkpoint(str(folder), **options)
-    assert caught.value.hint
 
 
 def unpacked(view):

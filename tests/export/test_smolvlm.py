@@ -17,6 +17,7 @@ from evaluated import answered
 from safetensors.torch import load_file, save_file
 from smolvlm import END, LONG, ROWS, SIDE, TOKENS, change
 from test_gguf_bpe import trained
+from variants import Variants, refused
 
 from edge.errors import CheckpointError, UsageError
 from edge.inference.session import load
@@ -48,35 +49,17 @@ def tokenizer():
     return trained("smollm", ROWS, made.SPECIAL)
 
 
-class Kept:
-    """Each variant, saved once in a run."""
-
-    def __init__(self, root):
-        self.root, self.kept = root, {}
-
-    def __call__(self, variant="SmolVLM", **more):
-        key = (variant, *more)
-        if key not in self.kept:
-            folder = self.root / f"variant-{len(self.kept)}"
-            self.kept[key] = made.save(folder, tokenizer(), **VARIANTS[variant], **more)
-        return self.kept[key]
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    return Kept(tmp_path_factory.mktemp("smolvlm"))
+    root = tmp_path_factory.mktemp("smolvlm")
+    return Variants(
+        root, "SmolVLM", lambda folder, variant, **more: made.save(folder, tokenizer(), **VARIANTS[variant], **more)
+    )
 
 
 @pytest.fixture
 def copy(saved, tmp_path):
     return shutil.copytree(saved().folder, tmp_path / "copy")
-
-
-def refused(folder, match, kind=CheckpointError, **options):
-    with pytest.raises(kind, match=match) as caught:
-        open_checkpoint(str(folder), **options)
-    assert caught.value.hint
-    return caught.value
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

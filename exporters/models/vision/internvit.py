@@ -153,9 +153,9 @@ class Attention(nn.Module):
         self.out_proj = Linear(d, d)
         self.scale = nn.Parameter(torch.ones(d))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, empty: Tensor | None = None) -> Tensor:
         q, k = self.q_norm(self.q_proj(x)), self.k_norm(self.k_proj(x))
-        y = self.out_proj(ops.current().attention(q, k, self.v_proj(x), self.heads))
+        y = self.out_proj(ops.current().attention(q, k, self.v_proj(x), self.heads, empty))
         return cast("Tensor", y * self.scale)
 
 
