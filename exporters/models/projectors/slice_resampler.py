@@ -66,7 +66,7 @@ class Projector(nn.Module):
         self.kv_proj = Linear(own.inputs, hidden, bias=False) if own.inputs != hidden else nn.Identity()
         self.ln_q, self.ln_kv, self.ln_post = (LayerNorm(hidden, eps=EPS) for _ in range(3))
         self.attn = Attention(hidden, hidden // own.head_dim)
-        self.positions = nn.Parameter(_positions(own))
+        self.positions = nn.Parameter(_positions(own).to(self.query.device))
         self.proj = Linear(hidden, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
