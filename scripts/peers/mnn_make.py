@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
@@ -28,8 +27,8 @@ TOKENIZER = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "gene
 
 
 def vision(checkpoint: Checkpoint, folder: Path) -> None:
-    encoder: nn.Module = checkpoint.encoder.load(checkpoint.weights)
-    shown = torch.zeros(1, 3, checkpoint.spec.image.size, checkpoint.spec.image.size)
+    encoder = checkpoint.encoder.load(checkpoint.weights)
+    shown = torch.zeros(encoder.view_shape)
     plain = folder / "vision.onnx"
     names = {"input_names": ["pixels"], "output_names": ["embeddings"]}
     torch.onnx.export(encoder.eval(), (shown,), str(plain), dynamo=False, opset_version=17, **names)

@@ -69,8 +69,8 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def vision(checkpoint: Checkpoint, folder: Path) -> None:
     encoder = checkpoint.encoder.load(checkpoint.weights)
-    size = encoder.image_size
-    model = ov.convert_model(encoder, example_input=torch.zeros(1, 3, size, size), input=[1, 3, size, size])
+    shape = encoder.view_shape
+    model = ov.convert_model(encoder, example_input=torch.zeros(shape), input=list(shape))
     shown = [pixels(path.read_bytes(), checkpoint.spec.image) for path in PICTURES]
     small = nncf.quantize(model, nncf.Dataset(shown), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(shown))
     ov.save_model(small, folder / "vision.xml", compress_to_fp16=False)

@@ -77,7 +77,7 @@ def compute(module):
             views = [np.random.default_rng(3).normal(size=(3, 14 * h, 14 * w)).astype(np.float32) for h, w in sides]
             return module(torch.from_numpy(np.concatenate([packed(v, module.config.patches) for v in views])))
         if isinstance(module, Encoder) or hasattr(getattr(module, "config", None), "image_size"):
-            size = module.image_size if isinstance(module, Encoder) else module.config.image_size
+            size = module.view_shape[-1] if isinstance(module, Encoder) else module.config.image_size
             return module(torch.randn(2, 3, size, size, generator=generator))
         grid = getattr(module, "grid", 4)
         return module(torch.randn(1, grid * grid, 32, generator=generator))

@@ -37,7 +37,7 @@ def encoder(outlier: float) -> Encoder:
 
 def images(module: Encoder) -> list[Tensor]:
     torch.manual_seed(1)
-    return list(torch.randn(2, 1, 3, module.image_size, module.image_size))
+    return list(torch.randn(2, *module.view_shape))
 
 
 def judged(role: str, module: Module, samples: Sequence[Tensor], target: Target, *settled: Any, **how: Any) -> Judge:

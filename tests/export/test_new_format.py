@@ -28,12 +28,12 @@ SAMPLES = 2
 
 
 def encoder(job, module):
-    path, size = job.folder / "vision.pt", module.image_size
+    path = job.folder / "vision.pt"
     assert len(job.samples) == 1, "the golden picture, and no calibration"
     torch.save(module, path)
     with torch.inference_mode():
         rows = module(job.samples[0])
-    shapes = {"pixel_values": (1, 3, size, size)}, {"image_embeds": tuple(rows.shape)}
+    shapes = {"pixel_values": module.view_shape}, {"image_embeds": tuple(rows.shape)}
     return Written((path,), *map(float_specs, shapes), options=dict(job.options))
 
 

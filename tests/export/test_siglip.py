@@ -155,8 +155,7 @@ def written(format, scheme, kind, grid, select_layer, folder):
 
 
 def assert_computes(module, graph, tolerance):
-    size = module.image_size
-    pixels = np.random.default_rng(size).normal(size=(1, 3, size, size)).astype(np.float32)
+    pixels = np.random.default_rng(module.view_shape[-1]).normal(size=module.view_shape).astype(np.float32)
     found = graph.run({"pixel_values": pixels})["image_embeds"]
     with torch.inference_mode():
         expected = module(torch.from_numpy(pixels)).numpy()

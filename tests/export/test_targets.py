@@ -87,9 +87,10 @@ def test_a_device_names_its_recipe(device):
         assert targets.resolve(None, ("fp16",), None, device).targets == {"vision": half, "decoder": half}
         return
     # GGUF has no fp32: that part stays as it is.
-    kept = decoder if decoder.format == "gguf" else Target("onnx", "fp32")
+    vision = Target(RECIPES[devices.profile(device).recipe].targets["vision"].format, "fp32")
+    kept = decoder if decoder.format == "gguf" else vision
     changed = targets.resolve(None, ("fp32",), None, device).targets
-    assert changed == {"vision": Target("onnx", "fp32"), "decoder": kept}
+    assert changed == {"vision": vision, "decoder": kept}
 
 
 def test_a_recipe_that_was_asked_for_goes_before_the_device_s():

@@ -111,10 +111,10 @@ def _positions(config: Config) -> Tensor:
     """Of patches with places `[hidden / 2, longest]`, which are those of columns and of rows; of a square of patches
     `[1, N, hidden]`, their sum: the column's numbers before the row's."""
     if config.longest:
-        return Sines(config.longest)(torch.zeros(config.hidden))
-    line = sines(config.grid, config.hidden // 2).float()
-    row, column = (index.flatten() for index in torch.meshgrid(*[torch.arange(config.grid)] * 2, indexing="ij"))
-    return torch.cat([line[column.cpu()], line[row.cpu()]], dim=1)[None].to(row.device)
+        return Sines(config.longest)(torch.zeros(config.hidden, device="cpu"))
+    line, count = sines(config.grid, config.hidden // 2).float(), torch.arange(config.grid, device="cpu")
+    row, column = (index.flatten() for index in torch.meshgrid(count, count, indexing="ij"))
+    return torch.cat([line[column], line[row]], dim=1)[None]
 
 
 def _own(config: ProjectorConfig) -> Config:

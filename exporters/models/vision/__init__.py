@@ -3,7 +3,8 @@
 A family's file has
 
 - `KIND`, its name in `vision_tower_type` and in the names of published encoders;
-- `MODEL_TYPES`, the `model_type`s of its config, of which the first is what a config without one is;
+- `MODEL_TYPES`, the `model_type`s of its config, of which the first is what a config without one is; none of an encoder
+  that one dialect alone has;
 - `CLASS_TOKEN`, whether it has one, which `select_feature` "cls_patch" gives too;
 - `MARKS`, a pattern of its tensors' names, by which they are found in a checkpoint;
 - `PROCESSOR`, the class of transformers that prepares its images where a checkpoint names none;
@@ -79,9 +80,10 @@ def find(model_type: object) -> ModuleType:
 
 
 def kinds() -> dict[str, str]:
-    """The `KIND` of each family -> a `model_type` of it."""
+    """The `KIND` of each family that a checkpoint may name -> a `model_type` of it: an encoder that no config names has
+    a dialect of its own."""
     facts = (plugins.facts(__name__, name) for name in plugins.names(__name__))
-    return {fact["KIND"]: fact["MODEL_TYPES"][0] for fact in facts}
+    return {fact["KIND"]: fact["MODEL_TYPES"][0] for fact in facts if fact["MODEL_TYPES"]}
 
 
 def family(config: VisionConfig) -> ModuleType:

@@ -19,7 +19,7 @@ from exporters.models.source import Flatten, Source, Transpose
 from exporters.models.vision import siglip
 
 KIND = "navit"
-MODEL_TYPES = ("siglip_navit",)  # of no config: what uses it says so
+MODEL_TYPES: tuple[str, ...] = ()  # no config names it: what uses it knows that it is this one
 CLASS_TOKEN = False
 MARKS = r"vpm\.embeddings\.position_embedding"
 PROCESSOR = ""  # of a kind of its own
