@@ -34,7 +34,7 @@ def vision(checkpoint: Checkpoint, folder: Path) -> None:
     torch.onnx.export(encoder.eval(), (shown,), str(plain), dynamo=False, opset_version=17, **names)
     convert = ["-f", "ONNX", "--modelFile", plain, "--MNNModel", folder / "vision.mnn"]
     convert += ["--weightQuantBits", "8", "--transformerFuse"]
-    _run([Path(sys.executable).with_name("mnnconvert"), *convert])
+    _run([Path(sys.executable).with_name("mnnconvert"), *convert], folder)
     plain.unlink()
 
 
@@ -44,7 +44,7 @@ def decoder(checkpoint: Checkpoint, folder: Path) -> None:
     _as_llama(checkpoint, llama)
     (place,) = importlib.util.find_spec("llmexport").submodule_search_locations  # its own package does not import
     told = ["--path", llama, "--export", "mnn", "--quant_bit", "4", "--quant_block", str(BLOCK)]
-    _run([sys.executable, Path(place) / "llmexport.py", *told, "--dst_path", folder / "llm"])
+    _run([sys.executable, Path(place) / "llmexport.py", *told, "--dst_path", folder / "llm"], folder)
     shutil.rmtree(llama)
     settings = folder / "llm" / "config.json"  # names another kind of tokenizer than this exporter writes
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "tokenizer_file": "tokenizer.txt"}))
@@ -65,8 +65,9 @@ def _as_llama(checkpoint: Checkpoint, folder: Path) -> None:
     save_file({name: weights[name].half().contiguous() for name in own}, folder / "model.safetensors", {"format": "pt"})
 
 
-def _run(command: list[str | Path]) -> None:
-    subprocess.run([str(word) for word in command], check=True)
+def _run(command: list[str | Path], folder: Path) -> None:
+    """Where it may leave its log."""
+    subprocess.run([str(word) for word in command], check=True, cwd=folder)
 
 
 if __name__ == "__main__":
